@@ -1,0 +1,34 @@
+"""Without a GPU, kernels can run in Triton's interpreter; only the kernel tests ask for that."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach a network; read when huggingface_hub is imported
+
+import pytest
+import torch
+
+from tests.tiny import save_decoder
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports a kernel
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def poison_uninitialised_memory() -> Iterator[None]:
+    """Fill `torch.empty` with NaN, so that an op that skips an element is caught."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama decoder of 64 dimensions, 2 layers, and a byte-level BPE tokenizer with a BOS."""
+    return save_decoder(tmp_path_factory.mktemp("models") / "llama", "llama")
