@@ -1,6 +1,25 @@
 """Turn a decoder language model into a text encoder and stream whole corpora through it."""
 
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastvec.errors import FastvecError
 
+os.environ["USE_HUB_KERNELS"] = "0"  # read when transformers is imported: no compiled code from the hub
+
+if TYPE_CHECKING:
+    from fastvec.corpus import embed
+    from fastvec.encoder import Encoder
+
 __version__ = "0.1.0"
-__all__ = ["FastvecError", "__version__"]
+__all__ = ["Encoder", "FastvecError", "__version__", "embed"]
+
+_HOMES = {"Encoder": "fastvec.encoder", "embed": "fastvec.corpus"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and transformers only when something that needs them is asked for."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fastvec' has no attribute {name!r}")

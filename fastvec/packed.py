@@ -24,9 +24,7 @@ class Packed:
     lengths: tuple[int, ...]  # tokens in each sequence
 
 
-def pack(
-    sequences: Sequence[IntArray], spans: IntArray | None = None, *, device: torch.device | str = "cpu"
-) -> Packed:
+def pack(sequences: Sequence[IntArray], spans: IntArray | None = None, *, device: torch.device | str = "cpu") -> Packed:
     """Lay `sequences` (token ids, each of at least one token) end to end.
 
     `spans` [n, 2] are the pooled tokens of each sequence, counted from its own start; omitted, all of them.
@@ -39,7 +37,9 @@ def pack(
         spans = np.stack([np.zeros_like(lengths), lengths], axis=1)
     begin, end = spans[:, 0], spans[:, 1]
     if len(spans) != len(lengths) or (begin < 0).any() or (end <= begin).any() or (end > lengths).any():
-        raise ValueError(f"pack needs a non-empty span inside each sequence, got {spans.tolist()} for {lengths.tolist()}")
+        raise ValueError(
+            f"pack needs a non-empty span inside each sequence, got {spans.tolist()} for {lengths.tolist()}"
+        )
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     starts = cu_seqlens[:-1]
     positions = np.arange(cu_seqlens[-1]) - np.repeat(starts, lengths)

@@ -1,5 +1,6 @@
 """Tiny decoders with random weights and a real tokenizer, made on the spot: for the tests and for `make demo`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ TINY = {
 }
 
 
-def save_tokenizer(folder: Path, texts: list[str] = SENTENCES, *, bos: bool = True, eos: bool = False) -> int:
-    """Train a byte-level BPE of at most 512 tokens on `texts`, save it for transformers; returns its size."""
+def save_tokenizer(
+    folder: Path, texts: Sequence[str] = SENTENCES, *, bos: bool = True, eos: bool = False, vocab_size: int = 512
+) -> int:
+    """Train a byte-level BPE of at most `vocab_size` tokens on `texts`, save it for transformers; returns its size."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=vocab_size,
         special_tokens=["<s>", "</s>", "<mask>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -45,10 +48,18 @@ def save_tokenizer(folder: Path, texts: list[str] = SENTENCES, *, bos: bool = Tr
 
 
 def save_decoder(
-    folder: Path, model_type: str, *, bos: bool = True, eos: bool = False, seed: int = 0, **overrides: Any
+    folder: Path,
+    model_type: str,
+    *,
+    texts: Sequence[str] = SENTENCES,
+    vocab_size: int = 512,
+    bos: bool = True,
+    eos: bool = False,
+    seed: int = 0,
+    **overrides: Any,
 ) -> Path:
     """Save a random float32 decoder of `model_type` with a tokenizer into `folder` and return it."""
-    vocab_size = save_tokenizer(folder, bos=bos, eos=eos)
+    vocab_size = save_tokenizer(folder, texts, bos=bos, eos=eos, vocab_size=vocab_size)
     config = AutoConfig.for_model(
         model_type, **{**TINY, "vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 1, **overrides}
     )

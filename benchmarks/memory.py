@@ -1,0 +1,52 @@
+"""Does memory grow with the corpus? Embeds a corpus and ten copies of it, and compares the peak resident sizes.
+
+    python -m benchmarks.memory CORPUS.parquet --model MODEL [--column text] [--max-length 32] [--times 10]
+
+Each run is a process of its own. Texts are cut at `--max-length` tokens, so that time goes into reading, tokenising and
+writing, which is where memory could grow; the model's share does not depend on the number of rows.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", required=True)
+@click.option("--column", default="text", show_default=True)
+@click.option("--max-length", default=32, show_default=True)
+@click.option("--times", default=10, show_default=True)
+def main(corpus: Path, model: str, column: str, max_length: int, times: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copies = [folder / f"copy-{number:03}.parquet" for number in range(times)]
+        for copy in copies:
+            shutil.copyfile(corpus, copy)
+        options = ["--model", model, "--column", column, "--max-length", str(max_length)]
+        runs = [embed([corpus], folder / "one.arrow", options), embed(copies, folder / "many.arrow", options)]
+    for run in runs:
+        print(
+            f"{run['rows']:>10,} rows  {run['peak_memory_bytes'] / 2**20:8.0f} MiB peak  {run['seconds']:7.1f} s  "
+            f"{run['rows_per_second']:8,.0f} rows/s"
+        )
+    ratio = runs[1]["peak_memory_bytes"] / runs[0]["peak_memory_bytes"]
+    print(f"{times} times the rows, {ratio:.3f} times the memory")
+    sys.exit(0 if ratio <= 1.1 else 1)
+
+
+def embed(inputs: list[Path], output: Path, options: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "fastvec", "embed", *map(str, inputs), "-o", str(output), *options, "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+if __name__ == "__main__":
+    main()

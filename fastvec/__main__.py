@@ -1,0 +1,3 @@
+from fastvec.cli import main
+
+main()

@@ -1,0 +1,48 @@
+"""Token-budget packing: which texts of a chunk share a forward pass.
+
+Sorting by length puts texts of equal length side by side, which attention can serve as one dense block; nothing is
+padded, so a budget in tokens is a budget in work and in memory. The batches depend on the lengths and the budget
+alone: the same chunk always makes the same batches.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.integer]
+
+
+def token_batches(lengths: IntArray, budget: int) -> list[IntArray]:
+    """Split texts of `lengths` [n] tokens into batches of at most `budget` tokens; returns row indices, longest first.
+
+    A text longer than the budget is alone in its batch. There are as few batches as the sorted order allows, and they
+    are evened out: a small last batch would leave the device idle for a whole forward.
+
+    Raises ValueError for a budget below 1.
+    """
+    if budget < 1:
+        raise ValueError(f"a batch needs a budget of at least 1 token, got {budget}")
+    if len(lengths) == 0:
+        return []
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    fewest = len(_cuts(ends, budget))
+    # the smallest budget that needs no more batches spreads the tokens most evenly
+    low, high = min(int(ends[-1]) // fewest, budget), budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(_cuts(ends, max(middle, 1))) <= fewest:
+            high = middle
+        else:
+            low = middle + 1
+    return np.split(order, _cuts(ends, max(high, 1))[:-1])
+
+
+def _cuts(ends: IntArray, budget: int) -> list[int]:
+    """Where each batch ends, filling greedily; `ends` [n] are the running sums of the sorted lengths."""
+    cuts: list[int] = []
+    begin, taken = 0, 0
+    while begin < len(ends):
+        begin = max(int(np.searchsorted(ends, taken + budget, side="right")), begin + 1)
+        taken = int(ends[begin - 1])
+        cuts.append(begin)
+    return cuts

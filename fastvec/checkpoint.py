@@ -1,0 +1,244 @@
+"""What a checkpoint says about itself, in every layout we load: transformers, PEFT, LLM2Vec, sentence-transformers.
+
+Only small files are read here, and weights are hashed; nothing is imported that would take seconds. The rules of a bare
+decoder are the defaults of `Checkpoint`; an LLM2Vec or sentence-transformers folder replaces those it states.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fastvec.errors import ModelError
+from fastvec.hub import ModelStack, locate, locate_stack
+from fastvec.model_files import (
+    ADAPTER_SETTINGS,
+    ADAPTER_WEIGHTS,
+    check_safetensors,
+    count,
+    hash_files,
+    read_json,
+    read_json_if_any,
+    setting,
+    tokenizer_files,
+    weight_files,
+)
+from fastvec.sentence_folder import DenseLayer, Pooling, SentenceFolder, read_sentence_folder
+
+__all__ = ["Checkpoint", "Pooling", "resolve"]
+
+DEFAULT_MAX_LENGTH = 512
+# The bases whose chat template LLM2Vec put around its texts. It compares names, so the checkpoints made from any other
+# Instruct model (Llama 3.1, Qwen2.5) were trained without a template, and get none here.
+CHAT_BASES = frozenset(
+    {
+        "Meta-Llama-3-8B-Instruct",
+        "Mistral-7B-Instruct-v0.2",
+        "Llama-2-7b-chat-hf",
+        "gemma-2-9b-it",
+        "Qwen2-1.5B-Instruct",
+        "Qwen2-7B-Instruct",
+    }
+)
+LLM2VEC_POOLINGS: dict[str, Pooling] = {
+    "mean": "mean",
+    "weighted_mean": "weighted_mean",
+    "eos_token": "last",
+    "last_token": "last",
+    "bos_token": "first",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A model, what is done to a text before it, and to its hidden states after it."""
+
+    name: str  # as it was given
+    revision: str | None  # the commit of a hub repository
+    base: Path  # a folder with config.json and *.safetensors
+    adapters: tuple[Path, ...]  # PEFT folders, merged in this order
+    tokenizer: Path
+    model_type: str
+    hidden_size: int
+    max_positions: int | None  # what config.json says the model was made for
+    max_length: int  # tokens of a whole sequence
+    weights_hash: str
+    tokenizer_hash: str
+
+    layout: Literal["transformers", "llm2vec", "sentence-transformers"] = "transformers"
+    bidirectional: bool = True
+    bidirectional_reason: str = "a bare decoder is run so"
+    pooling: Pooling = "mean"
+    pooled_tokens: Literal["text", "all"] = "text"
+    include_prompt: bool = False  # whether the tokens of a prompt are pooled too
+    dense: tuple[DenseLayer, ...] = ()
+    normalize: bool = True
+    dims: int | None = None  # of the vectors, where the checkpoint cuts them
+    text_max_length: int | None = None  # tokens of the text alone
+    lower_case: bool = False  # the tokenizer lower-cases; `load_tokenizer` sees to it
+    strip: bool = False  # white space at the end of a text is dropped
+    chat_template: bool = False  # instruction and text stand in a user turn of the tokenizer's chat template
+    append_eos: bool = False  # the tokenizer's EOS follows the text
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+
+    @property
+    def vector_size(self) -> int:
+        """The width of the vectors before `dims`."""
+        return self.dense[-1].out_features if self.dense else self.hidden_size
+
+
+def resolve(
+    model: str | Path | None, *, adapters: Sequence[str | Path] = (), revision: str | None = None
+) -> Checkpoint:
+    """Find a model by its folder or hub id, with PEFT adapters to merge on top, and read its rules.
+
+    Raises ModelError where a part is missing, damaged or not supported, UsageError for the revision of a folder.
+    """
+    if model is None:
+        raise ModelError(
+            "no model was given: choose one with --model, such as Qwen/Qwen3-Embedding-0.6B, "
+            "google/embeddinggemma-300m or intfloat/e5-mistral-7b-instruct"
+        )
+    folder, commit = locate(model, revision=revision)
+    sentence = read_sentence_folder(folder) if (folder / "modules.json").is_file() else None
+    added = [locate(adapter)[0] for adapter in adapters]
+    stack = locate_stack(str(model), sentence.transformer if sentence else folder, added)
+    checkpoint = _bare(stack, name=str(model), revision=commit, dense=sentence.dense if sentence else ())
+    return _sentence_transformers(checkpoint, sentence) if sentence else _llm2vec(checkpoint, stack)
+
+
+def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[DenseLayer, ...]) -> Checkpoint:
+    """The checkpoint by the rules of a bare decoder."""
+    path = stack.base / "config.json"
+    config = read_json(path)
+    model_type = setting(config, "model_type", str, path)
+    if model_type is None:
+        raise ModelError(f"{path} names no model_type: it is not the folder of a transformers model")
+    if config.get("quantization_config"):
+        raise ModelError(f"{stack.base} holds quantised weights: give the float model they were made from")
+    tokenizer = next((folder for folder in (*stack.folders, *stack.adapters[::-1]) if tokenizer_files(folder)), None)
+    if tokenizer is None:
+        raise ModelError(f"{stack.folders[0]} has no tokenizer: expected tokenizer.json, tokenizer.model or vocab.json")
+    max_positions = count(config, "max_position_embeddings", path) or count(config, "n_positions", path)
+    tokenizer_path = tokenizer / "tokenizer_config.json"
+    stated = count(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
+    hidden_size = _hidden_size(config, model_type, path)
+    _check_chain(hidden_size, dense)
+    return Checkpoint(
+        name=name,
+        revision=revision,
+        base=stack.base,
+        adapters=stack.adapters,
+        tokenizer=tokenizer,
+        model_type=model_type,
+        hidden_size=hidden_size,
+        max_positions=max_positions,
+        max_length=min(stated, max_positions or stated),
+        weights_hash=hash_files(_parts(stack, dense)),
+        tokenizer_hash=hash_files((file.name, file) for file in tokenizer_files(tokenizer)),
+        dense=dense,
+    )
+
+
+def _parts(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[str, Path]]:
+    """Every file that decides what the model computes, under a name that tells its place."""
+    yield "base/config.json", stack.base / "config.json"
+    for file in weight_files(stack.base):
+        yield f"base/{file.name}", file
+    for index, adapter in enumerate(stack.adapters):
+        check_safetensors(adapter / ADAPTER_WEIGHTS)
+        for name in (ADAPTER_SETTINGS, ADAPTER_WEIGHTS):
+            yield f"adapter {index}/{name}", adapter / name
+    for index, layer in enumerate(dense):
+        for file in (layer.weights, layer.weights.with_name("config.json")):
+            yield f"dense {index}/{file.name}", file
+
+
+def _hidden_size(config: dict[str, Any], model_type: str, path: Path) -> int:
+    """The width of the hidden states; a model with several parts says it of its text part."""
+    for part in (config, setting(config, "text_config", dict, path, {})):
+        # word_embed_proj_dim: an OPT may project its last hidden states back to it
+        for name in ("word_embed_proj_dim", "hidden_size", "n_embd"):
+            if size := count(part, name, path):
+                return size
+    from fastvec.decoder import require_supported  # takes seconds to import, and refuses by name what is no decoder
+
+    require_supported(model_type)
+    raise ModelError(f"{path} states no hidden_size: it is not the folder of a decoder")
+
+
+def _check_chain(width: int, dense: tuple[DenseLayer, ...]) -> None:
+    for layer in dense:
+        if layer.in_features != width:
+            raise ModelError(f"{layer.weights.parent} takes {layer.in_features} dimensions and is given {width}")
+        width = layer.out_features
+
+
+def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoint:
+    """`bare` with what its sentence-transformers folder says: as that tool runs it, causal unless it says otherwise."""
+    bidirectional = _says_bidirectional(read_json(bare.base / "config.json"))
+    return replace(
+        bare,
+        layout="sentence-transformers",
+        bidirectional=bidirectional is not None,
+        bidirectional_reason="config.json says "
+        + (bidirectional or "neither is_causal: false nor use_bidirectional_attention: true"),
+        pooling=folder.pooling,
+        pooled_tokens="all",
+        include_prompt=folder.include_prompt,
+        normalize=folder.normalize,
+        dims=None if folder.dims is None else min(folder.dims, bare.vector_size),
+        max_length=folder.max_length or bare.max_length,
+        lower_case=folder.lower_case,
+        prompts=folder.prompts,
+        default_prompt_name=folder.default_prompt_name,
+    )
+
+
+def _says_bidirectional(config: dict[str, Any]) -> str | None:
+    for part in (config, config.get("text_config") or {}):
+        if part.get("is_causal") is False:
+            return "is_causal: false"
+        if part.get("use_bidirectional_attention") in (True, "all"):
+            return "use_bidirectional_attention: true"
+    return None
+
+
+def _llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
+    """`bare` with LLM2Vec's rules and what `llm2vec_config.json` says, where it is LLM2Vec's."""
+    folders = (*stack.adapters[::-1], *stack.folders)
+    path = next((file for folder in folders if (file := folder / "llm2vec_config.json").is_file()), None)
+    configs = [read_json_if_any(folder / "config.json") for folder in folders]
+    if path is None and not any(map(_names_llm2vec_code, configs)):
+        return bare
+    settings = {} if path is None else read_json(path)
+    path = path or stack.folders[0]
+    pooling = setting(settings, "pooling_mode", str, path, "mean")
+    if pooling not in LLM2VEC_POOLINGS:
+        raise ModelError(f"{path} pools by {pooling!r}: expected one of {', '.join(LLM2VEC_POOLINGS)}")
+    skip_instruction = setting(settings, "skip_instruction", bool, path, True)
+    names = {*stack.names, *(str(config.get("_name_or_path", "")) for config in configs)}
+    chat_template = any(Path(name).name in CHAT_BASES for name in names)
+    return replace(
+        bare,
+        layout="llm2vec",
+        bidirectional_reason="LLM2Vec trained it so",
+        pooling=LLM2VEC_POOLINGS[pooling],
+        pooled_tokens="text" if skip_instruction else "all",
+        include_prompt=not skip_instruction,
+        normalize=False,
+        max_length=count(settings, "max_length", path) or DEFAULT_MAX_LENGTH,
+        text_max_length=count(settings, "doc_max_length", path) or 400,
+        strip=chat_template or pooling == "eos_token",
+        chat_template=chat_template,
+        append_eos=pooling == "eos_token",
+    )
+
+
+def _names_llm2vec_code(config: dict[str, Any]) -> bool:
+    """The published checkpoints have no llm2vec_config.json; their config.json names LLM2Vec's own model code."""
+    auto_map = config.get("auto_map")
+    code = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None
+    return re.search(r"modeling_\w+_encoder\.\w+EncoderModel$", str(code)) is not None

@@ -1,0 +1,218 @@
+"""The command line: parse, one call, print the report, exit code. People read stderr, programs stdout."""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from fastvec import __version__
+from fastvec.errors import FastvecError
+
+ENCODER_OPTIONS = (
+    "model",
+    "adapters",
+    "revision",
+    "pooling",
+    "normalize",
+    "bidirectional",
+    "dims",
+    "max_length",
+    "device",
+    "dtype",
+    "quantize",
+)
+
+
+class TokenBudget(click.ParamType[int | None]):
+    """A number of tokens, or `auto` for None."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "auto":
+            return None
+        try:
+            tokens = int(value)
+        except ValueError:
+            tokens = 0
+        if tokens < 1:
+            self.fail(f"{value!r} is neither auto nor a number of tokens", param, ctx)
+        return tokens
+
+
+@click.group(context_settings={"auto_envvar_prefix": "FASTVEC", "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Turn a corpus into vectors with a decoder language model."""
+
+
+@cli.command()
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="OUT.arrow", help="The Arrow file to write.")
+@click.option("--model", help="A folder or hub id: transformers, LLM2Vec, PEFT or sentence-transformers.")
+@click.option("--adapter", "adapters", multiple=True, help="A PEFT folder or id to merge; repeat to merge in order.")
+@click.option("--revision", help="The hub revision of the model.")
+@click.option("--column", help="The text column; needed where it is not plain.")
+@click.option("--keep", multiple=True, metavar="COL", help="A column to copy to the output; repeat for more.")
+@click.option("--keep-all", is_flag=True, help="Copy every column.")
+@click.option("--instruction", help="A text before every text, which is not pooled.")
+@click.option("--prompt-name", help="A prompt of the checkpoint to put before every text.")
+@click.option("--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="As the checkpoint.")
+@click.option("--normalize/--no-normalize", default=None, help="Vectors of length 1; as the checkpoint.")
+@click.option("--bidirectional/--causal", default=None, help="What attention sees; as the checkpoint.")
+@click.option("--dims", type=int, help="Keep the first N dimensions; as the checkpoint.")
+@click.option(
+    "--vector-dtype",
+    type=click.Choice(["float32", "float16", "int8", "binary"]),
+    default="float32",
+    show_default=True,
+    help="How vectors are stored.",
+)
+@click.option("--vector-column", default="embedding", show_default=True, help="The vectors' column.")
+@click.option("--max-length", type=int, help="Tokens of a text; longer ones are cut. As the checkpoint.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Of the computation.",
+)
+@click.option("--quantize", hidden=True)
+@click.option(
+    "--batch-tokens",
+    type=TokenBudget(),
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    help="Tokens of a forward.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["null", "fail"]),
+    default="null",
+    show_default=True,
+    help="A text without a finite vector: a null and an error line, or stop.",
+)
+@click.option("--max-errors", type=int, metavar="N", help="Stop when more than N texts have no vector.")
+@click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
+@click.option("--overwrite", is_flag=True, help="Replace another job's output.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take; write nothing.")
+@click.option("--quiet", is_flag=True, help="Errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
+def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Embed the text column of Parquet or Arrow files into one Arrow file.
+
+    A row out for each row in, in order. The same command again goes on where it stopped.
+    """
+    from fastvec.corpus import embed as run
+    from fastvec.display import progress_display
+    from fastvec.settings import resolve_settings
+
+    _log_to_stderr(quiet)
+    if options.pop("keep_all"):
+        if options["keep"]:
+            raise click.UsageError("--keep and --keep-all were both given: choose one")
+        options["keep"] = None
+    settings = resolve_settings(**{name: options.pop(name) for name in ENCODER_OPTIONS})
+    if dry_run:
+        result: Any = _dry_run(settings, options)
+    else:
+        with _stop_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
+            result = run(**options, encoder=settings, progress=progress, stop_signal=stop_signal)
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+    elif not quiet:
+        click.echo(str(result), err=True)
+    sys.exit(result.return_code)
+
+
+@cli.command()
+@click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def verify(file: str, as_json: bool) -> None:
+    """Check every promise about an output file: bytes, order, counts, values, metadata."""
+    from fastvec.inspection import verify as run
+
+    _print_report(run(file), as_json)
+
+
+@cli.command()
+@click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def inspect(file: str, as_json: bool) -> None:
+    """Show what an output file is: model, rows, dimensions, nulls, norms, size."""
+    from fastvec.inspection import inspect as run
+
+    _print_report(run(file), as_json)
+
+
+def main() -> NoReturn:
+    """The entry point: every error a user can cause is one line on stderr and an exit code."""
+    try:
+        cli(prog_name="fastvec", standalone_mode=False)
+    except FastvecError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        _fail("stopped", 130)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    sys.exit(0)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"fastvec: {message}", err=True)
+    sys.exit(exit_code)
+
+
+def _dry_run(settings: Any, options: dict[str, Any]) -> Any:
+    from fastvec.encoder import Encoder
+    from fastvec.estimate import estimate
+    from fastvec.plan import plan_embed
+
+    batch_tokens = options.pop("batch_tokens")
+    del options["overwrite"]  # nothing is written
+    plan = plan_embed(**options, settings=settings)
+    return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))
+
+
+def _print_report(report: Any, as_json: bool) -> NoReturn:
+    click.echo(json.dumps(report.to_json()) if as_json else str(report))
+    sys.exit(report.return_code)
+
+
+class _StderrLog(logging.Handler):
+    """Log lines as plain lines on whatever stderr is now, above a live progress line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+def _log_to_stderr(quiet: bool) -> None:
+    log = logging.getLogger("fastvec")
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
+    if not log.handlers:
+        log.addHandler(_StderrLog())
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], int | None]]:
+    """The first SIGINT or SIGTERM is what the yielded function returns from then on; the second kills the process."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,145 @@
+"""Arrow columns as the reader needs them: which are text, how many bytes a row takes, and how they are written out.
+
+A column comes out of a file in whatever form is cheapest to hold (dictionary, view); `decoded` gives it the plain type
+that every consumer of an Arrow file reads.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import types
+
+VIEW_BYTES = 16  # one element of a string_view or binary_view; its first 4 bytes are the length
+
+
+def is_string(type: pa.DataType) -> bool:
+    """Whether values of `type` are declared to be text, dictionary-encoded or not."""
+    value = type.value_type if types.is_dictionary(type) else type
+    return value in (pa.string(), pa.large_string(), pa.string_view())
+
+
+def is_binary(type: pa.DataType) -> bool:
+    """Whether values of `type` are bytes of any length, dictionary-encoded or not: text, where they hold UTF-8."""
+    value = type.value_type if types.is_dictionary(type) else type
+    return value in (pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def plain_type(type: pa.DataType) -> pa.DataType:
+    """The type a kept column is written with: no dictionaries, no views, nested fields nullable.
+
+    Raises TypeError for a type whose decoded size cannot be told or that common readers refuse.
+    """
+    if types.is_dictionary(type):
+        return plain_type(type.value_type)
+    if types.is_string_view(type):
+        return pa.string()
+    if types.is_binary_view(type):
+        return pa.binary()
+    if types.is_map(type):
+        return pa.map_(plain_type(type.key_type), plain_type(type.item_type))
+    if types.is_struct(type):
+        return pa.struct([(field.name, plain_type(field.type)) for field in type])
+    if types.is_list(type):
+        return pa.list_(plain_type(type.value_type))
+    if types.is_large_list(type):
+        return pa.large_list(plain_type(type.value_type))
+    if types.is_fixed_size_list(type):
+        return pa.list_(plain_type(type.value_type), type.list_size)
+    if isinstance(type, pa.BaseExtensionType):
+        return type if plain_type(type.storage_type) == type.storage_type else plain_type(type.storage_type)
+    if types.is_nested(type) or types.is_run_end_encoded(type):  # unions and list views
+        raise TypeError(f"{type} cannot be carried over")
+    return type
+
+
+def decoded(array: pa.Array, type: pa.DataType) -> pa.Array:
+    """`array` as `type`, a plain type: only the rows of this slice are decoded, and nothing is copied where it fits."""
+    if array.type == type:
+        return array
+    if isinstance(array.type, pa.BaseExtensionType):
+        return decoded(array.storage, type)
+    if types.is_dictionary(array.type):
+        return array.dictionary.cast(type).take(array.indices)
+    return array.cast(type)
+
+
+def row_bytes(array: pa.Array) -> NDArray[np.int64]:
+    """The decoded size of each row [n] in bytes, offsets and null bits left out.
+
+    It depends on the values alone, never on how a file laid them out: a null takes nothing in a column of varying size.
+    """
+    type = array.type
+    if isinstance(type, pa.BaseExtensionType):
+        return row_bytes(array.storage)
+    if types.is_dictionary(type):
+        return _where_valid(array, pa.array(row_bytes(array.dictionary)).take(array.indices).fill_null(0).to_numpy())
+    if type in (pa.string_view(), pa.binary_view()):
+        end = array.offset + len(array)
+        views = np.frombuffer(array.buffers()[1] or b"", dtype=np.int32, count=end * VIEW_BYTES // 4)
+        return _where_valid(array, views[:: VIEW_BYTES // 4][array.offset :])
+    if is_string(type) or is_binary(type):
+        return _where_valid(array, pc.binary_length(array).fill_null(0).to_numpy())
+    if types.is_struct(type):
+        return sum((row_bytes(field) for field in array.flatten()), start=np.zeros(len(array), dtype=np.int64))
+    if types.is_fixed_size_list(type):
+        values = array.values.slice(array.offset * type.list_size, len(array) * type.list_size)
+        return _where_valid(array, row_bytes(values).reshape(len(array), type.list_size).sum(axis=1))
+    if types.is_nested(type):  # list, large_list, map
+        return _list_bytes(array)
+    return np.full(len(array), 1 if types.is_null(type) else max(type.bit_width // 8, 1), dtype=np.int64)
+
+
+def _list_bytes(array: pa.Array) -> NDArray[np.int64]:
+    offsets = array.offsets.to_numpy()
+    begin, end = offsets[0], offsets[-1]
+    columns = [array.keys, array.items] if types.is_map(array.type) else [array.values]
+    sizes = sum((row_bytes(values.slice(begin, end - begin)) for values in columns), start=np.int64(0))
+    ends = np.concatenate([[0], np.cumsum(sizes)])[offsets - begin]
+    return _where_valid(array, np.diff(ends))
+
+
+def _where_valid(array: pa.Array, sizes: NDArray[Any]) -> NDArray[np.int64]:
+    if array.null_count == 0:
+        return sizes.astype(np.int64, copy=False)
+    return np.where(array.is_valid().to_numpy(zero_copy_only=False), sizes, 0).astype(np.int64, copy=False)
+
+
+def check(array: pa.Array) -> None:
+    """Raise pa.ArrowException where a file's offsets, views or indices point outside of its buffers.
+
+    Invalid UTF-8 in a column of strings passes, since `repaired` mends it; inside lists and structs it does not.
+    """
+    if types.is_dictionary(array.type):
+        check(array.dictionary)
+        array.indices.validate(full=True)
+        pa.DictionaryArray.from_arrays(array.indices, array.dictionary, safe=True)  # are the indices in range?
+    else:
+        _as_bytes(array).validate(full=True)
+
+
+def _as_bytes(array: pa.Array) -> pa.Array:
+    if types.is_string(array.type):
+        return array.view(pa.binary())
+    if types.is_large_string(array.type):
+        return array.view(pa.large_binary())
+    if types.is_string_view(array.type):
+        return array.view(pa.binary_view())
+    return array
+
+
+def repaired(array: pa.Array) -> tuple[pa.Array, int]:
+    """A string array whose every value is valid UTF-8, and how many were not: U+FFFD stands for what is invalid.
+
+    The whole array is validated at once; only one that fails is looked at row by row.
+    """
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        values: list[bytes | None] = array.cast(pa.large_binary()).to_pylist()
+        texts = [value if value is None else value.decode(errors="replace") for value in values]
+        count = sum(text is not None and text.encode() != value for text, value in zip(texts, values, strict=True))
+        return pa.array(texts, array.type), count
+    return array, 0

@@ -1,0 +1,214 @@
+"""Any supported transformers decoder, run over packed sequences, bidirectional or causal.
+
+A decoder asks two registered functions: one makes the mask of each kind of layer, one attends.
+Ours makes no tensor: it returns a `PackedMask`, which says how the row is cut into sequences, whether to look ahead,
+and how far. transformers carries it down to the attention function as `attention_mask`, the one argument that no
+family drops (stablelm and nemotron drop keyword arguments) and that gradient checkpointing keeps for the second
+forward; and it holds each layer's own window, which phimoe and qwen2_moe write nowhere but into the mask.
+A family that computes with its mask fails on it loudly.
+
+Shapes: T packed tokens, n sequences, H heads, D head size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+
+from fastvec.errors import ModelError
+from fastvec.families import FAMILIES, require_supported
+from fastvec.packed import Packed, pack
+from fastvec_kernels import AttentionPlan, attention
+
+__all__ = ["ATTENTION", "FAMILIES", "Decoder", "packed_attention", "require_supported", "self_check"]
+
+ATTENTION = "fastvec"  # a name holding "sdpa", "flash" or "/" would be dispatched on by substring
+# keyword arguments that say nothing about what is attended to, or repeat what the mask says
+HARMLESS = {"position_ids", "use_cache", "sliding_window", "output_attentions"}
+# self_check: how far a state that must stay may move, relative to its norm. Dense models repeat to the bit; an expert's
+# matrix product rounds by how many tokens it gets (6e-7 in float32), and a half-precision one may pick another kernel.
+STILL = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedMask:
+    """What the tokens of a layer may see, in place of a mask tensor."""
+
+    plan: AttentionPlan
+    causal: bool
+    window: int | None  # bidirectional |i − j| ≤ window, causal 0 ≤ i − j < window
+
+    def __getitem__(self, index: tuple[slice, ...]) -> "PackedMask":
+        """gemma4_text cuts its mask to the tokens whose logits are wanted, also where all are."""
+        if any(part not in (slice(None), slice(0, None)) for part in index):
+            raise ModelError(f"a packed row is attended to as a whole, not by {index}")
+        return self
+
+
+_plan: ContextVar[AttentionPlan] = ContextVar("fastvec_plan")
+
+
+@contextmanager
+def packed_attention(plan: AttentionPlan) -> Iterator[None]:
+    """Forwards in this block read their one row of T tokens as the sequences of `plan`."""
+    token = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+class Decoder:
+    """A transformers decoder without its LM head, over packed batches.
+
+    `longest` is the most tokens a sequence may have, where the positions set a limit: learned ones end, and some
+    rotary ones (dynamic, longrope) stretch for the whole batch as soon as one of its sequences is longer.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, bidirectional: bool) -> None:
+        """Take over `model`, as AutoModel gives it: its attention becomes ours, its config says whether it is causal.
+
+        Raises ModelError for a family that does not run.
+        """
+        require_supported(model.config.model_type)
+        model.set_attn_implementation(ATTENTION)
+        model.config.is_causal = not bidirectional
+        self.model = model
+        self.bidirectional = bidirectional
+        self.longest = _longest(model.config)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the states; facebook/opt-350m projects them down at the end."""
+        return int(getattr(self.model.config, "word_embed_proj_dim", self.model.config.hidden_size))
+
+    def __call__(self, packed: Packed) -> torch.Tensor:
+        """The hidden states [T, hidden_size] after the final norm, under the caller's grad mode.
+
+        Raises ModelError for a sequence of more than `longest` tokens.
+        """
+        if self.longest is not None and max(packed.lengths) > self.longest:
+            raise ModelError(
+                f"a text of {max(packed.lengths)} tokens: the positions of this {self.model.config.model_type} model "
+                f"hold for {self.longest}; a max_length of at most {self.longest} is needed"
+            )
+        with packed_attention(AttentionPlan.build(packed.lengths, packed.token_ids.device)):
+            output = self.model(input_ids=packed.token_ids[None], position_ids=packed.positions[None], use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+
+def _longest(config: PretrainedConfig) -> int | None:
+    parameters = getattr(config, "rope_parameters", None)
+    if parameters is None:
+        return int(config.max_position_embeddings)
+    by_layer_type = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
+    limits = [
+        int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for rope in by_layer_type
+        if rope.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)
+
+
+def self_check(decoder: Decoder) -> None:
+    """Run the model, in eval mode, on three short sequences, twice: the second half of the middle one changes between.
+
+    Its first half must move if the decoder is bidirectional, and stay if it is causal; the other two sequences must
+    stay. Sequences are at most 8 tokens, shorter than a real model's window. Raises ModelError where it is not so.
+    """
+    model = decoder.model
+    vocabulary = int(model.config.vocab_size)
+    ids = (np.arange(24) + vocabulary // 2) % vocabulary  # special tokens stand at the ends of a vocabulary
+    before, middle, after, other = np.split(ids, [6, 14, 20])
+    changed = np.concatenate([middle[:4], other])
+    with torch.no_grad():
+        states, moved_states = (
+            decoder(pack([before, x, after], device=model.device)).float() for x in (middle, changed)
+        )
+    found = f"the states of this {model.config.model_type} model"
+    if not (states.isfinite().all() and moved_states.isfinite().all()):
+        raise ModelError(f"{found} are not finite in {model.dtype}: its weights are damaged, or need a wider dtype")
+    movement = (moved_states - states).norm(dim=-1) / states.norm(dim=-1)
+    # a median, as an expert model may send a token that stands between two experts another way
+    outside = torch.cat([movement[:6], movement[14:]]).median().item()
+    ahead = movement[6:10].median().item()
+    still = STILL.get(model.dtype, STILL[torch.float32])
+    if outside > still:
+        raise ModelError(f"{found} depend on other texts of the batch: they moved by {outside:.2g}; please report this")
+    if decoder.bidirectional and ahead <= still:
+        raise ModelError(f"{found} ignore the tokens ahead though it should run bidirectional; please report this")
+    if not decoder.bidirectional and ahead > still:
+        raise ModelError(f"{found} depend on tokens ahead though it should run causal; please report this")
+
+
+def _describe_mask(
+    *,
+    config: PretrainedConfig,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **_: Any,
+) -> PackedMask:
+    """The mask function transformers calls for each kind of layer; `local_size` is that kind's window."""
+    plan = _plan.get(None)
+    if plan is None:
+        raise ModelError("this model attends to packed sequences: call it through fastvec's Decoder")
+    if attention_mask is not None and not attention_mask.all():
+        raise ModelError(
+            f"a padding mask {tuple(attention_mask.shape)} came with packed sequences, which have no padding"
+        )
+    causal = getattr(config, "is_causal", None) is not False
+    if use_vmap:  # the family adds a rule of its own to the mask
+        if causal or not getattr(config, "use_bidirectional_attention", False):
+            raise ModelError(f"this {config.model_type} checkpoint has a mask of its own, which cannot run causal")
+        # EmbeddingGemma's rule: |i − j| < window, one less than transformers' own bidirectional window
+        local_size = None if local_size is None else local_size - 1
+    return PackedMask(plan=plan, causal=causal, window=local_size)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function of every layer: query [1, H, T, D], key and value with their own heads -> [1, T, H, D]."""
+    layer = type(module).__name__
+    if not isinstance(attention_mask, PackedMask) or len(query) != 1:
+        found = f"{type(attention_mask).__name__} mask and {len(query)} rows"
+        raise ModelError(f"{layer} attends with a {found}, not the PackedMask of one packed row")
+    if is_causal is not None and is_causal != attention_mask.causal:
+        raise ModelError(f"{layer} asks for is_causal={is_causal}, its mask says {attention_mask.causal}")
+    if unknown := [name for name, given in others.items() if given is not None and name not in HARMLESS]:
+        raise ModelError(f"{layer} attends with {', '.join(unknown)}, which fastvec does not know")
+    if dropout:
+        raise ModelError(f"{layer} drops attention with probability {dropout}: set it to 0, or call model.eval()")
+    output = attention(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        attention_mask.plan,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        causal=attention_mask.causal,
+        window=attention_mask.window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    return output[None], None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, _describe_mask)

@@ -1,0 +1,253 @@
+"""Encoder: texts to vectors, by a checkpoint's own rules.
+
+A text is tokenised once, shares a packed forward with texts of like length, and its vector is pooled from its own span
+of tokens. The order of operations: pool, Dense where the checkpoint has one, truncate to `dims`, normalise.
+
+Shapes: n texts, T packed tokens, D dimensions of a vector.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+import torch
+import transformers
+from torch.nn import functional as F
+
+from fastvec.batching import token_batches
+from fastvec.decoder import Decoder, self_check
+from fastvec.errors import UsageError
+from fastvec.loading import load_dense, load_model, load_tokenizer, text_frame
+from fastvec.packed import Packed, pack
+from fastvec.settings import EncoderSettings, resolve_settings
+from fastvec.tokenize import TextRecipe, TextTokenizer, TokenizedTexts
+from fastvec_kernels import pool
+
+logger = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float32]
+
+# 4,096 tokens keep a CPU's matrix products busy for any model; a GPU needs more to fill it
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+# a rough rate, in FLOP/s, and how long a chunk should take at it: enough to sort by length, little enough to redo
+FLOPS = {"cpu": 1e11, "cuda": 2e14}
+CHUNK_SECONDS = 4
+CHUNK_TOKENS = {"cpu": (4096, 262_144), "cuda": (262_144, 2_097_152)}
+# texts an `encode` call handles at a time: enough to sort by length, little enough to hold
+ENCODE_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """The vectors of n texts; `failed` maps a text's index to the code of why it has none (its row holds NaN)."""
+
+    vectors: FloatArray  # [n, D]
+    failed: dict[int, str]
+
+
+class Encoder:
+    """A checkpoint, loaded. `batch_tokens` is the token budget of a forward; running out of memory halves it."""
+
+    def __init__(self, settings: EncoderSettings, *, batch_tokens: int | None = None) -> None:
+        """Load the weights, and check on a few tokens that attention sees what it should.
+
+        Raises ModelError where the checkpoint cannot be loaded or fails that check, UsageError for a `max_length` that
+        its positions do not hold for.
+        """
+        self.settings = settings
+        self.batch_tokens = batch_tokens or BATCH_TOKENS[settings.device]
+        self._dtype: torch.dtype = getattr(torch, settings.dtype)
+        checkpoint = settings.checkpoint
+        self._hf_tokenizer = load_tokenizer(checkpoint)
+        model = load_model(checkpoint, dtype=self._dtype, device=settings.device)
+        self._decoder = Decoder(model, bidirectional=settings.bidirectional)
+        longest = self._decoder.longest
+        if longest is not None and settings.max_length > longest:
+            raise UsageError(
+                f"max_length {settings.max_length} is out of range: {checkpoint.name} has positions for {longest} tokens"
+            )
+        self._dense = load_dense(checkpoint, device=settings.device)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        with torch.inference_mode():
+            self_check(self._decoder)
+        direction = "bidirectional" if settings.bidirectional else "causal"
+        logger.info("%s runs %s: %s", checkpoint.name, direction, settings.bidirectional_reason)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        adapters: Sequence[str | Path] = (),
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        max_length: int | None = None,
+        bidirectional: bool | None = None,
+        dims: int | None = None,
+    ) -> Self:
+        """Load a transformers, LLM2Vec, PEFT or sentence-transformers folder or hub id; None: as the checkpoint says.
+
+        `adapters` are PEFT folders or ids, merged in this order; `dtype` is of the computation, vectors are float32.
+        Raises ModelError for a checkpoint that cannot be used, UsageError for a choice that cannot be met.
+        """
+        settings = resolve_settings(
+            model,
+            adapters=adapters,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            pooling=pooling,
+            normalize=normalize,
+            max_length=max_length,
+            bidirectional=bidirectional,
+            dims=dims,
+        )
+        return cls(settings)
+
+    @property
+    def dims(self) -> int:
+        """The width of a vector."""
+        return self.settings.dims
+
+    @property
+    def chunk_limits(self) -> dict[str, int]:
+        """The rows and the bytes of text at which a chunk closes, so that encoding one takes seconds on this device."""
+        tokens = int(CHUNK_SECONDS * FLOPS[self.settings.device] / (2 * self.parameters))
+        low, high = CHUNK_TOKENS[self.settings.device]
+        tokens = min(max(tokens, low), high)
+        return {"rows": tokens // 8, "bytes": tokens * 4}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Versions and device: another one may round differently."""
+        cuda = self.settings.device == "cuda"
+        return {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+        }
+
+    def encode(
+        self, texts: Sequence[str], instruction: str | None = None, prompt_name: str | None = None
+    ) -> FloatArray:
+        """The vectors [n, D] of `texts`, in order; lone surrogates are read as U+FFFD.
+
+        Raises ValueError for a text that is no string, or one for which no finite vector came.
+        """
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"text {index} is a {type(text).__name__}, not a string: leave it out or fill it in")
+        tokenizer = self.tokenizer(instruction, prompt_name)
+        vectors = np.empty((len(texts), self.dims), dtype=np.float32)
+        for begin in range(0, len(texts), ENCODE_ROWS):
+            rows = [_without_surrogates(text) for text in texts[begin : begin + ENCODE_ROWS]]
+            encoded = self.encode_tokens(tokenizer(rows))
+            for index, code in encoded.failed.items():
+                raise ValueError(f"text {begin + index} has no finite vector ({code}): try dtype float32")
+            vectors[begin : begin + len(rows)] = encoded.vectors
+        return vectors
+
+    def tokenizer(self, instruction: str | None = None, prompt_name: str | None = None) -> TextTokenizer:
+        """What turns texts into token ids by this checkpoint's rules; raises UsageError as `EncoderSettings.prefix`."""
+        settings, checkpoint = self.settings, self.settings.checkpoint
+        prefix = settings.prefix(instruction, prompt_name)
+        before, after = text_frame(checkpoint, self._hf_tokenizer)
+        recipe = TextRecipe(
+            prefix=before + prefix,
+            suffix=after,
+            max_length=settings.max_length,
+            text_max_length=checkpoint.text_max_length,
+            pooled=settings.pooled_span(prefix),
+            strip_end=checkpoint.strip,
+        )
+        return TextTokenizer(self._hf_tokenizer, recipe)
+
+    def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
+        """Encode one chunk of texts. What `between_batches` raises ends it.
+
+        Out of memory halves the token budget and takes the whole chunk again, so that a chunk's batches always follow
+        from its lengths and one budget; a text that is too large alone has failed.
+        """
+        while True:
+            try:
+                with torch.inference_mode():
+                    return self._encode_chunk(texts, between_batches)
+            except torch.OutOfMemoryError:
+                pass  # the traceback holds the batch's tensors until this block is left
+            self.batch_tokens = max(min(self.batch_tokens, int(texts.lengths.sum())) // 2, 1)
+            torch.cuda.empty_cache()
+            logger.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
+
+    def _encode_chunk(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Encoded:
+        out = torch.full((len(texts), self.dims), torch.nan, device=self.settings.device)
+        failed: dict[int, str] = {}
+        for rows in token_batches(texts.lengths, self.batch_tokens):
+            between_batches()
+            try:
+                out[torch.from_numpy(rows).to(out.device)] = self._vectors(self._packed(texts, rows))
+            except torch.OutOfMemoryError:
+                if len(rows) > 1:
+                    raise
+                failed[int(rows[0])] = "out_of_memory"
+        vectors = out.cpu().numpy()
+        suspects = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()) - failed.keys()
+        for row in sorted(suspects):
+            vectors[row] = self._alone_in_float32(texts, row)
+            if not np.isfinite(vectors[row]).all():
+                failed[row] = "non_finite_vector"
+        return Encoded(vectors=vectors, failed=failed)
+
+    def _packed(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> Packed:
+        return pack([texts.sequence(row) for row in rows], texts.spans[rows], device=self.settings.device)
+
+    def _vectors(self, packed: Packed) -> torch.Tensor:
+        """The finished vectors [n, D], float32."""
+        settings = self.settings
+        hidden = self._decoder(packed)
+        if not len(self._dense):
+            return pool(hidden, packed.spans, settings.pooling, dims=settings.dims, normalize=settings.normalize)
+        vectors = self._dense(pool(hidden, packed.spans, settings.pooling))[:, : settings.dims]
+        return F.normalize(vectors, dim=-1) if settings.normalize else vectors
+
+    def _alone_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
+        """The vector of a text whose low-precision forward overflowed."""
+        with self._float32_weights():
+            return self._vectors(self._packed(texts, np.array([row])))[0].cpu().numpy()
+
+    @contextmanager
+    def _float32_weights(self) -> Iterator[None]:
+        """Hold the weights in float32 for a while; widening and narrowing again loses nothing.
+
+        Tensors that are float32 already (rotary frequencies) stay as they are.
+        """
+        model = self._decoder.model
+        narrow = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype == self._dtype]
+        for tensor in narrow:
+            tensor.data = tensor.data.float()
+        try:
+            yield
+        finally:
+            for tensor in narrow:
+                tensor.data = tensor.data.to(self._dtype)
+
+
+def _without_surrogates(text: str) -> str:
+    """`text` with each lone surrogate, which UTF-8 cannot hold, as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

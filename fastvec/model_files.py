@@ -1,0 +1,146 @@
+"""The files of a model folder: read, checked and hashed before anything is loaded. Imports no torch.
+
+Only JSON, safetensors and tokenizer files are ever opened; pickles and Python files are refused or passed over.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastvec.errors import ModelError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+ADAPTER_SETTINGS = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; raises ModelError where there is none."""
+    content = _parse(path)
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds a JSON {type(content).__name__}, not an object: it is damaged")
+    return content
+
+
+def read_json_if_any(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """The JSON list of objects in `path`; raises ModelError where it is none."""
+    content = _parse(path)
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise ModelError(f"{path} is no JSON list of objects: it is damaged")
+    return content
+
+
+def _parse(path: Path) -> Any:
+    if not path.is_file():
+        raise ModelError(f"{path.parent} holds no {path.name}: it is not the folder of a model, or not all of it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON ({error}): it is damaged, download it again") from None
+
+
+def setting(
+    settings: Mapping[str, Any], name: str, kind: type | tuple[type, ...], path: Path, default: Any = None
+) -> Any:
+    """`settings[name]`, or `default` where it is absent or null; raises ModelError for a value of another kind."""
+    value = settings.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ModelError(f"{path} says {name} is {value!r}: that is no value for it")
+    return value
+
+
+def count(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
+    """A number of tokens or dimensions, None where it is absent or so large that it means no limit (1e30, say)."""
+    value = setting(settings, name, (int, float), path)
+    if value is None or value > 10**9:
+        return None
+    if not value >= 1:  # NaN included
+        raise ModelError(f"{path} says {name} is {value}: expected at least 1")
+    return int(value)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of the model in `folder`: one, or the shards of its index, each of them whole.
+
+    Raises ModelError where one is missing or damaged, or where the weights are in another format.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        files = [whole]
+    elif index.is_file():
+        shards = set(setting(read_json(index), "weight_map", dict, index, {}).values())
+        if not shards or any(not isinstance(shard, str) or Path(shard).name != shard for shard in shards):
+            raise ModelError(f"{index} does not list the files of its weights: it is damaged")
+        files = [folder / shard for shard in sorted(shards)]
+    else:
+        raise ModelError(f"{folder} holds no model.safetensors: {_other_format(folder)}")
+    for file in files:
+        check_safetensors(file)
+    return tuple(files)
+
+
+def check_safetensors(file: Path) -> list[str]:
+    """The names of the tensors in `file`; raises ModelError unless it is a whole safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise ModelError(f"{file} is missing: {_other_format(file.parent)}")
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is not a whole safetensors file ({error}): download it again") from None
+
+
+def _other_format(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    for name in names:
+        if name.endswith(".gguf"):
+            return f"{name} is GGUF, which fastvec does not read; use the safetensors of the same model"
+    for name in names:
+        if Path(name).suffix in PICKLES:
+            return f"{name} is a pickle, which could run any code; convert it to safetensors"
+    return "weights are read as safetensors only; convert them, or take them from where they are complete"
+
+
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """The files that make the tokenizer in `folder`, none where it holds no vocabulary."""
+    files = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
+    vocabularies = {"tokenizer.json", "tokenizer.model", "vocab.json"}
+    return files if any(file.name in vocabularies for file in files) else ()
+
+
+def hash_files(files: Iterable[tuple[str, Path]]) -> str:
+    """The sha256 over names and contents; a file has the same hash in a folder and in the hub's cache."""
+    lines = sorted(f"{name}\0{_hash_file(path)}\n" for name, path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    target = path.resolve()
+    # the hub's cache names a large file by its sha256, and its snapshot links to it: that saves reading gigabytes
+    if path.is_symlink() and target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
+        return target.name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

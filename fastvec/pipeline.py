@@ -1,0 +1,104 @@
+"""Stages that run side by side: each an iterator in a thread of its own, joined to the next by a bounded queue.
+
+A slow stage fills the queue before it and empties the one behind it; what every stage waited shows which one that is.
+"""
+
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+POLL_SECONDS = 0.1  # how often a waiting stage looks whether it should stop
+
+
+class StoppedError(Exception):
+    """Raised in a stage, the consumer's included, once the run should stop."""
+
+
+class _End:
+    """The last thing in a queue: the stage before is done, or failed."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+class Pipeline:
+    """The stages of one run; leaving its `with` block stops and joins their threads.
+
+    `should_stop` is asked often, from every thread. `waits` counts the seconds each stage spent waiting for the one
+    before it or the one behind it.
+    """
+
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self.waits: defaultdict[str, float] = defaultdict(float)
+        self._should_stop = should_stop
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        for thread in self._threads:
+            thread.join()
+
+    def check(self) -> None:
+        """For a stage in the middle of long work: raises StoppedError once the run should stop."""
+        if self._closing.is_set() or self._should_stop():
+            raise StoppedError
+
+    def run_ahead(self, stage: str, items: Iterable[Item], *, feeds: str, depth: int) -> Iterator[Item]:
+        """Iterate over `items` in a thread, at most `depth` ahead of the stage it feeds, which takes the result.
+
+        What `items` raises is raised in that stage.
+        """
+        link: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
+        thread = threading.Thread(target=self._pump, args=(stage, items, link), name=f"fastvec-{stage}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return self._drain(feeds, link)
+
+    def _pump(self, stage: str, items: Iterable[Item], link: "queue.Queue[Item | _End]") -> None:
+        end = _End()
+        try:
+            for item in items:
+                self._wait(stage, partial(link.put, item, timeout=POLL_SECONDS), queue.Full)
+        except StoppedError:
+            return
+        except BaseException as error:  # whatever it is, it is the consumer's to know
+            end = _End(error)
+        try:
+            self._wait(stage, partial(link.put, end, timeout=POLL_SECONDS), queue.Full)
+        except StoppedError:
+            return
+
+    def _drain(self, stage: str, link: "queue.Queue[Item | _End]") -> Iterator[Item]:
+        while True:
+            item = self._wait(stage, partial(link.get, timeout=POLL_SECONDS), queue.Empty)
+            if not isinstance(item, _End):
+                yield item
+            elif item.error is None:
+                return
+            else:
+                raise item.error
+
+    def _wait(self, stage: str, attempt: Callable[[], Result], not_yet: type[Exception]) -> Result:
+        started = time.perf_counter()
+        while True:
+            self.check()
+            try:
+                result = attempt()
+            except not_yet:
+                continue
+            self.waits[stage] += time.perf_counter() - started
+            return result

@@ -1,0 +1,96 @@
+"""What a run did: counters while it goes, a report when it ends."""
+
+import resource
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# a plain encoder pads each batch of so many texts, in input order, to its longest: what packing saves is against that
+PADDED_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a run stands. `rows` counts from the input's start, `new_rows` and `tokens` what this process did."""
+
+    rows: int
+    total_rows: int
+    new_rows: int
+    tokens: int
+    seconds: float
+    waits: dict[str, float]
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.new_rows / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.total_rows - self.rows) / self.rows_per_second if self.new_rows else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """The end of an embedding job. Counts cover the whole output; `seconds` and the rates this process alone."""
+
+    output: str
+    model: str
+    device: str
+    rows: int
+    nulls: int = 0
+    empty: int = 0
+    truncated: int = 0
+    repaired: int = 0
+    errors: int = 0
+    tokens: int = 0
+    resumed_rows: int = 0
+    seconds: float = 0.0
+    rows_per_second: float = 0.0
+    tokens_per_second: float = 0.0
+    padding_saved: float = 0.0
+    waits: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    already_finished: bool = False
+
+    @property
+    def return_code(self) -> int:
+        """0, or 3 where rows got no vector because of an error."""
+        return 3 if self.errors else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.already_finished:
+            return f"{self.output} is already finished: {self.rows:,} rows"
+        parts = [f"{self.rows:,} rows to {self.output} in {self.seconds:.1f} s"]
+        if self.resumed_rows:
+            parts.append(f"{self.resumed_rows:,} of them from an earlier run")
+        parts.append(f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s")
+        counted = ("nulls", "empty", "truncated", "repaired", "errors")
+        parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
+        if self.waits:
+            parts.append(f"slowest stage: {min(self.waits, key=self.waits.__getitem__)}")
+        return "; ".join(parts)
+
+
+def padded_tokens(lengths: npt.NDArray[np.integer]) -> int:
+    """The tokens of texts of `lengths` [n] in input order, padded in batches of `PADDED_BATCH`."""
+    if len(lengths) == 0:
+        return 0
+    begins = np.arange(0, len(lengths), PADDED_BATCH)
+    sizes = np.diff(np.append(begins, len(lengths)))
+    return int((np.maximum.reduceat(lengths, begins) * sizes).sum())
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -1,0 +1,171 @@
+"""Everything that decides what a vector is: the checkpoint's own rules and what the user says instead.
+
+No weight is loaded here, so that a finished or a refused job is told apart in a moment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fastvec.checkpoint import Checkpoint, Pooling, resolve
+from fastvec.errors import UsageError
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSettings:
+    """A checkpoint with every choice made. `dims` is the width of the vectors, `device` and `dtype` of the forward."""
+
+    checkpoint: Checkpoint
+    device: str
+    dtype: str
+    pooling: Pooling
+    normalize: bool
+    max_length: int
+    bidirectional: bool
+    bidirectional_reason: str
+    dims: int
+
+    def prefix(self, instruction: str | None = None, prompt_name: str | None = None) -> str:
+        """What stands before every text: a prompt verbatim, an instruction with a space behind it.
+
+        Raises UsageError for both at once, and for a prompt the checkpoint does not name.
+        """
+        checkpoint = self.checkpoint
+        if instruction is not None and prompt_name is not None:
+            raise UsageError("an instruction and a prompt name were both given: choose one")
+        if instruction is not None:
+            verbatim = checkpoint.layout == "sentence-transformers"
+            stripped = instruction.strip()
+            return instruction if verbatim else f"{stripped} " if stripped else ""
+        name = prompt_name or checkpoint.default_prompt_name
+        if name is None:
+            return ""
+        if name not in checkpoint.prompts:
+            known = ", ".join(sorted(checkpoint.prompts)) or "none"
+            raise UsageError(f"{checkpoint.name} has no prompt named {name!r}: it has {known}")
+        return checkpoint.prompts[name]
+
+    @property
+    def pooled_tokens(self) -> str:
+        """`last` and `first` are of the whole sequence, EOS and BOS counted."""
+        return "all" if self.pooling in ("last", "first") else self.checkpoint.pooled_tokens
+
+    def pooled_span(self, prefix: str) -> Literal["sequence", "text", "after_prefix"]:
+        """Which tokens of a sequence with this prefix are pooled.
+
+        Raises UsageError for the one combination that would not match sentence-transformers, whose weights go on
+        counting over a prompt that is not pooled.
+        """
+        if self.pooled_tokens == "text":
+            return "text"
+        excluded = self.checkpoint.pooled_tokens == "all" and not self.checkpoint.include_prompt and prefix
+        if self.pooling == "last" or not excluded:
+            return "sequence"
+        if self.pooling == "weighted_mean":
+            raise UsageError("weighted_mean with a prompt that is not pooled is not available: choose another pooling")
+        return "after_prefix"
+
+    def fingerprint(self, instruction: str | None, prompt_name: str | None) -> dict[str, Any]:
+        """What two runs must share for their vectors to be the same."""
+        checkpoint = self.checkpoint
+        return {
+            "weights": checkpoint.weights_hash,
+            "tokenizer": checkpoint.tokenizer_hash,
+            "revision": checkpoint.revision,
+            "bidirectional": self.bidirectional,
+            "instruction": self.prefix(instruction, prompt_name),
+            "pooling": self.pooling,
+            "pooled_tokens": self.pooled_tokens,
+            "max_length": self.max_length,
+            "normalize": self.normalize,
+            "dims": self.dims,
+            "dtype": self.dtype,
+        }
+
+
+def resolve_settings(
+    model: str | Path | None = None,
+    *,
+    adapters: Sequence[str | Path] = (),
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    max_length: int | None = None,
+    bidirectional: bool | None = None,
+    dims: int | None = None,
+) -> EncoderSettings:
+    """Read a checkpoint's small files and settle every choice; None leaves a choice to the checkpoint.
+
+    Raises ModelError for a checkpoint that cannot be used, UsageError for a choice that cannot be met.
+    """
+    _one_of("device", device, get_args(Device))
+    _one_of("dtype", dtype, get_args(Dtype))
+    if pooling is not None:
+        _one_of("pooling", pooling, get_args(Pooling))
+    if quantize is not None:
+        raise UsageError(f"quantize {quantize!r} is not available in this version: leave it out and choose a dtype")
+    checkpoint = resolve(model, adapters=adapters, revision=revision)
+    settled_device = _settle_device(device)
+    if bidirectional is None:
+        bidirectional, reason = checkpoint.bidirectional, checkpoint.bidirectional_reason
+    else:
+        reason = "as asked for"
+    return EncoderSettings(
+        checkpoint=checkpoint,
+        device=settled_device,
+        dtype=_settle_dtype(settled_device) if dtype == "auto" else dtype,
+        pooling=pooling or checkpoint.pooling,  # type: ignore[arg-type]  # checked against its values above
+        normalize=checkpoint.normalize if normalize is None else normalize,
+        max_length=_within("max_length", max_length, checkpoint.max_length, checkpoint.max_positions, "positions"),
+        bidirectional=bidirectional,
+        bidirectional_reason=reason,
+        dims=_within("dims", dims, checkpoint.dims or checkpoint.vector_size, checkpoint.vector_size, "dimensions"),
+    )
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} {value!r} is not known: choose {', '.join(known)}")
+
+
+def _within(name: str, value: int | None, default: int, limit: int | None, unit: str) -> int:
+    if value is None:
+        return default
+    if value < 1 or (limit is not None and value > limit):
+        at_most = "" if limit is None else f" to {limit}, the {unit} of the model"
+        raise UsageError(f"{name} {value} is out of range: it goes from 1{at_most}")
+    return value
+
+
+def _settle_device(device: str) -> str:
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UsageError("device cuda was asked for and torch sees no GPU here: choose cpu, or install a CUDA build")
+    return "cuda" if device == "auto" and available else "cpu" if device == "auto" else device
+
+
+def _settle_dtype(device: str) -> str:
+    """bfloat16 where the hardware multiplies it, else float32 on a CPU and float16 on a GPU (before Ampere)."""
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
+    return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has bfloat16 instructions; elsewhere bfloat16 is emulated and slower than float32."""
+    cpuinfo = Path("/proc/cpuinfo")  # other systems say it in other ways; float32 is right there, if not the fastest
+    if not cpuinfo.exists():
+        return False
+    flags = set(cpuinfo.read_text().split())
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})

@@ -1,0 +1,202 @@
+"""One input file: what it is, what it holds, and its rows in record batches of bounded size.
+
+Nothing a file declares is trusted with memory: 300 bytes of Parquet can decode to gigabytes, from a dictionary or by
+compression. So Parquet is read through a buffered stream, as many rows at a time as the sizes seen so far allow.
+(`read_dictionary` guards against dictionaries alone, copies the dictionary with each read, 30 times slower where a row
+group's texts all fit into one, and cannot read delta encodings.) Arrow files are memory-mapped. Two things are decoded
+whole: a page of Parquet, and a compressed record batch of Arrow.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import ipc
+
+from fastvec.columns import check, row_bytes
+from fastvec.errors import InputError
+
+FIRST_READ_ROWS = 16  # nothing is known about a row's size yet
+MAX_READ_ROWS = 256  # what a jump from small rows to huge ones costs; more is no faster
+READ_BYTES = 8 << 20  # what one read of Parquet aims at
+BUFFER_BYTES = 1 << 20  # of a Parquet column chunk's compressed bytes; without a buffer the chunk is read whole
+IPC_HEAD = 8  # b"ARROW1" and two bytes of padding; a stream of messages follows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A Parquet or Arrow file whose footer was read. A row group of an Arrow file is one of its record batches."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+    is_parquet: bool
+
+    @property
+    def rows(self) -> int:
+        return sum(self.group_rows)
+
+    def group_of(self, row: int) -> tuple[int, int]:
+        """The row group that holds `row`, and the position of `row` in it."""
+        for group, rows in enumerate(self.group_rows):
+            if row < rows:
+                return group, row
+            row -= rows
+        raise IndexError(f"row {row} is past the end of {self.path}")
+
+    def batches(self, columns: Sequence[str], *, first_row: int = 0) -> Iterator[pa.RecordBatch]:
+        """The named columns from `first_row` on, in order; string columns may come dictionary-encoded.
+
+        Raises InputError where the file changed since it was opened, or cannot be read, naming the row group.
+        """
+        if first_row >= self.rows:
+            return
+        self._require_unchanged()
+        read = _read_parquet if self.is_parquet else _read_arrow
+        first_group, skip = self.group_of(first_row)
+        yield from read(self, list(columns), first_group, skip)
+        self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
+        with _reading(self.path):
+            stat = self.path.stat()
+        if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise InputError(f"{self.path}: changed while it was being read; run the command again")
+
+
+def open_source(path: Path) -> Source:
+    """Read a file's footer. Raises InputError, naming the file, where it is not a whole Parquet or Arrow file."""
+    with _reading(path):
+        stat = path.stat()
+        is_parquet = _is_parquet(path, stat.st_size)
+        schema, group_rows = _parquet_footer(path) if is_parquet else _arrow_footer(path)
+        if min(group_rows, default=0) < 0:
+            raise InputError(f"{path}: its footer claims a negative number of rows: the file is corrupt")
+        names = Counter(schema.names)
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(f"{path}: {count} columns are named {name!r}; rename all but one")
+    return Source(
+        path=path,
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        schema=schema,
+        group_rows=group_rows,
+        is_parquet=is_parquet,
+    )
+
+
+def _is_parquet(path: Path, size: int) -> bool:
+    """Whether the bytes are Parquet or, if not, an Arrow file; the suffix does not count."""
+    if not path.is_file():
+        raise InputError(f"{path}: neither a file nor a folder")
+    if size == 0:
+        raise InputError(f"{path}: the file is empty (0 bytes)")
+    with path.open("rb") as file:
+        head = file.read(32)
+        file.seek(max(size - 6, 0))
+        tail = file.read(6)
+    if head.startswith(b"PAR1") and tail.endswith(b"PAR1"):
+        return True
+    if head.startswith(b"ARROW1") and tail == b"ARROW1":
+        return False
+    raise InputError(f"{path}: {_what_it_is(path, head, tail)}")
+
+
+def _what_it_is(path: Path, head: bytes, tail: bytes) -> str:
+    if head.startswith(b"PARE") or tail.endswith(b"PARE"):
+        return "encrypted Parquet; write it without encryption"
+    if head.startswith((b"PAR1", b"ARROW1")):
+        return f"ends without its footer after {path.stat().st_size} bytes: truncated, or still being written"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    if head.startswith(b"\xff\xff\xff\xff"):
+        return "an Arrow stream; write it as an Arrow file (pyarrow.ipc.new_file) or as Parquet"
+    if head.startswith(b"FEA1"):
+        return "Feather version 1; write it as version 2 or as Parquet"
+    target = path.with_suffix(".parquet").name
+    return f"neither Parquet nor an Arrow file; convert it: duckdb -c \"COPY (FROM '{path.name}') TO '{target}'\""
+
+
+def _parquet_footer(path: Path) -> tuple[pa.Schema, tuple[int, ...]]:
+    with pq.ParquetFile(path) as file:
+        metadata = file.metadata
+        rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        return file.schema_arrow, rows
+
+
+def _arrow_footer(path: Path) -> tuple[pa.Schema, tuple[int, ...]]:
+    """Schema and row counts. The counts come from the messages' heads, so that compressed bodies stay as they are."""
+    with pa.memory_map(str(path)) as memory:
+        with ipc.open_file(memory) as file:
+            schema, batches = file.schema, file.num_record_batches
+        memory.seek(IPC_HEAD)
+        messages = ipc.MessageReader.open_stream(memory)
+        nothing = pa.schema([])
+        rows = tuple(ipc.read_record_batch(m, nothing).num_rows for m in messages if m.type == "record batch")
+    if len(rows) != batches:
+        raise InputError(
+            f"{path}: its footer lists {batches} record batches, it holds {len(rows)}: the file is corrupt"
+        )
+    return schema, rows
+
+
+def _read_parquet(source: Source, columns: list[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
+    rows = FIRST_READ_ROWS
+    with (
+        _reading(source.path),
+        pq.ParquetFile(source.path, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file,
+    ):
+        for group in range(first_group, len(source.group_rows)):
+            with _reading(source.path, group):
+                missing = source.group_rows[group]
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
+                    batch = _checked(batch.select(columns))
+                    if skip < batch.num_rows:
+                        yield batch.slice(skip)
+                    skip = max(skip - batch.num_rows, 0)
+                    missing -= batch.num_rows
+                    size = sum(int(row_bytes(column).sum()) for column in batch.columns)
+                    rows = max(1, min(2 * rows, READ_BYTES * batch.num_rows // max(size, 1), MAX_READ_ROWS))
+                    file.reader.set_batch_size(rows)  # holds from the next batch on
+                if missing:
+                    raise InputError(f"{source.path}: row group {group} is {missing} rows short: it is corrupt")
+
+
+def _read_arrow(source: Source, columns: list[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
+    options = ipc.IpcReadOptions(included_fields=[source.schema.get_field_index(name) for name in columns])
+    with (
+        _reading(source.path),
+        pa.memory_map(str(source.path)) as memory,
+        ipc.open_file(memory, options=options) as file,
+    ):
+        for group in range(first_group, len(source.group_rows)):
+            with _reading(source.path, group):
+                batch = file.get_batch(group)
+                yield _checked(batch.select(columns)).slice(skip)
+            skip = 0
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    for column in batch.columns:
+        check(column)
+    return batch
+
+
+@contextmanager
+def _reading(path: Path, group: int | None = None) -> Iterator[None]:
+    """Say in one line which file, and which of its row groups, could not be read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column name that is not UTF-8
+        place = "" if group is None else f" row group {group}"
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"{path}:{place} cannot be read: {reason}") from error

@@ -1,0 +1,179 @@
+"""Text to token ids and the span of tokens that is pooled.
+
+A sequence is `specials + tokens of (prefix + text + suffix) + specials`, tokenised once, as one string; which tokens
+came from the text is read from the token offsets, because tokenising the text alone can differ at the seam.
+Truncation drops the text's last tokens only: instruction, template and EOS survive it.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastvec.errors import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+IntArray = npt.NDArray[np.integer]
+
+# English has 4 to 5 characters a token; a text cut at 10 a token almost always still fills max_length
+CHARACTERS_PER_TOKEN = 10
+# a cut can change the tokens just before it; those this far before it stay as they are
+SEAM_TOKENS = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextRecipe:
+    """How one text becomes one sequence.
+
+    `pooled` is the span of pooled tokens: the whole sequence; the text's own tokens and the suffix's, without special
+    tokens and prefix; or what follows the prefix as sentence-transformers counts it (the tokens of the prefix alone).
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    max_length: int = 512  # tokens of the whole sequence
+    text_max_length: int | None = None  # tokens of the text alone
+    pooled: Literal["sequence", "text", "after_prefix"] = "sequence"
+    strip_end: bool = False  # drop white space at the end of a text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizedTexts:
+    """n texts as flat arrays; text i is `ids[offsets[i]:offsets[i + 1]]`."""
+
+    ids: IntArray  # [tokens] int32
+    offsets: IntArray  # [n + 1]
+    spans: IntArray  # [n, 2] begin and end of the pooled tokens, from the sequence's own start
+    truncated: int  # texts that lost tokens to a maximum length
+    lengths: IntArray = field(init=False)  # [n]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", np.diff(self.offsets))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def sequence(self, index: int) -> IntArray:
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+class TextTokenizer:
+    """Turns texts into sequences by one recipe.
+
+    Raises UsageError when the prefix, the suffix and the special tokens leave no room for a text in `max_length`.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", recipe: TextRecipe) -> None:
+        self.recipe = recipe
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._before, self._after = _special_tokens(self._backend)
+        candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+        self._stand_in = [next(token for token in candidates if token is not None)]
+        prefix, suffix = (
+            self._backend.encode(part, add_special_tokens=False).ids for part in (recipe.prefix, recipe.suffix)
+        )
+        self._prefix_tokens = len(prefix)
+        # sentence-transformers takes a last special token of the prompt for the EOS its tokenizer appended
+        self._prefix_ends_special = not self._after and bool(prefix) and prefix[-1] in tokenizer.all_special_ids
+        fixed = len(self._before) + len(prefix) + len(suffix) + len(self._after)
+        if fixed >= recipe.max_length:
+            raise UsageError(
+                f"the instruction and the special tokens take {fixed} tokens of a maximum length of "
+                f"{recipe.max_length}: shorten the instruction or raise --max-length"
+            )
+        self._content = recipe.max_length - len(self._before) - len(self._after)
+        self._text_max_length = recipe.text_max_length or recipe.max_length
+
+    def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Tokenise `texts`, each of them valid UTF-8, on all cores."""
+        if self.recipe.strip_end:
+            texts = [text.rstrip() for text in texts]
+        ids, lengths, spans, truncated = array("i"), array("q"), array("q"), 0
+        for encoding, begin, end in self._encode(texts):
+            tokens = encoding.ids
+            room = min(self._text_max_length, self._content - begin - (len(tokens) - end))
+            if room < end - begin:
+                tokens = tokens[: begin + room] + tokens[end:]
+                truncated += 1
+            tokens = self._before + tokens + self._after or self._stand_in
+            ids.extend(tokens)
+            lengths.append(len(tokens))
+            spans.extend(self._span(len(tokens), begin))
+        return TokenizedTexts(
+            ids=np.array(ids, dtype=np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
+            truncated=truncated,
+        )
+
+    def _encode(self, texts: Sequence[str]) -> Iterator[tuple["Encoding", int, int]]:
+        """Each text's encoding, without special tokens, and which of its tokens, begin to end, are the text's own."""
+        sure = min(self._content, self._text_max_length) + SEAM_TOKENS
+        cut = sure * CHARACTERS_PER_TOKEN
+        encoded = self._encode_whole([text[:cut] for text in texts])
+        unsure = [i for i, text in enumerate(texts) if len(text) > cut and encoded[i][2] - encoded[i][1] < sure]
+        again = iter(self._encode_whole([texts[i] for i in unsure]))
+        for i in unsure:
+            encoded[i] = next(again)
+        return iter(encoded)
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[tuple["Encoding", int, int]]:
+        prefix, suffix = self.recipe.prefix, self.recipe.suffix
+        if not prefix and not suffix:  # the common case needs no offsets
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [(encoding, 0, len(encoding)) for encoding in encodings]
+        encodings = self._backend.encode_batch([prefix + text + suffix for text in texts], add_special_tokens=False)
+        return [
+            (encoding, *self._text_tokens(encoding, len(text))) for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _text_tokens(self, encoding: "Encoding", characters: int) -> tuple[int, int]:
+        """The tokens that end inside the text, which has `characters` characters after the prefix."""
+        begin = _tokens_until(encoding, len(self.recipe.prefix), self._prefix_tokens)
+        if not self.recipe.suffix:
+            return begin, len(encoding)
+        return begin, _tokens_until(encoding, len(self.recipe.prefix) + characters, len(encoding))
+
+    def _span(self, length: int, begin: int) -> tuple[int, int]:
+        """The pooled tokens of a sequence of `length` tokens with `begin` tokens of prefix; all where none would be."""
+        own = len(self._before) + begin
+        spans = {
+            "sequence": [(0, length)],
+            "text": [(own, length - len(self._after))],
+            # one word after the prefix can share its last token: counted so, nothing of the text would be left
+            "after_prefix": [
+                (len(self._before) + self._prefix_tokens - self._prefix_ends_special, length),
+                (own, length),
+            ],
+        }[self.recipe.pooled]
+        return next(((first, last) for first, last in spans if first < last), (0, length))
+
+
+def _tokens_until(encoding: "Encoding", character: int, guess: int) -> int:
+    """How many tokens end at or before `character`, looked for around `guess`."""
+
+    def ends_by(index: int) -> bool:
+        span: tuple[int, int] | None = encoding.token_to_chars(index)
+        return span is not None and span[1] <= character
+
+    count = min(guess, len(encoding))
+    while count > 0 and not ends_by(count - 1):
+        count -= 1
+    while count < len(encoding) and ends_by(count):
+        count += 1
+    return count
+
+
+def _special_tokens(backend: "Tokenizer") -> tuple[list[int], list[int]]:
+    """The ids the tokenizer's template puts before and after every text."""
+    with_specials = backend.encode("a")
+    own = [i for i, special in enumerate(with_specials.special_tokens_mask) if not special]
+    return with_specials.ids[: own[0]], with_specials.ids[own[-1] + 1 :]

@@ -1,0 +1,65 @@
+"""Vectors to an Arrow column: float32, float16, int8 with a range per dimension, or packed sign bits.
+
+Shapes: n rows, D dimensions of a vector.
+"""
+
+import json
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fastvec.errors import UsageError
+
+VectorDtype = Literal["float32", "float16", "int8", "binary"]
+VECTOR_DTYPES: tuple[str, ...] = get_args(VectorDtype)
+FloatArray = npt.NDArray[np.float32]
+
+_VALUE_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
+
+
+def column_type(dims: int, dtype: VectorDtype) -> pa.DataType:
+    """The column's Arrow type: a fixed-size list of D values, or of D / 8 bytes for `binary`.
+
+    Raises UsageError where D is no multiple of 8 and `dtype` is binary.
+    """
+    if dtype == "binary" and dims % 8:
+        raise UsageError(f"binary vectors pack 8 dimensions into a byte, and {dims} is no multiple of 8: choose --dims")
+    return pa.list_(_VALUE_TYPES[dtype], dims // 8 if dtype == "binary" else dims)
+
+
+def ranges_of(vectors: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
+    """The largest magnitude of each dimension over the valid rows [D]; 1 where there is none."""
+    largest = np.abs(vectors[valid]).max(axis=0, initial=0.0)
+    return np.where(largest > 0, largest, 1.0).astype(np.float32)
+
+
+def ranges_to_json(ranges: FloatArray) -> str:
+    return json.dumps([float(value) for value in ranges])
+
+
+def ranges_from_json(text: str | bytes) -> FloatArray:
+    return np.array(json.loads(text), dtype=np.float32)
+
+
+def to_column(
+    vectors: FloatArray, valid: npt.NDArray[np.bool_], dtype: VectorDtype, ranges: FloatArray | None = None
+) -> pa.FixedSizeListArray:
+    """The column for `vectors` [n, D]; a row that is not `valid` [n] becomes a null, its values zeros.
+
+    int8 is symmetric: round(value / range · 127), a value beyond its range saturates. Raises ValueError for int8
+    without `ranges` [D].
+    """
+    vectors = np.where(valid[:, None], vectors, np.float32(0))
+    if dtype == "int8":
+        if ranges is None:
+            raise ValueError("int8 vectors need the range of each dimension")
+        values = np.clip(np.rint(vectors / ranges * 127), -127, 127).astype(np.int8)
+    elif dtype == "binary":
+        values = np.packbits(vectors > 0, axis=1)
+    else:
+        values = vectors.astype(dtype)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(values.reshape(-1)), type=column_type(vectors.shape[1], dtype), mask=pa.array(~valid)
+    )

@@ -1,0 +1,72 @@
+"""Checkpoint folders for the tests, written the way their own tools write them."""
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def copy(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    return target
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Set the keys of a JSON object, made where there is none; None removes a key."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    content.update(changes)
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def save_adapter(base: Path, target: Path, *, headed: bool = True, seed: int = 1, **settings: Any) -> Path:
+    """A LoRA adapter of `base`, made on the model with its LM head or, as LLM2Vec does, on the one without."""
+    model = (AutoModelForCausalLM if headed else AutoModel).from_pretrained(base)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **settings}
+    tuned = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM" if headed else None, **settings))
+    torch.manual_seed(seed)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:  # made as zeros, which change nothing
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says which layers it saves
+        tuned.save_pretrained(target)
+    return target
+
+
+def with_adapter(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
+    """`model` with an adapter beside its weights, not merged: peft's own arithmetic."""
+    tuned: torch.nn.Module = PeftModel.from_pretrained(model, adapter)
+    return tuned.eval()
+
+
+def save_to_hub_cache(folder: Path, cache: Path, repository: str = "org/tiny") -> Path:
+    """Lay `folder` out as the hub's client does after a download of `repository`; returns the snapshot."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = root / "snapshots" / COMMIT
+    (root / "blobs").mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(COMMIT)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        # small files are named by their git hash, of 40 characters
+        blob = root / "blobs" / (digest if file.suffix == ".safetensors" else digest[:40])
+        shutil.copyfile(file, blob)
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return snapshot
+
+
+def use_hub_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make `cache` the one that the hub's client looks into."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return cache

@@ -1,0 +1,145 @@
+"""A machine to interrupt: its programs die at a chosen system call, and its power may go.
+
+Inside `run`, the calls of `os` and `flock` are counted. At the chosen one the program is dead: that and all later calls
+raise Killed and do nothing, and its files and locks are closed. What each fsync made durable is remembered, the names in
+the folder and the bytes of each file, so that `after_power_cut` can tell what is there when the power is back.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeAlias, get_args
+
+import pytest
+
+Files: TypeAlias = frozenset[tuple[str, bytes]]
+Names = Literal["kept", "lost", "last"]
+Data = Literal["kept", "lost", "zeros"]
+POWER_CUTS: list[tuple[Names, Data]] = list(product(get_args(Names), get_args(Data)))
+
+COUNTED: dict[ModuleType, tuple[str, ...]] = {
+    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink"),
+    fcntl: ("flock",),
+}
+
+
+class Killed(BaseException):
+    """What a dead program raises; only `run` catches it."""
+
+
+class Machine:
+    """`folder` is what programs work in; `attic` keeps the files that they delete, for they may come back."""
+
+    def __init__(self, folder: Path, attic: Path) -> None:
+        self.folder = folder
+        self._attic = attic
+        folder.mkdir()
+        attic.mkdir()
+        self.start_with(frozenset())
+
+    def start_with(self, files: Files) -> None:
+        """Put `files`, and nothing else, into the folder; all of them durable."""
+        for path in (*self.folder.iterdir(), *self._attic.iterdir()):
+            path.unlink()
+        for name, content in files:
+            (self.folder / name).write_bytes(content)
+        self._synced_names = self._names_before_last = self._names()
+        self._synced_bytes = {inode: (self.folder / name).read_bytes() for name, inode in self._names().items()}
+
+    def files(self) -> Files:
+        return frozenset((path.name, path.read_bytes()) for path in self.folder.iterdir())
+
+    def run(
+        self,
+        program: Callable[[], object],
+        *,
+        kill_at: int | None = None,
+        midway: bool = False,
+        die: Callable[[], object] = lambda: None,
+    ) -> list[str]:
+        """Run `program` up to its `kill_at`th system call, or, midway, with half of that done; return its calls.
+
+        `die` is called at that moment, and need not return.
+        """
+        self._calls: list[str] = []
+        self._open_files: set[int] = set()
+        self._kill_at, self._midway, self._die, self._dead = kill_at, midway, die, False
+        with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+            for module, names in COUNTED.items():
+                for name in names:
+                    patch.setattr(module, name, self._counted(name, getattr(module, name)))
+            program()
+        for fd in self._open_files:
+            os.close(fd)
+        return self._calls
+
+    def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._dead:
+                raise Killed
+            if len(self._calls) == self._kill_at:
+                if self._midway:
+                    original(args[0], args[1][: len(args[1]) // 2])
+                self._die()
+                self._dead = True
+                raise Killed
+            self._calls.append(name)
+            if name == "fsync":  # remembered instead of done, which would only take time
+                return self._sync(args[0])
+            before = self._names() if name in ("open", "replace", "unlink") else {}
+            result = original(*args, **kwargs)
+            if before and before != self._names():
+                self._names_before_last = before
+            if name == "open":
+                self._open_files.add(result)
+            elif name == "close":
+                self._open_files.discard(args[0])
+            return result
+
+        return call
+
+    def _names(self) -> dict[str, int]:
+        """The folder's names and their inodes; each inode gets a second name in the attic, so that it stays."""
+        names = {path.name: path.stat().st_ino for path in self.folder.iterdir()}
+        for name, inode in names.items():
+            if not (self._attic / str(inode)).exists():
+                (self._attic / str(inode)).hardlink_to(self.folder / name)
+        return names
+
+    def _sync(self, fd: int) -> None:
+        inode = os.fstat(fd).st_ino
+        if inode == self.folder.stat().st_ino:
+            self._synced_names = self._names_before_last = self._names()
+        else:
+            self._names()
+            self._synced_bytes[inode] = (self._attic / str(inode)).read_bytes()
+
+    def after_power_cut(self, names: Names, data: Data) -> Files:
+        """What a power cut may leave in the folder: the names and bytes that were not synced, kept or lost.
+
+        Of the names, also the last change alone, whatever came before it. Zeros: a file is as long as it was, but what
+        was not synced is zeros.
+        """
+        chosen = self._names()
+        if names == "lost":
+            chosen = self._synced_names
+        elif names == "last":
+            before, now = self._names_before_last, chosen
+            stayed = {name: inode for name, inode in self._synced_names.items() if name in now or name not in before}
+            chosen = stayed | {name: inode for name, inode in now.items() if before.get(name) != inode}
+        return frozenset((name, self._bytes_after_cut(inode, data)) for name, inode in chosen.items())
+
+    def _bytes_after_cut(self, inode: int, data: Data) -> bytes:
+        current = (self._attic / str(inode)).read_bytes()
+        durable = self._synced_bytes.get(inode, b"")
+        if data == "kept":
+            return current
+        if data == "lost":
+            return durable
+        pairs = zip(current, durable, strict=False)
+        same = next((i for i, (now, then) in enumerate(pairs) if now != then), min(len(current), len(durable)))
+        return current[:same].ljust(len(current), b"\0")

@@ -1,0 +1,212 @@
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fastvec.cli import main
+
+ARTICLES = Path(__file__).parent / "data" / "articles.parquet"
+ROOT = Path(__file__).parent.parent
+
+Run = Callable[..., "Done"]
+
+
+class Done(NamedTuple):
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def fastvec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command, as its entry point runs it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTVEC_EMBED_DEVICE", "cpu")
+
+    def run(*arguments: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["fastvec", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main()
+        return Done(int(done.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def _environment() -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_embed_verify_and_inspect(fastvec: Run, tiny_llama: Path) -> None:
+    arguments = ("embed", ARTICLES, "-o", "vecs.arrow", "--model", tiny_llama, "--column", "text", "--limit", "50")
+    done = fastvec(*arguments)
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert f"{tiny_llama} runs bidirectional: " in done.stderr
+    assert re.search(
+        r"^50 rows to vecs.arrow in [\d.]+ s; [\d,]+ rows/s, [\d,]+ tokens/s; .*slowest stage: \w+$", done.stderr, re.M
+    )
+
+    again = fastvec(*arguments)
+    assert (again.exit_code, again.stderr) == (0, "vecs.arrow is already finished: 50 rows\n")
+
+    verified = fastvec("verify", "vecs.arrow")
+    assert (verified.exit_code, verified.stderr) == (0, "")
+    shown = json.loads(fastvec("inspect", "vecs.arrow", "--json").stdout)
+    assert (shown["rows"], shown["dims"], shown["nulls"]) == (50, 64, 0)
+
+
+def test_json_is_one_document_with_every_field(fastvec: Run, tiny_llama: Path) -> None:
+    done = fastvec(
+        "embed",
+        ARTICLES,
+        "-o",
+        "vecs.arrow",
+        "--model",
+        tiny_llama,
+        "--column",
+        "text",
+        "--limit",
+        "9",
+        "--json",
+        "--quiet",
+    )
+    report = json.loads(done.stdout)
+    fields = (
+        "rows nulls truncated repaired errors tokens seconds rows_per_second tokens_per_second padding_saved waits "
+        "peak_memory_bytes resumed_rows output model device"
+    )
+    assert set(fields.split()) <= report.keys()
+    assert (report["rows"], report["output"], report["device"], done.stderr) == (9, "vecs.arrow", "cpu", "")
+    assert report["waits"].keys() == {"read", "tokenize", "encode", "write"}
+
+
+def test_a_dry_run_writes_nothing(fastvec: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    arguments = ("embed", ARTICLES, "-o", "vecs.arrow", "--model", tiny_llama, "--column", "text", "--dry-run")
+    estimate = json.loads(fastvec(*arguments, "--json").stdout)
+    assert (estimate["rows"], estimate["sampled_rows"], estimate["output_bytes"]) == (300, 300, 300 * (64 * 4 + 8))
+    assert estimate["tokens"] > 300 * 20
+    assert estimate["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_come_from_the_environment_too(fastvec: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTVEC_EMBED_MODEL", str(tiny_llama))
+    done = fastvec("embed", ARTICLES, "-o", "vecs.arrow", "--limit", "3")
+    assert done.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["embed", "nowhere.parquet", "-o", "v.arrow"], 1, r"nowhere.parquet"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--column", "id"], 1, r"column 'id' is int64, not text"),
+        (["embed", str(ARTICLES), "-o", "v.parquet", "--column", "text"], 1, r"v.parquet does not end in .arrow"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--column", "body"], 1, r"body"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--keep", "id", "--keep-all"], 2, r"choose one"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--quantize", "int8"], 2, r"not available in this version"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--batch-tokens", "many"], 2, r"neither auto nor a number"),
+        (["embed", str(ARTICLES)], 2, r"Missing option '-o'"),
+        (["doctor"], 2, r"No such command 'doctor'"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    fastvec: Run,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    exit_code: int,
+    message: str,
+) -> None:
+    monkeypatch.setenv("FASTVEC_EMBED_MODEL", str(tiny_llama))
+    done = fastvec(*arguments)
+    assert done.exit_code == exit_code
+    assert done.stdout == ""
+    assert re.fullmatch(rf"fastvec: .*({message}).*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_model_it_says_which_to_pass(fastvec: Run) -> None:
+    done = fastvec("embed", ARTICLES, "-o", "v.arrow", "--column", "text")
+    assert done.exit_code == 1
+    assert re.fullmatch(r"fastvec: .*--model.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_run_that_resumes(
+    fastvec: Run, tiny_llama: Path, tmp_path: Path, number: int, exit_code: int
+) -> None:
+    arguments = ["embed", str(ARTICLES), "-o", "vecs.arrow", "--model", str(tiny_llama), "--column", "text"]
+    # one token a batch: thousands of forwards, so that the signal surely comes in the middle
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastvec", *arguments, "--batch-tokens", "1"],
+        cwd=tmp_path,
+        env=_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "runs bidirectional" in process.stderr.readline()
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    assert re.search(
+        r"^fastvec: stopped by SIG\w+ at row [\d,]+ of 300: the same command goes on from there$", message, re.M
+    )
+    assert fastvec(*arguments).exit_code == 0
+    assert fastvec("verify", "vecs.arrow").exit_code == 0
+
+
+def test_progress_is_live_on_a_terminal(tiny_llama: Path, tmp_path: Path) -> None:
+    primary, secondary = pty.openpty()
+    command = [sys.executable, "-m", "fastvec", "embed", str(ARTICLES), "-o", "vecs.arrow", "--column", "text"]
+    with subprocess.Popen(
+        [*command, "--model", str(tiny_llama)], cwd=tmp_path, env=_environment(), stderr=secondary, stdout=secondary
+    ) as process:
+        os.close(secondary)
+        shown = b""
+        while chunk := _read(primary):
+            shown += chunk
+    os.close(primary)
+    assert process.returncode == 0
+    assert b"300 of 300 rows" in shown
+    assert b"300 rows to vecs.arrow" in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux reports the other end's closing as an error
+        return b""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, fastvec.cli; sys.exit(bool({'torch', 'transformers', 'pyarrow', 'numpy'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], env=_environment(), check=False).returncode == 0
+
+
+def test_every_option_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = subprocess.run(
+        [sys.executable, "-m", "fastvec", "embed", "--help"],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    options = set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
+    assert len(options) > 20
+    assert {option for option in options if f"`{option}" not in text and option not in text} == set()
