@@ -50,7 +50,8 @@ def plain_type(type: pa.DataType) -> pa.DataType:
         return pa.list_(plain_type(type.value_type), type.list_size)
     if isinstance(type, pa.BaseExtensionType):
         return type if plain_type(type.storage_type) == type.storage_type else plain_type(type.storage_type)
-    if types.is_nested(type) or types.is_run_end_encoded(type):  # unions and list views
+    unknown_to_pyarrow = str(type) in ("month_interval", "day_time_interval")  # there is a type, but no array
+    if types.is_nested(type) or types.is_run_end_encoded(type) or unknown_to_pyarrow:  # nested: unions, list views
         raise TypeError(f"{type} cannot be carried over")
     return type
 

@@ -5,6 +5,7 @@ the output. So a resumed run makes the very batches that an uninterrupted one wo
 """
 
 import json
+import logging
 import shutil
 import signal
 import time
@@ -30,6 +31,8 @@ from fastvec.writer import Job, RowError, Writer, finished_rows
 if TYPE_CHECKING:  # torch is not imported before there is work to do
     from fastvec.encoder import Encoder
     from fastvec.tokenize import TextTokenizer, TokenizedTexts
+
+logger = logging.getLogger(__name__)
 
 FLOAT16_MAX = 65504.0
 
@@ -90,6 +93,8 @@ def embed(
     limits = encoder.chunk_limits
     job = replace(job, environment=encoder.environment, limits=limits)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
+        for warning in writer.warnings:
+            logger.warning("%s", warning)
         if writer.batch_tokens is not None:
             encoder.batch_tokens = min(writer.batch_tokens, batch_tokens or writer.batch_tokens)
         return _Run(plan, encoder, writer, started, progress, stop_signal).run()
@@ -154,7 +159,8 @@ class _Run:
                 tokenized = pipeline.run_ahead("tokenize", _tokenize(read, tokenizer), feeds="encode", depth=4)
                 embedded = pipeline.run_ahead("encode", self._encode(tokenized, pipeline), feeds="write", depth=2)
                 for done in embedded:
-                    self._write(done)
+                    with pipeline.working("write"):
+                        self._write(done)
                     self._progress(self._state(pipeline))
         except StoppedError:
             raise self._interrupted() from None
@@ -260,6 +266,7 @@ class _Run:
             tokens_per_second=state.tokens_per_second,
             padding_saved=1 - self._tokens / self._padded_tokens if self._padded_tokens else 0.0,
             waits=state.waits,
+            bottleneck=max(pipeline.busy, key=pipeline.busy.__getitem__, default=""),
             peak_memory_bytes=peak_memory_bytes(),
         )
 

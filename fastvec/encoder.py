@@ -39,7 +39,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 # a rough rate, in FLOP/s, and how long a chunk should take at it: enough to sort by length, little enough to redo
 FLOPS = {"cpu": 1e11, "cuda": 2e14}
 CHUNK_SECONDS = 4
-CHUNK_TOKENS = {"cpu": (4096, 262_144), "cuda": (262_144, 2_097_152)}
+CHUNK_TOKENS = {"cpu": (4096, 65_536), "cuda": (262_144, 2_097_152)}
 # texts an `encode` call handles at a time: enough to sort by length, little enough to hold
 ENCODE_ROWS = 8192
 
@@ -71,7 +71,7 @@ class Encoder:
         longest = self._decoder.longest
         if longest is not None and settings.max_length > longest:
             raise UsageError(
-                f"max_length {settings.max_length} is out of range: {checkpoint.name} has positions for {longest} tokens"
+                f"max_length {settings.max_length} is out of range: {checkpoint.name} has {longest} positions"
             )
         self._dense = load_dense(checkpoint, device=settings.device)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())

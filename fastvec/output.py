@@ -4,6 +4,7 @@ Shapes: n rows of a batch, D values of a vector.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ class Output:
 
 def read_output(path: Path) -> Output:
     """Open the finished output at `path`. Raises OutputError, in one line, for any other file."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, not an output")
     try:
         with pa.memory_map(str(path)) as source:
             reader = ipc.open_file(source)
@@ -82,7 +85,8 @@ def read_output(path: Path) -> Output:
     except (pa.ArrowException, ValueError) as error:
         raise OutputError(f"{path} {_what_it_is(path)}") from error
     except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error.strerror or error}") from error
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's text would name the path again
+        raise OutputError(f"{path} cannot be read: {reason}") from error
     if own.get("format") != arrowfile.FORMAT:
         raise OutputError(f"{path} is an Arrow file, but not an output of this version of fastvec")
     try:

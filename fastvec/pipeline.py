@@ -1,6 +1,6 @@
 """Stages that run side by side: each an iterator in a thread of its own, joined to the next by a bounded queue.
 
-A slow stage fills the queue before it and empties the one behind it; what every stage waited shows which one that is.
+A slow stage fills the queue before it and empties the one behind it: the others wait, and it is busy.
 """
 
 import queue
@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -33,11 +34,12 @@ class Pipeline:
     """The stages of one run; leaving its `with` block stops and joins their threads.
 
     `should_stop` is asked often, from every thread. `waits` counts the seconds each stage spent waiting for the one
-    before it or the one behind it.
+    before it or the one behind it, `busy` those it worked.
     """
 
     def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         self.waits: defaultdict[str, float] = defaultdict(float)
+        self.busy: defaultdict[str, float] = defaultdict(float)
         self._should_stop = should_stop
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -57,6 +59,15 @@ class Pipeline:
         if self._closing.is_set() or self._should_stop():
             raise StoppedError
 
+    @contextmanager
+    def working(self, stage: str) -> Iterator[None]:
+        """Count a block's time as work of `stage`, less what it waits meanwhile for the stage before."""
+        started, waited = time.perf_counter(), self.waits[stage]
+        try:
+            yield
+        finally:
+            self.busy[stage] += time.perf_counter() - started - (self.waits[stage] - waited)
+
     def run_ahead(self, stage: str, items: Iterable[Item], *, feeds: str, depth: int) -> Iterator[Item]:
         """Iterate over `items` in a thread, at most `depth` ahead of the stage it feeds, which takes the result.
 
@@ -71,7 +82,7 @@ class Pipeline:
     def _pump(self, stage: str, items: Iterable[Item], link: "queue.Queue[Item | _End]") -> None:
         end = _End()
         try:
-            for item in items:
+            for item in self._worked(stage, items):
                 self._wait(stage, partial(link.put, item, timeout=POLL_SECONDS), queue.Full)
         except StoppedError:
             return
@@ -81,6 +92,16 @@ class Pipeline:
             self._wait(stage, partial(link.put, end, timeout=POLL_SECONDS), queue.Full)
         except StoppedError:
             return
+
+    def _worked(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        iterator = iter(items)
+        while True:
+            with self.working(stage):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
 
     def _drain(self, stage: str, link: "queue.Queue[Item | _End]") -> Iterator[Item]:
         while True:

@@ -55,7 +55,8 @@ class Report:
     rows_per_second: float = 0.0
     tokens_per_second: float = 0.0
     padding_saved: float = 0.0
-    waits: dict[str, float] = field(default_factory=dict)
+    waits: dict[str, float] = field(default_factory=dict)  # seconds each stage waited for its neighbours
+    bottleneck: str = ""  # the stage that worked longest
     peak_memory_bytes: int = 0
     already_finished: bool = False
 
@@ -76,8 +77,8 @@ class Report:
         parts.append(f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s")
         counted = ("nulls", "empty", "truncated", "repaired", "errors")
         parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
-        if self.waits:
-            parts.append(f"slowest stage: {min(self.waits, key=self.waits.__getitem__)}")
+        if self.bottleneck:
+            parts.append(f"bottleneck: {self.bottleneck}")
         return "; ".join(parts)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers.utils import logging
 
 from tests.tiny import save_decoder
 
@@ -21,6 +22,7 @@ def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     model, output = folder / "random-llama", folder / "vecs.arrow"
     print("No model is bundled yet: making a small decoder with random weights.")
+    logging.disable_progress_bar()
     texts = pq.read_table(CORPUS)["text"].to_pylist()
     save_decoder(model, "llama", texts=texts, vocab_size=4096, hidden_size=256, intermediate_size=512)
 

@@ -1,7 +1,7 @@
 """A machine to interrupt: its programs die at a chosen system call, and its power may go.
 
-Inside `run`, the calls of `os` and `flock` are counted. At the chosen one the program is dead: that and all later calls
-raise Killed and do nothing, and its files and locks are closed. What each fsync made durable is remembered, the names in
+Inside `run`, calls of `os` and `flock` are counted. At the chosen one the program is dead: that and all later calls
+raise Killed and do nothing; its files and locks are closed. What each fsync made durable is remembered, the names in
 the folder and the bytes of each file, so that `after_power_cut` can tell what is there when the power is back.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import pytest
 
 Files: TypeAlias = frozenset[tuple[str, bytes]]
@@ -45,6 +46,7 @@ class Machine:
         """Put `files`, and nothing else, into the folder; all of them durable."""
         for path in (*self.folder.iterdir(), *self._attic.iterdir()):
             path.unlink()
+        self._in_attic: set[int] = set()
         for name, content in files:
             (self.folder / name).write_bytes(content)
         self._synced_names = self._names_before_last = self._names()
@@ -104,10 +106,11 @@ class Machine:
 
     def _names(self) -> dict[str, int]:
         """The folder's names and their inodes; each inode gets a second name in the attic, so that it stays."""
-        names = {path.name: path.stat().st_ino for path in self.folder.iterdir()}
+        names = {entry.name: entry.inode() for entry in os.scandir(self.folder)}
         for name, inode in names.items():
-            if not (self._attic / str(inode)).exists():
+            if inode not in self._in_attic:
                 (self._attic / str(inode)).hardlink_to(self.folder / name)
+                self._in_attic.add(inode)
         return names
 
     def _sync(self, fd: int) -> None:
@@ -140,6 +143,7 @@ class Machine:
             return current
         if data == "lost":
             return durable
-        pairs = zip(current, durable, strict=False)
-        same = next((i for i, (now, then) in enumerate(pairs) if now != then), min(len(current), len(durable)))
+        length = min(len(current), len(durable))
+        now, then = (np.frombuffer(content[:length], np.uint8) for content in (current, durable))
+        same = int(np.argmax(np.append(now != then, True)))
         return current[:same].ljust(len(current), b"\0")

@@ -53,7 +53,7 @@ def test_embed_verify_and_inspect(fastvec: Run, tiny_llama: Path) -> None:
     assert (done.exit_code, done.stdout) == (0, "")
     assert f"{tiny_llama} runs bidirectional: " in done.stderr
     assert re.search(
-        r"^50 rows to vecs.arrow in [\d.]+ s; [\d,]+ rows/s, [\d,]+ tokens/s; .*slowest stage: \w+$", done.stderr, re.M
+        r"^50 rows to vecs.arrow in [\d.]+ s; [\d,]+ rows/s, [\d,]+ tokens/s; .*bottleneck: \w+$", done.stderr, re.M
     )
 
     again = fastvec(*arguments)
