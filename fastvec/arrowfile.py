@@ -10,6 +10,7 @@ so with the head), because Arrow itself has no checksums: a flipped bit in a vec
 """
 
 import json
+import mmap
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -117,19 +118,31 @@ def footer(path: Path, schema: pa.Schema, blocks: Sequence[Block], metadata: Map
 
     Raises OutputError where the batches in the file do not end where `blocks` says.
     """
-    sink = _Tail(blocks[-1].end_offset if blocks else len(head(schema)))
-    with pa.memory_map(str(path)) as source:
-        source.seek(len(MAGIC))
-        reader = ipc.open_stream(source)
-        writer = ipc.new_file(sink, schema, options=_OPTIONS, metadata=dict(metadata))
+    begin = len(head(schema))
+    sink = _Tail(blocks[-1].end_offset if blocks else begin)
+    writer = ipc.new_file(sink, schema, options=_OPTIONS, metadata=dict(metadata))
+    with path.open("rb") as file:
         for block in blocks:
-            writer.write_batch(reader.read_next_batch())
+            try:
+                writer.write_batch(_mapped(file.fileno(), begin, block, schema))
+            except ValueError:  # from mmap and from Arrow
+                raise OutputError(
+                    f"{path}: bytes {begin} to {block.end_offset} hold no batch: the file is damaged"
+                ) from None
             if sink.position != block.end_offset:
                 raise OutputError(
                     f"{path}: a batch ends at byte {sink.position}, expected {block.end_offset}: the file is damaged"
                 )
-        writer.close()
+            begin = block.end_offset
+    writer.close()
     return bytes(sink.kept)
+
+
+def _mapped(file: int, begin: int, block: Block, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch from byte `begin` on, mapped alone: mapped whole, a file stays in the resident size as it is walked."""
+    offset = begin - begin % mmap.ALLOCATIONGRANULARITY
+    mapping = mmap.mmap(file, block.end_offset - offset, offset=offset, access=mmap.ACCESS_READ)
+    return ipc.read_record_batch(ipc.read_message(pa.py_buffer(mapping).slice(begin - offset)), schema)
 
 
 def first_damaged(path: Path, blocks: Sequence[Block]) -> int | None:

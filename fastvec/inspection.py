@@ -90,7 +90,7 @@ def _right_footer(output: Output) -> bytes:
     metadata = arrowfile.footer_metadata(output.schema, output.counts, output.blocks)
     try:
         return arrowfile.footer(output.path, output.schema, output.blocks, metadata)
-    except (OutputError, pa.ArrowException, StopIteration):  # more batches were promised, or others
+    except (OutputError, pa.ArrowException):  # more batches were promised, or others
         return b""
 
 
@@ -114,7 +114,7 @@ def _check_values(output: Output) -> Iterator[Check]:
             problems.setdefault(name, problem)
         rows += batch.num_rows
         nulls += batch.column(output.vector_column).null_count
-    counted = output.counts.get("nulls", 0) + output.counts.get("errors", 0)
+    counted = output.counted_nulls
     yield _check("rows", None if rows == output.rows else f"{rows:,}, promised are {output.rows:,}", f"{rows:,}")
     yield _check("order", problems.get("order"), "numbered from 0, without a gap")
     yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,} files have these rows")
@@ -177,6 +177,7 @@ class Summary:
     pooled_tokens: str
     instruction: str
     rows: int
+    nulls: int  # rows without a vector: no text, or an error
     dims: int
     vector_dtype: str
     vector_column: str
@@ -194,7 +195,6 @@ class Summary:
         return asdict(self)
 
     def __str__(self) -> str:
-        without = self.counts.get("nulls", 0) + self.counts.get("errors", 0)
         files = [f"{file['uri']} ({file['rows']:,} rows)" for file in self.inputs[:_SHOWN_INPUTS]]
         if len(self.inputs) > _SHOWN_INPUTS:
             files.append(f"and {len(self.inputs) - _SHOWN_INPUTS:,} more")
@@ -207,7 +207,7 @@ class Summary:
             "attention": "bidirectional" if self.bidirectional else "causal",
             "pooling": f"{self.pooling}, {self.pooled_tokens} tokens",
             "instruction": self.instruction or "none",
-            "rows": f"{self.rows:,}, {without:,} of them without a vector",
+            "rows": f"{self.rows:,}, {self.nulls:,} of them without a vector",
             "vectors": f"{self.vector_column}, {self.dims:,} dimensions, {self.vector_dtype}{normalized}",
             "norms": "none" if self.norms is None else str(self.norms),
             "kept": ", ".join(f"{name} ({type_})" for name, type_ in self.kept.items()) or "none",
@@ -236,6 +236,7 @@ def inspect(path: str | Path) -> Summary:
         pooled_tokens=own.get("pooled_tokens", ""),
         instruction=own.get("instruction", ""),
         rows=output.rows,
+        nulls=output.counted_nulls,
         dims=output.dims,
         vector_dtype=output.vector_dtype,
         vector_column=output.vector_column,

@@ -130,12 +130,8 @@ class Journal:
         self._append([_seal({"fastvec_journal": _FORMAT, **_fields(job)})])
         sync_folder(self.path.parent)
 
-    def resume(self) -> None:
-        """Cut off what a crash tore."""
-        os.ftruncate(self._fd, self._end)
-
     def append(self, chunks: Sequence[Chunk]) -> None:
-        """Add a line for each chunk, durable when this returns."""
+        """Add a line for each chunk, over what a crash tore; durable when this returns."""
         first = len(self.chunks)
         self._append(_seal({"chunk": first + i, **_record(chunk)}) for i, chunk in enumerate(chunks))
         self.chunks += chunks
@@ -147,10 +143,11 @@ class Journal:
         self._end += len(data)
 
     def remove(self) -> None:
-        """Delete the journal and end its lock, in this order: nobody may lock a journal that is about to go."""
+        """Delete the journal for good, then end its lock: nobody may lock a journal that is about to go."""
         if sys.platform == "win32":  # deletes no open file
             self.close()
         os.unlink(self.path)
+        sync_folder(self.path.parent)
         self.close()
 
     @property

@@ -44,9 +44,14 @@ class Output:
     normalize: bool
     ranges: Array | None  # [D], of int8 vectors: value = int8 * range / 127
 
+    @property
+    def counted_nulls(self) -> int:
+        """Rows without a vector: those without a text, and those that failed."""
+        return self.counts.get("nulls", 0) + self.counts.get("errors", 0)
+
     def batches(self, *, stride: int = 1) -> Iterator[pa.RecordBatch]:
-        """Every `stride`th batch, in slices of at most 1,024 rows; mapped, not copied."""
-        with pa.memory_map(str(self.path)) as source:
+        """Every `stride`th batch, in slices of at most 1,024 rows; one batch is in memory at a time."""
+        with pa.OSFile(str(self.path)) as source:
             reader = ipc.open_file(source)
             for index in range(0, reader.num_record_batches, stride):
                 batch = reader.get_batch(index)

@@ -69,16 +69,17 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
     part, begun = beside(output, ".part"), journal.job if journal is not None else None
     if begun is None and part.exists():
         raise RefusedError(f"{part} has no journal beside it, so nothing tells what it is; {_REMEDY}")
-    if not is_errors_file(errors_path(output)):
-        raise RefusedError(f"{errors_path(output)} is not a list of row errors, yet would be replaced; {_REMEDY}")
-    unfinished = begun is not None and journal is not None and len(journal.chunks) > 0
+    unfinished = journal is not None and begun is not None and len(journal.chunks) > 0
     if begun is not None and unfinished:
         _refuse_another(part, begun.fingerprint, job)
-    if not output.exists():
-        return None
-    fingerprint, rows = _published(output)
-    _refuse_another(output, fingerprint, job)
-    return None if unfinished and part.exists() else rows  # an --overwrite of the same job, interrupted, goes on
+    if output.exists():
+        fingerprint, rows = _published(output)
+        _refuse_another(output, fingerprint, job)
+        if not (unfinished and part.exists()):  # else an --overwrite of the same job was interrupted, and goes on
+            return rows
+    if not is_errors_file(errors_path(output)):
+        raise RefusedError(f"{errors_path(output)} is not a list of row errors, yet would be replaced; {_REMEDY}")
+    return None
 
 
 def _published(output: Path) -> tuple[Mapping[str, Json], int]:

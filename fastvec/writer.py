@@ -110,7 +110,6 @@ class Writer:
             )
         self.schema = arrowfile.read_schema(self._part_path)
         self._end = chunks[-1].block.end_offset
-        self._journal.resume()
         self._part = open_file(self._part_path, os.O_RDWR)
         for chunk in chunks:
             self._add(chunk)
@@ -196,7 +195,6 @@ class Writer:
             os.replace(self._part_path, self._output)
             sync_folder(self._output.parent)
             self._journal.remove()
-            sync_folder(self._output.parent)
 
     def close(self) -> None:
         """End the lock without finishing: commit what is written if possible, and leave work that resumes.

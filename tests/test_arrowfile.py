@@ -52,6 +52,9 @@ def test_a_footer_needs_the_batches_that_were_promised(tmp_path: Path) -> None:
     path = tmp_path / "parts.arrow"
     path.write_bytes(head(batch.schema) + encode(batch).to_pybytes())
     end = path.stat().st_size
+    with pytest.raises(OutputError, match=f"to {end + 8} hold no batch: the file is damaged"):
+        footer(path, batch.schema, [Block(rows=1, end_offset=end + 8, crc32=0)], {})
+    path.write_bytes(path.read_bytes() + bytes(8))
     with pytest.raises(OutputError, match=f"a batch ends at byte {end}, expected {end + 8}: the file is damaged"):
         footer(path, batch.schema, [Block(rows=1, end_offset=end + 8, crc32=0)], {})
 

@@ -256,7 +256,8 @@ def test_inspect_shows_one_screen(output: Path) -> None:
     assert document["counts"] == {"errors": 2, "nulls": 7, "tokens": 301, "truncated": 3}
     assert document["kept"] == {"id": "string"}
     assert document["inputs"][1] == {"uri": "b.parquet", "first_row": 12, "rows": 23}
-    assert (document["rows"], document["dims"], document["size_bytes"]) == (35, DIMS, output.stat().st_size)
+    assert (document["rows"], document["nulls"], document["dims"]) == (35, 9, DIMS)
+    assert document["size_bytes"] == output.stat().st_size
     assert inspect(output).return_code == 0
 
 
