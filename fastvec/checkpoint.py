@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastvec.errors import ModelError
+from fastvec.families import require_supported
 from fastvec.hub import ModelStack, locate, locate_stack
 from fastvec.model_files import (
     ADAPTER_SETTINGS,
@@ -116,6 +117,7 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     model_type = setting(config, "model_type", str, path)
     if model_type is None:
         raise ModelError(f"{path} names no model_type: it is not the folder of a transformers model")
+    require_supported(model_type)
     if config.get("quantization_config"):
         raise ModelError(f"{stack.base} holds quantised weights: give the float model they were made from")
     tokenizer = next((folder for folder in (*stack.folders, *stack.adapters[::-1]) if tokenizer_files(folder)), None)
@@ -124,7 +126,7 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     max_positions = count(config, "max_position_embeddings", path) or count(config, "n_positions", path)
     tokenizer_path = tokenizer / "tokenizer_config.json"
     stated = count(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
-    hidden_size = _hidden_size(config, model_type, path)
+    hidden_size = _hidden_size(config, path)
     _check_chain(hidden_size, dense)
     return Checkpoint(
         name=name,
@@ -156,16 +158,13 @@ def _parts(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[s
             yield f"dense {index}/{file.name}", file
 
 
-def _hidden_size(config: dict[str, Any], model_type: str, path: Path) -> int:
+def _hidden_size(config: dict[str, Any], path: Path) -> int:
     """The width of the hidden states; a model with several parts says it of its text part."""
     for part in (config, setting(config, "text_config", dict, path, {})):
         # word_embed_proj_dim: an OPT may project its last hidden states back to it
         for name in ("word_embed_proj_dim", "hidden_size", "n_embd"):
             if size := count(part, name, path):
                 return size
-    from fastvec.decoder import require_supported  # takes seconds to import, and refuses by name what is no decoder
-
-    require_supported(model_type)
     raise ModelError(f"{path} states no hidden_size: it is not the folder of a decoder")
 
 

@@ -81,23 +81,26 @@ def embed(
     )
     started = time.perf_counter()
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
-    if not overwrite:
-        rows = finished_rows(plan.output, job)
-        if rows is not None:
-            return _report(plan, rows=rows, already_finished=True)
+    rows = finished_rows(plan.output, job, overwrite=overwrite)
+    if rows is not None:
+        return _report(plan, rows=rows, already_finished=True)
     _require_space(plan)
     if isinstance(encoder, EncoderSettings):
         from fastvec.encoder import Encoder
 
         encoder = Encoder(encoder, batch_tokens=batch_tokens)
-    limits = encoder.chunk_limits
-    job = replace(job, environment=encoder.environment, limits=limits)
+    job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
-        for warning in writer.warnings:
-            logger.warning("%s", warning)
-        if writer.batch_tokens is not None:
-            encoder.batch_tokens = min(writer.batch_tokens, batch_tokens or writer.batch_tokens)
+        _go_on(writer, encoder, batch_tokens)
         return _Run(plan, encoder, writer, started, progress, stop_signal).run()
+
+
+def _go_on(writer: Writer, encoder: "Encoder", batch_tokens: int | None) -> None:
+    """Take over the token budget of an earlier run, which may have found out how much memory there is."""
+    for warning in writer.warnings:
+        logger.warning("%s", warning)
+    if writer.batch_tokens is not None:
+        encoder.batch_tokens = min(writer.batch_tokens, batch_tokens or writer.batch_tokens)
 
 
 def _require_space(plan: EmbedPlan) -> None:

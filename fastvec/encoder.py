@@ -134,7 +134,7 @@ class Encoder:
         """Versions and device: another one may round differently."""
         cuda = self.settings.device == "cuda"
         return {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # a plain string, as the journal gives it back
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
             "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",

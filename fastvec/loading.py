@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from fastvec.adapters import merge_adapter
 from fastvec.checkpoint import Checkpoint
-from fastvec.decoder import ATTENTION, require_supported
+from fastvec.decoder import ATTENTION
 from fastvec.errors import ModelError
 from fastvec.model_files import weight_files
 from fastvec.sentence_folder import DenseLayer
@@ -29,9 +29,8 @@ from fastvec.sentence_folder import DenseLayer
 def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
     """The decoder without its LM head, adapters merged, frozen, with our attention; causal or not is `Decoder`'s part.
 
-    Raises ModelError for a family fastvec does not run, and where a tensor is missing or does not fit.
+    Raises ModelError where a tensor is missing or does not fit.
     """
-    require_supported(checkpoint.model_type)
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(checkpoint.base):
         tensors |= load_file(file)

@@ -12,13 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from fastvec import __version__
+from fastvec import __version__, arrowfile
 from fastvec.errors import OutputError, UsageError
 from fastvec.reader import Corpus, open_corpus
 from fastvec.settings import EncoderSettings
 from fastvec.vectors import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
 
-FORMAT = "1"  # of the output file and its journal
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
 
 
@@ -41,7 +40,7 @@ class EmbedPlan:
         """Field by field what identifies the job."""
         corpus = self.corpus
         return {
-            "format": FORMAT,
+            "format": arrowfile.FORMAT,
             "inputs": [[file.uri, file.size, file.mtime_ns] for file in corpus.files],
             "column": corpus.column,
             "keep": corpus.kept_schema.names,
@@ -66,13 +65,11 @@ class EmbedPlan:
         ]
         return pa.schema(fields, metadata=self._metadata(ranges))
 
-    def _metadata(self, ranges: FloatArray | None) -> Mapping[str, str]:
+    def _metadata(self, ranges: FloatArray | None) -> Mapping[str, bytes]:
         settings, checkpoint = self.settings, self.settings.checkpoint
         files = [{"uri": file.uri, "first_row": file.first_row, "rows": file.rows} for file in self.corpus.files]
         metadata = {
             "version": __version__,
-            "format": FORMAT,
-            "fingerprint": json.dumps(self.fingerprint, ensure_ascii=False),
             "model": checkpoint.name,
             "revision": checkpoint.revision or "",
             "weights": checkpoint.weights_hash,
@@ -85,11 +82,12 @@ class EmbedPlan:
             "dtype": settings.dtype,
             "vector_dtype": self.vector_dtype,
             "vector_column": self.vector_column,
-            "inputs": json.dumps(files, ensure_ascii=False),
+            "inputs": json.dumps(files),
         }
         if ranges is not None:
             metadata["ranges"] = ranges_to_json(ranges)
-        return {f"fastvec.{key}": value for key, value in metadata.items()}
+        # what a file name or an argument holds that is not UTF-8 is written out, as \udcff
+        return {f"fastvec.{key}": value.encode("utf-8", "backslashreplace") for key, value in metadata.items()}
 
 
 def plan_embed(

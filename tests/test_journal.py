@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,21 @@ def test_it_is_locked_until_it_is_closed(path: Path) -> None:
         Journal.open(path, create=False)
     journal.close()
     reopened(path)
+
+
+def test_it_is_deleted_before_its_lock_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or another run could take for unfinished what was just finished."""
+    unlink = os.unlink
+
+    def unlink_if_locked(target: Path) -> None:
+        with pytest.raises(RefusedError, match="is locked by a running process"):
+            Journal.open(target, create=False)
+        unlink(target)
+
+    journal = Journal.open(path, create=False)
+    monkeypatch.setattr(os, "unlink", unlink_if_locked)
+    journal.remove()
+    assert not path.exists()
 
 
 def test_a_journal_deleted_before_our_lock_is_not_ours(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ VALID = np.array([True, False, True])
 
 def test_floats_keep_their_values_and_an_invalid_row_is_a_null_that_shifts_nobody() -> None:
     for dtype in ("float32", "float16"):
-        column = to_column(VECTORS, VALID, dtype)  # type: ignore[arg-type]
+        column = to_column(VECTORS, VALID, dtype)
         assert column.to_pylist() == [[0.5, -0.25], None, [-1.0, 0.125]]
         assert column.values.to_pylist() == [0.5, -0.25, 0.0, 0.0, -1.0, 0.125]
 
