@@ -162,10 +162,8 @@ def _settle_dtype(device: str) -> str:
     return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+def _cpu_multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor has bfloat16 instructions; elsewhere bfloat16 is emulated and slower than float32."""
-    cpuinfo = Path("/proc/cpuinfo")  # other systems say it in other ways; float32 is right there, if not the fastest
-    if not cpuinfo.exists():
+    if not cpuinfo.exists():  # not Linux: float32 is right there, if not the fastest
         return False
-    flags = set(cpuinfo.read_text().split())
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo.read_text().split())

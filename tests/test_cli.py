@@ -191,6 +191,14 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
+def test_the_shell_completes_options() -> None:
+    asked = {"_FASTVEC_COMPLETE": "bash_complete", "COMP_WORDS": "fastvec embed --vector-d", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastvec"], env=_environment() | asked, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["plain,--vector-dtype"]
+
+
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys, fastvec.cli; sys.exit(bool({'torch', 'transformers', 'pyarrow', 'numpy'} & sys.modules.keys()))"
