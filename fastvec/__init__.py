@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any
 from fastvec.errors import FastvecError
 
 os.environ["USE_HUB_KERNELS"] = "0"  # read when transformers is imported: no compiled code from the hub
+# Read at the first bfloat16 product on a CPU. Packed batches differ in their number of tokens, and for each number
+# oneDNN compiles its products anew and keeps 1,024 of them, twice over: 1 GB after 600 batches of a tiny model. A batch
+# needs a handful, one for each shape of weights.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "16")
 
 if TYPE_CHECKING:
     from fastvec.corpus import embed

@@ -1,6 +1,5 @@
 """What a run did: counters while it goes, a report when it ends."""
 
-import resource
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -57,7 +56,7 @@ class Report:
     padding_saved: float = 0.0
     waits: dict[str, float] = field(default_factory=dict)  # seconds each stage waited for its neighbours
     bottleneck: str = ""  # the stage that worked longest
-    peak_memory_bytes: int = 0
+    peak_memory_bytes: int | None = None
     already_finished: bool = False
 
     @property
@@ -91,7 +90,11 @@ def padded_tokens(lengths: npt.NDArray[np.integer]) -> int:
     return int((np.maximum.reduceat(lengths, begins) * sizes).sum())
 
 
-def peak_memory_bytes() -> int:
-    """The largest resident size of this process so far."""
+def peak_memory_bytes() -> int | None:
+    """The largest resident size of this process so far; None on Windows, which tells it in another way."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

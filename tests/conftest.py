@@ -1,4 +1,4 @@
-"""Without a GPU, kernels can run in Triton's interpreter; only the kernel tests ask for that."""
+"""What all tests share: no network, poisoned memory, one tiny model."""
 
 import os
 from collections.abc import Iterator
@@ -8,16 +8,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach a network; read when hug
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.tiny import save_decoder
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports a kernel
-
-
-@pytest.fixture
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+# how fast examples come says something about the machine only
+settings.register_profile("fastvec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fastvec")
 
 
 @pytest.fixture(autouse=True)

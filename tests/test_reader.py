@@ -306,7 +306,7 @@ def rows_of(chunk: Chunk) -> list[Row]:
     return list(zip(chunk.texts.to_pylist(), chunk.kept["tags"].to_pylist(), strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=rows_of_words, layout=layouts, limits=all_limits)
 def test_chunks_follow_from_the_rows_alone_also_when_resumed(
     rows: list[Row], layout: Layout, limits: ChunkLimits

@@ -119,7 +119,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "mellum": MIXED | {"mlp_layer_types": ["dense", "sparse"] * 2},
     "mimo_v2_flash": {"layer_types": ["full_attention", "sliding_attention"] * 2},
     "minicpm3": LATENT
-    | {"rope_parameters": LONGROPE | {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0] * 4}},
+    | {"rope_parameters": LONGROPE | {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0] * 4, "factor": 8.0}},
     "ministral": MIXED,
     "ministral3": {  # queries grow with their position in the sequence, already inside these short ones
         "rope_parameters": {

@@ -99,7 +99,7 @@ def test_the_definition_on_numbers_worked_by_hand() -> None:
 
 
 @given(case=cases())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_attention_matches_the_reference(case: Case) -> None:
     expected = attention_reference(case.q, case.k, case.v, case.plan, **case.options)
     output = attention(case.q, case.k, case.v, case.plan, **case.options)

@@ -34,7 +34,7 @@ def spans(draw: st.DrawFn) -> list[list[int]]:
     out_dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_pool_matches_the_reference(
     spans: list[list[int]],
     mode: Mode,
