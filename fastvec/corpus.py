@@ -79,7 +79,6 @@ def embed(
         max_errors=max_errors,
         limit=limit,
     )
-    started = time.perf_counter()
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
     rows = finished_rows(plan.output, job, overwrite=overwrite)
     if rows is not None:
@@ -92,7 +91,7 @@ def embed(
     job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         _go_on(writer, encoder, batch_tokens)
-        return _Run(plan, encoder, writer, started, progress, stop_signal).run()
+        return _Run(plan, encoder, writer, progress, stop_signal).run()
 
 
 def _go_on(writer: Writer, encoder: "Encoder", batch_tokens: int | None) -> None:
@@ -140,12 +139,11 @@ class _Run:
         plan: EmbedPlan,
         encoder: "Encoder",
         writer: Writer,
-        started: float,
         progress: Callable[[Progress], None],
         stop_signal: Callable[[], int | None],
     ) -> None:
         self._plan, self._encoder, self._writer = plan, encoder, writer
-        self._started, self._progress, self._stop_signal = started, progress, stop_signal
+        self._started, self._progress, self._stop_signal = time.perf_counter(), progress, stop_signal
         self._resumed_rows = self._rows = writer.rows
         self._tokens = self._padded_tokens = 0
         self._ranges: FloatArray | None = None

@@ -117,7 +117,7 @@ def _check_values(output: Output) -> Iterator[Check]:
     counted = output.counted_nulls
     yield _check("rows", None if rows == output.rows else f"{rows:,}, promised are {output.rows:,}", f"{rows:,}")
     yield _check("order", problems.get("order"), "numbered from 0, without a gap")
-    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,} files have these rows")
+    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with these rows in all")
     yield _check(
         "nulls", None if nulls == counted else f"{nulls:,}, counted were {counted:,}", f"{nulls:,}, as counted"
     )
