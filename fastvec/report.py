@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """The end of an embedding job. Counts cover the whole output; `seconds` and rates what this process did, its model loaded."""
+    """The end of a job. Counts cover the whole output; `seconds` and rates this process, once its model was loaded."""
 
     output: str
     model: str
