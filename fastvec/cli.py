@@ -58,15 +58,17 @@ def cli() -> None:
 @click.option("--model", help="A folder or hub id: transformers, LLM2Vec, PEFT or sentence-transformers.")
 @click.option("--adapter", "adapters", multiple=True, help="A PEFT folder or id to merge; repeat to merge in order.")
 @click.option("--revision", help="The hub revision of the model.")
-@click.option("--column", help="The text column; needed where it is not plain.")
+@click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
 @click.option("--keep", multiple=True, metavar="COL", help="A column to copy to the output; repeat for more.")
 @click.option("--keep-all", is_flag=True, help="Copy every column.")
 @click.option("--instruction", help="A text before every text, which is not pooled.")
 @click.option("--prompt-name", help="A prompt of the checkpoint to put before every text.")
-@click.option("--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="As the checkpoint.")
-@click.option("--normalize/--no-normalize", default=None, help="Vectors of length 1; as the checkpoint.")
-@click.option("--bidirectional/--causal", default=None, help="What attention sees; as the checkpoint.")
-@click.option("--dims", type=int, help="Keep the first N dimensions; as the checkpoint.")
+@click.option(
+    "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the checkpoint says]"
+)
+@click.option("--normalize/--no-normalize", default=None, help="Vectors of length 1. [default: as the checkpoint says]")
+@click.option("--bidirectional/--causal", default=None, help="What attention sees. [default: as the checkpoint says]")
+@click.option("--dims", type=int, help="Keep the first N dimensions. [default: as the checkpoint says]")
 @click.option(
     "--vector-dtype",
     type=click.Choice(["float32", "float16", "int8", "binary"]),
@@ -75,7 +77,7 @@ def cli() -> None:
     help="How vectors are stored.",
 )
 @click.option("--vector-column", default="embedding", show_default=True, help="The vectors' column.")
-@click.option("--max-length", type=int, help="Tokens of a text; longer ones are cut. As the checkpoint.")
+@click.option("--max-length", type=int, help="Tokens of a text; longer ones are cut. [default: as the checkpoint says]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--dtype",

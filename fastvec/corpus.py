@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fastvec.errors import DiskFullError, InterruptedRunError, RowErrorsError
+from fastvec.ownership import beside
 from fastvec.pipeline import Pipeline, StoppedError
 from fastvec.plan import EmbedPlan, plan_embed
 from fastvec.reader import Chunk, ChunkLimits
@@ -103,7 +104,7 @@ def _go_on(writer: Writer, encoder: "Encoder", batch_tokens: int | None) -> None
 
 
 def _require_space(plan: EmbedPlan) -> None:
-    part = plan.output.with_name(plan.output.name + ".part")
+    part = beside(plan.output, ".part")
     have = shutil.disk_usage(plan.output.parent).free + (part.stat().st_size if part.exists() else 0)
     if have < plan.output_bytes:
         raise DiskFullError(
@@ -228,7 +229,7 @@ class _Run:
             option = "--on-error fail" if plan.on_error == "fail" else f"--max-errors {plan.max_errors}"
             raise RowErrorsError(
                 f"row {first.row} ({file}) has no vector ({first.code}) and {option} stops there: "
-                f"{self._writer.rows:,} rows are safe, the same command goes on from them"
+                f"{self._rows:,} rows are safe, the same command goes on from them"
             )
 
     def _interrupted(self) -> InterruptedRunError:
