@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fastvec.cli import main
@@ -146,8 +148,9 @@ def test_without_a_model_it_says_which_to_pass(fastvec: Run) -> None:
 def test_a_signal_leaves_a_run_that_resumes(
     fastvec: Run, tiny_llama: Path, tmp_path: Path, number: int, exit_code: int
 ) -> None:
-    arguments = ["embed", str(ARTICLES), "-o", "vecs.arrow", "--model", str(tiny_llama), "--column", "text"]
-    # one token a batch: thousands of forwards, so that the signal surely comes in the middle
+    pq.write_table(pa.table({"text": ["a sea"] * 20_000}), tmp_path / "seas.parquet")
+    arguments = ["embed", "seas.parquet", "-o", "vecs.arrow", "--model", str(tiny_llama)]
+    # one token a batch: 20,000 forwards, so that the signal surely comes in the middle
     process = subprocess.Popen(
         [sys.executable, "-m", "fastvec", *arguments, "--batch-tokens", "1"],
         cwd=tmp_path,
@@ -162,7 +165,7 @@ def test_a_signal_leaves_a_run_that_resumes(
     _, message = process.communicate(timeout=60)
     assert process.returncode == exit_code
     assert re.search(
-        r"^fastvec: stopped by SIG\w+ at row [\d,]+ of 300: the same command goes on from there$", message, re.M
+        r"^fastvec: stopped by SIG\w+ at row [\d,]+ of 20,000: the same command goes on from there$", message, re.M
     )
     assert fastvec(*arguments).exit_code == 0
     assert fastvec("verify", "vecs.arrow").exit_code == 0

@@ -1,4 +1,4 @@
-"""The recipes of docs/reading.md, run as they stand there on a file that the writer wrote."""
+"""The recipes of README.md and docs/reading.md, run as they stand there on a file that the writer wrote."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,8 @@ import pytest
 from fastvec.vectors import VectorDtype, column_type, ranges_of, ranges_to_json, to_column
 from fastvec.writer import Job, Writer
 
-RECIPES = Path(__file__).parent.parent / "docs/reading.md"
+ROOT = Path(__file__).parent.parent
+RECIPES = (ROOT / "README.md").read_text() + (ROOT / "docs/reading.md").read_text()
 ROWS, DIMS = 10, 16
 VALID = np.array([row not in (2, 6) for row in range(ROWS)])
 BATCHES = [(0, 4), (4, 8), (8, 10)]
@@ -53,11 +54,11 @@ def write_output(path: Path, dtype: VectorDtype = "float32") -> None:
 
 def run(*headings: str) -> dict[str, Any]:
     """The variables after the recipes under these headings, run one after the other."""
-    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", RECIPES.read_text(), flags=re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^###? (.+?)\n(.*?)(?=^###? |\Z)", RECIPES, flags=re.MULTILINE | re.DOTALL))
     variables: dict[str, Any] = {"query": QUERY}
     for heading in headings:
         for code in re.findall(r"^```python\n(.*?)^```", sections[heading], flags=re.MULTILINE | re.DOTALL):
-            exec(compile(code, f"{RECIPES.name}, {heading}", "exec"), variables)
+            exec(compile(code, heading, "exec"), variables)
     return variables
 
 

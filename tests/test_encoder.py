@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +67,35 @@ def test_vectors_are_those_of_one_sequence_at_a_time(
     encoder = Encoder.from_pretrained(folder, dtype="float32", device="cpu", pooling=pooling, normalize=False)
     expected = one_at_a_time(folder, TEXTS, pooling, instruction)
     assert np.abs(encoder.encode(TEXTS, instruction=instruction) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def save_llm2vec(folder: Path, tiny_llama: Path, **settings: object) -> Path:
+    shutil.copytree(tiny_llama, folder)
+    (folder / "llm2vec_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last_token"])
+def test_an_llm2vec_folder_pools_as_it_says_and_is_not_normalised(
+    tmp_path: Path, tiny_llama: Path, pooling: str
+) -> None:
+    folder = save_llm2vec(tmp_path / "llm2vec", tiny_llama, pooling_mode=pooling, skip_instruction=True)
+    expected = one_at_a_time(tiny_llama, TEXTS, pooling.removesuffix("_token"), "Find it:")
+    vectors = Encoder.from_pretrained(folder, dtype="float32", device="cpu").encode(TEXTS, instruction="Find it:")
+    assert np.abs(vectors - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_an_llm2vec_folder_that_pools_eos_puts_it_behind_every_text(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = save_llm2vec(tmp_path / "llm2vec", tiny_llama, pooling_mode="eos_token")
+    expected = one_at_a_time(tiny_llama, [text.rstrip() + " </s>" for text in TEXTS], "last", None)
+    vectors = Encoder.from_pretrained(folder, dtype="float32", device="cpu").encode(TEXTS)
+    assert np.abs(vectors - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_an_llm2vec_document_keeps_its_first_tokens(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = save_llm2vec(tmp_path / "llm2vec", tiny_llama, pooling_mode="mean", doc_max_length=3)
+    encoder = Encoder.from_pretrained(folder, dtype="float32", device="cpu")
+    assert np.abs(encoder.encode(["1234567"]) - encoder.encode(["123"])).max() < 1e-6
 
 
 def test_causal_when_asked_for(tiny_llama: Path) -> None:
