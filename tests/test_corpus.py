@@ -140,6 +140,17 @@ def test_a_run_resumed_after_any_chunk_is_the_same_to_the_byte(
     assert broken.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_a_resumed_run_keeps_the_token_budget_that_was_found_to_fit(encoder: Encoder, output: Path) -> None:
+    small = Encoder(encoder.settings, batch_tokens=300)
+    with pytest.raises(Killed):
+        embed([ARTICLES], output, encoder=small, column="text", progress=_kill_at_the_second_chunk())
+    resumed = Encoder(encoder.settings)
+    assert resumed.batch_tokens > 300
+    embed([ARTICLES], output, encoder=resumed, column="text")
+    assert resumed.batch_tokens == 300
+
+
 def _kill_at_the_second_chunk() -> Callable[[Progress], None]:
     seen = []
 

@@ -85,13 +85,22 @@ def test_a_limit_of_the_text_alone_leaves_the_instruction(plain: PreTrainedToken
 
 
 @pytest.mark.parametrize("prefix", ["", "the train "])
-def test_cutting_a_long_text_first_changes_no_token(plain: PreTrainedTokenizerBase, prefix: str) -> None:
-    dense = "日本語ok? " * 4000  # many tokens a character
-    sparse = "a" + " " * 30_000 + "the train leaves every hour"  # few: the cut text does not reach max_length
-    recipe = TextRecipe(prefix=prefix, max_length=64, pooled="text")
-    tokenized = TextTokenizer(plain, recipe)([dense, sparse])
-    for index, text in enumerate([dense, sparse]):
-        assert tokenized.sequence(index).tolist() == plain(prefix + text)["input_ids"][:64]
+@given(words=st.lists(st.sampled_from(["train", "harbour", "sea", "1024", "日本語", "é", " "]), max_size=60))
+def test_cutting_a_long_text_first_changes_no_token(
+    plain: PreTrainedTokenizerBase, prefix: str, words: list[str]
+) -> None:
+    text = "".join(words) + " ".join(words)
+    recipe = TextRecipe(prefix=prefix, max_length=12, pooled="text")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastvec.tokenize.CHARACTERS_PER_TOKEN", 1)  # so that most texts are cut, and most cuts too short
+        tokenized = TextTokenizer(plain, recipe)([text])
+    assert tokenized.sequence(0).tolist() == plain(prefix + text)["input_ids"][:12]
+
+
+def test_a_text_without_end_is_not_tokenised_whole(plain: PreTrainedTokenizerBase) -> None:
+    tokenizer = TextTokenizer(plain, TextRecipe(max_length=64))
+    (encoding, _, _), *_ = tokenizer._encode(["1 " * 100_000])
+    assert 64 < len(encoding) < 2000
 
 
 def test_an_empty_text_is_its_special_tokens(with_eos: PreTrainedTokenizerBase) -> None:
