@@ -112,5 +112,14 @@ def write_chunk(writer: Writer, index: int, *, dtype: str = "float32", normalize
     writer.write(batch, counts=counts, errors=errors, batch_tokens=1024)
 
 
+def begun(output: Path, chunks: int) -> Writer:
+    """A job of which `chunks` chunks are written, and not finished."""
+    writer = Writer.open(output, make_job())
+    writer.begin(make_schema())
+    for index in range(chunks):
+        write_chunk(writer, index)
+    return writer
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}

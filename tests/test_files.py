@@ -13,7 +13,7 @@ import pytest
 from fastvec import writer as writer_module
 from fastvec.errors import DiskFullError, OutputError
 from fastvec.writer import RowError, Writer
-from tests.outputs import ROWS, contents, make_chunk, make_job, make_schema, run_job, write_chunk
+from tests.outputs import ROWS, begun, contents, make_chunk, make_job, run_job, write_chunk
 
 
 @pytest.fixture
@@ -28,14 +28,6 @@ def expected(tmp_path: Path) -> dict[str, bytes]:
     (tmp_path / "uninterrupted").mkdir()
     run_job(tmp_path / "uninterrupted" / "vecs.arrow")
     return contents(tmp_path / "uninterrupted")
-
-
-def begun(output: Path, chunks: int) -> Writer:
-    writer = Writer.open(output, make_job())
-    writer.begin(make_schema())
-    for index in range(chunks):
-        write_chunk(writer, index)
-    return writer
 
 
 class Disk:

@@ -10,7 +10,7 @@ from pyarrow import ipc
 from fastvec import writer as writer_module
 from fastvec.errors import OutputError
 from fastvec.writer import RowError, Writer
-from tests.outputs import CHUNKS, ROWS, contents, make_chunk, make_job, make_schema, run_job, write_chunk
+from tests.outputs import CHUNKS, ROWS, begun, contents, make_chunk, make_job, make_schema, run_job, write_chunk
 
 COUNTS = {"nulls": 7, "truncated": 3, "errors": 2, "tokens": 301}
 
@@ -27,14 +27,6 @@ def expected(tmp_path: Path) -> dict[str, bytes]:
     (tmp_path / "uninterrupted").mkdir()
     run_job(tmp_path / "uninterrupted" / "vecs.arrow")
     return contents(tmp_path / "uninterrupted")
-
-
-def begun(output: Path, chunks: int) -> Writer:
-    writer = Writer.open(output, make_job())
-    writer.begin(make_schema())
-    for index in range(chunks):
-        write_chunk(writer, index)
-    return writer
 
 
 def test_a_finished_output_holds_every_chunk(output: Path) -> None:
