@@ -88,19 +88,19 @@ def embed(
     if isinstance(encoder, EncoderSettings):
         from fastvec.encoder import Encoder
 
-        encoder = Encoder(encoder, batch_tokens=batch_tokens)
+        encoder = Encoder(encoder)
     job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
-        _go_on(writer, encoder, batch_tokens)
+        for warning in writer.warnings:
+            logger.warning("%s", warning)
+        _settle_budget(writer, encoder, batch_tokens)
         return _Run(plan, encoder, writer, progress, stop_signal).run()
 
 
-def _go_on(writer: Writer, encoder: "Encoder", batch_tokens: int | None) -> None:
-    """Take over the token budget of an earlier run, which may have found out how much memory there is."""
-    for warning in writer.warnings:
-        logger.warning("%s", warning)
-    if writer.batch_tokens is not None:
-        encoder.batch_tokens = min(writer.batch_tokens, batch_tokens or writer.batch_tokens)
+def _settle_budget(writer: Writer, encoder: "Encoder", batch_tokens: int | None) -> None:
+    """The token budget asked for, or that of an earlier run, which may have found out how much memory there is."""
+    budgets = [budget for budget in (batch_tokens, writer.batch_tokens) if budget is not None]
+    encoder.batch_tokens = min(budgets, default=encoder.batch_tokens)
 
 
 def _require_space(plan: EmbedPlan) -> None:

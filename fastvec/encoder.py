@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from fastvec.batching import token_batches
 from fastvec.decoder import Decoder, self_check
-from fastvec.errors import UsageError
+from fastvec.errors import ModelError, UsageError
 from fastvec.loading import load_dense, load_model, load_tokenizer, text_frame
 from fastvec.packed import Packed, pack
 from fastvec.settings import EncoderSettings, resolve_settings
@@ -179,7 +179,8 @@ class Encoder:
         """Encode one chunk of texts. What `between_batches` raises ends it.
 
         Out of memory halves the token budget and takes the whole chunk again, so that a chunk's batches always follow
-        from its lengths and one budget; a text that is too large alone has failed.
+        from its lengths and one budget; a text that is too large alone has failed. Raises ModelError where not even
+        the vectors of a chunk find room.
         """
         while True:
             try:
@@ -187,6 +188,8 @@ class Encoder:
                     return self._encode_chunk(texts, between_batches)
             except torch.OutOfMemoryError:
                 pass  # the traceback holds the batch's tensors until this block is left
+            if self.batch_tokens == 1:
+                raise ModelError(f"{self.settings.device} has no memory left beside the model: free some, or use cpu")
             self.batch_tokens = max(min(self.batch_tokens, int(texts.lengths.sum())) // 2, 1)
             torch.cuda.empty_cache()
             logger.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
@@ -223,9 +226,12 @@ class Encoder:
         return F.normalize(vectors, dim=-1) if settings.normalize else vectors
 
     def _alone_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
-        """The vector of a text whose low-precision forward overflowed."""
-        with self._float32_weights():
-            return self._vectors(self._packed(texts, np.array([row])))[0].cpu().numpy()
+        """The vector [D] of a text whose low-precision forward overflowed; NaN where float32 finds no memory."""
+        try:
+            with self._float32_weights():
+                return self._vectors(self._packed(texts, np.array([row])))[0].cpu().numpy()
+        except torch.OutOfMemoryError:
+            return np.full(self.dims, np.nan, dtype=np.float32)
 
     @contextmanager
     def _float32_weights(self) -> Iterator[None]:
@@ -235,9 +241,9 @@ class Encoder:
         """
         model = self._decoder.model
         narrow = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype == self._dtype]
-        for tensor in narrow:
-            tensor.data = tensor.data.float()
         try:
+            for tensor in narrow:
+                tensor.data = tensor.data.float()
             yield
         finally:
             for tensor in narrow:

@@ -13,6 +13,8 @@ from fastvec.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+# what else a checkpoint says about how a text becomes a sequence, and which of its tokens are pooled
+TEXT_RULES = ("text_max_length", "lower_case", "strip", "chat_template", "append_eos", "include_prompt")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +86,7 @@ class EncoderSettings:
             "normalize": self.normalize,
             "dims": self.dims,
             "dtype": self.dtype,
+            **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
         }
 
 

@@ -151,6 +151,12 @@ def test_a_resumed_run_keeps_the_token_budget_that_was_found_to_fit(encoder: Enc
     assert resumed.batch_tokens == 300
 
 
+def test_a_budget_asked_for_holds_for_a_loaded_encoder(encoder: Encoder, output: Path) -> None:
+    loaded = Encoder(encoder.settings)
+    embed([ARTICLES], output, encoder=loaded, column="text", limit=3, batch_tokens=123)
+    assert loaded.batch_tokens == 123
+
+
 def _kill_at_the_second_chunk() -> Callable[[Progress], None]:
     seen = []
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from fastvec.encoder import Encoder
-from fastvec.errors import UsageError
+from fastvec.encoder import Encoded, Encoder
+from fastvec.errors import ModelError, UsageError
 from fastvec.packed import Packed
 from fastvec.settings import resolve_settings
+from fastvec.tokenize import TokenizedTexts
 from tests.tiny import SENTENCES, save_decoder
 
 TEXTS = [*SENTENCES, "sea", "a longer one, " * 20]
@@ -161,6 +162,35 @@ def test_a_text_that_overflows_is_done_again_alone_in_float32(
     assert np.abs(vectors[longest] - encoder.encode([TEXTS[longest]])[0]).max() < 1e-3
     assert (vectors * encoder.encode(TEXTS)).sum(axis=1).min() > 0.999
     assert {parameter.dtype for parameter in half._decoder.model.parameters()} == {torch.float16}
+
+
+def test_a_text_that_overflows_fails_where_float32_finds_no_memory(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Encoder.from_pretrained(tiny_llama, dtype="float16", device="cpu")
+    forward = Encoder._vectors
+
+    def small_device(self: Encoder, packed: Packed) -> torch.Tensor:
+        if next(self._decoder.model.parameters()).dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, packed) * torch.where(torch.arange(len(packed.lengths)) == 0, torch.inf, 1)[:, None]
+
+    monkeypatch.setattr(Encoder, "_vectors", small_device)
+    encoded = half.encode_tokens(half.tokenizer()(["a sea", "a longer sea"]))
+
+    assert encoded.failed == {1: "non_finite_vector"}
+    assert {parameter.dtype for parameter in half._decoder.model.parameters()} == {torch.float16}
+
+
+def test_a_device_without_any_memory_left_is_one_line(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
+
+    def full(self: Encoder, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Encoded:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Encoder, "_encode_chunk", full)
+    with pytest.raises(ModelError, match="cpu has no memory left beside the model"):
+        encoder.encode(TEXTS)
 
 
 def test_a_text_without_a_finite_vector_fails_alone(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,13 @@ def test_the_fingerprint_follows_every_choice(tiny_llama: Path) -> None:
     for field, choice in choices.items():
         other = resolve_settings(tiny_llama, **{"device": "cpu", "dtype": "float32", **choice}).fingerprint(None, None)
         assert [name for name in plain if plain[name] != other[name]] == [field]
+
+
+def test_the_fingerprint_follows_the_rules_of_the_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "llm2vec"
+    shutil.copytree(tiny_llama, folder)
+    found = []
+    for limit in (400, 300):
+        (folder / "llm2vec_config.json").write_text(json.dumps({"pooling_mode": "mean", "doc_max_length": limit}))
+        found.append(resolve_settings(folder, device="cpu").fingerprint(None, None))
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == ["text_max_length"]
