@@ -8,8 +8,8 @@ from fastvec.errors import FastvecError
 
 os.environ["USE_HUB_KERNELS"] = "0"  # read when transformers is imported: no compiled code from the hub
 # Read at the first bfloat16 product on a CPU. Packed batches differ in their number of tokens, and for each number
-# oneDNN compiles its products anew and keeps 1,024 of them, twice over: 1 GB after 600 batches of a tiny model. A batch
-# needs a handful, one for each shape of weights.
+# oneDNN compiles its products anew and keeps 1,024 of them, twice over: 0.9 GB after four small products at 600 numbers
+# of tokens. A batch needs a handful, one for each shape of weights.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "16")
 

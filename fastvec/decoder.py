@@ -21,11 +21,9 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from fastvec.errors import ModelError
-from fastvec.families import FAMILIES, require_supported
+from fastvec.families import require_supported
 from fastvec.packed import Packed, pack
 from fastvec_kernels import AttentionPlan, attention
-
-__all__ = ["ATTENTION", "FAMILIES", "Decoder", "packed_attention", "require_supported", "self_check"]
 
 ATTENTION = "fastvec"  # a name holding "sdpa", "flash" or "/" would be dispatched on by substring
 # keyword arguments that say nothing about what is attended to, or repeat what the mask says

@@ -50,11 +50,9 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     texts = _sample(plan)
     tokenizer = encoder.tokenizer(plan.instruction, plan.prompt_name)
     present = [text for text in texts if text is not None]
-    lengths = tokenizer(present).lengths
-    tokens = round(float(lengths.sum()) / max(len(texts), 1) * plan.corpus.rows)
-
     shuffled = [present[i] for i in np.random.default_rng(0).permutation(len(present))]
     groups = [tokenizer(shuffled[i : i + TRIAL_ROWS]) for i in range(0, len(shuffled), TRIAL_ROWS)]
+    tokens = round(sum(len(group.ids) for group in groups) / max(len(texts), 1) * plan.corpus.rows)
     if groups:
         encoder.encode_tokens(groups[0])  # the first forward also allocates and warms up
     tried, started = 0, time.perf_counter()
