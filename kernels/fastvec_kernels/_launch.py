@@ -1,0 +1,140 @@
+"""Where and how kernels run: the one place that knows about devices, the interpreter and compiling without a GPU.
+
+A kernel is launched by `launch` and chosen by `architecture`, so that a machine without a GPU can compile exactly what
+a GPU would run: under `compiling_for`, every op takes its kernels and compiles each launch instead of making it.
+Without Triton (macOS, Windows) `triton` and `tl` are stand-ins: kernels are defined, and never run.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = SimpleNamespace(jit=lambda kernel: kernel)
+    tl = SimpleNamespace(constexpr=None)
+    HAS_TRITON = False
+else:
+    HAS_TRITON = True
+
+__all__ = ["INTERPRETED", "architecture", "compiling_for", "kernels_on_cpu", "launch", "runs_triton", "tl", "triton"]
+
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # decided when a kernel is defined
+# What the configuration tables have a row for, and the shared memory a program may have there, in bytes. sm_80's is the
+# 99 KiB of its consumer siblings sm_86 and sm_89, which share its row.
+SHARED_MEMORY = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+
+_kernels_on_cpu = False
+_compiling: "CompileOnly | None" = None
+
+
+@contextmanager
+def kernels_on_cpu() -> Iterator[None]:
+    """Send CPU tensors to the kernels too, in Triton's interpreter; tests of kernels use this.
+
+    Elsewhere CPU tensors take PyTorch's operations, which is what a machine without a GPU runs.
+    Raises RuntimeError where the kernels were not defined for the interpreter.
+    """
+    global _kernels_on_cpu
+    if not INTERPRETED:
+        raise RuntimeError("set TRITON_INTERPRET=1 before importing fastvec_kernels to run kernels on a CPU")
+    before, _kernels_on_cpu = _kernels_on_cpu, True
+    try:
+        yield
+    finally:
+        _kernels_on_cpu = before
+
+
+class CompileOnly:
+    """Stands in for Triton's GPU driver: it knows its target, and nothing can be launched on it."""
+
+    def __init__(self, architecture: str) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        cuda = architecture.startswith("sm_")
+        self.architecture = architecture
+        self.target = GPUTarget("cuda", int(architecture[3:]), 32) if cuda else GPUTarget("hip", architecture, 64)
+        self.compiled: list[tuple[str, Any]] = []  # (kernel's name, triton's CompiledKernel), a launch each
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return self.architecture  # a key of triton's caches: a kernel compiled for another target is not found again
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextmanager
+def compiling_for(architecture: str) -> Iterator[CompileOnly]:
+    """Compile what the ops in this block would launch on `architecture`, a key of SHARED_MEMORY; launch nothing.
+
+    Tensors may be anywhere; what an op returns in this block is uninitialised.
+    Raises RuntimeError where the kernels were defined for the interpreter, ValueError for another architecture.
+    """
+    global _compiling
+    if INTERPRETED or not HAS_TRITON:
+        raise RuntimeError("compiling needs Triton, and TRITON_INTERPRET unset when fastvec_kernels is imported")
+    if architecture not in SHARED_MEMORY:
+        raise ValueError(f"kernels are compiled for {', '.join(SHARED_MEMORY)}, not {architecture}")
+    from triton.runtime import driver
+
+    _compiling = CompileOnly(architecture)
+    driver.set_active(_compiling)
+    try:
+        yield _compiling
+    finally:
+        _compiling = None
+        driver._active = None  # reset_active would look for a GPU
+
+
+def runs_triton(x: torch.Tensor) -> bool:
+    """Whether kernels, not PyTorch's operations, handle `x` in this process."""
+    if not HAS_TRITON:
+        return False
+    if _kernels_on_cpu or _compiling is not None:
+        return x.dtype != torch.float64
+    return x.is_cuda and x.dtype != torch.float64 and architecture(x.device) is not None
+
+
+def architecture(device: torch.device) -> str | None:
+    """The row of the configuration tables for `device`: a key of SHARED_MEMORY, or None for a GPU without one.
+
+    The interpreter reads sm_90's row: it runs the same programs, tile by tile.
+    """
+    if _compiling is not None:
+        return _compiling.architecture
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip is not None:
+        name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        return name if name in SHARED_MEMORY else None
+    return {8: "sm_80", 9: "sm_90", 10: "sm_100", 12: "sm_80"}.get(torch.cuda.get_device_capability(device)[0])
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Run `kernel` on `grid` programs; the first of `args` is a tensor on the device it runs on."""
+    options.setdefault("enable_fp_fusion", True)  # Triton's default until 3.10; unsaid, 3.9 warns
+    if _compiling is not None:
+        _compiling.compiled.append((kernel.__name__, kernel.warmup(*args, grid=grid, **options)))
+    elif args[0].is_cuda and args[0].device.index != torch.cuda.current_device():
+        with torch.cuda.device(args[0].device):
+            kernel[grid](*args, **options)
+    else:
+        kernel[grid](*args, **options)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def warps_for(block_size: int) -> int:
+    """Warps for a program that holds `block_size` elements in fp32: at most 16 elements a thread, 4 to 16 warps."""
+    return min(max(block_size // 512, 4), 16)
