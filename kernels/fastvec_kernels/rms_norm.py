@@ -1,0 +1,248 @@
+"""RMSNorm over packed tokens, alone or after the addition of the residual.
+
+    y = x / sqrt(mean(x²) + eps) · w                        rms_norm
+    total = round(x + residual), y = rms_norm(total)        add_rms_norm
+
+The norm is taken of the rounded sum, which is what transformers does, what the next layer reads as its residual, and
+all that the backward has to keep. Gemma's 1 + w is passed in as w.
+With g = dy · w and r = 1 / sqrt(mean(x²) + eps):
+
+    dx = r · (g − x · r² · mean(g · x)) (+ dtotal) = dresidual          dw = Σ_t dy · x · r
+
+Shapes: T packed tokens, D hidden size.
+All arithmetic is fp32 whatever the dtypes; rounding happens once, at the store.
+"""
+
+from typing import Any
+
+import torch
+
+from fastvec_kernels._launch import launch, next_power_of_2, runs_triton, tl, triton
+
+WIDEST = 32_768  # a program holds whole rows: 32 elements a thread of 32 warps
+GRADIENT_WARPS = 2048  # the warps that share a weight's gradient: a wave of 16 a multiprocessor on 128 of them
+
+
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """The definition, in float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)  # float64 stays float64, for gradcheck
+    x_wide = x.to(wide)
+    return (x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide)).to(x.dtype)
+
+
+def add_rms_norm_reference(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition; the sum of two halves is exact in float32 and rounded once, in PyTorch's own addition too."""
+    total = x + residual
+    return rms_norm_reference(total, weight, eps), total
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Normalise each row of `x` [T, D] and scale it by `weight` [D] -> [T, D] of x's dtype.
+
+    Raises ValueError where a shape does not fit.
+    """
+    if x.ndim != 2 or weight.shape != x.shape[1:]:
+        raise ValueError(f"rms_norm needs x [T, D] and weight [D], got {tuple(x.shape)} and {tuple(weight.shape)}")
+    if not _runs_kernel(x):
+        return rms_norm_reference(x, weight, eps)
+    y: torch.Tensor = _rms_norm(x, weight, eps)
+    return y
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add `residual` [T, D] to `x` [T, D] and normalise the sum -> (y, total), both [T, D] of x's dtype.
+
+    `total` is the next layer's residual. Raises ValueError where a shape or the residual's dtype does not fit.
+    """
+    if x.ndim != 2 or weight.shape != x.shape[1:]:
+        raise ValueError(f"add_rms_norm needs x [T, D] and weight [D], got {tuple(x.shape)} and {tuple(weight.shape)}")
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        given = f"{tuple(residual.shape)} {residual.dtype}"
+        raise ValueError(f"add_rms_norm needs a residual of x's {tuple(x.shape)} {x.dtype}, got {given}")
+    if not _runs_kernel(x):
+        return add_rms_norm_reference(x, residual, weight, eps)
+    y, total = _add_rms_norm(x, residual, weight, eps)
+    return y, total
+
+
+def _runs_kernel(x: torch.Tensor) -> bool:
+    return x.numel() > 0 and x.shape[1] <= WIDEST and runs_triton(x)
+
+
+def forward_tile(D: int) -> tuple[int, int, int]:
+    """(rows, block_d, warps) of a program: 4096 elements, or one longer row, at 32 elements a thread.
+
+    A thread then has four 16-byte loads of each half-precision tensor in flight, and rows share a load of the weight.
+    """
+    block_d = next_power_of_2(D)
+    rows = max(4096 // block_d, 1)
+    return rows, block_d, rows * block_d // 1024
+
+
+def backward_tile(D: int) -> tuple[int, int, int]:
+    """(rows, block_d, warps) of a program: 2048 elements, or one longer row, at 16 a thread, of five tensors."""
+    block_d = next_power_of_2(D)
+    rows = max(2048 // block_d, 1)
+    return rows, block_d, min(rows * block_d // 512, 32)
+
+
+def gradient_programs(row_blocks: int, warps: int) -> int:
+    """Programs that each sum a weight's gradient over at least 8 blocks of rows, and write fp32 partials.
+
+    The same on every GPU: so are the bits of the sum.
+    """
+    return max(min(row_blocks // 8, GRADIENT_WARPS // warps), 1)
+
+
+def rows_of(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself where its rows are contiguous, however far apart, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("fastvec::rms_norm", mutates_args=())
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return _launch_forward(x, None, weight, eps)[0]
+
+
+@torch.library.custom_op("fastvec::add_rms_norm", mutates_args=())
+def _add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _launch_forward(x, residual, weight, eps)
+
+
+def _launch_forward(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x, weight = rows_of(x), weight.contiguous()
+    T, D = x.shape
+    y = x.new_empty(T, D)
+    total, total_ptr, residual_stride = x, None, 0
+    if residual is not None:
+        residual = rows_of(residual)
+        total = total_ptr = x.new_empty(T, D)
+        residual_stride = residual.stride(0)
+    rows, block_d, warps = forward_tile(D)
+    pointers, strides = (x, residual, weight, y, total_ptr), (x.stride(0), residual_stride)
+    grid = (triton.cdiv(T, rows),)
+    launch(_rms_norm_kernel, grid, *pointers, *strides, eps, T, D, ROWS=rows, BLOCK_D=block_d, num_warps=warps)
+    return y, total
+
+
+@torch.library.custom_op("fastvec::rms_norm_backward", mutates_args=())
+def _rms_norm_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, dtotal: torch.Tensor | None, eps: float, with_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    dy, x, weight = rows_of(dy), rows_of(x), weight.contiguous()
+    dtotal = None if dtotal is None else rows_of(dtotal)
+    T, D = x.shape
+    dx = x.new_empty(T, D)
+    rows, block_d, warps = backward_tile(D)
+    row_blocks = triton.cdiv(T, rows)
+    programs = gradient_programs(row_blocks, warps) if with_weight else row_blocks
+    partials = x.new_empty(programs if with_weight else 0, D, dtype=torch.float32)
+    pointers = (dy, x, weight, dtotal, dx, partials if with_weight else None)
+    strides = (dy.stride(0), x.stride(0), 0 if dtotal is None else dtotal.stride(0))
+    sizes = {"ROWS": rows, "BLOCK_D": block_d, "STAGES": 2 if with_weight else 1}
+    launch(_rms_norm_backward_kernel, (programs,), *pointers, *strides, eps, T, D, **sizes, num_warps=warps)
+    return dx, partials.sum(0).to(weight.dtype) if with_weight else weight.new_empty(0)
+
+
+@_rms_norm.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+@_add_rms_norm.register_fake
+def _(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@_rms_norm_backward.register_fake
+def _(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, dtotal: torch.Tensor | None, eps: float, with_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape if with_weight else 0)
+
+
+def _save_for_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _save_for_add_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, _, weight, ctx.eps = inputs
+    ctx.save_for_backward(output[1], weight)
+
+
+def _rms_norm_gradients(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    with_weight = ctx.needs_input_grad[1]
+    dx, dweight = _rms_norm_backward(dy, x, weight, None, ctx.eps, with_weight)
+    return dx, dweight if with_weight else None, None
+
+
+def _add_rms_norm_gradients(ctx: Any, dy: torch.Tensor, dtotal: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    total, weight = ctx.saved_tensors
+    with_weight = ctx.needs_input_grad[2]
+    dx, dweight = _rms_norm_backward(dy, total, weight, dtotal, ctx.eps, with_weight)
+    return dx, dx, dweight if with_weight else None, None
+
+
+_rms_norm.register_autograd(_rms_norm_gradients, setup_context=_save_for_rms_norm)
+_add_rms_norm.register_autograd(_add_rms_norm_gradients, setup_context=_save_for_add_rms_norm)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _rms_norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, x_stride, residual_stride, eps, T,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    # int64: T * D passes 2^31 in a large packed batch; T does not
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    cols = tl.arange(0, BLOCK_D)[None, :]
+    inside = (rows < T) & (cols < D)
+
+    x = tl.load(x_ptr + rows * x_stride + cols, mask=inside, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + rows * residual_stride + cols, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + cols, mask=cols < D, other=0.0)  # before the sum, which waits for the rows
+    if residual_ptr is not None:
+        total = (x + residual).to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + rows * D + cols, total, mask=inside)
+        x = total.to(tl.float32)
+    inv_rms = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / D + eps)
+    tl.store(y_ptr + rows * D + cols, x * inv_rms * weight.to(tl.float32), mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _rms_norm_backward_kernel(
+    dy_ptr, x_ptr, weight_ptr, dtotal_ptr, dx_ptr, partials_ptr, dy_stride, x_stride, dtotal_stride, eps, T,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    cols = tl.arange(0, BLOCK_D)[None, :]
+    weight = tl.load(weight_ptr + cols, mask=cols < D, other=0.0).to(tl.float32)
+    dweight = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for block in tl.range(tl.program_id(0), tl.cdiv(T, ROWS), tl.num_programs(0), num_stages=STAGES):
+        rows = (block * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+        inside = (rows < T) & (cols < D)
+        x = tl.load(x_ptr + rows * x_stride + cols, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + rows * dy_stride + cols, mask=inside, other=0.0).to(tl.float32)
+        if dtotal_ptr is not None:
+            dtotal = tl.load(dtotal_ptr + rows * dtotal_stride + cols, mask=inside, other=0.0).to(tl.float32)
+
+        inv_rms = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / D + eps)
+        projection = tl.sum(dy * weight * x, axis=1, keep_dims=True) / D * inv_rms * inv_rms
+        dx = (dy * weight - x * projection) * inv_rms
+        if dtotal_ptr is not None:
+            dx += dtotal
+        if partials_ptr is not None:
+            dweight += dy * x * inv_rms
+        tl.store(dx_ptr + rows * D + cols, dx, mask=inside)
+    if partials_ptr is not None:
+        partials = partials_ptr + tl.program_id(0).to(tl.int64) * D + cols
+        tl.store(partials, tl.sum(dweight, axis=0, keep_dims=True), mask=cols < D)
