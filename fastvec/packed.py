@@ -15,12 +15,12 @@ IntArray = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """One batch, ready for a forward. `lengths` stays on the host, so that planning never waits for the device."""
+    """One batch, ready for a forward. `spans` and `lengths` stay on the host: planning never waits for the device."""
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64, from 0 in each sequence
     cu_seqlens: torch.Tensor  # [n + 1] int32, where each sequence starts, then T
-    spans: torch.Tensor  # [n, 2] int64, begin and end of the pooled tokens, counted over T
+    spans: torch.Tensor  # [n, 2] int64, begin and end of the pooled tokens, counted over T; on the host
     lengths: tuple[int, ...]  # tokens in each sequence
 
 
@@ -51,6 +51,6 @@ def pack(sequences: Sequence[IntArray], spans: IntArray | None = None, *, device
         token_ids=to_device(np.concatenate(list(sequences)).astype(np.int64), torch.int64),
         positions=to_device(positions, torch.int64),
         cu_seqlens=to_device(cu_seqlens, torch.int32),
-        spans=to_device(spans + starts[:, None], torch.int64),
+        spans=torch.from_numpy((spans + starts[:, None]).astype(np.int64, copy=False)),
         lengths=tuple(lengths.tolist()),
     )

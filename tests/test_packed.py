@@ -21,6 +21,13 @@ def test_without_spans_all_tokens_are_pooled() -> None:
     assert pack([np.array([1, 2]), np.array([3])]).spans.tolist() == [[0, 2], [2, 3]]
 
 
+def test_spans_and_lengths_stay_on_the_host() -> None:
+    packed = pack([np.array([1, 2]), np.array([3])], device="meta")
+    assert [x.device.type for x in (packed.token_ids, packed.positions, packed.cu_seqlens)] == ["meta"] * 3
+    assert packed.spans.tolist() == [[0, 2], [2, 3]]
+    assert packed.lengths == (2, 1)
+
+
 def test_an_empty_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least one token, got lengths \[2, 0\]"):
         pack([np.array([1, 2]), np.array([], dtype=np.int64)])
