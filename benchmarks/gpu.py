@@ -1,0 +1,171 @@
+"""All that a GPU can tell about the kernels, in one command of less than nine minutes.
+
+    python -m benchmarks.gpu OUT [--smoke]
+
+Compiles for this device, runs the kernels' tests on it, benchmarks every op and tunes attention. Each part is a process
+with a time limit; one that fails does not stop the others. OUT receives summary.md, results.json, log.txt and a PNG an
+op. Exit code 0 where every part passed. Without a GPU it does what can be done and says what that leaves unknown.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+import torch
+
+from benchmarks.kernels import ON_GPU, WITHOUT_GPU
+from benchmarks.results import environment, write_json
+from fastvec_kernels._launch import architecture
+
+OPS = ("rms_norm", "rope", "swiglu", "pooling")
+# What comes first is measured first, for the time may not reach to the end.
+ATTENTION_SHAPES = (
+    "d128 32/8 *", "d64 16/16 512", "d64 16/16 2048", "d64 16/16 long-tail", "d256 16/8 512", "d256 16/8 2048",
+    "d128 16/16 512", "d128 16/16 2048", "d64 16/16 short", "d64 16/16 uniform", "d64 32/8 *",
+)  # fmt: skip
+FLEX_SHAPES = ("d128 32/8 512", "d128 32/8 long-tail")  # compiling takes it many seconds a shape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    name: str
+    arguments: tuple[str, ...]  # python -m …
+    seconds: float  # at most
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    name: str
+    status: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.status}, {self.seconds:.0f} s"
+
+
+def parts(out: Path, *, smoke: bool) -> list[Part]:
+    tests = ["tests/kernels/test_rms_norm.py"] if smoke else ["tests/kernels"]
+    # other versions of libraries than the repository's own may warn; that is no failure of a kernel
+    pytest = ["pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *tests]
+    if importlib.util.find_spec("xdist") is not None:
+        pytest += ["-n", str(min(8, os.cpu_count() or 1))]
+    arch = architecture(torch.device("cuda" if ON_GPU else "cpu")) or "sm_90"
+    chosen = [
+        Part(
+            name="compile",  # first: it fills Triton's cache with all cores, and the other parts find it full
+            arguments=("benchmarks.aot", "--arch", arch, "--out", str(out), *["--quick"] * smoke),
+            seconds=90,
+        ),
+        Part(name="tests", arguments=tuple(pytest), seconds=120),
+        *(benchmark(op, out, 30, smoke=smoke) for op in OPS),
+    ]
+    if not ON_GPU:
+        return [*chosen, benchmark("attention", out, 30, smoke=smoke)]
+    return [
+        *chosen,
+        benchmark("attention", out, 110, smoke=smoke, shapes=ATTENTION_SHAPES, more=("--implementations", "[!F]*")),
+        benchmark("attention", out / "tuning", 60, smoke=smoke, name="tuning", more=("--tune",)),
+        benchmark(
+            "attention",
+            out / "flex",
+            40,
+            smoke=smoke,
+            name="FlexAttention",
+            shapes=FLEX_SHAPES,
+            more=("--implementations", "FlexAttention"),
+        ),
+    ]
+
+
+def benchmark(
+    op: str,
+    out: Path,
+    seconds: float,
+    *,
+    smoke: bool,
+    name: str | None = None,
+    shapes: Iterable[str] = ("*",),
+    more: Iterable[str] = (),
+) -> Part:
+    globs = [word for shape in shapes for word in ("--shapes", shape)]
+    limit = [
+        "--seconds",
+        "1" if smoke else str(seconds - 12),
+    ]  # importing, the ceilings and the last shape take the rest
+    arguments = ("benchmarks.kernels", op, "--out", str(out), *limit, *globs, *more)
+    return Part(name=name or op, arguments=arguments, seconds=seconds)
+
+
+def run_part(part: Part, seconds: float, log: TextIO) -> Outcome:
+    """Run a part with its output in `log`, and end it and its children after `seconds`."""
+    log.write(f"\n## {part.name}: python -m {' '.join(part.arguments)}\n\n")
+    log.flush()
+    begin = time.monotonic()
+    command = [sys.executable, "-m", *part.arguments]
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        code = process.wait(seconds)
+        status = "passed" if code == 0 else f"FAILED with exit code {code}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        status = "FAILED: stopped by its time limit"
+    return Outcome(name=part.name, status=status, seconds=time.monotonic() - begin)
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """The JSON documents that the parts left, by their place: "rms_norm", "tuning/attention", …"""
+    found = sorted(folder.rglob("*.json"))
+    return {str(path.relative_to(folder).with_suffix("")): json.loads(path.read_text()) for path in found}
+
+
+def summary(outcomes: Iterable[Outcome], documents: dict[str, Any], log: str) -> str:
+    """A page: what passed, and the log's tables."""
+    where = ", ".join(f"{name} {value}" for name, value in environment().items() if value)
+    lines = ["# Kernels on a GPU" if ON_GPU else f"# Kernels without a GPU\n\n{WITHOUT_GPU}", "", where, ""]
+    lines += [f"- {outcome}" for outcome in outcomes]
+    for name, document in documents.items():
+        if isinstance(document, dict) and document.get("ceilings"):
+            rates = document["ceilings"]
+            lines.append(f"- {name}: copied {rates['copy'] / 1e12:.2f} TB/s, {rates['matrix'] / 1e12:.0f} TFLOP/s")
+    return "\n".join([*lines, "", "```", log.strip(), "```", ""])
+
+
+@click.command()
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--smoke", is_flag=True, help="As little as shows that every part works.")
+@click.option("--minutes", default=8.75, show_default=True, help="For all parts together.")
+def main(out: Path, smoke: bool, minutes: float) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60 * minutes
+    outcomes = []
+    with tempfile.TemporaryDirectory() as name, (out / "log.txt").open("w") as log:
+        folder = Path(name)
+        for part in parts(folder, smoke=smoke):
+            outcomes.append(run_part(part, max(0, min(part.seconds, deadline - time.monotonic())), log))
+            print(outcomes[-1], flush=True)
+        documents = collect(folder)
+        for picture in folder.glob("*.png"):
+            shutil.copy(picture, out)
+    write_json(out / "results.json", {"parts": [asdict(outcome) for outcome in outcomes], **documents})
+    (out / "summary.md").write_text(summary(outcomes, documents, (out / "log.txt").read_text()))
+    sys.exit(any(not outcome.passed for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()

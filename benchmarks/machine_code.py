@@ -1,0 +1,137 @@
+"""What a compiled kernel is made of, read off its machine code, and the rules it must keep.
+
+NVIDIA's code is disassembled by the cuobjdump of Triton's own wheel; AMD's assembly carries its figures as metadata.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastvec_kernels._launch import SHARED_MEMORY
+
+WGMMA_ROWS, WGMMA_COLUMNS, WGMMA_WARPS = 64, 8, 4  # the least that Hopper's warpgroup matrix product takes
+TENSOR_CORES = {"sm_80": ("HMMA",), "sm_90": ("HGMMA",), "sm_100": ("UTCHMMA", "UTCQMMA"), "gfx942": ("v_mfma",)}
+
+# Kernels that may spill, (kernel, architecture) -> why. None may.
+SPILL_EXEMPTIONS: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineCode:
+    """One compiled kernel. Counts are of instructions in the code, not of executions."""
+
+    kernel: str
+    arch: str
+    hash: str  # Triton's, over source, constants, types and options
+    tiles: str  # its constants in capitals, which is how it was configured
+    warps: int
+    stages: int
+    registers: int  # a thread's; on AMD a lane's
+    stack_bytes: int  # a thread's memory in DRAM: NVIDIA's STACK and LOCAL, AMD's private segment
+    spills: int  # NVIDIA: loads and stores of that memory; AMD: spilled registers
+    shared: int  # bytes a program
+    tensor: int  # matrix instructions of this architecture's own kind
+    older_tensor: int  # on sm_90 and later, matrix instructions of sm_80's kind
+    async_copies: int  # LDGSTS
+    bulk_copies: int  # UTMALDG
+    wide: int  # 16-byte loads and stores of global memory
+    needs_wgmma: bool  # some product is large enough for Hopper's warpgroup instruction, and of 16-bit inputs
+
+    def failures(self) -> list[str]:
+        """What breaks the gate's rules, in words; empty where nothing does."""
+        found = []
+        if (self.stack_bytes or self.spills) and (self.kernel, self.arch) not in SPILL_EXEMPTIONS:
+            found.append(f"spills: {self.stack_bytes} bytes of stack, {self.spills} spill instructions or registers")
+        if self.shared > SHARED_MEMORY[self.arch]:
+            found.append(f"takes {self.shared:,} bytes of shared memory, {self.arch} has {SHARED_MEMORY[self.arch]:,}")
+        if self.arch == "sm_90" and self.needs_wgmma and self.tensor == 0:
+            found.append(f"has a product of at least {WGMMA_ROWS} rows and no HGMMA")
+        return found
+
+
+def read(kernel: str, arch: str, compiled: Any) -> MachineCode:
+    """Read Triton's `compiled` CompiledKernel."""
+    figures = _amd_figures(compiled) if arch.startswith("gfx") else _nvidia_figures(arch, compiled)
+    return MachineCode(
+        kernel=kernel,
+        arch=arch,
+        hash=compiled.hash,
+        tiles=constants(compiled),
+        warps=compiled.metadata.num_warps,
+        stages=compiled.metadata.num_stages,
+        shared=compiled.metadata.shared,
+        needs_wgmma=compiled.metadata.num_warps >= WGMMA_WARPS and large_products(compiled.asm["ttir"]),
+        **figures,
+    )
+
+
+def constants(compiled: Any) -> str:
+    """The kernel's constants that are named in capitals, "BLOCK_M=128 …"; of a named tuple, the fields that are set."""
+    names = compiled.src.fn.arg_names
+    words = []
+    for path, value in compiled.src.constants.items():
+        if len(path) == 1 and names[path[0]].isupper():
+            fields = value._asdict() if hasattr(value, "_asdict") else {names[path[0]]: value}
+            words += [f"{name}={field}" for name, field in fields.items() if field not in (None, False, "")]
+    return " ".join(words)
+
+
+def large_products(ttir: str) -> bool:
+    """Whether Triton's IR multiplies 16-bit matrices that are large enough for a warpgroup's instruction."""
+    operands = re.findall(r"tt\.dot .* : tensor<(\d+)x\d+x(\w+)> \* tensor<\d+x(\d+)x\w+>", ttir)
+    return any(
+        kind in ("f16", "bf16") and int(rows) >= WGMMA_ROWS and int(columns) >= WGMMA_COLUMNS
+        for rows, kind, columns in operands
+    )
+
+
+def disassemble(cubin: bytes) -> str:
+    """cuobjdump's resource usage and machine code."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-res-usage", "-sass", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _nvidia_figures(arch: str, compiled: Any) -> dict[str, int]:
+    text = disassemble(compiled.asm["cubin"])
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if usage is None:
+        raise ValueError(f"cuobjdump reported no resource usage: {text[:200]!r}")
+    registers, stack, local = map(int, usage.groups())
+    # an instruction's line: /*0010*/ [@predicate] LDG.E.128 R4, … ;
+    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text)
+    kinds = Counter(instruction.split(".")[0] for instruction in instructions)
+    return {
+        "registers": registers,
+        "stack_bytes": stack + local,
+        "spills": kinds["LDL"] + kinds["STL"],
+        "tensor": sum(kinds[kind] for kind in TENSOR_CORES[arch]),
+        "older_tensor": kinds["HMMA"] if arch != "sm_80" else 0,
+        "async_copies": kinds["LDGSTS"],
+        "bulk_copies": kinds["UTMALDG"],
+        "wide": sum(name.startswith(("LDG.", "STG.")) and ".128" in name for name in instructions),
+    }
+
+
+def _amd_figures(compiled: Any) -> dict[str, int]:
+    text = compiled.asm["amdgcn"]
+    metadata = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", text, re.MULTILINE)}
+    return {
+        "registers": metadata["vgpr_count"],
+        "stack_bytes": metadata["private_segment_fixed_size"],
+        "spills": metadata["vgpr_spill_count"] + metadata["sgpr_spill_count"],
+        "tensor": len(re.findall(r"^\s+v_mfma", text, re.MULTILINE)),
+        "older_tensor": 0,
+        "async_copies": 0,
+        "bulk_copies": 0,
+        "wide": len(re.findall(r"^\s+(?:global|buffer|flat)_(?:load|store)_dwordx4", text, re.MULTILINE)),
+    }

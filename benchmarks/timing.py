@@ -1,0 +1,86 @@
+"""GPU times of calls, by CUDA events.
+
+The calls of a round are queued behind a kernel that only sleeps, so that the host is ahead of the device from the first
+call to the last: what is measured is the device's time, and the host's is measured apart. Calls take turns over several
+sets of inputs, so that a call does not find its own in the L2 cache.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+Inputs = TypeVar("Inputs")
+WARM_UPS = 3
+LEAST_CALLS, MOST_CALLS = 5, 200
+CALLS_A_ROUND = 20
+LONGEST_SLEEP = 0.2  # seconds
+CYCLES_A_SECOND = 2_000_000_000  # of the clock that _sleep counts by: 1.98 GHz at its highest on an H100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Seconds a call."""
+
+    median: float
+    p20: float
+    p80: float
+    host: float  # until a call returned to the program, the device still working
+    calls: int
+
+
+def measure(call: Callable[[Inputs], object], inputs: Sequence[Inputs], *, seconds: float = 0.2) -> Timing:
+    """Time `call` on each of `inputs` in turn, for about `seconds` of the device's time."""
+    for turn in range(WARM_UPS):
+        call(inputs[turn % len(inputs)])
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call(inputs[0])
+    host = time.perf_counter() - begin
+    torch.cuda.synchronize()
+    once = time.perf_counter() - begin
+    calls = max(LEAST_CALLS, min(MOST_CALLS, int(seconds / once)))
+    on_device: list[float] = []
+    on_host: list[float] = []
+    while len(on_device) < calls:
+        device_times, host_times = _round(call, inputs, min(calls - len(on_device), CALLS_A_ROUND), host)
+        on_device += device_times
+        on_host += host_times
+    return summary(on_device, on_host)
+
+
+def _round(
+    call: Callable[[Inputs], object], inputs: Sequence[Inputs], calls: int, host_time: float
+) -> tuple[list[float], list[float]]:
+    cuda: Any = torch.cuda  # without annotations
+    events = [cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+    host = []
+    cuda._sleep(int(min(1.5 * calls * host_time, LONGEST_SLEEP) * CYCLES_A_SECOND))
+    events[0].record()
+    for turn in range(calls):
+        begin = time.perf_counter()
+        call(inputs[turn % len(inputs)])
+        host.append(time.perf_counter() - begin)
+        events[turn + 1].record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)], host
+
+
+def summary(on_device: Sequence[float], on_host: Sequence[float]) -> Timing:
+    fifths = statistics.quantiles(on_device, n=5, method="inclusive")
+    return Timing(
+        median=statistics.median(on_device),
+        p20=fifths[0],
+        p80=fifths[-1],
+        host=statistics.median(on_host),
+        calls=len(on_device),
+    )
+
+
+def copies_beyond_cache(bytes_of_one: int, cache_bytes: int) -> int:
+    """How many sets of inputs make twice the cache, but at most 16."""
+    return min(16, max(1, -(-2 * cache_bytes // bytes_of_one)))
