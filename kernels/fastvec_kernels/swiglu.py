@@ -1,0 +1,175 @@
+"""Gated linear units of the feed-forward layer: y = f(gate) · up, straight out of the fused gate-up product.
+
+    f(g) = g · sigmoid(g)                                            swiglu
+         = g · sigmoid(2 √(2/π) (g + 0.044715 g³))                   geglu, "tanh": ½ g (1 + tanh(…)), uncancelled
+         = g · ½ (1 + erf(g / √2))                                   geglu, "none"
+
+    dgate = dy · up · f'(gate), dup = dy · f(gate)
+
+Shapes: T packed tokens, F feed-forward size; gate_up [T, 2F] holds gate, then up.
+All arithmetic is fp32 whatever the dtype; rounding happens once, at the store.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+
+from fastvec_kernels._launch import launch, next_power_of_2, runs_triton, tl, triton
+from fastvec_kernels.rms_norm import rows_of
+
+Approximate = Literal["tanh", "none"]
+
+
+def swiglu_reference(gate_up: torch.Tensor) -> torch.Tensor:
+    """The definition, in float32 or wider."""
+    gate, up = _halves(gate_up)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def geglu_reference(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.Tensor:
+    """The definition, in float32 or wider."""
+    gate, up = _halves(gate_up)
+    return (F.gelu(gate, approximate=approximate) * up).to(gate_up.dtype)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype. Raises ValueError for another shape."""
+    _check("swiglu", gate_up)
+    if gate_up.numel() == 0 or not runs_triton(gate_up):
+        return swiglu_reference(gate_up)
+    y: torch.Tensor = _gated(gate_up, "silu")
+    return y
+
+
+def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.Tensor:
+    """gelu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype; `approximate` as torch.nn.functional.gelu has it.
+
+    Raises ValueError for another shape or another approximation.
+    """
+    _check("geglu", gate_up)
+    if approximate not in get_args(Approximate):
+        raise ValueError(f"geglu needs approximate of {', '.join(get_args(Approximate))}, got {approximate!r}")
+    if gate_up.numel() == 0 or not runs_triton(gate_up):
+        return geglu_reference(gate_up, approximate=approximate)
+    y: torch.Tensor = _gated(gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
+    return y
+
+
+def _check(name: str, gate_up: torch.Tensor) -> None:
+    if gate_up.ndim != 2 or gate_up.shape[1] % 2:
+        raise ValueError(f"{name} needs gate_up [T, 2F], got {tuple(gate_up.shape)}")
+
+
+def _halves(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = torch.promote_types(gate_up.dtype, torch.float32)  # float64 stays float64, for gradcheck
+    gate, up = gate_up.to(wide).chunk(2, 1)
+    return gate, up
+
+
+def tile(width: int) -> tuple[int, int]:
+    """(rows, block_f) of a program of 4 warps: 2048 elements, 16 a thread, so two 16-byte loads each of gate and up.
+
+    1024 columns at most: they divide most feed-forward sizes (3072, 8192, 14336), and waste little of the others.
+    """
+    block_f = min(next_power_of_2(width), 1024)
+    return 2048 // block_f, block_f
+
+
+@torch.library.custom_op("fastvec::gated", mutates_args=())
+def _gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    gate_up = rows_of(gate_up)
+    T, width = gate_up.shape[0], gate_up.shape[1] // 2
+    y = gate_up.new_empty(T, width)
+    rows, block_f = tile(width)
+    grid = (triton.cdiv(T, rows) * triton.cdiv(width, block_f),)
+    sizes = {"F": width, "ROWS": rows, "BLOCK_F": block_f, "ACTIVATION": activation}
+    launch(_gated_kernel, grid, gate_up, y, gate_up.stride(0), T, **sizes, num_warps=4)
+    return y
+
+
+@torch.library.custom_op("fastvec::gated_backward", mutates_args=())
+def _gated_backward(dy: torch.Tensor, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    dy, gate_up = rows_of(dy), rows_of(gate_up)
+    T, width = dy.shape
+    dgate_up = gate_up.new_empty(T, 2 * width)
+    rows, block_f = tile(width)
+    grid = (triton.cdiv(T, rows) * triton.cdiv(width, block_f),)
+    sizes = {"F": width, "ROWS": rows, "BLOCK_F": block_f, "ACTIVATION": activation}
+    strides = (dy.stride(0), gate_up.stride(0))
+    launch(_gated_backward_kernel, grid, dy, gate_up, dgate_up, *strides, T, **sizes, num_warps=4)
+    return dgate_up
+
+
+@_gated.register_fake
+def _(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+
+
+@_gated_backward.register_fake
+def _(dy: torch.Tensor, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    return gate_up.new_empty(gate_up.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    gate_up, ctx.activation = inputs
+    ctx.save_for_backward(gate_up)
+
+
+def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+    return _gated_backward(dy, *ctx.saved_tensors, ctx.activation), None
+
+
+_gated.register_autograd(_gradient, setup_context=_save)
+
+
+@triton.jit
+def _activate(gate, ACTIVATION: tl.constexpr):
+    """p of f(gate) = gate · p, and the derivative of what p is a sigmoid of; with erf, that of p itself."""
+    if ACTIVATION == "silu":
+        p = 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * gate))  # log2 e
+        dz = 1.0
+    elif ACTIVATION == "gelu_tanh":
+        z = 1.5957691216057308 * gate * (1.0 + 0.044715 * gate * gate)  # 2 √(2/π)
+        p = 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * z))
+        dz = 1.5957691216057308 * (1.0 + 0.134145 * gate * gate)
+    else:
+        p = 0.5 + 0.5 * tl.math.erf(gate * 0.7071067811865476)
+        dz = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * gate * gate)  # 1 / √(2π), ½ log2 e
+    return p, dz
+
+
+@triton.jit
+def _place(T, F: tl.constexpr, ROWS: tl.constexpr, BLOCK_F: tl.constexpr):
+    """Rows, columns and which of them are inside, of a program; programs go along a row first."""
+    BLOCKS: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
+    rows = (tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)  # T · 2F passes 2^31
+    cols = tl.program_id(0) % BLOCKS * BLOCK_F + tl.arange(0, BLOCK_F)[None, :]
+    return rows, cols, (rows < T) & (cols < F)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _gated_kernel(
+    gate_up_ptr, y_ptr, stride, T,
+    F: tl.constexpr, ROWS: tl.constexpr, BLOCK_F: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    rows, cols, inside = _place(T, F, ROWS, BLOCK_F)
+    gate = tl.load(gate_up_ptr + rows * stride + cols, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + rows * stride + F + cols, mask=inside, other=0.0).to(tl.float32)
+    p, _ = _activate(gate, ACTIVATION)
+    tl.store(y_ptr + rows * F + cols, gate * p * up, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _gated_backward_kernel(
+    dy_ptr, gate_up_ptr, dgate_up_ptr, dy_stride, stride, T,
+    F: tl.constexpr, ROWS: tl.constexpr, BLOCK_F: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    rows, cols, inside = _place(T, F, ROWS, BLOCK_F)
+    gate = tl.load(gate_up_ptr + rows * stride + cols, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + rows * stride + F + cols, mask=inside, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + rows * dy_stride + cols, mask=inside, other=0.0).to(tl.float32)
+    p, dz = _activate(gate, ACTIVATION)
+    dp = dz if ACTIVATION == "gelu" else p * (1.0 - p) * dz
+    tl.store(dgate_up_ptr + rows * (2 * F) + cols, dy * up * (p + gate * dp), mask=inside)
+    tl.store(dgate_up_ptr + rows * (2 * F) + F + cols, dy * gate * p, mask=inside)
