@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint aot clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -26,6 +26,10 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 check: lint test
+
+# Every kernel configuration, compiled for every architecture without a GPU; benchmarks/aot.py says what is refused.
+aot: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.aot
 
 clean:
 	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
