@@ -143,6 +143,17 @@ def test_int8_vectors_are_the_float32_ones_in_steps_of_their_ranges(pooling: Any
 
 
 @pytest.mark.parametrize("pooling", [pool, pool_reference])
+def test_int8_divides_and_multiplies_as_numpy_does(pooling: Any, device: str) -> None:
+    """Beside a tie the last bit decides: a product with 127 / range ends elsewhere than the quotient times 127."""
+    generator = torch.Generator().manual_seed(0)
+    ranges = torch.rand(1000, generator=generator) + 0.1
+    hidden = (torch.randint(-126, 126, (1, 1000), generator=generator) + 0.5) / 127 * ranges
+    options: dict[str, Any] = {"out_dtype": torch.int8, "ranges": ranges.to(device)}
+    vectors = pooling(hidden.to(device), torch.tensor([[0, 1]]), "first", **options).cpu().numpy()
+    assert np.array_equal(vectors, np.clip(np.rint(hidden.numpy() / ranges.numpy() * 127), -127, 127).astype(np.int8))
+
+
+@pytest.mark.parametrize("pooling", [pool, pool_reference])
 def test_binary_vectors_are_the_packed_signs_of_the_float32_ones(pooling: Any, device: str) -> None:
     wide, narrow, _ = quantised(pooling, torch.uint8, device)
     assert np.array_equal(narrow, np.packbits(wide > 0, axis=1))
@@ -192,6 +203,14 @@ def test_a_zero_vector_stays_zero_when_normalised(device: str) -> None:
     assert vectors.tolist() == [[0.0] * 4]
     (gradient,) = torch.autograd.grad(vectors.sum(), hidden)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's, in the interpreter
+def test_an_overflow_outside_dims_stays_outside_the_l2_norm(device: str) -> None:
+    hidden = torch.ones(1, 8, device=device)
+    hidden[0, 6] = torch.inf  # the RMSNorm makes it NaN, and all else zero
+    options: dict[str, Any] = {"weight": torch.ones(8, device=device), "dims": 4, "normalize": True}
+    assert pool(hidden, torch.tensor([[0, 1]]), "mean", **options).tolist() == [[0.0] * 4]
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")  # NumPy's, in the interpreter
