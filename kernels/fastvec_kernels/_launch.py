@@ -17,13 +17,13 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton = SimpleNamespace(jit=lambda kernel: kernel)
+    triton = SimpleNamespace(jit=lambda kernel=None, **_: kernel or (lambda kernel: kernel))
     tl = SimpleNamespace(constexpr=None)
     HAS_TRITON = False
 else:
     HAS_TRITON = True
 
-__all__ = ["INTERPRETED", "architecture", "compiling_for", "kernels_on_cpu", "launch", "runs_triton", "tl", "triton"]
+__all__ = ["INTERPRETED", "architecture", "compiling_for", "kernels_on_cpu", "launch", "needs_scratch", "runs_triton", "tl", "triton"]
 
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # decided when a kernel is defined
 # What the configuration tables have a row for, and the shared memory a program may have there, in bytes. sm_80's is the
@@ -129,6 +129,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
             kernel[grid](*args, **options)
     else:
         kernel[grid](*args, **options)
+
+
+def needs_scratch(device: torch.device) -> None:
+    """Let the next launches on `device` make tensor descriptors there, for which Triton asks for memory."""
+    if device.type == "cuda":
+        triton.set_allocator(lambda size, _alignment, _stream: torch.empty(size, dtype=torch.int8, device=device))
 
 
 def next_power_of_2(n: int) -> int:

@@ -1,0 +1,95 @@
+"""Which tiles a pass of attention takes: tables by architecture and head size, and no tuning at run time.
+
+A cell lists candidates, best first: the first that fits the kind of attention is taken, the rest are what a benchmark
+compares it with. All compile without spilling; which is fastest is measured on a GPU.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from fastvec_kernels._attention_parts import Kind, Tile
+from fastvec_kernels._launch import next_power_of_2
+
+Cells = dict[int, tuple[Tile, ...]]  # by the widest head a cell serves
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """The tiles of every pass. The short ones are by the longest sequence they hold, ascending."""
+
+    forward_long: tuple[Tile, ...]  # in order of preference: the tensors' addresses may rule some out
+    forward_short: dict[int, Tile]
+    backward_rows: Tile
+    backward_keys: Tile
+    backward_short: dict[int, Tile]
+
+
+CLASSES = (32, 64, 128)
+TABLES: dict[str, dict[str, Cells]] = {
+    "sm_90": {
+        "forward_long": {
+            64: (Tile(128, 128, 8, 3, plain=True), Tile(128, 64, 8, 3)),
+            128: (Tile(128, 64, 8, 3),),
+            256: (Tile(128, 32, 8, 3, plain=True), Tile(64, 32, 8, 2)),
+        },
+        "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 8, 2),)},
+        "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 8, 2),)},
+        "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(128, 64, 8, 3),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_keys": {64: (Tile(64, 128, 8, 2),), 128: (Tile(32, 128, 8, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(32, 64, 8, 2),)},
+        "backward_128": {64: (Tile(32, 128, 8, 2),)},
+    },
+}
+TABLES["sm_90 float32"] = TABLES["sm_90"]
+
+
+def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> Passes:
+    """The tiles for `kind` on `architecture`. Raises ValueError where the tables have no row for it."""
+    row = f"{architecture} float32" if dtype == torch.float32 else str(architecture)
+    if row not in TABLES:
+        raise ValueError(f"attention has tiles for {', '.join(TABLES)}, not for {row}")
+    width = next_power_of_2(max(kind.head_dim, kind.value_dim))
+    plain = not (kind.window or kind.softcap or kind.sinks or kind.dropout)
+
+    def candidates(pass_name: str) -> tuple[Tile, ...]:
+        if pass_name in _forced:
+            return _forced[pass_name]
+        cells = TABLES[row].get(pass_name, {})
+        cell = (
+            cells[min((widest for widest in cells if widest >= width), default=0)]
+            if width <= max(cells, default=0)
+            else ()
+        )
+        return tuple(tile for tile in cell if plain or not tile.plain)
+
+    def classes(direction: str) -> dict[int, Tile]:
+        return {limit: tiles[0] for limit in CLASSES if (tiles := candidates(f"{direction}_{limit}"))}
+
+    return Passes(
+        forward_long=candidates("forward_long"),
+        forward_short=classes("forward"),
+        backward_rows=candidates("backward_rows")[0],
+        backward_keys=candidates("backward_keys")[0],
+        backward_short=classes("backward"),
+    )
+
+
+_forced: dict[str, tuple[Tile, ...]] = {}
+
+
+@contextmanager
+def forcing(**tiles: Tile | None) -> Iterator[None]:
+    """Take these tiles in this block, by the name of their pass in TABLES; None: this class has none. For benchmarks
+    and tests."""
+    before = dict(_forced)
+    _forced.update({name: () if tile is None else (tile,) for name, tile in tiles.items()})
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)

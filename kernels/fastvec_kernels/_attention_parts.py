@@ -1,0 +1,199 @@
+"""What the attention kernels share: how a program finds its rows and keys, its scores, its dropout.
+
+A program works for one key and value head of one sequence. Its rows are the sequence's tokens times the G query heads
+that read this head, tokens first: row r is token r // G and query head kv_head · G + r % G. So a group's heads fill
+one tile together, and K and V are read once for all of them.
+Scores are kept in base 2: exp2 is one instruction, and log2(e) is folded into the scale.
+"""
+
+from typing import Any, NamedTuple
+
+from fastvec_kernels._launch import tl, triton
+
+
+class Strides(NamedTuple):
+    """Elements from one token to the next, and from one head to the next; the last axis is dense."""
+
+    token: int
+    head: int
+
+
+class Inputs(NamedTuple):
+    """The strides of all that is read."""
+
+    q: Strides
+    k: Strides
+    v: Strides
+
+
+class Batch(NamedTuple):
+    """The plan, on the device."""
+
+    cu_seqlens: Any  # [n + 1] int32
+    items: Any  # [items, 2] int32: sequence, and its first row or key of a program
+    sequence_ids: Any  # [n] int32, what dropout knows a sequence by
+
+
+class Rule(NamedTuple):
+    """Run-time numbers of the scores; what a kernel's `Kind` leaves out is not read."""
+
+    scale: float  # log2(e) times the softmax's scale
+    softcap: float  # log2(e) times the cap
+    cap_scale: float  # 2 · log2(e) · scale / cap: to e^2y of tanh(y)
+    window: int
+    seed: int
+    drop_below: int  # a key is dropped where its 24 random bits are below this
+    keep_scale: float  # 1 / (1 − p)
+
+
+class Kind(NamedTuple):
+    """What a kernel is compiled for, beside its tile."""
+
+    group: int  # G
+    head_dim: int  # D
+    value_dim: int
+    causal: bool
+    window: bool
+    softcap: bool
+    sinks: bool
+    dropout: bool
+    upcast: bool  # the interpreter's bfloat16 arithmetic is wrong: it computes in float32
+    precision: str  # of float32 products
+
+
+class Tile(NamedTuple):
+    """How much a program holds, and how it is compiled."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    path: str = "pointer"  # or specialized: tensor descriptors, and a warp of its own that loads them
+    plain: bool = False  # for kinds without window, cap, sinks and dropout, which need the registers
+
+
+@triton.jit
+def row_places(first_row, kv_head, KIND: tl.constexpr, ROWS: tl.constexpr):
+    """(token in the sequence, query head) of each of a tile's rows."""
+    row = first_row + tl.arange(0, ROWS)
+    return row // KIND.group, kv_head * KIND.group + row % KIND.group
+
+
+@triton.jit
+def sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head):
+    """Where a sequence's q, k and v begin: past 2^31 elements in a large batch; from there on offsets are int32."""
+    first = start.to(tl.int64)
+    return (
+        q_ptr + first * strides.q.token,
+        k_ptr + first * strides.k.token + kv_head * strides.k.head,
+        v_ptr + first * strides.v.token + kv_head * strides.v.head,
+    )
+
+
+@triton.jit
+def load_rows(base, strides, token, head, length, SIZE: tl.constexpr, WIDTH: tl.constexpr, UPCAST: tl.constexpr):
+    """[rows, WIDTH] of x [T, heads, SIZE], `base` at the sequence's first token; zeros past its end and past SIZE."""
+    column = tl.arange(0, WIDTH)
+    mask = (token < length)[:, None]
+    if SIZE != WIDTH:
+        mask = mask & (column < SIZE)[None, :]
+    x = tl.load(base + (token * strides.token + head * strides.head)[:, None] + column[None, :], mask=mask, other=0.0)
+    return x.to(tl.float32) if UPCAST else x
+
+
+@triton.jit
+def load_keys(
+    base, strides, first_key, length,
+    KEYS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, INSIDE: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[KEYS, WIDTH] of x [T, SIZE], `base` at the sequence's first token, from `first_key` on.
+
+    Zeros past SIZE and, unless all keys are INSIDE, past the sequence's end: the neighbour's NaN times 0 would be NaN.
+    """
+    # the offsets inside a tile are the same in every step; only a scalar moves
+    tile = base + tl.cast(first_key, tl.int64) * strides.token
+    key, column = tl.arange(0, KEYS), tl.arange(0, WIDTH)
+    place = tile + (key * strides.token)[:, None] + column[None, :]
+    if SIZE == WIDTH and INSIDE:
+        x = tl.load(place)
+    elif SIZE == WIDTH:
+        x = tl.load(place, mask=(first_key + key < length)[:, None], other=0.0)
+    elif INSIDE:
+        x = tl.load(place, mask=(column < SIZE)[None, :], other=0.0)
+    else:
+        x = tl.load(place, mask=(first_key + key < length)[:, None] & (column < SIZE)[None, :], other=0.0)
+    return x.to(tl.float32) if UPCAST else x
+
+
+@triton.jit
+def capped(products, rule, KIND: tl.constexpr):
+    """Scores in base 2 from q·k, and the derivative of the cap (1 without one)."""
+    if KIND.softcap:
+        # c · tanh(x / c), with tanh(y) = 1 − 2 / (1 + e^2y): no tanh instruction is exact enough
+        tanh = 1.0 - 2.0 / (1.0 + tl.exp2(products * rule.cap_scale))
+        return rule.softcap * tanh, 1.0 - tanh * tanh
+    else:
+        return products * rule.scale, 1.0
+
+
+@triton.jit
+def sees(query, key, length, rule, KIND: tl.constexpr):
+    """Whether a query sees a key: their places in the sequence, in shapes that broadcast."""
+    visible = key < length
+    if KIND.causal:
+        visible = visible & (key <= query)
+        if KIND.window:
+            visible = visible & (query - key < rule.window)
+    elif KIND.window:
+        visible = visible & (query - key <= rule.window) & (key - query <= rule.window)
+    return visible
+
+
+@triton.jit
+def dropout_words(batch, sequence, token, head, rule, KIND: tl.constexpr):
+    """Two random words a row, from (sequence, head, query): Philox-4x32-10 (Salmon et al., 2011)."""
+    first = token.to(tl.uint32)
+    second = first  # without dropout they stand for nothing
+    if KIND.dropout:
+        identity = tl.load(batch.sequence_ids + sequence)
+        first, second, _, _ = tl.philox(rule.seed, identity + token * 0, head, token, token * 0)
+    return first, second
+
+
+@triton.jit
+def kept(words, key, rule):
+    """Whether dropout keeps (row, key): 24 bits mixed from the row's two words and the key's place."""
+    x = words[0] + key.to(tl.uint32) * 0x9E3779B9
+    x = (x ^ (x >> 16)) * 0x21F0AAAD
+    x = x ^ words[1]
+    x = (x ^ (x >> 15)) * 0x735A2D97
+    return ((x ^ (x >> 15)) >> 8).to(tl.int32) >= rule.drop_below
+
+
+@triton.jit
+def key_range(first_row, rows, length, rule, KIND: tl.constexpr, KEYS: tl.constexpr):
+    """Keys [begin, end) that any of a tile's rows sees, and [inside_begin, inside_end), the tiles that each of them sees as a whole.
+
+    All but `end` are multiples of KEYS.
+    """
+    first_token = first_row // KIND.group
+    last_token = (tl.minimum(first_row + rows, length * KIND.group) - 1) // KIND.group
+    begin = 0
+    inside_begin = 0
+    inside_end = length // KEYS * KEYS
+    end = length
+    if KIND.causal:
+        inside_end = (first_token + 1) // KEYS * KEYS
+        end = last_token + 1
+        if KIND.window:
+            begin = tl.maximum(first_token - rule.window + 1, 0) // KEYS * KEYS
+            inside_begin = tl.cdiv(tl.maximum(last_token - rule.window + 1, 0), KEYS) * KEYS
+    elif KIND.window:
+        begin = tl.maximum(first_token - rule.window, 0) // KEYS * KEYS
+        inside_begin = tl.cdiv(tl.maximum(last_token - rule.window, 0), KEYS) * KEYS
+        inside_end = tl.minimum(first_token + rule.window + 1, length) // KEYS * KEYS
+        end = tl.minimum(last_token + rule.window + 1, length)
+    if KIND.window:
+        inside_begin = tl.minimum(inside_begin, end)
+        inside_end = tl.maximum(inside_end, inside_begin)
+    return begin, inside_begin, inside_end, end
