@@ -32,7 +32,7 @@ class MachineCode:
     stages: int
     registers: int  # a thread's; on AMD a lane's
     stack_bytes: int  # a thread's memory in DRAM: NVIDIA's STACK and LOCAL, AMD's private segment
-    spills: int  # NVIDIA: loads and stores of that memory; AMD: spilled registers
+    spills: int  # NVIDIA: loads and stores of that memory; AMD: spilled vector registers
     shared: int  # bytes a program
     tensor: int  # matrix instructions of this architecture's own kind
     older_tensor: int  # on sm_90 and later, matrix instructions of sm_80's kind
@@ -128,7 +128,7 @@ def _amd_figures(compiled: Any) -> dict[str, int]:
     return {
         "registers": metadata["vgpr_count"],
         "stack_bytes": metadata["private_segment_fixed_size"],
-        "spills": metadata["vgpr_spill_count"] + metadata["sgpr_spill_count"],
+        "spills": metadata["vgpr_spill_count"],  # a scalar register spills into a lane of a vector one, not into memory
         "tensor": len(re.findall(r"^\s+v_mfma", text, re.MULTILINE)),
         "older_tensor": 0,
         "async_copies": 0,

@@ -127,8 +127,8 @@ def _row_range(first_key, last_key, length, rule, KIND: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rule"])
 def backward_keys(
-    q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, strides, do_strides, grads, batch, heads, scale, rule,
-    KIND: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, strides, do_strides, grads, batch, heads,
+    scale, rule, KIND: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a tile of keys: the transposed scores [keys, rows] keep K and V where they are."""
     KEYS: tl.constexpr = TILE.keys

@@ -29,23 +29,92 @@ class Passes:
 
 CLASSES = (32, 64, 128)
 TABLES: dict[str, dict[str, Cells]] = {
+    "sm_80": {
+        "forward_long": {64: (Tile(128, 64, 8, 3),), 128: (Tile(128, 32, 8, 2),), 256: (Tile(64, 32, 8, 2),)},
+        "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 2),)},
+        "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 2),)},
+        "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(64, 32, 8, 1),)},
+        "backward_keys": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_64": {64: (Tile(32, 64, 4, 2),), 128: (Tile(32, 64, 8, 2),)},
+        "backward_128": {32: (), 64: (Tile(32, 128, 8, 2),)},
+    },
     "sm_90": {
         "forward_long": {
-            64: (Tile(128, 128, 8, 3, plain=True), Tile(128, 64, 8, 3)),
-            128: (Tile(128, 64, 8, 3),),
+            64: (
+                Tile(128, 128, 8, 3, plain=True),
+                Tile(128, 64, 8, 3),
+                Tile(128, 128, 4, 3, "specialized", plain=True),
+            ),
+            128: (
+                Tile(128, 64, 8, 3),
+                Tile(128, 128, 4, 2, "specialized", plain=True),
+                Tile(128, 64, 4, 3, "specialized", plain=True),
+            ),
             256: (Tile(128, 32, 8, 3, plain=True), Tile(64, 32, 8, 2)),
         },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 8, 2),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 8, 2),)},
         "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(128, 64, 8, 3),), 256: (Tile(32, 32, 8, 2),)},
-        "backward_keys": {64: (Tile(64, 128, 8, 2),), 128: (Tile(32, 128, 8, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_keys": {
+            64: (Tile(64, 128, 8, 2),),
+            128: (Tile(32, 128, 8, 2), Tile(64, 64, 8, 2)),
+            256: (Tile(32, 32, 8, 2),),
+        },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
         "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(32, 64, 8, 2),)},
-        "backward_128": {64: (Tile(32, 128, 8, 2),)},
+        "backward_128": {32: (), 64: (Tile(32, 128, 8, 2),)},
+    },
+    "sm_100": {
+        "forward_long": {64: (Tile(128, 64, 8, 3),), 128: (Tile(128, 64, 8, 3),), 256: (Tile(64, 32, 8, 2),)},
+        "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(64, 64, 8, 2),)},
+        "forward_128": {64: (Tile(64, 128, 4, 2),)},
+        "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(64, 32, 8, 2),), 256: (Tile(64, 32, 8, 2),)},
+        "backward_keys": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(32, 128, 8, 2),)},
+        "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 2),)},
+        "backward_128": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 128, 8, 2),)},
+    },
+    "gfx942": {
+        "forward_long": {64: (Tile(128, 64, 8, 3),), 128: (Tile(128, 64, 4, 2),), 256: (Tile(64, 64, 4, 1),)},
+        "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 2, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 4, 1),)},
+        "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 1),)},
+        "backward_rows": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "backward_keys": {64: (Tile(32, 128, 8, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 1),)},
+        "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(32, 64, 4, 2),)},
+    },
+    # float32 takes twice the registers: small tiles, one class
+    "sm_80 float32": {
+        "forward_long": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_keys": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 1),)},
+    },
+    "sm_90 float32": {
+        "forward_long": {64: (Tile(64, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 4, 1),)},
+        "backward_keys": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 1),)},
+    },
+    "sm_100 float32": {
+        "forward_long": {64: (Tile(64, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_keys": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 1),)},
+    },
+    "gfx942 float32": {
+        "forward_long": {64: (Tile(64, 32, 8, 2),), 128: (Tile(64, 32, 8, 2),)},
+        "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 1),)},
+        "backward_keys": {64: (Tile(32, 32, 8, 1),), 128: (Tile(16, 32, 8, 1),)},
     },
 }
-TABLES["sm_90 float32"] = TABLES["sm_90"]
+
+
+def widest_head(dtype: torch.dtype) -> int:
+    """The largest head size that has tiles in every row of the tables."""
+    return 128 if dtype == torch.float32 else 256
 
 
 def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> Passes:
@@ -60,11 +129,8 @@ def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> P
         if pass_name in _forced:
             return _forced[pass_name]
         cells = TABLES[row].get(pass_name, {})
-        cell = (
-            cells[min((widest for widest in cells if widest >= width), default=0)]
-            if width <= max(cells, default=0)
-            else ()
-        )
+        fitting = [widest for widest in cells if widest >= width]
+        cell = cells[min(fitting)] if fitting else ()
         return tuple(tile for tile in cell if plain or not tile.plain)
 
     def classes(direction: str) -> dict[int, Tile]:

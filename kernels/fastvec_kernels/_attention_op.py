@@ -15,11 +15,10 @@ from fastvec_kernels import _attention_forward as forward
 from fastvec_kernels._attention_configs import Passes, configuration
 from fastvec_kernels._attention_parts import Batch, Inputs, Kind, Rule, Strides, Tile
 from fastvec_kernels._attention_plan import AttentionPlan
-from fastvec_kernels._attention_specialized import forward_specialized, fits_descriptors
+from fastvec_kernels._attention_specialized import fits_descriptors, forward_specialized
 from fastvec_kernels._attention_torch import drop_below
 from fastvec_kernels._launch import INTERPRETED, architecture, launch, needs_scratch, next_power_of_2
 
-WIDEST_HEAD = 256
 LOG2E = math.log2(math.e)
 DELTA_ROWS = 16
 
@@ -53,10 +52,10 @@ def attention_triton(
         by_rows = plan.work(passes.backward_rows.rows, group, limits)
         by_keys = plan.work(passes.backward_keys.keys, 1, limits)
         row_items, key_items, backward_counts = by_rows.items, by_keys.items, [*by_rows.counts, by_keys.counts[0]]
-    o, _ = _attention(
+    o: torch.Tensor = _attention(
         q, k, v, sinks, plan.cu_seqlens, plan.sequence_ids, work.items, list(work.counts),
         row_items, key_items, backward_counts, scale, causal, window, softcap, dropout_p, seed, trains,
-    )  # fmt: skip
+    )[0]  # fmt: skip
     return o
 
 
@@ -190,8 +189,8 @@ def _attention_backward(
             by_rows, H, scale, rule, KIND=kind, **_tiled(passes.backward_rows), **widths,
         )  # fmt: skip
         launch(
-            backward.backward_keys, (key_tiles, kv_heads), q, k, v, do, dk, dv, lse, delta, strides, _strides(do), grads,
-            by_keys, H, scale, rule, KIND=kind, **_tiled(passes.backward_keys), **widths,
+            backward.backward_keys, (key_tiles, kv_heads), q, k, v, do, dk, dv, lse, delta, strides, _strides(do),
+            grads, by_keys, H, scale, rule, KIND=kind, **_tiled(passes.backward_keys), **widths,
         )  # fmt: skip
     first = row_tiles
     for tile, count in zip(reversed(passes.backward_short.values()), classes, strict=True):

@@ -128,12 +128,14 @@ def load_keys(
 @triton.jit
 def capped(products, rule, KIND: tl.constexpr):
     """Scores in base 2 from q·k, and the derivative of the cap (1 without one)."""
+    s = products * rule.scale
+    slope = 1.0
     if KIND.softcap:
         # c · tanh(x / c), with tanh(y) = 1 − 2 / (1 + e^2y): no tanh instruction is exact enough
         tanh = 1.0 - 2.0 / (1.0 + tl.exp2(products * rule.cap_scale))
-        return rule.softcap * tanh, 1.0 - tanh * tanh
-    else:
-        return products * rule.scale, 1.0
+        s = rule.softcap * tanh
+        slope = 1.0 - tanh * tanh
+    return s, slope
 
 
 @triton.jit
@@ -172,7 +174,7 @@ def kept(words, key, rule):
 
 @triton.jit
 def key_range(first_row, rows, length, rule, KIND: tl.constexpr, KEYS: tl.constexpr):
-    """Keys [begin, end) that any of a tile's rows sees, and [inside_begin, inside_end), the tiles that each of them sees as a whole.
+    """Keys [begin, end) that any of a tile's rows sees, and [inside_begin, inside_end), tiles that each sees whole.
 
     All but `end` are multiples of KEYS.
     """

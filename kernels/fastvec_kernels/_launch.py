@@ -23,7 +23,17 @@ except ImportError:
 else:
     HAS_TRITON = True
 
-__all__ = ["INTERPRETED", "architecture", "compiling_for", "kernels_on_cpu", "launch", "needs_scratch", "runs_triton", "tl", "triton"]
+__all__ = [
+    "INTERPRETED",
+    "architecture",
+    "compiling_for",
+    "kernels_on_cpu",
+    "launch",
+    "needs_scratch",
+    "runs_triton",
+    "tl",
+    "triton",
+]
 
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # decided when a kernel is defined
 # What the configuration tables have a row for, and the shared memory a program may have there, in bytes. sm_80's is the

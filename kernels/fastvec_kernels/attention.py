@@ -15,7 +15,8 @@ import itertools
 
 import torch
 
-from fastvec_kernels._attention_op import WIDEST_HEAD, attention_triton
+from fastvec_kernels._attention_configs import widest_head
+from fastvec_kernels._attention_op import attention_triton
 from fastvec_kernels._attention_plan import AttentionPlan
 from fastvec_kernels._attention_torch import attention_torch, dropout_keeps
 from fastvec_kernels._launch import runs_triton
@@ -89,7 +90,7 @@ def attention(
     _check(q, k, v, plan, scale, window, softcap, sinks, dropout_p, seed)
     if window is not None and window >= plan.longest - (0 if causal else 1):
         window = None  # it cuts nothing off
-    kernels = runs_triton(q) and max(q.shape[2], v.shape[2]) <= WIDEST_HEAD
+    kernels = runs_triton(q) and max(q.shape[2], v.shape[2]) <= widest_head(q.dtype)
     way = attention_triton if kernels else attention_torch
     return way(
         q,

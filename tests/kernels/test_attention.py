@@ -17,7 +17,6 @@ from tests.kernels.attention_cases import (
     random_case,
 )
 
-
 pytestmark = pytest.mark.usefixtures("attention_tiles")
 
 
@@ -77,8 +76,8 @@ def test_a_sequence_attends_the_same_alone_and_in_any_order(options: dict[str, A
 
     def run(order: list[int]) -> torch.Tensor:
         plan = AttentionPlan.build([lengths[index] for index in order], device, sequence_ids=order)
-        inputs = (torch.cat([x[index] for index in order]) for x in (q, k, v))
-        return attention(*inputs, plan, **case.options)
+        inputs = [torch.cat([x[index] for index in order]) for x in (q, k, v)]
+        return attention(inputs[0], inputs[1], inputs[2], plan, **case.options)
 
     for index in range(len(lengths)):
         torch.testing.assert_close(run([index]), packed[index])

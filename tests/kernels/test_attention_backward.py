@@ -16,7 +16,6 @@ from tests.kernels.attention_cases import (
     random_case,
 )
 
-
 pytestmark = pytest.mark.usefixtures("attention_tiles")
 
 
