@@ -30,12 +30,27 @@ class Passes:
 CLASSES = (32, 64, 128)
 TABLES: dict[str, dict[str, Cells]] = {
     "sm_80": {
-        "forward_long": {64: (Tile(128, 64, 8, 3),), 128: (Tile(128, 32, 8, 2),), 256: (Tile(64, 32, 8, 2),)},
+        "forward_long": {
+            64: (Tile(128, 64, 8, 3),),
+            128: (
+                Tile(128, 32, 8, 2, bears_dropout=False),
+                Tile(64, 64, 8, 2),
+            ),
+            256: (Tile(64, 32, 8, 2, bears_dropout=False), Tile(32, 32, 8, 2)),
+        },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 2),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 2),)},
-        "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(64, 32, 8, 1),)},
-        "backward_keys": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_rows": {
+            64: (Tile(128, 32, 8, 3),),
+            128: (Tile(64, 64, 8, 2),),
+            256: (Tile(64, 32, 8, 1, bears_dropout=False), Tile(32, 32, 8, 2)),
+        },
+        "backward_keys": {
+            64: (Tile(64, 128, 8, 2, bears_dropout=False), Tile(32, 128, 8, 2)),
+            128: (Tile(64, 64, 8, 2),),
+            256: (Tile(32, 32, 8, 2),),
+        },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
         "backward_64": {64: (Tile(32, 64, 4, 2),), 128: (Tile(32, 64, 8, 2),)},
         "backward_128": {32: (), 64: (Tile(32, 128, 8, 2),)},
@@ -43,28 +58,32 @@ TABLES: dict[str, dict[str, Cells]] = {
     "sm_90": {
         "forward_long": {
             64: (
-                Tile(128, 128, 8, 3, plain=True),
+                Tile(128, 128, 8, 3, bears_dropout=False),
                 Tile(128, 64, 8, 3),
-                Tile(128, 128, 4, 3, "specialized", plain=True),
+                Tile(128, 128, 4, 3, path="specialized"),
             ),
             128: (
                 Tile(128, 64, 8, 3),
-                Tile(128, 128, 4, 2, "specialized", plain=True),
-                Tile(128, 64, 4, 3, "specialized", plain=True),
+                Tile(128, 128, 4, 2, path="specialized"),
+                Tile(128, 64, 4, 3, path="specialized"),
             ),
-            256: (Tile(128, 32, 8, 3, plain=True), Tile(64, 32, 8, 2)),
+            256: (Tile(128, 32, 8, 3, bears_dropout=False), Tile(64, 16, 8, 2)),
         },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
-        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 8, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 8, 1),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 8, 2),)},
-        "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(128, 64, 8, 3),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_rows": {
+            64: (Tile(128, 64, 8, 3),),
+            128: (Tile(128, 64, 8, 3, bears_dropout=False), Tile(128, 32, 8, 2)),
+            256: (Tile(32, 32, 8, 2),),
+        },
         "backward_keys": {
             64: (Tile(64, 128, 8, 2),),
-            128: (Tile(32, 128, 8, 2), Tile(64, 64, 8, 2)),
+            128: (Tile(32, 128, 8, 2, bears_dropout=False), Tile(32, 64, 8, 2)),
             256: (Tile(32, 32, 8, 2),),
         },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
-        "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(32, 64, 8, 2),)},
+        "backward_64": {64: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(32, 64, 4, 2)), 128: (Tile(32, 64, 8, 2),)},
         "backward_128": {32: (), 64: (Tile(32, 128, 8, 2),)},
     },
     "sm_100": {
@@ -73,18 +92,38 @@ TABLES: dict[str, dict[str, Cells]] = {
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(64, 64, 8, 2),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),)},
         "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(64, 32, 8, 2),), 256: (Tile(64, 32, 8, 2),)},
-        "backward_keys": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(32, 128, 8, 2),)},
+        "backward_keys": {
+            64: (Tile(64, 128, 8, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
+            128: (Tile(64, 64, 8, 2),),
+            256: (Tile(32, 128, 8, 2),),
+        },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
-        "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 2),)},
+        "backward_64": {
+            64: (Tile(64, 64, 4, 2),),
+            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
+            256: (Tile(32, 64, 4, 2),),
+        },
         "backward_128": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 128, 8, 2),)},
     },
     "gfx942": {
-        "forward_long": {64: (Tile(128, 64, 8, 3),), 128: (Tile(128, 64, 4, 2),), 256: (Tile(64, 64, 4, 1),)},
+        "forward_long": {
+            64: (Tile(128, 64, 8, 3),),
+            128: (Tile(128, 64, 4, 2, bears_dropout=False), Tile(128, 32, 4, 2)),
+            256: (Tile(64, 64, 4, 1),),
+        },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 2, 2),)},
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 4, 1),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 1),)},
-        "backward_rows": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 32, 4, 2),)},
-        "backward_keys": {64: (Tile(32, 128, 8, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 1),)},
+        "backward_rows": {
+            64: (Tile(64, 64, 4, 1),),
+            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(64, 32, 4, 2)),
+            256: (Tile(32, 32, 4, 1),),
+        },
+        "backward_keys": {
+            64: (Tile(32, 128, 8, 2, bears_dropout=False), Tile(32, 64, 4, 2)),
+            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(32, 64, 4, 1)),
+            256: (Tile(32, 64, 4, 1),),
+        },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
         "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(32, 64, 4, 2),)},
     },
@@ -123,7 +162,11 @@ def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> P
     if row not in TABLES:
         raise ValueError(f"attention has tiles for {', '.join(TABLES)}, not for {row}")
     width = next_power_of_2(max(kind.head_dim, kind.value_dim))
-    plain = not (kind.window or kind.softcap or kind.sinks or kind.dropout)
+
+    def fits(tile: Tile) -> bool:
+        if tile.path == "specialized":
+            return not (kind.window or kind.softcap or kind.sinks or kind.dropout)
+        return tile.bears_dropout or not kind.dropout
 
     def candidates(pass_name: str) -> tuple[Tile, ...]:
         if pass_name in _forced:
@@ -131,7 +174,7 @@ def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> P
         cells = TABLES[row].get(pass_name, {})
         fitting = [widest for widest in cells if widest >= width]
         cell = cells[min(fitting)] if fitting else ()
-        return tuple(tile for tile in cell if plain or not tile.plain)
+        return tuple(tile for tile in cell if fits(tile))
 
     def classes(direction: str) -> dict[int, Tile]:
         return {limit: tiles[0] for limit in CLASSES if (tiles := candidates(f"{direction}_{limit}"))}

@@ -69,7 +69,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     path: str = "pointer"  # or specialized: tensor descriptors, and a warp of its own that loads them
-    plain: bool = False  # for kinds without window, cap, sinks and dropout, which need the registers
+    bears_dropout: bool = True  # whether there are registers for it
 
 
 @triton.jit
@@ -147,7 +147,7 @@ def sees(query, key, length, rule, KIND: tl.constexpr):
         if KIND.window:
             visible = visible & (query - key < rule.window)
     elif KIND.window:
-        visible = visible & (query - key <= rule.window) & (key - query <= rule.window)
+        visible = visible & (tl.abs(query - key) <= rule.window)
     return visible
 
 
