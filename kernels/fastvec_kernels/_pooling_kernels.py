@@ -57,8 +57,9 @@ def _finish(y, span, weight_ptr, ranges_ptr, y_ptr, dims, NORMALIZE: tl.constexp
 @triton.jit
 def pool_kernel(
     hidden_ptr, residual_ptr, items_ptr, partials_ptr, weight_ptr, ranges_ptr, y_ptr, dims,
-    hidden_stride, residual_stride, D, eps,
-    NORMED: tl.constexpr, WEIGHTED: tl.constexpr, NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    hidden_stride, residual_stride, eps,
+    D: tl.constexpr, NORMED: tl.constexpr, WEIGHTED: tl.constexpr, NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     item = items_ptr + 4 * tl.program_id(0)
     begin, tokens, before, target = tl.load(item), tl.load(item + 1), tl.load(item + 2), tl.load(item + 3)
@@ -113,8 +114,8 @@ def finish_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad_ptr, hidden_ptr, residual_ptr, items_ptr, dx_ptr, hidden_stride, residual_stride, D, dims, eps,
-    NORMED: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    grad_ptr, hidden_ptr, residual_ptr, items_ptr, dx_ptr, hidden_stride, residual_stride, dims, eps,
+    D: tl.constexpr, NORMED: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dx = w/r · (g − x · (x · g) / (D r²)) with r = sqrt(mean(x²) + eps), or w · g; zero where the span is −1."""
     item = items_ptr + 5 * tl.program_id(0)

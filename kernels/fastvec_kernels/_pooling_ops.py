@@ -195,14 +195,14 @@ def _rows_contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
     return x if x is None or x.stride(1) == 1 else x.contiguous()
 
 
-def _tile(width: int, tensors: int) -> dict[str, int]:
-    """A tile of about 64 elements a thread over the `tensors` read: eight 128-bit loads of bfloat16 under way.
+def _tile(width: int, tensors: int, element_size: int) -> dict[str, int]:
+    """A tile of about 128 bytes a thread over the `tensors` read: eight 128-bit loads under way.
 
     A warp reads 256 columns or more of a row, so that the rows of a column are in one thread.
     """
     block_d = max(next_power_of_2(width), 8)
     warps = min(max(block_d // 256, 1), 8)
-    rows = min(max(64 * 32 * warps // (block_d * tensors), 1), 16)
+    rows = min(max(128 * 32 * warps // (block_d * tensors * element_size), 1), 16)
     return {"ROWS": rows, "BLOCK_D": block_d, "num_warps": warps}
 
 
@@ -231,13 +231,13 @@ def _launch_forward(
     weight, ranges = (None if x is None else x.contiguous() for x in (weight, ranges))
     finish = (weight, ranges, y, dims)
     weighted = mode == "weighted_mean"
-    tile = _tile(D if normed else dims, 1 if residual is None else 2)
+    tile = _tile(D if normed else dims, 1 if residual is None else 2, hidden.element_size())
     if mode in ("last", "first"):
         tile["ROWS"] = 1
     launch(
         pool_kernel, (len(owner),), hidden, residual, items, partials, *finish,
-        hidden.stride(0), 0 if residual is None else residual.stride(0), D, eps,
-        NORMED=normed, WEIGHTED=weighted, NORMALIZE=normalize, **tile,
+        hidden.stride(0), 0 if residual is None else residual.stride(0), eps,
+        D=D, NORMED=normed, WEIGHTED=weighted, NORMALIZE=normalize, **tile,
     )  # fmt: skip
     if len(partials):
         long = np.flatnonzero(counts > 1)
@@ -278,7 +278,7 @@ def _launch_backward(
     hidden, residual = hidden if hidden.stride(1) == 1 else hidden.contiguous(), _rows_contiguous(residual)
     launch(
         backward_kernel, (len(owner),), grad, hidden, residual, items, dx,
-        hidden.stride(0), 0 if residual is None else residual.stride(0), D, grad.shape[1], eps,
-        NORMED=normed, WEIGHTED=mode == "weighted_mean", **_tile(D, 2),
+        hidden.stride(0), 0 if residual is None else residual.stride(0), grad.shape[1], eps,
+        D=D, NORMED=normed, WEIGHTED=mode == "weighted_mean", **_tile(D, 2, hidden.element_size()),
     )  # fmt: skip
     return dx
