@@ -3,12 +3,15 @@
 Neighbours of equal length form a run, which is a batch without a copy: SDPA takes it as it is.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 from fastvec_kernels._attention_plan import AttentionPlan
 
 SCORES_AT_ONCE = 1 << 26  # 256 MiB of float32; a run of 16k tokens at length 512 with 32 heads would take 1 GiB
+WORD = 0xFFFFFFFF
 
 
 def attention_torch(
@@ -53,34 +56,33 @@ def attention_torch(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+def philox(counter: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
+    """Philox-4x32-10 (Salmon et al., 2011): four random words, int64 below 2^32, of four such counters of one shape."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & WORD, seed >> 32 & WORD
+    for _ in range(10):
+        wide0, wide2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64 bits that wrap; the halves are right all the same
+        c0, c1, c2, c3 = (wide2 >> 32 & WORD) ^ c1 ^ k0, wide2 & WORD, (wide0 >> 32 & WORD) ^ c3 ^ k1, wide0 & WORD
+        k0, k1 = k0 + 0x9E3779B9 & WORD, k1 + 0xBB67AE85 & WORD
+    return [c0, c1, c2, c3]
+
+
 def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int, p: float) -> torch.Tensor:
     """[n, heads, length, length] bool: whether query i (row) keeps key j, of n sequences of one length.
 
-    Philox-4x32-10 (Salmon et al., 2011) of (sequence, head, query) under `seed` gives each row two words, and a mix of
-    these with the key's place gives each key 32 bits: the key is dropped where the upper 24 are below p · 2^24.
+    Philox of (sequence, head, query) gives each row two words, and a mix of these with the key's place gives each key
+    32 bits: the key is dropped where the upper 24 are below p · 2^24.
     Philox for every pair would be exact too, and costs ten rounds of wide products an entry instead of two products.
     """
-    mask32, device = 0xFFFFFFFF, sequence_ids.device
-    shape = (len(sequence_ids), heads, length)
-    c0 = sequence_ids.to(torch.int64)[:, None, None].expand(shape)
-    c1 = torch.arange(heads, device=device)[None, :, None].expand(shape)
-    c2 = torch.arange(length, device=device)[None, None, :].expand(shape)
-    c3 = torch.zeros(shape, dtype=torch.int64, device=device)
-    k0, k1 = seed & mask32, seed >> 32 & mask32
-    for _ in range(10):
-        wide0, wide2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64 bits that wrap; the halves are right all the same
-        c0, c1, c2, c3 = (
-            (wide2 >> 32 & mask32) ^ c1 ^ k0,
-            wide2 & mask32,
-            (wide0 >> 32 & mask32) ^ c3 ^ k1,
-            wide0 & mask32,
-        )
-        k0, k1 = k0 + 0x9E3779B9 & mask32, k1 + 0xBB67AE85 & mask32
-    j = torch.arange(length, device=device)
-    x = c0[..., None] + j * 0x9E3779B9 & mask32
-    x = (x ^ x >> 16) * 0x21F0AAAD & mask32  # the constants of a 32-bit mixer without bias (Wellons, 2018)
-    x = x ^ c1[..., None]
-    x = (x ^ x >> 15) * 0x735A2D97 & mask32
+    device = sequence_ids.device
+    places = sequence_ids.to(torch.int64)[:, None, None], torch.arange(heads, device=device)[None, :, None]
+    queries = torch.arange(length, device=device)
+    counter = torch.broadcast_tensors(*places, queries, queries * 0)
+    first, second, _, _ = philox(counter, seed)
+    x = first[..., None] + queries * 0x9E3779B9 & WORD
+    x = (x ^ x >> 16) * 0x21F0AAAD & WORD  # the constants of a 32-bit mixer without bias (Wellons, 2018)
+    x = x ^ second[..., None]
+    x = (x ^ x >> 15) * 0x735A2D97 & WORD
     return (x ^ x >> 15) >> 8 >= drop_below(p)
 
 
