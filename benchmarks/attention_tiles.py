@@ -4,7 +4,7 @@ import torch
 
 from fastvec_kernels._attention_configs import configuration
 from fastvec_kernels._attention_parts import Kind, Tile
-from fastvec_kernels.attention import AttentionPlan
+from fastvec_kernels._attention_plan import AttentionPlan, work_of
 
 LENGTHS = (5, 10, 20, 32, 50, 64, 100, 128, 200, 512, 2048)
 GROUPS = (1, 4)  # query heads that read one key head
@@ -33,7 +33,8 @@ def forward_tile(length: int, group: int, head_dim: int, arch: str) -> Tile:
     )
     passes = configuration(arch, kind, torch.bfloat16)
     tile = passes.forward_long[0]
-    work = AttentionPlan.build([length]).work(tile.rows, group, tuple(passes.forward_short))
+    lengths = AttentionPlan.build([length]).host_lengths
+    work = work_of(lengths, lengths.device, tile.rows, group, tuple(passes.forward_short))
     served = [tile, *reversed(passes.forward_short.values())]
     return next(tile for tile, count in zip(served, work.counts, strict=True) if count)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fastvec_kernels import AttentionPlan
 from fastvec_kernels._attention_configs import CLASSES, TABLES, configuration, forcing, widest_head
 from fastvec_kernels._attention_parts import Kind, Tile
+from fastvec_kernels._attention_plan import work_of
 from fastvec_kernels._launch import SHARED_MEMORY
 
 PLAIN = Kind(
@@ -32,7 +33,7 @@ def test_a_plan_says_where_sequences_are() -> None:
     assert plan.cu_seqlens.tolist() == [0, 2, 4, 9, 11]
     assert plan.sequence_ids.tolist() == [7, 8, 9, 7]
     assert plan.runs == ((0, 2, 2), (4, 1, 5), (9, 1, 2))
-    assert (plan.tokens, plan.longest) == (11, 5)
+    assert (plan.tokens, plan.host_lengths.tolist()) == (11, [2, 2, 5, 2])
     assert AttentionPlan.build([2, 2]).sequence_ids.tolist() == [0, 1]
 
 
@@ -50,7 +51,8 @@ def test_a_plan_that_cannot_be_is_refused(lengths: list[int], ids: list[int] | N
 
 
 def test_work_is_listed_longest_first_and_by_class() -> None:
-    work = AttentionPlan.build([20, 300, 33, 32, 130, 64]).work(rows=128, group=2, limits=(32, 64))
+    lengths = torch.tensor([20, 300, 33, 32, 130, 64], dtype=torch.int32)
+    work = work_of(lengths, lengths.device, rows=128, group=2, limits=(32, 64))
     assert work.items.tolist() == [
         *([1, row] for row in (0, 128, 256, 384, 512)),  # 300 tokens of two heads: 600 rows
         *([4, row] for row in (0, 128, 256)),
@@ -69,9 +71,9 @@ def test_work_is_listed_longest_first_and_by_class() -> None:
 def test_every_row_has_one_program_and_no_program_is_empty(
     lengths: list[int], rows: int, group: int, limits: tuple[int, ...]
 ) -> None:
-    plan = AttentionPlan.build(lengths)
-    work = plan.work(rows, group, limits)
-    assert work is plan.work(rows, group, limits)  # one list for every layer
+    host_lengths = torch.tensor(lengths, dtype=torch.int32)
+    work = work_of(host_lengths, torch.device("cpu"), rows, group, limits)
+    assert work is work_of(host_lengths.clone(), torch.device("cpu"), rows, group, limits)  # one list for every layer
     items = [(int(sequence), int(first)) for sequence, first in work.items]
     assert len(items) == sum(work.counts)
     longer, *classes = work.counts

@@ -1,12 +1,13 @@
 """Attention as operators: what is launched for a batch, what autograd and the compiler know of it.
 
 Shapes: T packed tokens, n sequences, H query heads, Hkv key and value heads, D and Dv head sizes.
-A pass is one launch for the sequences longer than every class, and one for each class that has sequences.
+A pass is one launch for the sequences longer than every class, and one for each class that has sequences. What depends
+on the batch's lengths is decided inside the operators, which the compiler does not look into: a compiled model serves
+every batch.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +15,7 @@ from fastvec_kernels import _attention_backward as backward
 from fastvec_kernels import _attention_forward as forward
 from fastvec_kernels._attention_configs import Passes, configuration
 from fastvec_kernels._attention_parts import Batch, Inputs, Kind, Rule, Strides, Tile
-from fastvec_kernels._attention_plan import AttentionPlan
+from fastvec_kernels._attention_plan import AttentionPlan, check_tokens, work_of
 from fastvec_kernels._attention_specialized import fits_descriptors, forward_specialized
 from fastvec_kernels._attention_torch import drop_below
 from fastvec_kernels._launch import INTERPRETED, architecture, launch, needs_scratch, next_power_of_2
@@ -38,25 +39,69 @@ def attention_triton(
     seed: int,
 ) -> torch.Tensor:
     """As `attention`, by the kernels."""
-    q, k, v = (_addressable(x, plan.longest) for x in (q, k, v))
-    group = q.shape[1] // k.shape[1]
-    kind = _kind(q, v, group, causal, window, softcap, sinks, dropout_p)
-    passes = configuration(architecture(q.device), kind, q.dtype)
-    tile = _forward_tile(passes, q, k, v)
-    work = plan.work(tile.rows, 1 if tile.path == "specialized" else group, tuple(passes.forward_short))
-    inputs = [x for x in (q, k, v, sinks) if x is not None]
-    trains = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    row_items, key_items, backward_counts = None, None, []
-    if trains:
-        limits = tuple(passes.backward_short)
-        by_rows = plan.work(passes.backward_rows.rows, group, limits)
-        by_keys = plan.work(passes.backward_keys.keys, 1, limits)
-        row_items, key_items, backward_counts = by_rows.items, by_keys.items, [*by_rows.counts, by_keys.counts[0]]
-    o: torch.Tensor = _attention(
-        q, k, v, sinks, plan.cu_seqlens, plan.sequence_ids, work.items, list(work.counts),
-        row_items, key_items, backward_counts, scale, causal, window, softcap, dropout_p, seed, trains,
-    )[0]  # fmt: skip
+    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks))
+    batch = (plan.host_lengths, plan.cu_seqlens, plan.sequence_ids)
+    o: torch.Tensor = _attention(q, k, v, sinks, *batch, scale, causal, window, softcap, dropout_p, seed, trains)[0]
     return o
+
+
+class _Call(NamedTuple):
+    """What both directions decide alike from their arguments."""
+
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v with strides that the kernels take
+    kind: Kind
+    rule: Rule
+    passes: Passes
+    widths: dict[str, int]  # a head's columns in a tile
+
+
+def _prepare(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    host_lengths: torch.Tensor,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    dropout_p: float,
+    seed: int,
+) -> _Call:
+    lengths = host_lengths.numpy()
+    check_tokens(int(lengths.sum()), len(q))
+    longest = int(lengths.max())
+    if window is not None and window >= longest - (0 if causal else 1):
+        window = None  # it cuts nothing off
+    kind = Kind(
+        group=q.shape[1] // k.shape[1],
+        head_dim=q.shape[2],
+        value_dim=v.shape[2],
+        causal=causal,
+        window=window is not None,
+        softcap=softcap is not None,
+        sinks=sinks is not None,
+        dropout=dropout_p > 0,
+        upcast=INTERPRETED and q.dtype == torch.bfloat16,
+        precision=_precision(q),
+    )
+    cap = softcap or 1.0
+    rule = Rule(
+        scale=LOG2E * scale,
+        softcap=LOG2E * cap,
+        cap_scale=2 * LOG2E * scale / cap,
+        window=window or 0,
+        seed=seed,
+        drop_below=drop_below(dropout_p),
+        keep_scale=1 / (1 - dropout_p),
+    )
+    return _Call(
+        inputs=(_addressable(q, longest), _addressable(k, longest), _addressable(v, longest)),
+        kind=kind,
+        rule=rule,
+        passes=configuration(architecture(q.device), kind, q.dtype),
+        widths={"WIDTH": _width(q), "VALUE_WIDTH": _width(v)},
+    )
 
 
 @torch.library.custom_op("fastvec::attention", mutates_args=())
@@ -65,13 +110,9 @@ def _attention(
     k: torch.Tensor,
     v: torch.Tensor,
     sinks: torch.Tensor | None,
+    host_lengths: torch.Tensor,
     cu_seqlens: torch.Tensor,
     sequence_ids: torch.Tensor,
-    items: torch.Tensor,
-    counts: Sequence[int],
-    row_items: torch.Tensor | None,
-    key_items: torch.Tensor | None,
-    backward_counts: Sequence[int],
     scale: float,
     causal: bool,
     window: int | None,
@@ -81,34 +122,33 @@ def _attention(
     trains: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """-> o [T, H, Dv], and the scores' log2-sum-exp2 [T, H] float32, empty unless it `trains`."""
-    T, H, kv_heads = len(q), q.shape[1], k.shape[1]
-    kind = _kind(q, v, H // kv_heads, causal, window, softcap, sinks, dropout_p)
-    passes = configuration(architecture(q.device), kind, q.dtype)
-    rule = _rule(scale, window, softcap, dropout_p, seed)
-    o = q.new_empty(T, H, v.shape[2])
-    lse = q.new_empty((T, H) if trains else (0,), dtype=torch.float32)
-    tensors = (q, k, v, o, lse if trains else None)
-    strides, batch = Inputs(*map(_strides, (q, k, v))), Batch(cu_seqlens, items, sequence_ids)
-    widths = {"WIDTH": _width(q), "VALUE_WIDTH": _width(v)}
-    longer, *classes = counts
-    if longer:
-        tile = _forward_tile(passes, q, k, v)
-        if tile.path == "specialized":
-            needs_scratch(q.device)
-            launch(
-                forward_specialized, (longer, H), *tensors, strides, batch, H, rule, KIND=kind, **_tiled(tile), **widths
-            )
-        else:
-            launch(
-                forward.forward_long, (longer, kv_heads), *tensors, sinks, strides, batch, H, rule,
-                KIND=kind, **_tiled(tile), **widths,
-            )  # fmt: skip
-    first = longer
-    for tile, count in zip(reversed(passes.forward_short.values()), classes, strict=True):
+    call = _prepare(q, k, v, sinks, host_lengths, scale, causal, window, softcap, dropout_p, seed)
+    H, kv_heads = q.shape[1], k.shape[1]
+    o = q.new_empty(len(q), H, v.shape[2])
+    lse = q.new_empty((len(q), H) if trains else (0,), dtype=torch.float32)
+    tensors = (*call.inputs, o, lse if trains else None)
+    classes = call.passes.forward_short
+    tile = _forward_tile(call)
+    specialized = tile.path == "specialized"
+    work = work_of(host_lengths, q.device, tile.rows, 1 if specialized else call.kind.group, tuple(classes))
+    strides, batch = Inputs(*map(_strides, call.inputs)), Batch(cu_seqlens, work.items, sequence_ids)
+    first, *counts = work.counts
+    if first and specialized:
+        needs_scratch(q.device)
+        launch(
+            forward_specialized, (first, H), *tensors, strides, batch, H, call.rule,
+            KIND=call.kind, **_tiled(tile), **call.widths,
+        )  # fmt: skip
+    elif first:
+        launch(
+            forward.forward_long, (first, kv_heads), *tensors, sinks, strides, batch, H, call.rule,
+            KIND=call.kind, **_tiled(tile), **call.widths,
+        )  # fmt: skip
+    for tile, count in zip(reversed(classes.values()), counts, strict=True):
         if count:
             launch(
-                forward.forward_short, (count, kv_heads), *tensors, sinks, strides, batch, first, H, rule,
-                KIND=kind, **_tiled(tile), **widths,
+                forward.forward_short, (count, kv_heads), *tensors, sinks, strides, batch, first, H, call.rule,
+                KIND=call.kind, **_tiled(tile), **call.widths,
             )  # fmt: skip
         first += count
     return o, lse
@@ -117,19 +157,19 @@ def _attention(
 @_attention.register_fake
 def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
     trains = others[-1]
-    lse = q.new_empty((len(q), q.shape[1]) if trains else (0,), dtype=torch.float32)
-    return q.new_empty(len(q), q.shape[1], v.shape[2]), lse
+    lse = q.new_empty(q.shape[:2] if trains else (0,), dtype=torch.float32)
+    return q.new_empty(*q.shape[:2], v.shape[2]), lse
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, sinks, cu_seqlens, sequence_ids, _, _, row_items, key_items, backward_counts, *options, _ = inputs
-    ctx.save_for_backward(q, k, v, sinks, *output, cu_seqlens, sequence_ids, row_items, key_items)
-    ctx.options = (backward_counts, *options)
+    q, k, v, sinks, host_lengths, cu_seqlens, sequence_ids, *options, _ = inputs
+    ctx.save_for_backward(q, k, v, sinks, *output, host_lengths, cu_seqlens, sequence_ids)
+    ctx.options = options
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, do: torch.Tensor | None, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    nothing = (None,) * 14
+    nothing = (None,) * 10
     if do is None:
         return None, None, None, None, *nothing
     q, k, v, sinks, *others = ctx.saved_tensors
@@ -153,11 +193,9 @@ def _attention_backward(
     sinks: torch.Tensor | None,
     o: torch.Tensor,
     lse: torch.Tensor,
+    host_lengths: torch.Tensor,
     cu_seqlens: torch.Tensor,
     sequence_ids: torch.Tensor,
-    row_items: torch.Tensor,
-    key_items: torch.Tensor,
-    counts: Sequence[int],
     scale: float,
     causal: bool,
     window: int | None,
@@ -165,73 +203,50 @@ def _attention_backward(
     dropout_p: float,
     seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> dq, dk, dv as q, k, v, dense; delta [T, H] float32, empty where neither a long sequence nor a sink asks."""
+    """-> dq, dk, dv as q, k, v, dense; delta [T, H] float32, filled where a long sequence or a sink asks for it."""
+    call = _prepare(q, k, v, sinks, host_lengths, scale, causal, window, softcap, dropout_p, seed)
     H, kv_heads = q.shape[1], k.shape[1]
-    kind = _kind(q, v, H // kv_heads, causal, window, softcap, sinks, dropout_p)
-    passes = configuration(architecture(q.device), kind, q.dtype)
-    rule = _rule(scale, window, softcap, dropout_p, seed)
     do = do if do.stride(-1) == 1 else do.contiguous()
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    strides, grads = Inputs(*map(_strides, (q, k, v))), Inputs(*map(_strides, (dq, dk, dv)))
-    widths = {"WIDTH": _width(q), "VALUE_WIDTH": _width(v)}
-    row_tiles, *classes, key_tiles = counts
-    delta = q.new_empty(q.shape[:2] if row_tiles or sinks is not None else (0,), dtype=torch.float32)
-    rows = delta.numel()
-    if rows:
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    inputs, grads = (*call.inputs, do), Inputs(*map(_strides, (dq, dk, dv)))
+    strides = (Inputs(*map(_strides, call.inputs)), _strides(do), grads)
+    by_rows, by_keys = call.passes.backward_rows, call.passes.backward_keys
+    classes = call.passes.backward_short
+    work = work_of(host_lengths, q.device, by_rows.rows, call.kind.group, tuple(classes))
+    batch = Batch(cu_seqlens, work.items, sequence_ids)
+    first, *counts = work.counts
+    delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    if first or sinks is not None:
+        rows = delta.numel()
         launch(
             backward.delta_of, (-(-rows // DELTA_ROWS),), o, do, delta, _strides(do), rows, H,
-            SIZE=v.shape[2], WIDTH=widths["VALUE_WIDTH"], ROWS=DELTA_ROWS, num_warps=4,
+            SIZE=v.shape[2], WIDTH=call.widths["VALUE_WIDTH"], ROWS=DELTA_ROWS, num_warps=4,
         )  # fmt: skip
-    by_rows, by_keys = (Batch(cu_seqlens, items, sequence_ids) for items in (row_items, key_items))
-    if row_tiles:
+    if first:
         launch(
-            backward.backward_rows, (row_tiles, kv_heads), q, k, v, do, dq, lse, delta, strides, _strides(do), grads,
-            by_rows, H, scale, rule, KIND=kind, **_tiled(passes.backward_rows), **widths,
+            backward.backward_rows, (first, kv_heads), *inputs, dq, lse, delta, *strides, batch, H, scale, call.rule,
+            KIND=call.kind, **_tiled(by_rows), **call.widths,
         )  # fmt: skip
+        key_work = work_of(host_lengths, q.device, by_keys.keys, 1, tuple(classes))
         launch(
-            backward.backward_keys, (key_tiles, kv_heads), q, k, v, do, dk, dv, lse, delta, strides, _strides(do),
-            grads, by_keys, H, scale, rule, KIND=kind, **_tiled(passes.backward_keys), **widths,
+            backward.backward_keys, (key_work.counts[0], kv_heads), *inputs, dk, dv, lse, delta, *strides,
+            batch._replace(items=key_work.items), H, scale, call.rule,
+            KIND=call.kind, **_tiled(by_keys), **call.widths,
         )  # fmt: skip
-    first = row_tiles
-    for tile, count in zip(reversed(passes.backward_short.values()), classes, strict=True):
+    for tile, count in zip(reversed(classes.values()), counts, strict=True):
         if count:
             launch(
-                backward.backward_short, (count, kv_heads), q, k, v, do, dq, dk, dv, lse, strides, _strides(do), grads,
-                by_rows, first, H, scale, rule, KIND=kind, **_tiled(tile), **widths,
+                backward.backward_short, (count, kv_heads), *inputs, dq, dk, dv, lse, *strides, batch, first, H,
+                scale, call.rule, KIND=call.kind, **_tiled(tile), **call.widths,
             )  # fmt: skip
         first += count
     return dq, dk, dv, delta
 
 
 @_attention_backward.register_fake
-def _(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
-    sinks, counts = others[0], others[7]
-    delta = q.new_empty(q.shape[:2] if counts[0] or sinks is not None else (0,), dtype=torch.float32)
-    return (*(x.new_empty(x.shape) for x in (q, k, v)), delta)
-
-
-def _kind(
-    q: torch.Tensor,
-    v: torch.Tensor,
-    group: int,
-    causal: bool,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-    dropout_p: float,
-) -> Kind:
-    return Kind(
-        group=group,
-        head_dim=q.shape[2],
-        value_dim=v.shape[2],
-        causal=causal,
-        window=window is not None,
-        softcap=softcap is not None,
-        sinks=sinks is not None,
-        dropout=dropout_p > 0,
-        upcast=INTERPRETED and q.dtype == torch.bfloat16,
-        precision=_precision(q),
-    )
+def _(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, ...]:
+    delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    return (*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)), delta)
 
 
 def _precision(q: torch.Tensor) -> str:
@@ -242,22 +257,10 @@ def _precision(q: torch.Tensor) -> str:
     return "ieee" if str(architecture(q.device)).startswith("gfx") or INTERPRETED else "tf32x3"
 
 
-def _rule(scale: float, window: int | None, softcap: float | None, dropout_p: float, seed: int) -> Rule:
-    cap = softcap or 1.0
-    return Rule(
-        scale=LOG2E * scale,
-        softcap=LOG2E * cap,
-        cap_scale=2 * LOG2E * scale / cap,
-        window=window or 0,
-        seed=seed,
-        drop_below=drop_below(dropout_p),
-        keep_scale=1 / (1 - dropout_p),
-    )
-
-
-def _forward_tile(passes: Passes, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tile:
+def _forward_tile(call: _Call) -> Tile:
     """The first choice for long sequences that these tensors' addresses allow."""
-    return next(tile for tile in passes.forward_long if tile.path == "pointer" or fits_descriptors(q, k, v))
+    tiles = call.passes.forward_long
+    return next(tile for tile in tiles if tile.path == "pointer" or fits_descriptors(*call.inputs))
 
 
 def _tiled(tile: Tile) -> dict[str, Any]:

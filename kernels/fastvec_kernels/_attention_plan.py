@@ -1,35 +1,26 @@
-"""How a batch is cut into sequences, and its sequences into programs: once a batch, on the host, for every layer."""
+"""How a batch is cut into sequences, and its sequences into programs: on the host, once a batch, for every layer."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """The programs of one pass over a batch.
-
-    Sequences no longer than a limit are a class of their own, one program each; longer ones are cut into tiles.
-    """
-
-    items: torch.Tensor  # [items, 2] int32 on the device: a sequence, and the first row or key of a tile
-    counts: tuple[int, ...]  # items of the longer sequences, then of each class, from the largest limit down
+from fastvec_kernels._launch import to_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionPlan:
     """How a batch is cut into sequences: built once a batch, used by every layer, without waiting for the device."""
 
-    lengths: tuple[int, ...]  # tokens in each sequence, on the host
+    lengths: tuple[int, ...]  # tokens in each sequence
+    host_lengths: torch.Tensor  # [n] int32, the same, on the host: operators take tensors
     cu_seqlens: torch.Tensor  # [n + 1] int32, where each sequence starts, then T
     sequence_ids: torch.Tensor  # [n] int32, what dropout knows each sequence by
     runs: tuple[tuple[int, int, int], ...]  # (first token, sequences, length): neighbours of equal length
     tokens: int  # T
-    longest: int
-    _work: dict[tuple[int, int, tuple[int, ...]], Work] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -52,39 +43,60 @@ class AttentionPlan:
             sequences = sum(1 for _ in group)
             runs.append((first, sequences, length))
             first += sequences * length
-        cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        device = torch.device(device)
         return cls(
             lengths=tuple(lengths),
-            cu_seqlens=cu_seqlens.to(device=device, non_blocking=True),
-            sequence_ids=torch.tensor(ids, dtype=torch.int32).to(device=device, non_blocking=True),
+            host_lengths=torch.tensor(lengths, dtype=torch.int32),
+            cu_seqlens=to_device(np.array([0, *itertools.accumulate(lengths)], dtype=np.int32), device),
+            sequence_ids=to_device(np.array(ids, dtype=np.int32), device),
             runs=tuple(runs),
             tokens=sum(lengths),
-            longest=max(lengths),
         )
 
-    def work(self, rows: int, group: int, limits: tuple[int, ...]) -> Work:
-        """The programs where a tile has `rows` rows and a token `group` of them; `limits` are the classes, ascending.
 
-        Longest sequences first, so that what is left when the device runs out of programs is small.
-        """
-        key = (rows, group, limits)
-        if key not in self._work:
-            self._work[key] = self._list_work(*key)
-        return self._work[key]
+def check_tokens(planned: int, found: int) -> None:
+    if planned != found:
+        raise ValueError(f"attention needs the plan's {planned} tokens, got {found}")
 
-    def _list_work(self, rows: int, group: int, limits: tuple[int, ...]) -> Work:
-        lengths = np.array(self.lengths, dtype=np.int64)
-        order = np.argsort(-lengths, kind="stable")
-        classes = np.searchsorted(np.array(limits, dtype=np.int64), lengths[order])  # len(limits): longer than all
-        tiled = order[classes == len(limits)]
-        tiles = -(-lengths[tiled] * group // rows)
-        first_tiles = np.cumsum(tiles) - tiles
-        first_rows = (np.arange(tiles.sum()) - np.repeat(first_tiles, tiles)) * rows
-        sequences = np.concatenate([np.repeat(tiled, tiles), order[classes < len(limits)]])
-        items = np.zeros((len(sequences), 2), dtype=np.int32)
-        items[:, 0] = sequences
-        items[: len(first_rows), 1] = first_rows
-        counts = [len(first_rows), *(int((classes == index).sum()) for index in reversed(range(len(limits))))]
-        return Work(
-            items=torch.from_numpy(items).to(device=self.cu_seqlens.device, non_blocking=True), counts=tuple(counts)
-        )
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """The programs of one pass over a batch.
+
+    Sequences no longer than a limit are a class of their own, one program each; longer ones are cut into tiles.
+    """
+
+    items: torch.Tensor  # [items, 2] int32 on the device: a sequence, and the first row or key of a tile
+    counts: tuple[int, ...]  # items of the longer sequences, then of each class, from the largest limit down
+
+
+def work_of(
+    host_lengths: torch.Tensor, device: torch.device, rows: int, group: int, limits: tuple[int, ...] = ()
+) -> Work:
+    """The programs where a tile has `rows` rows and a token `group` of them; `limits` are the classes, ascending.
+
+    Longest sequences first, so that what is left when the device runs out of programs is small. Listed once for the
+    same lengths: the layers of a model come one after another. Known by content, not by the plan, for an operator gets
+    tensors, and in a backward pass the plan may be gone.
+    """
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0  # whose copy this is
+    return _list_work(host_lengths.numpy().tobytes(), device, stream, rows, group, limits)
+
+
+@lru_cache(maxsize=64)
+def _list_work(
+    lengths_bytes: bytes, device: torch.device, stream: int, rows: int, group: int, limits: tuple[int, ...]
+) -> Work:
+    lengths = np.frombuffer(lengths_bytes, dtype=np.int32).astype(np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    classes = np.searchsorted(np.array(limits, dtype=np.int64), lengths[order])  # len(limits): longer than all
+    tiled = order[classes == len(limits)]
+    tiles = -(-lengths[tiled] * group // rows)
+    first_tiles = np.cumsum(tiles) - tiles
+    first_rows = (np.arange(tiles.sum()) - np.repeat(first_tiles, tiles)) * rows
+    sequences = np.concatenate([np.repeat(tiled, tiles), order[classes < len(limits)]])
+    items = np.zeros((len(sequences), 2), dtype=np.int32)
+    items[:, 0] = sequences
+    items[: len(first_rows), 1] = first_rows
+    counts = [len(first_rows), *(int((classes == index).sum()) for index in reversed(range(len(limits))))]
+    return Work(items=to_device(items, device), counts=tuple(counts))

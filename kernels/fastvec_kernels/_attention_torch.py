@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._attention_plan import AttentionPlan
+from fastvec_kernels._attention_plan import AttentionPlan, check_tokens
 
 SCORES_AT_ONCE = 1 << 26  # 256 MiB of float32; a run of 16k tokens at length 512 with 32 heads would take 1 GiB
 WORD = 0xFFFFFFFF
@@ -29,6 +29,7 @@ def attention_torch(
     seed: int,
 ) -> torch.Tensor:
     """As `attention`, run by run."""
+    check_tokens(plan.tokens, len(q))
     plain = softcap is not None or sinks is not None or dropout_p > 0  # SDPA has no cap, no sink, no keyed dropout
     outputs, first_sequence = [], 0
     for first, sequences, length in plan.runs:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 try:
@@ -32,6 +33,7 @@ __all__ = [
     "needs_scratch",
     "runs_triton",
     "tl",
+    "to_device",
     "triton",
 ]
 
@@ -145,6 +147,12 @@ def needs_scratch(device: torch.device) -> None:
     """Let the next launches on `device` make tensor descriptors there, for which Triton asks for memory."""
     if device.type == "cuda":
         triton.set_allocator(lambda size, _alignment, _stream: torch.empty(size, dtype=torch.int8, device=device))
+
+
+def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """`array` on `device`; from pinned memory, as a copy from other memory may wait for the device."""
+    x = torch.from_numpy(array)
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def next_power_of_2(n: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastvec_kernels._launch import launch, next_power_of_2
+from fastvec_kernels._launch import launch, next_power_of_2, to_device
 from fastvec_kernels._pooling_kernels import backward_kernel, finish_kernel, pool_kernel, sum_partials_kernel
 
 IntArray = npt.NDArray[np.int64]
@@ -185,10 +185,9 @@ def _pieces(begin: IntArray, end: IntArray) -> tuple[IntArray, IntArray, IntArra
     return owner, before, np.minimum(lengths[owner] - before, PIECE)
 
 
-def _to_device(columns: list[IntArray], device: torch.device) -> torch.Tensor:
-    """Int32 [items, columns] on `device`; from pinned memory, as a copy from other memory may wait for the device."""
-    items = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
-    return items.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else items
+def _items(columns: list[IntArray], device: torch.device) -> torch.Tensor:
+    """Int32 [items, columns] on `device`."""
+    return to_device(np.stack(columns, axis=1).astype(np.int32), device)
 
 
 def _rows_contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -225,7 +224,7 @@ def _launch_forward(
     counts = np.bincount(owner)
     in_long = counts[owner] > 1
     target = np.where(in_long, -np.cumsum(in_long, dtype=np.int64), owner)  # a span, or -1 - its row of partial sums
-    items = _to_device([begin[owner] + before, tokens, before, target], hidden.device)
+    items = _items([begin[owner] + before, tokens, before, target], hidden.device)
     partials = y.new_empty(int(in_long.sum()), dims, dtype=torch.float32)
     hidden, residual = hidden if hidden.stride(1) == 1 else hidden.contiguous(), _rows_contiguous(residual)
     weight, ranges = (None if x is None else x.contiguous() for x in (weight, ranges))
@@ -242,7 +241,7 @@ def _launch_forward(
     if len(partials):
         long = np.flatnonzero(counts > 1)
         first = np.cumsum(counts[long]) - counts[long]
-        items = _to_device([first, counts[long], long, (end - begin)[long]], hidden.device)
+        items = _items([first, counts[long], long, (end - begin)[long]], hidden.device)
         blocks = -(-dims // SUMMED_COLUMNS)
         launch(
             sum_partials_kernel, (len(long), blocks), partials, items, dims,
@@ -273,7 +272,7 @@ def _launch_backward(
     begins, ends = np.concatenate([begin[layer], gap_begin]), np.concatenate([end[layer], gap_end])
     spans = np.concatenate([layer, np.full(len(gap_begin), -1)])
     owner, before, tokens = _pieces(begins, ends)
-    items = _to_device([begins[owner] + before, tokens, before, spans[owner], (ends - begins)[owner]], hidden.device)
+    items = _items([begins[owner] + before, tokens, before, spans[owner], (ends - begins)[owner]], hidden.device)
     dx = torch.empty(T, D, dtype=dtype, device=hidden.device)
     hidden, residual = hidden if hidden.stride(1) == 1 else hidden.contiguous(), _rows_contiguous(residual)
     launch(

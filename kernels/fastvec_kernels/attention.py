@@ -87,9 +87,7 @@ def attention(
     device. A layer and a call should have a seed of their own, from 0 to 2^63 − 1.
     Raises ValueError where shapes, dtypes, options or the plan do not fit together.
     """
-    _check(q, k, v, plan, scale, window, softcap, sinks, dropout_p, seed)
-    if window is not None and window >= plan.longest - (0 if causal else 1):
-        window = None  # it cuts nothing off
+    _check(q, k, v, scale, window, softcap, sinks, dropout_p, seed)
     kernels = runs_triton(q) and max(q.shape[2], v.shape[2]) <= widest_head(q.dtype)
     way = attention_triton if kernels else attention_torch
     return way(
@@ -111,7 +109,6 @@ def _check(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    plan: AttentionPlan,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -119,11 +116,13 @@ def _check(
     dropout_p: float,
     seed: int,
 ) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    def shapes() -> str:  # only where they do not fit: a compiler would take a printed size for a constant
+        return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+
     if not q.ndim == k.ndim == v.ndim == 3 or q.shape[2] != k.shape[2] or k.shape[1] != v.shape[1]:
-        raise ValueError(f"attention needs q [T, H, D], k [T, Hkv, D] and v [T, Hkv, Dv], got {shapes}")
-    if not len(q) == len(k) == len(v) == plan.tokens:
-        raise ValueError(f"attention needs the plan's {plan.tokens} tokens, got {shapes}")
+        raise ValueError(f"attention needs q [T, H, D], k [T, Hkv, D] and v [T, Hkv, Dv], got {shapes()}")
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"attention needs as many tokens in q, k and v, got {shapes()}")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"attention needs a multiple of {k.shape[1]} key heads as query heads, got {q.shape[1]}")
     if not q.dtype == k.dtype == v.dtype:

@@ -120,7 +120,8 @@ def test_a_head_wider_than_the_kernels_serve_runs_on_pytorch(device: str) -> Non
     [
         ({"q": torch.ones(5, 4, 8)}, r"needs q \[T, H, D\], .* got q \(5, 4, 8\), k \(5, 2, 16\)"),
         ({"v": torch.ones(5, 4, 16)}, r"needs q \[T, H, D\], .* v \(5, 4, 16\)"),
-        ({"q": torch.ones(4, 4, 16)}, "needs the plan's 5 tokens"),
+        ({"q": torch.ones(4, 4, 16)}, r"needs as many tokens in q, k and v, got q \(4, 4, 16\), k \(5, 2, 16\)"),
+        ({"plan": AttentionPlan.build([2, 4])}, "needs the plan's 6 tokens, got 5"),
         ({"q": torch.ones(5, 3, 16)}, "needs a multiple of 2 key heads as query heads, got 3"),
         ({"v": torch.ones(5, 2, 16).half()}, "needs one dtype, got .* v torch.float16"),
         ({"sinks": torch.ones(2)}, r"needs one sink for each of 4 heads, got \(2,\)"),
