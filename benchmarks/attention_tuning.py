@@ -100,7 +100,7 @@ def timed(cell: Cell, tile: Tile | None) -> Iterator[Row]:
             head_dim=cell.width,
         )
         workload = attention_workload(shape, "cuda", torch.bfloat16)
-        with forcing(**{cell.pass_name: tile}):
+        with forcing(**{cell.pass_name: () if tile is None else (tile,)}):
             yield from rows_of(workload, None, directions=(cell.direction,), implementations=OURS)
 
 

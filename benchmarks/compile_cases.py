@@ -11,13 +11,9 @@ from typing import Any
 
 import torch
 
+from fastvec_kernels import AttentionPlan, add_rms_norm, attention, geglu, pool, rms_norm, rope, swiglu
 from fastvec_kernels._attention_configs import TABLES, forcing
 from fastvec_kernels._attention_parts import Tile
-from fastvec_kernels.attention import AttentionPlan, attention
-from fastvec_kernels.pooling import pool
-from fastvec_kernels.rms_norm import add_rms_norm, rms_norm
-from fastvec_kernels.rope import rope
-from fastvec_kernels.swiglu import geglu, swiglu
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LENGTHS = (20, 50, 100, 300, 1501)  # every length class
@@ -93,7 +89,7 @@ def run_candidate(pass_name: str, tile: Tile, head_dim: int, dtype: torch.dtype)
     """One pass of attention with another of its tiles, and only the sequences that take this pass."""
     limit = pass_name.split("_")[1]
     lengths = (int(limit),) if limit.isdecimal() else (LENGTHS[-1],)
-    with forcing(**{pass_name: tile}):
+    with forcing(**{pass_name: (tile,)}):
         run_attention(head_dim, dtype=dtype, lengths=lengths, training=pass_name.startswith("backward"))
 
 

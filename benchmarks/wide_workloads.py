@@ -14,10 +14,20 @@ import torch.nn.functional as F
 from benchmarks.roofline import bytes_of_pool, bytes_of_rms_norm, bytes_of_rope, bytes_of_swiglu
 from benchmarks.shapes import Shape
 from benchmarks.workload import Implementation, Tensors, Unavailable, Workload, optional
-from fastvec_kernels.pooling import pool, pool_reference
-from fastvec_kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
-from fastvec_kernels.rope import rope, rope_reference
-from fastvec_kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
+from fastvec_kernels import (
+    add_rms_norm,
+    add_rms_norm_reference,
+    geglu,
+    geglu_reference,
+    pool,
+    pool_reference,
+    rms_norm,
+    rms_norm_reference,
+    rope,
+    rope_reference,
+    swiglu,
+    swiglu_reference,
+)
 
 EPS = 1e-6
 GATED: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], str]] = {

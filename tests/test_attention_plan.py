@@ -132,7 +132,7 @@ def test_the_specialized_kernel_takes_no_options(kind: Kind) -> None:
 def test_forced_tiles_are_taken_for_a_while() -> None:
     before = configuration("sm_90", PLAIN, torch.bfloat16)
     tile = Tile(16, 32, 1, 1)
-    with forcing(backward_rows=tile, forward_32=None, forward_long=tile):
+    with forcing(backward_rows=(tile,), forward_32=(), forward_long=(tile,)):
         inside = configuration("sm_90", PLAIN, torch.bfloat16)
     assert inside == replace(
         before,

@@ -2,5 +2,24 @@
 
 from fastvec_kernels.attention import AttentionPlan, attention, attention_reference
 from fastvec_kernels.pooling import pool, pool_reference
+from fastvec_kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from fastvec_kernels.rope import rope, rope_reference
+from fastvec_kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 
-__all__ = ["AttentionPlan", "attention", "attention_reference", "pool", "pool_reference"]
+__all__ = [
+    "AttentionPlan",
+    "add_rms_norm",
+    "add_rms_norm_reference",
+    "attention",
+    "attention_reference",
+    "geglu",
+    "geglu_reference",
+    "pool",
+    "pool_reference",
+    "rms_norm",
+    "rms_norm_reference",
+    "rope",
+    "rope_reference",
+    "swiglu",
+    "swiglu_reference",
+]

@@ -176,11 +176,9 @@ def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> P
         return tile.bears_dropout or not kind.dropout
 
     def candidates(pass_name: str) -> tuple[Tile, ...]:
-        if pass_name in _forced:
-            return _forced[pass_name]
         cells = TABLES[row].get(pass_name, {})
         fitting = [widest for widest in cells if widest >= width]
-        cell = cells[min(fitting)] if fitting else ()
+        cell = _forced.get(pass_name, cells[min(fitting)] if fitting else ())
         return tuple(tile for tile in cell if fits(tile))
 
     def classes(direction: str) -> dict[int, Tile]:
@@ -199,11 +197,11 @@ _forced: dict[str, tuple[Tile, ...]] = {}
 
 
 @contextmanager
-def forcing(**tiles: Tile | None) -> Iterator[None]:
-    """Take these tiles in this block, by the name of their pass in TABLES; None: this class has none. For benchmarks
-    and tests."""
+def forcing(**cells: tuple[Tile, ...]) -> Iterator[None]:
+    """Take these cells in this block, by the name of their pass in TABLES; without a tile, the class is not there. For
+    benchmarks and tests."""
     before = dict(_forced)
-    _forced.update({name: () if tile is None else (tile,) for name, tile in tiles.items()})
+    _forced.update(cells)
     try:
         yield
     finally:

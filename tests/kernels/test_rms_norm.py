@@ -7,8 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvec_kernels import rms_norm as kernels
-from fastvec_kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from fastvec_kernels import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from fastvec_kernels.rms_norm import (
+    _add_rms_norm,
+    _rms_norm,
+    _rms_norm_backward,
+    backward_tile,
+    forward_tile,
+    gradient_programs,
+)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 sizes = {
@@ -149,11 +156,11 @@ def test_the_references_gradients_are_right() -> None:
 def test_the_custom_operators_are_well_formed(device: str) -> None:
     x, residual = (torch.randn(5, 24, device=device, requires_grad=True) for _ in range(2))
     weight = torch.rand(24, device=device, requires_grad=True)
-    torch.library.opcheck(kernels._rms_norm, (x, weight, 1e-5))
-    torch.library.opcheck(kernels._add_rms_norm, (x, residual, weight, 1e-5))
+    torch.library.opcheck(_rms_norm, (x, weight, 1e-5))
+    torch.library.opcheck(_add_rms_norm, (x, residual, weight, 1e-5))
     for with_weight in (True, False):
         arguments = (x.detach(), x.detach(), weight.detach(), residual.detach(), 1e-5, with_weight)
-        torch.library.opcheck(kernels._rms_norm_backward, arguments)
+        torch.library.opcheck(_rms_norm_backward, arguments)
 
 
 def test_compiled_forward_and_backward_give_the_same(device: str) -> None:
@@ -168,7 +175,7 @@ def test_compiled_forward_and_backward_give_the_same(device: str) -> None:
 
 @pytest.mark.parametrize("D", [1, 100, 1024, 2560, 8192, 32_768])
 def test_a_program_holds_whole_rows_in_few_registers(D: int) -> None:
-    for tile, elements in ((kernels.forward_tile, 32), (kernels.backward_tile, 32 if D > 16_384 else 16)):
+    for tile, elements in ((forward_tile, 32), (backward_tile, 32 if D > 16_384 else 16)):
         rows, block_d, warps = tile(D)
         assert block_d >= D
         assert rows * block_d == warps * 32 * elements
@@ -178,7 +185,7 @@ def test_a_program_holds_whole_rows_in_few_registers(D: int) -> None:
     ("row_blocks", "warps", "programs"), [(1, 4, 1), (80, 4, 10), (99_999, 4, 512), (9_999, 8, 256)]
 )
 def test_programs_of_a_weights_gradient_fill_a_wave(row_blocks: int, warps: int, programs: int) -> None:
-    assert kernels.gradient_programs(row_blocks, warps) == programs
+    assert gradient_programs(row_blocks, warps) == programs
 
 
 def test_what_does_not_fit_is_refused(device: str) -> None:

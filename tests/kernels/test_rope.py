@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvec_kernels import rope as kernels
+from fastvec_kernels import rope, rope_reference
 from fastvec_kernels._rope_kernels import Shape, Tiling
-from fastvec_kernels.rope import rope, rope_reference
+from fastvec_kernels.rope import _rope, _rope_backward
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HEADS = [(1, 1), (4, 1), (14, 2), (16, 8), (9, 3)]
@@ -199,10 +199,10 @@ def test_the_custom_operators_are_well_formed(with_norm: bool, with_bias: bool, 
     tensors = [inputs.get(name) for name in ("qkv", "cos", "sin", "q_weight", "k_weight", "bias")]
     qkv, cos, sin, q_weight, k_weight, bias = (x if x is None else x.contiguous() for x in tensors)
     trained = [x if x is None else x.detach().requires_grad_() for x in (qkv, q_weight, k_weight, bias)]
-    torch.library.opcheck(kernels._rope, (trained[0], cos, sin, *trained[1:], 4, 2, 1e-6, True))
+    torch.library.opcheck(_rope, (trained[0], cos, sin, *trained[1:], 4, 2, 1e-6, True))
     gradients = rope(**inputs)
     torch.library.opcheck(
-        kernels._rope_backward,
+        _rope_backward,
         (*gradients, qkv if with_norm else None, cos, sin, q_weight, k_weight, bias, 1e-6, with_norm, with_bias),
     )
 
