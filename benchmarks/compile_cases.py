@@ -43,9 +43,9 @@ def run_attention(
     heads: tuple[int, int] = (32, 8),
     dtype: torch.dtype = BF16,
     value_dim: int | None = None,
-    training: bool = False,
     sinks: bool = False,
     lengths: tuple[int, ...] = LENGTHS,
+    backward: bool = True,
     **options: Any,
 ) -> None:
     plan = AttentionPlan.build(lengths)
@@ -54,9 +54,9 @@ def run_attention(
     v = empty(plan.tokens, heads[1], value_dim or head_dim, dtype=dtype)
     if sinks:
         options["sinks"] = empty(heads[0], dtype=dtype)
-    with torch.set_grad_enabled(training):
+    with torch.set_grad_enabled(backward):
         o = attention(q, k, v, plan, scale=head_dim**-0.5, **options)
-    if training:
+    if backward:
         differentiate(o, q, k, v, *([options["sinks"]] if sinks else []))
 
 
@@ -64,10 +64,8 @@ def attention_cases() -> list[Case]:
     cases = []
 
     def add(name: str, head_dim: int, *, quick: bool = False, **options: Any) -> None:
-        for training in (False, True):
-            call = partial(run_attention, head_dim, training=training, **options)
-            title = f"d{head_dim} {name}, {'training' if training else 'inference'}"
-            cases.append(Case(op="attention", name=title, call=call, quick=quick))
+        call = partial(run_attention, head_dim, **options)
+        cases.append(Case(op="attention", name=f"d{head_dim} {name}", call=call, quick=quick))
 
     masks: dict[str, Any] = {"causal": True, "window": 64, "softcap": 50.0, "sinks": True}
     for head_dim in (64, 128, 256):
@@ -90,7 +88,7 @@ def run_candidate(pass_name: str, tile: Tile, head_dim: int, dtype: torch.dtype)
     limit = pass_name.split("_")[1]
     lengths = (int(limit),) if limit.isdecimal() else (LENGTHS[-1],)
     with forcing(**{pass_name: (tile,)}):
-        run_attention(head_dim, dtype=dtype, lengths=lengths, training=pass_name.startswith("backward"))
+        run_attention(head_dim, dtype=dtype, lengths=lengths, backward=pass_name.startswith("backward"))
 
 
 def candidate_cases() -> list[Case]:

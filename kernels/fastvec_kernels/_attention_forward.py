@@ -28,8 +28,7 @@ def store_rows(o_ptr, lse_ptr, o, lse, start, token, head, length, heads, KIND: 
     column = tl.arange(0, WIDTH)
     mask = in_sequence[:, None] & (column < KIND.value_dim)[None, :]
     tl.store(o_ptr + row[:, None] * KIND.value_dim + column[None, :], o, mask=mask)
-    if lse_ptr is not None:
-        tl.store(lse_ptr + row, lse, mask=in_sequence)
+    tl.store(lse_ptr + row, lse, mask=in_sequence)
 
 
 @triton.jit(do_not_specialize=["first_item", "rule"])

@@ -39,9 +39,8 @@ def attention_triton(
     seed: int,
 ) -> torch.Tensor:
     """As `attention`, by the kernels."""
-    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks))
     batch = (plan.host_lengths, plan.cu_seqlens, plan.sequence_ids)
-    o: torch.Tensor = _attention(q, k, v, sinks, *batch, scale, causal, window, softcap, dropout_p, seed, trains)[0]
+    o: torch.Tensor = _attention(q, k, v, sinks, *batch, scale, causal, window, softcap, dropout_p, seed)[0]
     return o
 
 
@@ -119,14 +118,13 @@ def _attention(
     softcap: float | None,
     dropout_p: float,
     seed: int,
-    trains: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> o [T, H, Dv], and the scores' log2-sum-exp2 [T, H] float32, empty unless it `trains`."""
+    """-> o [T, H, Dv], and for the backward pass the scores' log2-sum-exp2 [T, H] float32."""
     call = _prepare(q, k, v, sinks, host_lengths, scale, causal, window, softcap, dropout_p, seed)
     H, kv_heads = q.shape[1], k.shape[1]
     o = q.new_empty(len(q), H, v.shape[2])
-    lse = q.new_empty((len(q), H) if trains else (0,), dtype=torch.float32)
-    tensors = (*call.inputs, o, lse if trains else None)
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+    tensors = (*call.inputs, o, lse)
     classes = call.passes.forward_short
     tile = _forward_tile(call)
     specialized = tile.path == "specialized"
@@ -155,21 +153,19 @@ def _attention(
 
 
 @_attention.register_fake
-def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    trains = others[-1]
-    lse = q.new_empty(q.shape[:2] if trains else (0,), dtype=torch.float32)
-    return q.new_empty(*q.shape[:2], v.shape[2]), lse
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, sinks, host_lengths, cu_seqlens, sequence_ids, *options, _ = inputs
+    q, k, v, sinks, host_lengths, cu_seqlens, sequence_ids, *options = inputs
     ctx.save_for_backward(q, k, v, sinks, *output, host_lengths, cu_seqlens, sequence_ids)
     ctx.options = options
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, do: torch.Tensor | None, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    nothing = (None,) * 10
+    nothing = (None,) * 9
     if do is None:
         return None, None, None, None, *nothing
     q, k, v, sinks, *others = ctx.saved_tensors

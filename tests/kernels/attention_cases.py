@@ -105,7 +105,7 @@ def random_case(lengths: list[int], device: str, dtype: torch.dtype = torch.floa
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(sum(lengths), heads, 16, generator=generator).to(device, dtype) for heads in (4, 2, 2))
     if "sinks" in options:
-        options["sinks"] = options["sinks"].to(device)
+        options["sinks"] = options["sinks"].clone().to(device)
     return Case(q=q, k=k, v=v, plan=AttentionPlan.build(lengths, device), options={"scale": 0.25, **options})
 
 
