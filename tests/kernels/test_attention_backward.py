@@ -36,7 +36,7 @@ def weights_for(case: Case) -> torch.Tensor:
 
 
 @given(data=st.data())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_gradients_match_the_definition(data: st.DataObject, device: str) -> None:
     case = data.draw(cases(device))
     weights = weights_for(case)
