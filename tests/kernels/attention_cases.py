@@ -101,9 +101,16 @@ def cases(draw: st.DrawFn, device: str) -> Case:
     )
 
 
-def random_case(lengths: list[int], device: str, dtype: torch.dtype = torch.float32, **options: Any) -> Case:
+def random_case(
+    lengths: list[int],
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    all_heads: tuple[int, int, int] = (4, 2, 2),
+    **options: Any,
+) -> Case:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(sum(lengths), heads, 16, generator=generator).to(device, dtype) for heads in (4, 2, 2))
+    q, k, v = (torch.randn(sum(lengths), heads, 16, generator=generator).to(device, dtype) for heads in all_heads)
     if "sinks" in options:
         options["sinks"] = options["sinks"].clone().to(device)
     return Case(q=q, k=k, v=v, plan=AttentionPlan.build(lengths, device), options={"scale": 0.25, **options})

@@ -45,6 +45,13 @@ def test_attention_matches_the_reference(data: st.DataObject, device: str) -> No
     assert_as_exact(output, case.to(torch.float64).reference(), case.reference())
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str) -> None:
+    for window in range(1, 35):  # so that its ends fall on every place of a small tile
+        case = random_case([70], device, all_heads=(1, 1, 1), causal=causal, window=window)
+        torch.testing.assert_close(case.run(), case.reference(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [kind for kind in KINDS if "dropout_p" not in kind], ids=kind_name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_as_exact_as_pytorch_can_be(dtype: torch.dtype, options: dict[str, Any], device: str) -> None:

@@ -49,6 +49,15 @@ def test_gradients_match_the_definition(data: st.DataObject, device: str) -> Non
         assert error.abs().max() <= 2 * theirs.abs().max() + 4e-6 * largest, name
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str) -> None:
+    for window in range(1, 35):  # so that its ends fall on every place of a small tile
+        case = random_case([70], device, all_heads=(1, 1, 1), causal=causal, window=window)
+        weights = weights_for(case)
+        expected = gradients(case, Case.reference, weights)
+        torch.testing.assert_close(gradients(case, Case.run, weights), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [kind for kind in KINDS if "dropout_p" not in kind], ids=kind_name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_gradients_are_as_exact_as_pytorch_can_be(

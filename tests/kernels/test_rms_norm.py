@@ -105,7 +105,7 @@ def test_gradients_are_as_exact_as_pytorch(
 
     tensors = [x, residual, weight]
     found = gradients(add_rms_norm, tensors, [dy, dtotal])
-    total = add_rms_norm(*tensors, eps=1e-5)[1]
+    total = add_rms_norm(x, residual, weight, eps=1e-5)[1]
     rounded = [total, torch.zeros_like(total), weight]  # at the total that came back, as above
     expected = gradients(add_rms_norm_reference, [tensor.float() for tensor in rounded], [dy, dtotal])
     same_precision = gradients(in_transformers, rounded, [dy, dtotal])
