@@ -35,6 +35,13 @@ def weights_for(case: Case) -> torch.Tensor:
     return torch.randn(*case.q.shape[:2], case.v.shape[2], generator=generator)
 
 
+def differences(case: Case) -> float:
+    """How large dq and dk are before dP − delta cancels: of a query that sees one key both are 0 but for rounding."""
+    weights, v = weights_for(case), case.v.detach().cpu()
+    products = torch.einsum("ihd,jgd->ijhg", weights, v).abs().max().item() / (1 - case.options["dropout_p"])
+    return float(case.options["scale"] * products * max(x.abs().max().item() for x in (case.q, case.k)))
+
+
 @given(data=st.data())
 @settings(max_examples=20)
 def test_gradients_match_the_definition(data: st.DataObject, device: str) -> None:
@@ -43,10 +50,10 @@ def test_gradients_match_the_definition(data: st.DataObject, device: str) -> Non
     found = gradients(case.to(torch.float32), Case.run, weights)
     exact = gradients(case.to(torch.float64), Case.reference, weights)
     same_precision = gradients(case.to(torch.float32), Case.reference, weights)
+    rounding = 4e-6 * max(x.abs().max().item() for x in exact) + 4 * torch.finfo(torch.float32).eps * differences(case)
     for name, f, e, s in zip(("dq", "dk", "dv", "dsinks"), found, exact, same_precision, strict=False):
-        largest = max(x.abs().max().item() for x in exact)  # dq of a sequence of one token is 0 but for cancellation
         error, theirs = (x.cpu().double() - e for x in (f, s))
-        assert error.abs().max() <= 2 * theirs.abs().max() + 4e-6 * largest, name
+        assert error.abs().max() <= 2 * theirs.abs().max() + rounding, name
 
 
 @pytest.mark.parametrize("causal", [False, True])
