@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastvec_kernels import attention
-from fastvec_kernels._attention_op import _attention, _attention_backward
+from fastvec_kernels._attention_op import _addressable, _attention, _attention_backward
 from tests.kernels.attention_cases import KINDS, Case, kind_name, random_case
 
 pytestmark = pytest.mark.usefixtures("only_kernels")
@@ -25,6 +25,15 @@ def test_the_ops_keep_pytorchs_rules(options: dict[str, Any], device: str) -> No
     torch.library.opcheck(_attention_backward, (torch.randn_like(o), *inputs, o, lse, *shared, *rule))
     inputs = [x if x is None else x.requires_grad_() for x in inputs]
     torch.library.opcheck(_attention, (*inputs, *shared, *rule))
+
+
+def test_offsets_in_a_sequence_never_pass_what_int32_holds() -> None:
+    def addressable(stride: int) -> bool:
+        x = torch.empty_strided((64, 1, 16), (stride, 16, 1), device="meta")
+        return _addressable(x, longest=64) is x
+
+    assert addressable(2**25 - 1)
+    assert not addressable(2**25)
 
 
 @pytest.mark.parametrize("trains", [False, True])
