@@ -7,6 +7,7 @@ compares it with. All compile without spilling; which is fastest is measured on 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -163,6 +164,7 @@ def widest_head(dtype: torch.dtype) -> int:
     return 128 if dtype == torch.float32 else 256
 
 
+@lru_cache(maxsize=64)  # asked by every layer
 def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> Passes:
     """The tiles for `kind` on `architecture`. Raises ValueError where the tables have no row for it."""
     row = f"{architecture} float32" if dtype == torch.float32 else str(architecture)
@@ -202,8 +204,10 @@ def forcing(**cells: tuple[Tile, ...]) -> Iterator[None]:
     benchmarks and tests."""
     before = dict(_forced)
     _forced.update(cells)
+    configuration.cache_clear()
     try:
         yield
     finally:
         _forced.clear()
         _forced.update(before)
+        configuration.cache_clear()
