@@ -19,18 +19,7 @@ def useful_share(length: int, group: int, rows: int, keys: int) -> float:
 
 def forward_tile(length: int, group: int, head_dim: int, arch: str) -> Tile:
     """The tile that a sequence of this length gets, found as a batch finds it: in the plan's work."""
-    kind = Kind(
-        group=group,
-        head_dim=head_dim,
-        value_dim=head_dim,
-        causal=False,
-        window=False,
-        softcap=False,
-        sinks=False,
-        dropout=False,
-        upcast=False,
-        precision="tf32",
-    )
+    kind = Kind(group=group, head_dim=head_dim, value_dim=head_dim)
     passes = configuration(arch, kind, torch.bfloat16)
     tile = passes.forward_long[0]
     lengths = AttentionPlan.build([length]).host_lengths

@@ -14,18 +14,7 @@ from fastvec_kernels._attention_parts import Kind, Tile
 from fastvec_kernels._attention_plan import work_of
 from fastvec_kernels._launch import SHARED_MEMORY
 
-PLAIN = Kind(
-    group=4,
-    head_dim=64,
-    value_dim=64,
-    causal=False,
-    window=False,
-    softcap=False,
-    sinks=False,
-    dropout=False,
-    upcast=False,
-    precision="tf32",
-)
+PLAIN = Kind(group=4, head_dim=64, value_dim=64)
 
 
 def test_a_plan_says_where_sequences_are() -> None:

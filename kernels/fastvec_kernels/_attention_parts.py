@@ -52,13 +52,13 @@ class Kind(NamedTuple):
     group: int  # G
     head_dim: int  # D
     value_dim: int
-    causal: bool
-    window: bool
-    softcap: bool
-    sinks: bool
-    dropout: bool
-    upcast: bool  # the interpreter's bfloat16 arithmetic is wrong: it computes in float32
-    precision: str  # of float32 products
+    causal: bool = False
+    window: bool = False
+    softcap: bool = False
+    sinks: bool = False
+    dropout: bool = False
+    upcast: bool = False  # the interpreter's bfloat16 arithmetic is wrong: it computes in float32
+    precision: str = "tf32"  # of float32 products
 
 
 class Tile(NamedTuple):
