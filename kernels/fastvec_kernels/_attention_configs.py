@@ -33,10 +33,7 @@ TABLES: dict[str, dict[str, Cells]] = {
     "sm_80": {
         "forward_long": {
             64: (Tile(128, 64, 8, 3),),
-            128: (
-                Tile(128, 32, 8, 2, bears_dropout=False),
-                Tile(64, 64, 8, 2),
-            ),
+            128: (Tile(128, 32, 8, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
             256: (Tile(64, 32, 8, 2, bears_dropout=False), Tile(32, 32, 8, 2)),
         },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
@@ -90,10 +87,7 @@ TABLES: dict[str, dict[str, Cells]] = {
     "sm_100": {
         "forward_long": {
             64: (Tile(128, 64, 8, 3),),
-            128: (
-                Tile(128, 64, 8, 3, bears_dropout=False),
-                Tile(128, 32, 8, 3),
-            ),
+            128: (Tile(128, 64, 8, 3, bears_dropout=False), Tile(128, 32, 8, 3)),
             256: (Tile(64, 32, 8, 2),),
         },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
