@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastvec.errors import ModelError
 from fastvec.families import require_supported
@@ -29,6 +29,17 @@ from fastvec.sentence_folder import DenseLayer, Pooling, SentenceFolder, read_se
 
 __all__ = ["Checkpoint", "Pooling", "resolve"]
 
+RECORD = "fastvec.json"  # what `fastvec adapt` writes beside a model: how it was made, and how it is run
+RECORD_FORMAT = 1
+# how a text becomes a sequence, and which of its tokens are pooled; `Checkpoint` says what each means
+TEXT_RULES: Mapping[str, type] = {
+    "text_max_length": int,
+    "lower_case": bool,
+    "strip": bool,
+    "chat_template": bool,
+    "append_eos": bool,
+    "include_prompt": bool,
+}
 DEFAULT_MAX_LENGTH = 512
 # The bases whose chat template LLM2Vec put around its texts. It compares names, so the checkpoints made from any other
 # Instruct model (Llama 3.1, Qwen2.5) were trained without a template, and get none here.
@@ -67,7 +78,7 @@ class Checkpoint:
     weights_hash: str
     tokenizer_hash: str
 
-    layout: Literal["transformers", "llm2vec", "sentence-transformers"] = "transformers"
+    layout: Literal["transformers", "llm2vec", "sentence-transformers", "fastvec"] = "transformers"
     bidirectional: bool = True
     bidirectional_reason: str = "a bare decoder is run so"
     pooling: Pooling = "mean"
@@ -107,6 +118,11 @@ def resolve(
     added = [locate(adapter)[0] for adapter in adapters]
     stack = locate_stack(str(model), sentence.transformer if sentence else folder, added)
     checkpoint = _bare(stack, name=str(model), revision=commit, dense=sentence.dense if sentence else ())
+    for place in (*stack.adapters[::-1], *stack.folders):
+        if (place / RECORD).is_file():
+            return _adapted(checkpoint, place / RECORD)
+        if (place / "llm2vec_config.json").is_file():
+            break
     return _sentence_transformers(checkpoint, sentence) if sentence else _llm2vec(checkpoint, stack)
 
 
@@ -173,6 +189,31 @@ def _check_chain(width: int, dense: tuple[DenseLayer, ...]) -> None:
         if layer.in_features != width:
             raise ModelError(f"{layer.weights.parent} takes {layer.in_features} dimensions and is given {width}")
         width = layer.out_features
+
+
+def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
+    """`bare` with what the record of an adaptation says."""
+    record = read_json(path)
+    if record.get("format") != RECORD_FORMAT:
+        raise ModelError(f"{path} is of format {record.get('format')!r}: this version reads format {RECORD_FORMAT}")
+    rules: dict[str, Any] = setting(record, "encoder", dict, path, {})
+    pooling = setting(rules, "pooling", str, path, "mean")
+    pooled_tokens = setting(rules, "pooled_tokens", str, path, "text")
+    if pooling not in get_args(Pooling) or pooled_tokens not in ("text", "all"):
+        raise ModelError(f"{path} pools {pooled_tokens!r} tokens by {pooling!r}: it is damaged")
+    given = {name: setting(rules, name, kind, path) for name, kind in TEXT_RULES.items()}
+    bidirectional = setting(rules, "bidirectional", bool, path, True)
+    return replace(
+        bare,
+        layout="fastvec",
+        bidirectional=bidirectional,
+        bidirectional_reason="fastvec adapted it so",
+        pooling=pooling,
+        pooled_tokens=pooled_tokens,
+        dense=(),
+        max_length=count(rules, "max_length", path) or DEFAULT_MAX_LENGTH,
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoint:

@@ -10,7 +10,8 @@ A family that computes with its mask fails on it loudly.
 Shapes: T packed tokens, n sequences, H heads, D head size.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,12 +35,22 @@ STILL = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Noise:
+    """What training drops in one forward: a function of `seed` and of the `numbers` [n] its sequences are known by."""
+
+    seed: int
+    numbers: Sequence[int]
+    attention_dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PackedMask:
     """What the tokens of a layer may see, in place of a mask tensor."""
 
     plan: AttentionPlan
     causal: bool
     window: int | None  # bidirectional |i − j| ≤ window, causal 0 ≤ i − j < window
+    noise: Noise | None = None
 
     def __getitem__(self, index: tuple[slice, ...]) -> "PackedMask":
         """gemma4_text cuts its mask to the tokens whose logits are wanted, also where all are."""
@@ -48,17 +59,33 @@ class PackedMask:
         return self
 
 
-_plan: ContextVar[AttentionPlan] = ContextVar("fastvec_plan")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    plan: AttentionPlan
+    noise: Noise | None
+
+
+_batch: ContextVar[_Batch] = ContextVar("fastvec_batch")
 
 
 @contextmanager
-def packed_attention(plan: AttentionPlan) -> Iterator[None]:
-    """Forwards in this block read their one row of T tokens as the sequences of `plan`."""
-    token = _plan.set(plan)
+def packed_attention(plan: AttentionPlan, noise: Noise | None = None) -> Iterator[None]:
+    """Forwards in this block read their one row of T tokens as the sequences of `plan`, and drop as `noise` says."""
+    token = _batch.set(_Batch(plan=plan, noise=noise))
     try:
         yield
     finally:
-        _plan.reset(token)
+        _batch.reset(token)
+
+
+def forward_packed(model: torch.nn.Module, packed: Packed, noise: Noise | None = None) -> torch.Tensor:
+    """The states [T, hidden_size] after the final norm of a decoder that a `Decoder` took over, wrapped or not."""
+    numbers = None if noise is None else noise.numbers
+    plan = AttentionPlan.build(packed.lengths, packed.token_ids.device, sequence_ids=numbers)
+    with packed_attention(plan, noise):
+        output = model(input_ids=packed.token_ids[None], position_ids=packed.positions[None], use_cache=False)
+    hidden: torch.Tensor = output.last_hidden_state[0]
+    return hidden
 
 
 class Decoder:
@@ -95,10 +122,7 @@ class Decoder:
                 f"a text of {max(packed.lengths)} tokens: the positions of this {self.model.config.model_type} model "
                 f"hold for {self.longest}; a max_length of at most {self.longest} is needed"
             )
-        with packed_attention(AttentionPlan.build(packed.lengths, packed.token_ids.device)):
-            output = self.model(input_ids=packed.token_ids[None], position_ids=packed.positions[None], use_cache=False)
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+        return forward_packed(self.model, packed)
 
 
 def _longest(config: PretrainedConfig) -> int | None:
@@ -154,8 +178,8 @@ def _describe_mask(
     **_: Any,
 ) -> PackedMask:
     """The mask function transformers calls for each kind of layer; `local_size` is that kind's window."""
-    plan = _plan.get(None)
-    if plan is None:
+    batch = _batch.get(None)
+    if batch is None:
         raise ModelError("this model attends to packed sequences: call it through fastvec's Decoder")
     if attention_mask is not None and not attention_mask.all():
         raise ModelError(
@@ -167,7 +191,7 @@ def _describe_mask(
             raise ModelError(f"this {config.model_type} checkpoint has a mask of its own, which cannot run causal")
         # EmbeddingGemma's rule: |i − j| < window, one less than transformers' own bidirectional window
         local_size = None if local_size is None else local_size - 1
-    return PackedMask(plan=plan, causal=causal, window=local_size)
+    return PackedMask(plan=batch.plan, causal=causal, window=local_size, noise=batch.noise)
 
 
 def _attend(
@@ -194,18 +218,37 @@ def _attend(
         raise ModelError(f"{layer} attends with {', '.join(unknown)}, which fastvec does not know")
     if dropout:
         raise ModelError(f"{layer} drops attention with probability {dropout}: set it to 0, or call model.eval()")
+    query, key, value = (x[0].transpose(0, 1) for x in _in_one_dtype(query, key, value))
+    noise = attention_mask.noise
+    p = 0.0 if noise is None else noise.attention_dropout
     output = attention(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        query,
+        key,
+        value,
         attention_mask.plan,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         causal=attention_mask.causal,
         window=attention_mask.window,
         softcap=softcap,
         sinks=s_aux,
+        dropout_p=p,
+        seed=derived_seed(noise.seed, "attention", getattr(module, "layer_idx", 0)) if noise is not None and p else 0,
     )
     return output[None], None
+
+
+def _in_one_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """As autocast would have them: it casts for operations it knows, and rotary embeddings widen query and key."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed from 0 to 2^63 − 1 that is a hash of `parts`: a user's seed, a step, a layer."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from fastvec.batching import token_batches
 from fastvec.decoder import Decoder, self_check
 from fastvec.errors import ModelError, UsageError
-from fastvec.loading import load_dense, load_model, load_tokenizer, text_frame
+from fastvec.loading import load_dense, load_model, load_tokenizer, text_tokenizer
 from fastvec.packed import Packed, pack
 from fastvec.settings import EncoderSettings, resolve_settings
-from fastvec.tokenize import TextRecipe, TextTokenizer, TokenizedTexts
+from fastvec.tokenize import TextTokenizer, TokenizedTexts
 from fastvec_kernels import pool
 
 logger = logging.getLogger(__name__)
@@ -162,18 +162,7 @@ class Encoder:
 
     def tokenizer(self, instruction: str | None = None, prompt_name: str | None = None) -> TextTokenizer:
         """What turns texts into token ids by this checkpoint's rules; raises UsageError as `EncoderSettings.prefix`."""
-        settings, checkpoint = self.settings, self.settings.checkpoint
-        prefix = settings.prefix(instruction, prompt_name)
-        before, after = text_frame(checkpoint, self._hf_tokenizer)
-        recipe = TextRecipe(
-            prefix=before + prefix,
-            suffix=after,
-            max_length=settings.max_length,
-            text_max_length=checkpoint.text_max_length,
-            pooled=settings.pooled_span(prefix),
-            strip_end=checkpoint.strip,
-        )
-        return TextTokenizer(self._hf_tokenizer, recipe)
+        return text_tokenizer(self.settings, self._hf_tokenizer, instruction, prompt_name)
 
     def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
         """Encode one chunk of texts. What `between_batches` raises ends it.

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastvec.errors import DiskFullError, OutputError
+from fastvec.errors import DiskFullError, OutputError, RefusedError
+
+if sys.platform != "win32":
+    import fcntl
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -54,3 +57,36 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """All of `path` or nothing, also after a power cut."""
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; raises RefusedError where a running process holds it."""
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
+    try:
+        lock(fd, path)
+        yield
+    finally:
+        os.close(fd)
+
+
+def lock(fd: int, path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RefusedError(f"{path} is locked by a running process: wait for it, or give another output") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
+            raise

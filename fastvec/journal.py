@@ -8,7 +8,6 @@ The journal is also what two runs of one output meet at: an exclusive `flock` is
 output to the last. The lock ends with its process. Windows has no flock: there, nothing stops a second run.
 """
 
-import errno
 import json
 import os
 import sys
@@ -20,10 +19,7 @@ from typing import Any, TypeAlias
 
 from fastvec.arrowfile import Block
 from fastvec.errors import OutputError, RefusedError
-from fastvec.files import open_file, sync_folder, write_at
-
-if sys.platform != "win32":
-    import fcntl
+from fastvec.files import lock, open_file, sync_folder, write_at
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
@@ -165,7 +161,7 @@ def _open_locked(path: Path, *, create: bool) -> int:
     while True:
         fd = open_file(path, os.O_RDWR | (os.O_CREAT if create else 0))
         try:
-            _lock(fd, path)
+            lock(fd, path)
             if _is_at(fd, path):
                 return fd
         except BaseException:
@@ -179,18 +175,6 @@ def _is_at(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _lock(fd: int, path: Path) -> None:
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RefusedError(f"{path} is locked by a running process: wait for it, or give another output") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
-            raise
 
 
 def _delete(path: Path) -> str:

@@ -15,8 +15,8 @@ import transformers
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, normalizers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from fastvec.adapters import merge_adapter
 from fastvec.checkpoint import Checkpoint
@@ -24,12 +24,16 @@ from fastvec.decoder import ATTENTION
 from fastvec.errors import ModelError
 from fastvec.model_files import weight_files
 from fastvec.sentence_folder import DenseLayer
+from fastvec.settings import EncoderSettings
+from fastvec.tokenize import TextRecipe, TextTokenizer
 
 
-def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
-    """The decoder without its LM head, adapters merged, frozen, with our attention; causal or not is `Decoder`'s part.
+def load_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str, headed: bool = False
+) -> PreTrainedModel:
+    """The decoder, adapters merged, frozen, with our attention, and its LM head where `headed`; no dropout of its own.
 
-    Raises ModelError where a tensor is missing or does not fit.
+    Causal or not is `Decoder`'s part. Raises ModelError where a tensor is missing or does not fit.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(checkpoint.base):
@@ -37,8 +41,9 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.devi
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(checkpoint.base, trust_remote_code=False, local_files_only=True)
-            decoder_class: Any = MODEL_MAPPING[type(config)]
-            model, found = decoder_class.from_pretrained(
+            _silence(config)
+            mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING if headed else MODEL_MAPPING
+            model, found = mapping[type(config)].from_pretrained(
                 None,
                 config=config,
                 state_dict=tensors,
@@ -54,9 +59,16 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.devi
             raise ModelError(f"{checkpoint.base / 'config.json'} makes no model: {_line(error)}") from None
         _refuse_unfilled(checkpoint.base, found)
         for adapter in checkpoint.adapters:
-            merge_adapter(model, adapter)
+            merge_adapter(model.base_model, adapter)
     decoder: PreTrainedModel = model.requires_grad_(False).eval()
     return decoder
+
+
+def _silence(config: PretrainedConfig) -> None:
+    """No dropout and no jitter of the architecture's own: they draw from a generator whose state nobody keeps."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and name.endswith(("dropout", "pdrop", "drop", "jitter_noise")):
+            setattr(config, name, 0.0)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -101,6 +113,27 @@ def _linear(dense: DenseLayer) -> nn.Linear:
     except RuntimeError as error:
         raise ModelError(f"{dense.weights} does not fit its config.json: {_line(error)}") from None
     return linear
+
+
+def text_tokenizer(
+    settings: EncoderSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    instruction: str | None = None,
+    prompt_name: str | None = None,
+) -> TextTokenizer:
+    """What turns texts into token ids by a checkpoint's rules; raises UsageError as `EncoderSettings.prefix` does."""
+    checkpoint = settings.checkpoint
+    prefix = settings.prefix(instruction, prompt_name)
+    before, after = text_frame(checkpoint, tokenizer)
+    recipe = TextRecipe(
+        prefix=before + prefix,
+        suffix=after,
+        max_length=settings.max_length,
+        text_max_length=checkpoint.text_max_length,
+        pooled=settings.pooled_span(prefix),
+        strip_end=checkpoint.strip,
+    )
+    return TextTokenizer(tokenizer, recipe)
 
 
 def text_frame(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

@@ -71,15 +71,17 @@ class Corpus:
     rows: int
     _sources: tuple[Source, ...] = field(repr=False)
 
-    def chunks(self, limits: ChunkLimits, *, first_row: int = 0, first_index: int = 0) -> Iterator[Chunk]:
-        """The rows from `first_row` on, cut by `limits`; files before that row are not opened.
+    def chunks(
+        self, limits: ChunkLimits, *, first_row: int = 0, first_index: int = 0, end_row: int | None = None
+    ) -> Iterator[Chunk]:
+        """The rows from `first_row` on, before `end_row`, cut by `limits`; files before that row are not opened.
 
         Raises InputError where a file cannot be read or changed since the corpus was opened.
         """
         index = first_index
         pieces: list[pa.RecordBatch] = []
         rows = size = 0
-        for batch in self._batches(first_row):
+        for batch in self._batches(first_row, self.rows if end_row is None else end_row):
             sizes = np.sum([row_bytes(column) for column in batch.columns], axis=0)
             ends = np.concatenate([[0], np.cumsum(sizes)])
             start = 0
@@ -104,13 +106,23 @@ class Corpus:
                 return file.uri, source.group_of(row - file.first_row)[0]
         raise IndexError(f"row {row} is not among the corpus's {self.rows} rows")
 
-    def _batches(self, first_row: int) -> Iterator[pa.RecordBatch]:
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """The first row and the end of every row group, or record batch of an Arrow file."""
+        bounds: list[tuple[int, int]] = []
+        for file, source in zip(self.files, self._sources, strict=True):
+            ends = np.minimum(np.cumsum(source.group_rows), file.rows) + file.first_row
+            begins = np.concatenate([[file.first_row], ends[:-1]])
+            bounds += [(int(begin), int(end)) for begin, end in zip(begins, ends, strict=True) if begin < end]
+        return bounds
+
+    def _batches(self, first_row: int, end_row: int) -> Iterator[pa.RecordBatch]:
         """The text column and the kept ones, as the files have them."""
         columns = list(dict.fromkeys([self.column, *self.kept_schema.names]))
         for file, source in zip(self.files, self._sources, strict=True):
-            skip = min(max(first_row - file.first_row, 0), file.rows)
-            missing = file.rows - skip
-            if not missing:
+            skip = max(first_row - file.first_row, 0)
+            missing = min(file.rows, end_row - file.first_row) - skip
+            if missing <= 0:
                 continue
             for batch in source.batches(columns, first_row=skip):
                 yield batch.slice(0, missing)
@@ -141,13 +153,16 @@ def open_corpus(
     limit: int | None = None,
     output: Path | None = None,
     vector_column: str = "embedding",
+    lines: bool = False,
 ) -> Corpus:
     """Open and check every file. `keep` None keeps all columns; `limit` is the number of rows used over all files.
+
+    With `lines`, files of text lines (.txt) are read too.
 
     Raises InputError for a file or column that cannot be read, before anything is, and UsageError for inputs or kept
     columns that contradict each other or the output.
     """
-    sources = [open_source(path) for path in find_files(inputs, output=output)]
+    sources = [open_source(path, lines=lines) for path in find_files(inputs, output=output)]
     first = sources[0]
     column = _text_column(first) if column is None else column
     names = first.schema.names if keep is None else list(keep)

@@ -34,6 +34,18 @@ class Progress:
     def seconds_left(self) -> float | None:
         return (self.total_rows - self.rows) / self.rows_per_second if self.new_rows else None
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """How much is done, of how much."""
+        return self.rows, self.total_rows
+
+    def __str__(self) -> str:
+        """One line: rows done, rates, time left, and what each stage waited."""
+        done = f"{self.rows:,} of {self.total_rows:,} rows"
+        rates = f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s"
+        waits = " ".join(f"{stage} {seconds:.0f}s" for stage, seconds in sorted(self.waits.items()))
+        return f"{done}, {rates}{_left(self.seconds_left)}" + (f" (waits: {waits})" if waits else "")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
@@ -79,6 +91,85 @@ class Report:
         if self.bottleneck:
             parts.append(f"bottleneck: {self.bottleneck}")
         return "; ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptProgress:
+    """Where a training stands; `new_steps`, `tokens` and `seconds` are this process's. `measured` is the last look."""
+
+    step: int
+    steps: int
+    new_steps: int
+    tokens: int
+    seconds: float
+    loss: float
+    measured: dict[str, float]
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """How much is done, of how much."""
+        return self.step, self.steps
+
+    def __str__(self) -> str:
+        """One line: steps done, loss, the last measures, rates and time left."""
+        per_step = self.seconds / self.new_steps if self.new_steps else 0.0
+        measures = "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in self.measured.items())
+        rates = f"{self.tokens / self.seconds:,.0f} tokens/s" if self.seconds else "0 tokens/s"
+        left = _left((self.steps - self.step) * per_step)
+        return f"step {self.step:,} of {self.steps:,}, loss {self.loss:.3f}{measures}, {rates}{left}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptReport:
+    """The end of an adaptation. Losses are means over ten steps; `seconds` is this process's time in training."""
+
+    objective: str
+    output: str
+    steps: int
+    tokens: int = 0
+    seconds: float = 0.0
+    loss_first: float | None = None
+    loss_last: float | None = None
+    held_out_before: float | None = None
+    held_out_after: float | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    spearman_before: float | None = None
+    spearman_after: float | None = None
+    resumed_steps: int = 0
+    peak_memory_bytes: int | None = None
+    already_finished: bool = False
+
+    @property
+    def return_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.already_finished:
+            return f"{self.output} is already finished: {self.steps:,} steps of {self.objective}"
+        parts = [f"{self.steps:,} steps of {self.objective} to {self.output} in {self.seconds:.0f} s"]
+        if self.resumed_steps:
+            parts.append(f"{self.resumed_steps:,} of them from an earlier run")
+        for name, before, after in (
+            ("loss", self.loss_first, self.loss_last),
+            ("held-out loss", self.held_out_before, self.held_out_after),
+            ("accuracy", self.accuracy_before, self.accuracy_after),
+            ("Spearman", self.spearman_before, self.spearman_after),
+        ):
+            if before is not None and after is not None:
+                parts.append(f"{name} {before:.3f} to {after:.3f}")
+        return "; ".join(parts)
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f", {hours}:{minutes:02}:{rest:02} left"
 
 
 def padded_tokens(lengths: npt.NDArray[np.integer]) -> int:

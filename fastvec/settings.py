@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastvec.checkpoint import Checkpoint, Pooling, resolve
+from fastvec.checkpoint import TEXT_RULES, Checkpoint, Pooling, resolve
 from fastvec.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-# what else a checkpoint says about how a text becomes a sequence, and which of its tokens are pooled
-TEXT_RULES = ("text_max_length", "lower_case", "strip", "chat_template", "append_eos", "include_prompt")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

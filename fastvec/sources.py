@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from pyarrow import ipc
 
 from fastvec.columns import check, row_bytes
 from fastvec.errors import InputError
+from fastvec.lines import COLUMN, SUFFIX, line_groups, read_lines
 
 FIRST_READ_ROWS = 16  # nothing is known about a row's size yet
 MAX_READ_ROWS = 256  # what a jump from small rows to huge ones costs; more is no faster
@@ -28,14 +30,15 @@ BUFFER_BYTES = 1 << 20  # of a Parquet column chunk's compressed bytes; without 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A Parquet or Arrow file whose footer was read. A row group of an Arrow file is one of its record batches."""
+    """A file whose footer was read. A row group of an Arrow file is a record batch, that of a text file some lines."""
 
     path: Path
     size: int
     mtime_ns: int
     schema: pa.Schema
     group_rows: tuple[int, ...]
-    is_parquet: bool
+    kind: Literal["parquet", "arrow", "lines"]
+    starts: tuple[int, ...] = ()  # of a text file's groups, in bytes
 
     @property
     def rows(self) -> int:
@@ -57,9 +60,13 @@ class Source:
         if first_row >= self.rows:
             return
         self._require_unchanged()
-        read = _read_parquet if self.is_parquet else _read_arrow
         first_group, skip = self.group_of(first_row)
-        yield from read(self, list(columns), first_group, skip)
+        if self.kind == "lines":
+            with _reading(self.path):
+                yield from read_lines(self.path, self.starts[first_group], skip)
+        else:
+            read = _read_parquet if self.kind == "parquet" else _read_arrow
+            yield from read(self, list(columns), first_group, skip)
         self._require_unchanged()
 
     def _require_unchanged(self) -> None:
@@ -69,10 +76,15 @@ class Source:
             raise InputError(f"{self.path}: changed while it was being read; run the command again")
 
 
-def open_source(path: Path) -> Source:
-    """Read a file's footer. Raises InputError, naming the file, where it is not a whole Parquet or Arrow file."""
+def open_source(path: Path, *, lines: bool = False) -> Source:
+    """Read a file's footer; with `lines` a .txt file is one too, a text a line.
+
+    Raises InputError, naming the file, where it is not a whole Parquet or Arrow file.
+    """
     with _reading(path):
         stat = path.stat()
+        if lines and path.suffix == SUFFIX:
+            return _open_lines(path, stat.st_size, stat.st_mtime_ns)
         is_parquet = _is_parquet(path, stat.st_size)
         schema, group_rows = _parquet_footer(path) if is_parquet else _arrow_footer(path)
         if min(group_rows, default=0) < 0:
@@ -87,8 +99,14 @@ def open_source(path: Path) -> Source:
         mtime_ns=stat.st_mtime_ns,
         schema=schema,
         group_rows=group_rows,
-        is_parquet=is_parquet,
+        kind="parquet" if is_parquet else "arrow",
     )
+
+
+def _open_lines(path: Path, size: int, mtime_ns: int) -> Source:
+    rows, starts = line_groups(path)
+    schema = pa.schema([(COLUMN, pa.string())])
+    return Source(path=path, size=size, mtime_ns=mtime_ns, schema=schema, group_rows=rows, kind="lines", starts=starts)
 
 
 def _is_parquet(path: Path, size: int) -> bool:

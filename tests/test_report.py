@@ -1,6 +1,5 @@
 import numpy as np
 
-from fastvec.display import as_line
 from fastvec.report import Progress, Report, padded_tokens
 
 
@@ -37,11 +36,11 @@ def test_a_progress_line() -> None:
     progress = Progress(
         rows=3_000, total_rows=10_000, new_rows=2_000, tokens=500_000, seconds=4.0, waits={"write": 3.6, "encode": 0.2}
     )
-    assert as_line(progress) == (
+    assert str(progress) == (
         "3,000 of 10,000 rows, 500 rows/s, 125,000 tokens/s, 0:00:14 left (waits: encode 0s write 4s)"
     )
 
 
 def test_a_progress_line_before_the_first_row_promises_no_end() -> None:
     progress = Progress(rows=0, total_rows=10, new_rows=0, tokens=0, seconds=0.0, waits={})
-    assert as_line(progress) == "0 of 10 rows, 0 rows/s, 0 tokens/s"
+    assert str(progress) == "0 of 10 rows, 0 rows/s, 0 tokens/s"

@@ -1,6 +1,7 @@
 """Operations over packed sequences, each with its PyTorch reference."""
 
 from fastvec_kernels.attention import AttentionPlan, attention, attention_reference
+from fastvec_kernels.dropout import dropout, dropout_reference
 from fastvec_kernels.pooling import pool, pool_reference
 from fastvec_kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from fastvec_kernels.rope import rope, rope_reference
@@ -12,6 +13,8 @@ __all__ = [
     "add_rms_norm_reference",
     "attention",
     "attention_reference",
+    "dropout",
+    "dropout_reference",
     "geglu",
     "geglu_reference",
     "pool",

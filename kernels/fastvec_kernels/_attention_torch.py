@@ -80,7 +80,12 @@ def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int
     queries = torch.arange(length, device=device)
     counter = torch.broadcast_tensors(*places, queries, queries * 0)
     first, second, _, _ = philox(counter, seed)
-    x = first[..., None] + queries * 0x9E3779B9 & WORD
+    return keeps_of_columns(first, second, length, p)
+
+
+def keeps_of_columns(first: torch.Tensor, second: torch.Tensor, columns: int, p: float) -> torch.Tensor:
+    """[..., columns] bool: whether each column is kept, from two random words [...] of each row."""
+    x = first[..., None] + torch.arange(columns, device=first.device) * 0x9E3779B9 & WORD
     x = (x ^ x >> 16) * 0x21F0AAAD & WORD  # the constants of a 32-bit mixer without bias (Wellons, 2018)
     x = x ^ second[..., None]
     x = (x ^ x >> 15) * 0x735A2D97 & WORD

@@ -1,0 +1,260 @@
+"""What an adaptation learns by: pure functions of tensors, each with its naive definition beside it.
+
+    MNTP      mean over masked tokens i of −log softmax(head(h_{i−1}))[x_i]           (BehnamGhader et al., 2024)
+    InfoNCE   mean over queries i of −log (exp s·q_i·d_i / Σ_j exp s·q_i·d_j)         (van den Oord et al., 2018)
+    SimCSE    InfoNCE between two encodings of one text that differ by dropout alone  (Gao, Yao, Chen, 2021)
+
+Shapes: T packed tokens, M masked tokens, V vocabulary, n queries, N documents, D dimensions.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+IntArray = npt.NDArray[np.integer]
+Head = Callable[[torch.Tensor], torch.Tensor]
+MaskStyle = Literal["bert", "all"]
+
+HEAD_BYTES = 1 << 27  # of float32 logits at a time: 1,024 rows of a vocabulary of 32,768
+DOCUMENTS_AT_ONCE = 4096  # columns of the similarity matrix at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskRule:
+    """Which tokens are hidden, and how.
+
+    `bert`: of the chosen tokens 80 % become the mask, 10 % a random token, 10 % stay. `all`: all become the mask.
+    """
+
+    mask_id: int
+    vocabulary: int  # random tokens are below it
+    special_ids: frozenset[int]  # never hidden
+    probability: float = 0.2
+    style: MaskStyle = "bert"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskedTokens:
+    """A sequence with tokens hidden: the input, and what is to be found again from the token before."""
+
+    ids: IntArray  # [L]
+    places: IntArray  # [M] where in the sequence the state stands that predicts
+    labels: IntArray  # [M] the hidden tokens
+
+
+def mask_tokens(ids: IntArray, rule: MaskRule, random: np.random.Generator) -> MaskedTokens:
+    """Hide tokens of one sequence `ids` [L].
+
+    A hidden first token has no token before it, so it is no target.
+    """
+    chosen = random.random(len(ids)) < rule.probability
+    chosen &= ~np.isin(ids, list(rule.special_ids))
+    masked = ids.copy()
+    fate = random.random(len(ids)) if rule.style == "bert" else np.zeros(len(ids))
+    masked[chosen & (fate < 0.8)] = rule.mask_id
+    randomised = chosen & (fate >= 0.9)
+    masked[randomised] = random.integers(rule.vocabulary, size=int(randomised.sum()))
+    targets = np.flatnonzero(chosen)
+    targets = targets[targets > 0]
+    return MaskedTokens(ids=masked, places=targets - 1, labels=ids[targets])
+
+
+def next_tokens(ids: IntArray) -> MaskedTokens:
+    """Every token as a target and none hidden: what a causal decoder is pretrained by."""
+    return MaskedTokens(ids=ids, places=np.arange(len(ids) - 1), labels=ids[1:])
+
+
+def token_loss(
+    hidden: torch.Tensor, places: torch.Tensor, labels: torch.Tensor, head: Head, vocabulary: int
+) -> torch.Tensor:
+    """The summed cross entropy of `labels` [M] under `head(hidden[places])`, where `hidden` is [T, D].
+
+    Only the rows asked for go through the LM head, a part of them at a time: a part's gradient is taken as soon as its
+    loss is there, so that logits [M, V] never stand in memory. Waits for no device.
+    """
+    states = hidden.index_select(0, places)
+    rows = _rows_at_once(vocabulary)
+    weights = [weight for weight in getattr(head, "parameters", list)() if weight.requires_grad]
+    loss: torch.Tensor = _TokenLoss.apply(states, labels, head, rows, *weights)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def token_scores(
+    hidden: torch.Tensor, places: torch.Tensor, labels: torch.Tensor, head: Head, vocabulary: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The value of `token_loss`, without a gradient, and how many labels [M] are the likeliest token."""
+    rows = _rows_at_once(vocabulary)
+    loss, hits = (torch.zeros((), device=hidden.device) for _ in range(2))
+    for states, own in zip(torch.split(hidden.index_select(0, places), rows), torch.split(labels, rows), strict=True):
+        logits = head(states).float()
+        loss += F.cross_entropy(logits, own, reduction="sum")
+        hits += (logits.argmax(dim=-1) == own).sum()
+    return loss, hits
+
+
+def _rows_at_once(vocabulary: int) -> int:
+    return max(1, HEAD_BYTES // (4 * vocabulary))
+
+
+def token_loss_reference(
+    hidden: torch.Tensor, places: torch.Tensor, labels: torch.Tensor, head: Head, vocabulary: int
+) -> torch.Tensor:
+    """The definition: one token at a time, in float64."""
+    loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    for place, label in zip(places.tolist(), labels.tolist(), strict=True):
+        logits = head(hidden[place : place + 1])[0].to(torch.float64)
+        loss = loss + torch.logsumexp(logits, dim=0) - logits[label]
+    return loss
+
+
+def _cross_entropy(head: Head, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = head(states)
+    return F.cross_entropy(logits.to(_wide(logits)), labels, reduction="sum")
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """float32, or float64 for float64: as `gradcheck` needs it."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _TokenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, labels: torch.Tensor, head: Head, rows: int, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        total = states.new_zeros((), dtype=_wide(states))
+        gradients = torch.empty_like(states)
+        weight_gradients = [torch.zeros_like(weight) for weight in weights]
+        for begin in range(0, len(states), rows):
+            part = states[begin : begin + rows].detach().requires_grad_()
+            with torch.enable_grad():
+                loss = _cross_entropy(head, part, labels[begin : begin + rows])
+            own, *others = torch.autograd.grad(loss, [part, *weights])
+            gradients[begin : begin + rows] = own
+            for gradient, other in zip(weight_gradients, others, strict=True):
+                gradient += other
+            total += loss.detach()
+        ctx.save_for_backward(gradients, *weight_gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[Any, ...]:
+        gradients, *weight_gradients = ctx.saved_tensors
+        scaled = [(gradient * above[0]).to(gradient.dtype) for gradient in weight_gradients]
+        return ((gradients * above[0]).to(gradients.dtype), None, None, None, *scaled)
+
+
+def info_nce(
+    queries: torch.Tensor,
+    documents: torch.Tensor,
+    own: torch.Tensor,
+    *,
+    scale: float,
+    query_keys: torch.Tensor,
+    document_keys: torch.Tensor,
+    owner_keys: torch.Tensor,
+) -> torch.Tensor:
+    """The mean InfoNCE loss of `queries` [n, D] over `documents` [N, D], cosine times `scale`.
+
+    `own` [n] is the document that answers each query; all others are negatives, except those that cannot be: another
+    copy of the answer or of the query itself, and the answer to the same query asked again. Texts are told apart by
+    keys: `query_keys` [n], `document_keys` [N], and `owner_keys` [N], the key of the query a document answers (−1 where
+    it answers none). The similarity matrix is never whole: log-sum-exps are carried over parts of the documents.
+    """
+    queries, documents = (F.normalize(vectors.to(_wide(vectors)), dim=-1) for vectors in (queries, documents))
+    own_scores = scale * (queries * documents.index_select(0, own)).sum(dim=-1)
+    excluded = _Excluded(own, query_keys, document_keys.index_select(0, own), document_keys, owner_keys)
+    normalizers: torch.Tensor = _LogSumExp.apply(queries, documents, scale, excluded)  # type: ignore[no-untyped-call]
+    return (normalizers - own_scores).mean()
+
+
+def info_nce_reference(
+    queries: torch.Tensor,
+    documents: torch.Tensor,
+    own: torch.Tensor,
+    *,
+    scale: float,
+    query_keys: torch.Tensor,
+    document_keys: torch.Tensor,
+    owner_keys: torch.Tensor,
+) -> torch.Tensor:
+    """The definition: one query and one document at a time, in float64."""
+    queries, documents = queries.double(), documents.double()
+    losses = []
+    for i, answer in enumerate(own.tolist()):
+        scores = {}
+        for j, document in enumerate(documents):
+            copy = document_keys[j] in (document_keys[answer], query_keys[i]) or owner_keys[j] == query_keys[i]
+            if j == answer or not copy:
+                scores[j] = scale * queries[i] @ document / (queries[i].norm() * document.norm())
+        losses.append(torch.logsumexp(torch.stack(list(scores.values())), dim=0) - scores[answer])
+    return torch.stack(losses).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class _Excluded:
+    """Which documents are no negatives of which queries."""
+
+    own: torch.Tensor
+    query_keys: torch.Tensor
+    answer_keys: torch.Tensor
+    document_keys: torch.Tensor
+    owner_keys: torch.Tensor
+
+    def among(self, begin: int, end: int) -> torch.Tensor:
+        """[n, end − begin] bool, for the documents from `begin` to `end`."""
+        documents, owners = self.document_keys[None, begin:end], self.owner_keys[None, begin:end]
+        copies = (documents == self.answer_keys[:, None]) | (documents == self.query_keys[:, None])
+        copies |= owners == self.query_keys[:, None]
+        return copies & (torch.arange(begin, end, device=copies.device)[None] != self.own[:, None])
+
+
+class _LogSumExp(torch.autograd.Function):
+    """log Σ_j exp(scale · q_i·d_j) [n] over the documents that count, in one pass; softmax is made again backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: torch.Tensor, documents: torch.Tensor, scale: float, excluded: _Excluded
+    ) -> torch.Tensor:
+        result = queries.new_full((len(queries),), -torch.inf)
+        for _, scores in _score_parts(queries, documents, scale, excluded):
+            result = torch.logaddexp(result, torch.logsumexp(scores, dim=1))
+        ctx.save_for_backward(queries, documents, result)
+        ctx.scale, ctx.excluded = scale, excluded
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[Any, ...]:
+        queries, documents, result = ctx.saved_tensors
+        for_queries, for_documents = torch.zeros_like(queries), torch.zeros_like(documents)
+        for part, scores in _score_parts(queries, documents, ctx.scale, ctx.excluded):
+            weights = torch.exp(scores - result[:, None]) * above[0][:, None] * ctx.scale
+            for_queries += weights @ documents[part]
+            for_documents[part] = weights.T @ queries
+        return for_queries, for_documents, None, None
+
+
+def _score_parts(
+    queries: torch.Tensor, documents: torch.Tensor, scale: float, excluded: _Excluded
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    for begin in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        end = min(begin + DOCUMENTS_AT_ONCE, len(documents))
+        scores = scale * queries @ documents[begin:end].T
+        yield slice(begin, end), scores.masked_fill(excluded.among(begin, end), -torch.inf)
+
+
+def alignment(queries: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """The mean squared distance of unit vectors that belong together, [n, D] each (Wang and Isola, 2020): 0 is best."""
+    return (F.normalize(queries, dim=-1) - F.normalize(positives, dim=-1)).square().sum(dim=-1).mean()
+
+
+def uniformity(vectors: torch.Tensor) -> torch.Tensor:
+    """log of the mean of exp(−2 · squared distance) over all pairs of unit vectors [n, D] (the same paper): lower is
+    better, 0 where all are one. Needs at least two vectors.
+    """
+    return torch.pdist(F.normalize(vectors, dim=-1)).square().mul(-2).exp().mean().log()

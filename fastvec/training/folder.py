@@ -1,0 +1,188 @@
+"""The folder an adaptation leaves: adapter or weights, tokenizer, how it was made (`fastvec.json`), a card.
+
+It opens in fastvec and in peft, with LLM2Vec's own settings beside it, and merged also in plain transformers, vLLM and
+sentence-transformers. The last only where it would pool the same tokens: it cannot leave out a BOS.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fastvec import __version__
+from fastvec.checkpoint import RECORD, RECORD_FORMAT, TEXT_RULES
+from fastvec.files import write_durably
+from fastvec.model_files import read_json
+from fastvec.settings import EncoderSettings
+from fastvec.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"  # beside merged weights: in one folder with them, transformers would merge it once more
+LLM2VEC_POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "last": "last_token", "first": "bos_token"}
+ST_POOLINGS = {"mean": "mean", "weighted_mean": "weightedmean", "last": "lasttoken", "first": "cls"}
+# Gemma 3 changes its window by use_bidirectional_attention too; is_causal alone says it there
+WINDOW_CHANGES = ("gemma3_text",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adaptation:
+    """What is saved, and what is said about it."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: EncoderSettings
+    recipe: Recipe
+    fingerprint: Mapping[str, Any]
+    results: Mapping[str, Any]
+    merge: bool
+
+
+def save_adaptation(folder: Path, done: Adaptation) -> None:
+    """Write all of it into `folder`, the record last: a folder that has it is whole."""
+    checkpoint, model = done.settings.checkpoint, done.model
+    done.tokenizer.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        target = folder / ADAPTER_FOLDER if done.merge else folder
+        _save_adapter(model, target, done)
+        if done.merge:
+            model = model.merge_and_unload()
+    if isinstance(model, PreTrainedModel):
+        model.to(_dtype(done.settings.dtype)).save_pretrained(folder)
+        _mend_config(folder / "config.json", read_json(checkpoint.base / "config.json"), done.settings)
+        _save_sentence_transformers(folder, done)
+    pooling = LLM2VEC_POOLINGS[done.settings.pooling]
+    llm2vec = {
+        "pooling_mode": pooling,
+        "max_length": done.settings.max_length,
+        "doc_max_length": done.settings.max_length,
+        "skip_instruction": done.settings.pooled_tokens == "text",
+    }
+    _write_json(folder / "llm2vec_config.json", llm2vec)
+    (folder / "README.md").write_text(card(done), encoding="utf-8")
+    write_durably(folder / RECORD, json.dumps(record(done), indent=2) + "\n")
+
+
+def record(done: Adaptation) -> dict[str, Any]:
+    """The content of `fastvec.json`."""
+    settings, checkpoint = done.settings, done.settings.checkpoint
+    return {
+        "format": RECORD_FORMAT,
+        "version": __version__,
+        "encoder": {
+            "bidirectional": settings.bidirectional,
+            "pooling": settings.pooling,
+            "pooled_tokens": checkpoint.pooled_tokens,
+            "max_length": settings.max_length,
+            **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
+        },
+        "base": {"model": checkpoint.name, "revision": checkpoint.revision},
+        "fingerprint": dict(done.fingerprint),
+        "results": dict(done.results),
+    }
+
+
+def _save_adapter(model: PeftModel, folder: Path, done: Adaptation) -> None:
+    base = Path(done.settings.checkpoint.name)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else str(base)
+    config.revision = done.settings.checkpoint.revision
+    config.inference_mode = True
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def _mend_config(path: Path, base: Mapping[str, Any], settings: EncoderSettings) -> None:
+    """Say which way attention looks, and give back the dropout that loading took away."""
+    config = read_json(path)
+    config |= {name: value for name, value in base.items() if "drop" in name and name in config}
+    config["is_causal"] = not settings.bidirectional
+    if settings.bidirectional and settings.checkpoint.model_type not in WINDOW_CHANGES:
+        config["use_bidirectional_attention"] = True
+    _write_json(path, config)
+
+
+def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
+    settings = done.settings
+    specials = done.tokenizer.num_special_tokens_to_add()
+    if settings.pooled_tokens == "text" and specials:
+        logger.info(
+            "sentence-transformers would pool the special tokens too, so its files were left out of %s: "
+            "adapt with --pool-tokens all for a folder that it opens",
+            folder.name,
+        )
+        return
+    types = ["Transformer", "Pooling", "Normalize"]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(types, paths, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+    pooling = {
+        "word_embedding_dimension": settings.checkpoint.hidden_size,
+        "pooling_mode": ST_POOLINGS[settings.pooling],
+        "include_prompt": settings.checkpoint.include_prompt,
+    }
+    for name in paths[1:]:
+        (folder / name).mkdir(exist_ok=True)
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": settings.max_length, "do_lower_case": settings.checkpoint.lower_case},
+    )
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"},
+    )
+
+
+def card(done: Adaptation) -> str:
+    """A model card: what it is, how it was made, what was measured."""
+    recipe, base = done.recipe, done.settings.checkpoint.name
+    said = {name: value for name, value in recipe.to_json().items() if value not in (None, (), [])}
+    measured = {name: value for name, value in done.results.items() if value is not None}
+    return "\n".join(
+        [
+            "---",
+            "library_name: fastvec",
+            "pipeline_tag: feature-extraction",
+            "tags: [text-embeddings]",
+            "---",
+            "",
+            f"# {Path(base).name}, adapted by {recipe.objective}",
+            "",
+            f"A text encoder made from `{base}` by `fastvec adapt` {__version__}, objective {recipe.objective}.",
+            f"Attention is {'bidirectional' if done.settings.bidirectional else 'causal'}; vectors are the "
+            f"{done.settings.pooling.replace('_', ' ')} over the {done.settings.pooled_tokens} tokens, normalised.",
+            "",
+            "```",
+            "fastvec embed corpus.parquet -o vecs.arrow --model .",
+            "```",
+            "",
+            "| setting | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in said.items()),
+            "",
+            "| measured | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in measured.items()),
+            "",
+            "`fastvec.json` holds every setting and a fingerprint of model and data, `metrics.jsonl` the course of it.",
+            "",
+        ]
+    )
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,130 @@
+"""The adaptation job: plan, find where an earlier run stopped, train, measure, save.
+
+The Trainer runs the steps (`trainer.py`), a task knows what a step does (`tasks.py`, `contrast.py`), the work is done
+in a folder beside the output (`workplace.py`) and becomes the output once it is whole (`adapted.py`).
+"""
+
+import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from fastvec.errors import InterruptedRunError, ModelError
+from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
+from fastvec.training.plan import AdaptPlan, plan_adapt
+from fastvec.training.workplace import finished, part_of, publish, whole_results, workplace
+
+logger = logging.getLogger(__name__)
+
+
+def adapt(
+    *,
+    objective: str,
+    model: str | Path | None,
+    data: Sequence[str | Path],
+    output: str | Path,
+    adapters: Sequence[str | Path] = (),
+    revision: str | None = None,
+    column: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    eval_pairs: str | Path | None = None,
+    eval_every: int | None = None,
+    save_every: int | None = None,
+    merge: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[AdaptProgress], None] = lambda _: None,
+    stop_signal: Callable[[], int | None] = lambda: None,
+    **options: Any,
+) -> AdaptReport:
+    """Train a decoder into a text encoder by one objective, and save the result as the folder `output`.
+
+    `options` are those of `recipe.Recipe`; None is the objective's default. The same call again goes on where it
+    stopped, and leaves a finished output alone. `progress` is called every few steps; `stop_signal` is asked at each,
+    and ends the run, resumable, with the signal it returns.
+
+    Raises FastvecError: its subclasses say what went wrong.
+    """
+    plan = plan_adapt(
+        objective=objective,
+        model=model,
+        data=data,
+        output=Path(output),
+        adapters=adapters,
+        revision=revision,
+        column=column,
+        device=device,
+        dtype=dtype,
+        eval_pairs=None if eval_pairs is None else Path(eval_pairs),
+        eval_every=eval_every,
+        save_every=save_every,
+        merge=merge,
+        **options,
+    )
+    made = finished(plan.output, plan.fingerprint, overwrite=overwrite)
+    if made is not None:
+        return _report(plan, {**made, "seconds": 0.0, "already_finished": True})
+    place = workplace(plan.output, plan.fingerprint, overwrite=overwrite) if plan.rank == 0 else nullcontext()
+    with place:
+        results = whole_results(plan.output) or _run(plan, progress, stop_signal)
+        if plan.rank == 0:
+            publish(plan.output)
+    return _report(plan, results)
+
+
+def _run(
+    plan: AdaptPlan, progress: Callable[[AdaptProgress], None], stop_signal: Callable[[], int | None]
+) -> Mapping[str, Any]:
+    """Train to the end in the workplace and save there; returns the results."""
+    import torch
+
+    from fastvec.training.course import Course
+    from fastvec.training.folder import Adaptation, save_adaptation
+    from fastvec.training.learner import Learner, quiet_libraries
+
+    folder = part_of(plan.output)
+    with quiet_libraries():
+        learner = Learner(plan, folder)
+        course = Course(learner, folder, progress, stop_signal)
+        try:
+            step = learner.trainer.resume(folder)
+        except torch.OutOfMemoryError:
+            at_once = plan.recipe.grad_cache or plan.recipe.batch_size
+            raise ModelError(
+                f"{plan.settings.device} ran out of memory with {at_once} texts at a time: give --grad-cache "
+                f"{max(1, at_once // 2)}, which changes no result; what is saved stays, the command goes on"
+            ) from None
+        if step < plan.recipe.steps:
+            number = stop_signal() or signal.SIGTERM
+            raise InterruptedRunError(
+                f"stopped by {signal.Signals(number).name} at step {step:,} of {plan.recipe.steps:,}: "
+                "the same command goes on from there",
+                number,
+            )
+        course.finish()
+        results = course.results()
+        if plan.rank == 0:
+            done = Adaptation(
+                model=learner.model,
+                tokenizer=learner.tokenizer,
+                settings=plan.settings,
+                recipe=plan.recipe,
+                fingerprint=plan.fingerprint,
+                results=results,
+                merge=plan.merge,
+            )
+            save_adaptation(folder, done)
+    return {**results, "resumed_steps": course.resumed_steps}
+
+
+def _report(plan: AdaptPlan, results: Mapping[str, Any]) -> AdaptReport:
+    known = {name: value for name, value in results.items() if name in AdaptReport.__dataclass_fields__}
+    return AdaptReport(
+        objective=plan.recipe.objective,
+        output=str(plan.output),
+        steps=plan.recipe.steps,
+        peak_memory_bytes=peak_memory_bytes(),
+        **known,
+    )

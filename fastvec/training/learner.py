@@ -1,0 +1,231 @@
+"""What an adaptation trains, put together from its plan: model with adapter, task, data, Trainer, measures."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
+from transformers.pytorch_utils import Conv1D
+
+from fastvec.decoder import Decoder, self_check
+from fastvec.errors import ModelError, UsageError
+from fastvec.loading import load_model, load_tokenizer, text_tokenizer
+from fastvec.objectives import MaskRule, mask_tokens
+from fastvec.tokenize import TextRecipe, TextTokenizer
+from fastvec.training.contrast import ContrastTask
+from fastvec.training.evaluation import Look, similarity
+from fastvec.training.heads import LanguageHead
+from fastvec.training.noise import control_noise
+from fastvec.training.plan import AdaptPlan
+from fastvec.training.stream import ExampleStream
+from fastvec.training.tasks import TokenTask
+from fastvec.training.trainer import Batches, PackedTrainer
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_EXAMPLES = 256
+HELD_OUT_SEED = 0
+LOOK_AT_ONCE = 32
+
+
+class Learner:
+    """A plan, ready to run. `trainer` trains `model`, a PeftModel or, fine-tuned in full, the decoder itself."""
+
+    def __init__(self, plan: AdaptPlan, folder: Path) -> None:
+        """Load the model and open the data; checkpoints go into `folder`.
+
+        Raises ModelError for a checkpoint that cannot be trained so, UsageError where it has no mask token.
+        """
+        recipe, settings = plan.recipe, plan.settings
+        self.plan = plan
+        self.arguments = _arguments(plan, folder)
+        self.device = self.arguments.device
+        self.tokenizer = load_tokenizer(settings.checkpoint)
+        # weights that are trained themselves stay in float32, for what one step adds is lost in bfloat16
+        stored = torch.float32 if recipe.full else getattr(torch, settings.dtype)
+        loaded = load_model(settings.checkpoint, dtype=stored, device=self.device, headed=recipe.objective == "mntp")
+        inner: Any = loaded.base_model
+        decoder = Decoder(inner, bidirectional=settings.bidirectional)
+        if decoder.longest is not None and settings.max_length > decoder.longest:
+            raise UsageError(f"--max-length {settings.max_length}: {settings.checkpoint.name} has {decoder.longest}")
+        with torch.inference_mode():
+            self_check(decoder)
+        self.model = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, plan)
+        self.noise = control_noise(self.model)
+        self.task = self._token_task(loaded) if recipe.objective == "mntp" else self._contrast_task()
+        self.streams = tuple(
+            ExampleStream(corpus, self.task.examples_of, seed=recipe.seed, hold_out=recipe.hold_out)
+            for corpus in plan.corpora
+        )
+        self.batches = Batches(
+            self.streams,
+            size=recipe.batch_size,
+            rank=self.arguments.process_index,
+            ranks=self.arguments.world_size,
+            seed=recipe.seed,
+        )
+        self.trainer = PackedTrainer(
+            model=self.model,
+            args=self.arguments,
+            task=self.task,
+            batches=self.batches,
+            noise=self.noise,
+            attention_dropout=recipe.attention_dropout,
+        )
+        self.trainer.remove_callback(PrinterCallback)
+        self._held_out: list[Any] | None = None
+
+    def measure(self) -> dict[str, float]:
+        """Held-out measures, and Spearman's correlation on the scored pairs where there are any."""
+        plan, measured = self.plan, {}
+        if self._held_out is None:
+            share = -(-HELD_OUT_EXAMPLES // len(self.streams))
+            self._held_out = [example for stream in self.streams for example in stream.held_out(share)]
+        self.model.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=plan.settings.dtype == "bfloat16"):
+            if self._held_out:
+                # SimCSE's pairs differ by noise alone
+                noise = self.noise if plan.recipe.objective == "simcse" else None
+                look = Look(
+                    model=self.model,
+                    device=self.device,
+                    seed=HELD_OUT_SEED,
+                    noise=noise,
+                    attention_dropout=plan.recipe.attention_dropout,
+                )
+                size = min(plan.recipe.batch_size, LOOK_AT_ONCE) if plan.recipe.objective == "mntp" else None
+                found = self.task.evaluate(self._held_out, look, size=size or plan.recipe.batch_size)
+                measured = {f"held_out_{name}": value for name, value in found.items()}
+            if plan.pairs is not None:
+                look = Look(model=self.model, device=self.device)
+                tokenizer = text_tokenizer(plan.settings, self.tokenizer)
+                measured["spearman"] = similarity(plan.pairs, tokenizer, plan.settings.pooling, look)
+        return measured
+
+    def _token_task(self, causal: PreTrainedModel) -> TokenTask:
+        recipe = self.plan.recipe
+        rule = MaskRule(
+            mask_id=mask_id(self.tokenizer, recipe.mask_token),
+            vocabulary=min(len(self.tokenizer), int(causal.config.vocab_size)),
+            special_ids=frozenset(self.tokenizer.all_special_ids),
+            probability=recipe.mask_probability,
+            style=recipe.mask_style,
+        )
+        return TokenTask(
+            TextTokenizer(self.tokenizer, TextRecipe(max_length=1 << 30)),
+            LanguageHead(causal),
+            lambda ids, random: mask_tokens(ids, rule, random),
+            max_length=self.plan.settings.max_length,
+            at_once=recipe.grad_cache,
+        )
+
+    def _contrast_task(self) -> ContrastTask:
+        recipe, settings = self.plan.recipe, self.plan.settings
+        pairs = recipe.objective == "contrastive"
+        return ContrastTask(
+            text_tokenizer(settings, self.tokenizer, recipe.instruction),
+            text_tokenizer(settings, self.tokenizer),
+            positive=recipe.positive if pairs else None,
+            negatives=recipe.negatives,
+            pooling=settings.pooling,
+            temperature=recipe.temperature,
+            at_once=recipe.grad_cache,
+        )
+
+
+def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None) -> int:
+    """The token that hides others: the one asked for, the tokenizer's own, or `_` where that is one known token.
+
+    Raises UsageError where there is none.
+    """
+    if given is None and tokenizer.mask_token_id is not None:
+        return int(tokenizer.mask_token_id)
+    token = given or "_"
+    found: int | None = tokenizer.backend_tokenizer.token_to_id(token)
+    if found is None or found == tokenizer.unk_token_id:
+        what = f"{token!r} is no token of it" if given else "neither has it one of its own nor is '_' one of its tokens"
+        raise UsageError(
+            f"the tokenizer has no mask token: {what}; name a token that texts rarely hold by --mask-token"
+        )
+    return found
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """The names of all linear maps in the decoder's layers: q, k, v, o, gate, up and down in a Llama. No routers and no
+    single experts, which see a part of the tokens.
+    """
+    names = set()
+    for name, module in model.named_modules():
+        inside = any(part.isdigit() for part in name.split("."))
+        if inside and isinstance(module, nn.Linear | Conv1D) and "expert" not in name.replace("shared_expert", ""):
+            names.add(name.rpartition(".")[2])
+    return sorted(names - {"gate", "router"})
+
+
+def _with_lora(model: PreTrainedModel, plan: AdaptPlan) -> PeftModel:
+    recipe = plan.recipe
+    torch.manual_seed(recipe.seed)
+    config = LoraConfig(
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=lora_targets(model),
+    )
+    try:
+        tuned = get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"{plan.settings.checkpoint.name} takes no LoRA adapter: {error}") from None
+    tuned.peft_config["default"].base_model_name_or_path = None  # else each checkpoint would be compared with the hub
+    return tuned
+
+
+def _arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
+    recipe, settings = plan.recipe, plan.settings
+    cpu = settings.device == "cpu"
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.lr,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=not cpu,  # a CPU has the memory, and would compute a third more
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        seed=recipe.seed,
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and plan.ranks > 1 else None,
+        ddp_find_unused_parameters=False,
+        save_steps=plan.save_every,
+        save_total_limit=2,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # looks at every loss, and waits for the device
+        ignore_data_skip=True,
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without transformers' own progress bars and log lines."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,67 @@
+"""Pairs of texts that people scored, and Spearman's correlation with their scores. Imports no torch.
+
+Shapes: n pairs.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastvec.errors import InputError
+
+COLUMNS = ("sentence1", "sentence2", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPairs:
+    """Two texts each, and how alike people found them, on any scale."""
+
+    first: list[str]
+    second: list[str]
+    scores: npt.NDArray[np.float64]  # [n]
+
+
+def read_scored_pairs(path: Path) -> ScoredPairs:
+    """Read the columns sentence1, sentence2 and score of a CSV file, or of one with tabs (.tsv, .txt).
+
+    Without a header, they stand in this order. Raises InputError for any other file.
+    """
+    separator = "," if path.suffix == ".csv" else "\t"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file, delimiter=separator) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not rows:
+        raise InputError(f"{path}: the file is empty")
+    places = (0, 1, 2)
+    if all(name in rows[0] for name in COLUMNS):
+        header, rows = rows[0], rows[1:]
+        places = (header.index("sentence1"), header.index("sentence2"), header.index("score"))
+    try:
+        first, second, scores = ([row[place] for row in rows] for place in places)
+        values = np.array([float(score) for score in scores])
+    except (IndexError, ValueError):
+        expected = f"expected the columns {', '.join(COLUMNS)}, by a header or in this order"
+        raise InputError(f"{path}: {expected}; its first row is {', '.join(rows[0])[:100]!r}") from None
+    if len(values) < 2 or np.ptp(values) == 0:
+        raise InputError(f"{path}: a correlation needs at least two pairs with different scores, found {len(values)}")
+    return ScoredPairs(first=first, second=second, scores=values)
+
+
+def spearman(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> float:
+    """Pearson's correlation of the ranks, equal values sharing the mean of theirs; NaN where all values are equal."""
+    ranks = [_ranks(values) for values in (x, y)]
+    if any(np.ptp(own) == 0 for own in ranks):
+        return float("nan")
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    means: npt.NDArray[np.float64] = (ends - (counts - 1) / 2)[inverse]
+    return means

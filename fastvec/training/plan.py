@@ -1,0 +1,135 @@
+"""What an adaptation is, settled before a model loads: its recipe, its rows, its checkpoint, its fingerprint."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastvec.columns import is_string
+from fastvec.errors import InputError, ModelError, UsageError
+from fastvec.reader import Corpus, open_corpus
+from fastvec.settings import EncoderSettings, resolve_settings
+from fastvec.training.pairs import ScoredPairs, read_scored_pairs
+from fastvec.training.recipe import Recipe, resolve_recipe
+
+EVALUATIONS = 10  # of a run, where nothing else is asked for
+SAVE_EVERY = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptPlan:
+    """One job. A contrastive one has a corpus for each data argument, as a batch is of one; others have one in all."""
+
+    recipe: Recipe
+    settings: EncoderSettings
+    corpora: tuple[Corpus, ...]
+    output: Path
+    pairs: ScoredPairs | None
+    eval_every: int
+    save_every: int
+    merge: bool
+    rank: int  # of this process, of `ranks`
+    ranks: int
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Field by field what identifies the job; how often it is measured and saved is no part of it."""
+        recipe = self.recipe.to_json()
+        recipe.pop("grad_cache")  # changes memory, not the gradient
+        return {
+            **recipe,
+            **self.settings.fingerprint(self.recipe.instruction, None),
+            "data": [[[file.uri, file.size, file.mtime_ns] for file in corpus.files] for corpus in self.corpora],
+            "column": self.corpora[0].column,
+            "processes": self.ranks,
+            "merge": self.merge,
+        }
+
+
+def plan_adapt(
+    *,
+    objective: str,
+    model: str | Path | None,
+    data: Sequence[str | Path],
+    output: Path,
+    adapters: Sequence[str | Path],
+    revision: str | None,
+    column: str | None,
+    device: str,
+    dtype: str,
+    eval_pairs: Path | None,
+    eval_every: int | None,
+    save_every: int | None,
+    merge: bool,
+    **options: Any,
+) -> AdaptPlan:
+    """Open every input and settle the job. Raises FastvecError for what cannot work, before anything is written."""
+    recipe = resolve_recipe(objective, **options)
+    if objective == "contrastive" and column is not None:
+        raise UsageError("--column is no option of --objective contrastive: name the columns by --query and --positive")
+    if recipe.full and merge:
+        raise UsageError("--full and --merge were both given: a full fine-tuning is saved whole already")
+    if dtype == "float16":
+        raise UsageError("training in float16 is not offered, its gradients underflow: choose bfloat16 or float32")
+    for name, value in {"eval-every": eval_every, "save-every": save_every}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value} is out of range: it starts at 1")
+    if not data:
+        raise UsageError("no data was given: name Parquet, Arrow or text files with --data")
+    pairs = None if eval_pairs is None else read_scored_pairs(eval_pairs)
+    settings = resolve_settings(
+        model,
+        adapters=adapters,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        pooling=recipe.pooling,
+        bidirectional=True if objective == "mntp" else None,
+    )
+    settings = _for_training(settings, recipe, asked="max_length" in options and options["max_length"] is not None)
+    return AdaptPlan(
+        recipe=replace(recipe, max_length=settings.max_length),
+        settings=settings,
+        corpora=_open_data(recipe, data, column),
+        output=output,
+        pairs=pairs,
+        eval_every=eval_every or max(1, recipe.steps // EVALUATIONS),
+        save_every=save_every or min(SAVE_EVERY, recipe.steps),
+        merge=merge,
+        rank=int(os.environ.get("RANK", "0")),  # torchrun's names
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> EncoderSettings:
+    """The settings with the recipe's lengths and pooling, in a precision that trains."""
+    checkpoint = settings.checkpoint
+    if checkpoint.dense:
+        raise ModelError(f"{checkpoint.name} has Dense layers behind its pooling, which adapt does not train")
+    length, most = recipe.max_length, checkpoint.max_positions
+    if most is not None and length > most:
+        if asked:
+            raise UsageError(f"--max-length {length} is out of range: {checkpoint.name} has {most} positions")
+        length = most
+    if recipe.pool_tokens is not None:
+        checkpoint = replace(checkpoint, pooled_tokens=recipe.pool_tokens)
+    # what a GPU before Ampere would be given: float16, in which gradients underflow
+    dtype = "float32" if settings.dtype == "float16" else settings.dtype
+    return replace(settings, checkpoint=checkpoint, max_length=length, normalize=True, dtype=dtype)
+
+
+def _open_data(recipe: Recipe, data: Sequence[str | Path], column: str | None) -> tuple[Corpus, ...]:
+    if recipe.positive is None:
+        corpora = [open_corpus(data, column=column, lines=True)]
+    else:
+        keep = [recipe.positive, *recipe.negatives]
+        corpora = [open_corpus([one], column=recipe.query, keep=keep) for one in data]
+    for corpus in corpora:
+        uri = corpus.files[0].uri
+        if not corpus.rows:
+            raise InputError(f"{uri}: there is no row to learn from")
+        for field in corpus.kept_schema:
+            if not is_string(field.type):
+                raise InputError(f"{uri}: column {field.name!r} is {field.type}, not text")
+    return tuple(corpora)

@@ -1,0 +1,134 @@
+"""Examples for training out of a corpus of any size: shuffled, without end, held-out rows left out, resumable.
+
+Row groups come in an order of their own in every epoch. Within one, rows are read in turn, and examples are shuffled
+in blocks of a few thousand, so that only a block is ever in memory. What comes follows from the seed alone, and a block
+can be begun anew from its `Place`: a run that resumes at an example reads one block again, not the whole past.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastvec.errors import InputError
+from fastvec.reader import Chunk, ChunkLimits, Corpus
+
+Example = TypeVar("Example")
+
+LIMITS = ChunkLimits(rows=1024, bytes=4 << 20)
+BLOCK_EXAMPLES = 8192
+FEWEST_HELD_OUT = 8  # rows of a small corpus
+_HELD_OUT, _GROUPS, _BLOCK = range(3)  # streams of random numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a block begins: `example` counts from the start of the run, `group` in the epoch's order, `row` in all."""
+
+    example: int = 0
+    epoch: int = 0
+    group: int = 0
+    row: int | None = None
+    block: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _After:
+    group: int
+    row: int | None
+
+
+@dataclass
+class ExampleStream(Generic[Example]):
+    """The examples of `corpus`, for ever, from the one numbered `start` on.
+
+    `examples_of` makes those of a chunk, of which only the rows that a mask [rows] admits are used.
+    `hold_out` is the share of rows that training never sees; a small corpus gives at least a few.
+    """
+
+    corpus: Corpus
+    examples_of: Callable[[Chunk, npt.NDArray[np.bool_]], list[Example]]
+    seed: int
+    hold_out: float
+    fewest: int = 1  # that an epoch must give
+    _places: deque[Place] = field(default_factory=lambda: deque([Place()], maxlen=64))
+
+    def examples(self, start: int = 0, near: Place | None = None) -> Iterator[Example]:
+        """From example `start` on; `near` is a place at or before it, omitted the beginning.
+
+        Raises InputError where a whole epoch has fewer than `fewest`.
+        """
+        place = near or Place()
+        while True:
+            self._places.append(place)
+            block: list[Example] = []
+            after = None
+            for chunk, following in self._chunks(place):
+                after = following
+                block += self.examples_of(chunk, ~self._held_out(chunk))
+                if len(block) >= BLOCK_EXAMPLES:
+                    break
+            if after is None and place.epoch == 0 and place.example + len(block) < self.fewest:
+                raise InputError(
+                    f"{self.corpus.files[0].uri}: too little data: it gives {place.example + len(block)} examples and "
+                    f"a batch takes {self.fewest}: lower --batch-size or give more"
+                )
+            order = np.random.default_rng([self.seed, _BLOCK, place.epoch, place.block]).permutation(len(block))
+            for index in order[max(start - place.example, 0) :]:
+                yield block[index]
+            finished = after is None
+            place = Place(
+                example=place.example + len(block),
+                epoch=place.epoch + finished,
+                group=0 if after is None else after.group,
+                row=None if after is None else after.row,
+                block=0 if finished else place.block + 1,
+            )
+
+    def held_out(self, most: int) -> list[Example]:
+        """The examples of held-out rows: all, or `most` of them, out of row groups from everywhere."""
+        found: list[Example] = []
+        if self.hold_out > 0:
+            for chunk, _ in self._chunks(Place(epoch=-1)):
+                found += self.examples_of(chunk, self._held_out(chunk))
+                if len(found) >= most:
+                    break
+        return found[:most]
+
+    def place_before(self, example: int) -> Place:
+        """The last place noted at or before an example that came lately."""
+        return [place for place in self._places if place.example <= example][-1]
+
+    def _chunks(self, place: Place) -> Iterator[tuple[Chunk, "_After | None"]]:
+        """The chunks of an epoch from `place` on, each with what comes after it, None at the end."""
+        groups = self.corpus.groups
+        order = np.random.default_rng([self.seed, _GROUPS, place.epoch + 1]).permutation(len(groups))
+        for position in range(place.group, len(order)):
+            first, end = groups[order[position]]
+            if position == place.group and place.row is not None:
+                first = place.row
+            for chunk in self.corpus.chunks(LIMITS, first_row=first, end_row=end):
+                row = chunk.first_row + len(chunk.texts)
+                following = _After(position, row) if row < end else _After(position + 1, None)
+                yield chunk, None if following.group == len(order) else following
+
+    def _held_out(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
+        """Which rows of a chunk [rows] are set apart, by a hash of the seed and the row's number."""
+        share = min(max(self.hold_out, FEWEST_HELD_OUT / self.corpus.rows), 0.5) if self.hold_out > 0 else 0.0
+        rows = np.arange(chunk.first_row, chunk.first_row + len(chunk.texts), dtype=np.uint64)
+        key = np.uint64(np.random.default_rng([self.seed, _HELD_OUT]).integers(1 << 63))
+        return _hashed(rows ^ key) < np.uint64(int(share * (1 << 63)))
+
+
+def _hashed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """63 bits of each number, by the finaliser of SplitMix64 (Steele, Lea, Flood, 2014)."""
+    x = numbers + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (x ^ (x >> np.uint64(31))) >> np.uint64(1)

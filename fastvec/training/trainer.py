@@ -1,0 +1,183 @@
+"""transformers' Trainer over packed batches: it keeps optimiser, schedule, ranks and checkpoints, we take the steps.
+
+A checkpoint is a folder of the Trainer's with one more file, written last: `fastvec_place.json`, which says where the
+data goes on. A folder without it was cut off while it was written, and is passed over.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fastvec.decoder import Noise, derived_seed, forward_packed
+from fastvec.files import write_durably
+from fastvec.packed import Packed
+from fastvec.training.noise import NoiseSource
+from fastvec.training.stream import ExampleStream, Place
+from fastvec.training.tasks import Batch
+
+PLACE = "fastvec_place.json"
+
+
+class Batches:
+    """The batch of every step from `start` on, the same on every rank: what others have is needed to weigh one's own.
+
+    With several streams each batch is of one, chosen by the seed and in proportion to their rows.
+    """
+
+    def __init__(self, streams: Sequence[ExampleStream[Any]], *, size: int, rank: int, ranks: int, seed: int) -> None:
+        """`size` examples a rank."""
+        self._streams, self._size, self._rank, self._ranks, self._seed = streams, size * ranks, rank, ranks, seed
+        self.start = 0
+        self.near: Sequence[Place | None] = [None] * len(streams)
+        for stream in streams:
+            stream.fewest = self._size
+
+    def __iter__(self) -> Iterator[Batch[Any]]:
+        taken = self._taken(self.start)
+        examples = [
+            stream.examples(count * self._size, near)
+            for stream, count, near in zip(self._streams, taken, self.near, strict=True)
+        ]
+        step = self.start
+        while True:
+            source = examples[self._source(step)]
+            yield Batch(step=step, examples=list(islice(source, self._size)), rank=self._rank, ranks=self._ranks)
+            step += 1
+
+    def places(self, step: int) -> list[Place]:
+        """Where each stream can be begun anew for a run that goes on with `step`."""
+        counts = self._taken(step)
+        return [stream.place_before(n * self._size) for stream, n in zip(self._streams, counts, strict=True)]
+
+    def _source(self, step: int) -> int:
+        if len(self._streams) == 1:
+            return 0
+        rows = np.cumsum([stream.corpus.rows for stream in self._streams])
+        drawn = np.random.default_rng([self._seed, step]).random() * rows[-1]
+        return int(np.searchsorted(rows, drawn, side="right"))
+
+    def _taken(self, step: int) -> list[int]:
+        """How many batches came from each stream before `step`."""
+        counts = [0] * len(self._streams)
+        for earlier in range(step):
+            counts[self._source(earlier)] += 1
+        return counts
+
+
+@dataclass(kw_only=True, slots=True)
+class Taken:
+    """A step that was taken; loss and norm stay on the device until somebody looks."""
+
+    step: int
+    loss: torch.Tensor
+    learning_rate: float
+    tokens: int  # of all ranks
+    gradient_norm: Any = 0.0
+
+
+@dataclass
+class _Step:
+    """`tasks.Pass` for the model that the Trainer wrapped."""
+
+    seed: int
+    device: torch.device
+    trainer: "PackedTrainer"
+    model: nn.Module
+
+    def forward(self, packed: Packed, numbers: Sequence[int]) -> torch.Tensor:
+        noise = Noise(seed=self.seed, numbers=numbers, attention_dropout=self.trainer.attention_dropout)
+        self.trainer.noise.set(noise, packed.lengths, self.device)
+        return forward_packed(self.model, packed, noise)
+
+    def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
+        with nullcontext() if last else self.trainer.accelerator.no_sync(self.model):
+            value.backward(gradient)  # type: ignore[no-untyped-call]
+
+
+class PackedTrainer(Trainer):
+    """Trains `model`, which a `Decoder` took over, on a task."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        task: Any,
+        batches: Batches,
+        noise: NoiseSource,
+        attention_dropout: float = 0.0,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        super().__init__(model=model, args=args, callbacks=[*callbacks, _PlaceKeeper(batches)])
+        self.task, self.batches, self.noise, self.attention_dropout = task, batches, noise, attention_dropout
+        self.taken: list[Taken] = []  # steps that nobody has looked at yet
+
+    def resume(self, folder: Path) -> int:
+        """Train to the end, from the newest checkpoint in `folder` where there is one."""
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint is not None:
+            path, self.batches.start, self.batches.near = checkpoint
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(path))
+        return int(self.state.global_step)
+
+    def get_train_dataloader(self) -> Any:
+        return self.batches
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
+        return [next(epoch_iterator)], None
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        model.train()
+        seed = derived_seed(self.args.seed, inputs.step)
+        step = _Step(seed=seed, device=self.args.device, trainer=self, model=model)
+        with self.accelerator.autocast():
+            loss: torch.Tensor = self.task.learn(inputs, step)
+        self.noise.set(None, (), self.args.device)
+        rate = self._get_learning_rate()
+        self.taken.append(Taken(step=inputs.step + 1, loss=loss, learning_rate=rate, tokens=self.task.tokens(inputs)))
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        self.taken[-1].gradient_norm = norm
+        return norm
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model: Any = self.model
+        if self.args.should_save:
+            # peft would compare the vocabulary with the base model's on the hub
+            extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+            model.save_pretrained(output_dir, state_dict=state_dict, **extra)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+
+class _PlaceKeeper(TrainerCallback):
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            places = [place.to_json() for place in self._batches.places(state.global_step)]
+            write_durably(folder / PLACE, json.dumps(places))
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, int, list[Place]] | None:
+    """The last whole checkpoint in `folder`, its step, and where each stream of data goes on."""
+    found = [(int(path.parent.name.rpartition("-")[2]), path) for path in folder.glob(f"checkpoint-*/{PLACE}")]
+    if not found:
+        return None
+    step, path = max(found)
+    return path.parent, step, [Place(**place) for place in json.loads(path.read_text())]

@@ -1,0 +1,113 @@
+"""Where an adaptation is made: `OUT.part`, a folder beside the output, renamed to it when it is whole.
+
+So nothing half-made ever stands at the output's path. The job's fingerprint and its checkpoints are in `OUT.part`: the
+same command finds them and goes on.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastvec.checkpoint import RECORD
+from fastvec.errors import OutputError, RefusedError
+from fastvec.files import explained, locked, sync_folder, write_durably
+from fastvec.journal import Json, differences
+
+JOB = "job.json"
+_REMEDY = "replace it with --overwrite, or choose another -o"
+
+
+def part_of(output: Path) -> Path:
+    return output.with_name(output.name + ".part")
+
+
+def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+    """The results of the finished output of this very job; None where there is work to do, as always with `overwrite`.
+
+    Raises RefusedError where the output, or an unfinished one, is another job's or not ours; OutputError where nothing
+    can be written there.
+    """
+    part = part_of(output)
+    if output.is_file() or part.is_file():
+        raise OutputError(f"{output} is a file: an adaptation is a folder, choose another -o")
+    parent = output.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{parent} is not a folder that can be written to: make it, or choose another -o")
+    if output.is_dir() and any(output.iterdir()):
+        made = _read(output / RECORD)
+        if made is None or "fingerprint" not in made:
+            raise RefusedError(f"{output} is a folder that fastvec did not make: choose another -o")
+        if not overwrite:
+            _refuse_another(output, made["fingerprint"], fingerprint)
+            results: dict[str, Any] = made.get("results", {})
+            return results
+    if part.is_dir() and not overwrite:
+        begun = _read(part / JOB)
+        if begun is not None:
+            _refuse_another(part, begun, fingerprint)
+        elif any(part.iterdir()):
+            raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
+    return None
+
+
+@contextmanager
+def workplace(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
+    """The folder to work in, held against other processes; with `overwrite`, without what another job left in it."""
+    part = part_of(output)
+    with explained(part):
+        part.mkdir(exist_ok=True)
+        with locked(part / "lock"):
+            begun = _read(part / JOB)
+            if begun is not None and list(differences(begun, _as_read(fingerprint), "")):
+                for path in part.iterdir():
+                    if path.name != "lock":
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                begun = None
+            if begun is None:
+                write_durably(part / JOB, json.dumps(fingerprint))
+            yield part
+
+
+def whole_results(output: Path) -> dict[str, Any] | None:
+    """The results of a run that saved all and was killed before the folder got its name; else None."""
+    record = _read(part_of(output) / RECORD)
+    return None if record is None else record.get("results")
+
+
+def publish(output: Path) -> None:
+    """Give the whole folder its name; what stood there is deleted once the new one has its place."""
+    part = part_of(output)
+    with explained(output):
+        for checkpoint in part.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        for name in (JOB, "lock"):
+            (part / name).unlink(missing_ok=True)
+        replaced = output.with_name(f".{output.name}.replaced")
+        if output.exists():
+            os.rename(output, replaced)
+        os.rename(part, output)
+        sync_folder(output.absolute().parent)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _as_read(fingerprint: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(fingerprint)))
+
+
+def _refuse_another(path: Path, begun: Mapping[str, Json], fingerprint: Mapping[str, Any]) -> None:
+    if found := list(differences(begun, _as_read(fingerprint), "")):
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        raise RefusedError(f"{path} belongs to another job: {'; '.join(found[:5])}{more}; {_REMEDY}")

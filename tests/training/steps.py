@@ -1,0 +1,70 @@
+"""A step of training without a Trainer: a tiny model, a pass that takes its gradients, and what they should be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from fastvec.decoder import Decoder, Noise, forward_packed
+from fastvec.packed import Packed
+from fastvec.reader import Chunk
+from fastvec.tokenize import TextRecipe, TextTokenizer
+
+
+@dataclass
+class PlainPass:
+    """`tasks.Pass` on the model itself, with attention dropout as the only noise; `forwards` are the sizes it saw."""
+
+    model: nn.Module
+    seed: int = 5
+    attention_dropout: float = 0.0
+    forwards: list[int] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def forward(self, packed: Packed, numbers: Sequence[int]) -> torch.Tensor:
+        self.forwards.append(len(packed.lengths))
+        return forward_packed(
+            self.model, packed, Noise(seed=self.seed, numbers=numbers, attention_dropout=self.attention_dropout)
+        )
+
+    def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
+        value.backward(gradient)  # type: ignore[no-untyped-call]
+
+
+def headed_model(folder: Path) -> PreTrainedModel:
+    """The causal model in `folder`, its decoder taken over, bidirectional, in float32."""
+    causal: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+    Decoder(causal.model, bidirectional=True)
+    return causal
+
+
+def text_tokenizer(folder: Path, **recipe: object) -> TextTokenizer:
+    return TextTokenizer(AutoTokenizer.from_pretrained(folder), TextRecipe(**recipe))  # type: ignore[arg-type]
+
+
+def chunk_of(texts: Sequence[str | None], **columns: Sequence[str | None]) -> Chunk:
+    kept = pa.RecordBatch.from_pydict({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    return Chunk(index=0, first_row=0, texts=pa.array(texts, pa.large_string()), kept=kept, repaired=0)
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The gradients of a model's parameters, taken away from it."""
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Each tensor within `tolerance` of the expected one's largest entry."""
+    assert found.keys() == expected.keys()
+    assert found
+    for name, gradient in found.items():
+        scale = expected[name].abs().max()
+        torch.testing.assert_close(gradient / scale, expected[name] / scale, rtol=0, atol=tolerance, msg=name)

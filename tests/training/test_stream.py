@@ -1,0 +1,82 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fastvec.errors import InputError
+from fastvec.reader import Chunk, ChunkLimits, open_corpus
+from fastvec.training import stream
+from fastvec.training.stream import ExampleStream, Place
+from tests.corpora import texts, write_parquet
+
+ROWS = 200
+
+
+def numbers_of(chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[int]:
+    """Two examples a row, so that rows and examples are told apart."""
+    values = [int(text) for text, used in zip(chunk.texts.to_pylist(), admitted, strict=True) if used]
+    return [example for value in values for example in (2 * value, 2 * value + 1)]
+
+
+@pytest.fixture
+def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExampleStream[int]:
+    """The numbers below 200 as rows, in two files with row groups of 30, chunks of 7 rows, blocks of 25 examples."""
+    monkeypatch.setattr(stream, "LIMITS", ChunkLimits(rows=7, bytes=1 << 20))
+    monkeypatch.setattr(stream, "BLOCK_EXAMPLES", 25)
+    for name, first, end in (("a", 0, 110), ("b", 110, ROWS)):
+        write_parquet(tmp_path / f"{name}.parquet", texts([str(i) for i in range(first, end)]), group_rows=30)
+    return ExampleStream(open_corpus([tmp_path]), numbers_of, seed=3, hold_out=0.1)
+
+
+def taken(numbers: ExampleStream[int], count: int, start: int = 0, near: Place | None = None) -> list[int]:
+    examples = numbers.examples(start, near)
+    return [next(examples) for _ in range(count)]
+
+
+def test_an_epoch_is_every_row_that_is_not_held_out_once_and_shuffled(numbers: ExampleStream[int]) -> None:
+    held_out = numbers.held_out(10**6)
+    size = 2 * ROWS - len(held_out)
+    first, second = np.array_split(taken(numbers, 2 * size), 2)
+    assert 0.04 < len(held_out) / (2 * ROWS) < 0.2
+    for epoch in (first.tolist(), second.tolist()):
+        assert Counter(epoch) == Counter(set(range(2 * ROWS)) - set(held_out))
+        assert epoch != sorted(epoch)
+        assert np.abs(np.diff(epoch)).mean() > 20  # neighbours come from a whole block
+    assert first.tolist() != second.tolist()
+    groups = list(dict.fromkeys((first // 60).tolist()))
+    assert groups != sorted(groups)  # row groups come in an order of their own
+
+
+def test_a_run_goes_on_at_any_example_from_any_place_before_it(numbers: ExampleStream[int]) -> None:
+    whole = taken(numbers, 700)
+    for start in (0, 1, 24, 25, 130, 360, 500):
+        near = numbers.place_before(start)
+        assert near.example <= start
+        assert taken(numbers, 40, start, near) == whole[start : start + 40]
+        assert taken(numbers, 40, start, Place(**near.to_json())) == whole[start : start + 40]
+    assert numbers.place_before(500).epoch == 1
+    assert numbers.place_before(500).example > 400  # no more than a block is read again
+
+
+def test_the_seed_decides_order_and_held_out_rows(numbers: ExampleStream[int]) -> None:
+    other = ExampleStream(numbers.corpus, numbers_of, seed=4, hold_out=0.1)
+    assert taken(other, 50) != taken(numbers, 50)
+    assert set(other.held_out(10**6)) != set(numbers.held_out(10**6))
+    assert taken(ExampleStream(numbers.corpus, numbers_of, seed=3, hold_out=0.1), 50) == taken(numbers, 50)
+
+
+def test_a_small_corpus_gives_a_few_rows_to_hold_out_and_none_where_none_is_asked_for(
+    numbers: ExampleStream[int],
+) -> None:
+    few = ExampleStream(numbers.corpus, numbers_of, seed=0, hold_out=0.0001)
+    assert 2 <= len(few.held_out(10**6)) / 2 <= 20
+    assert ExampleStream(numbers.corpus, numbers_of, seed=0, hold_out=0.0).held_out(10**6) == []
+    assert len(numbers.held_out(5)) == 5
+
+
+def test_too_little_data_for_a_batch_is_said(numbers: ExampleStream[int]) -> None:
+    numbers.fewest = 1000
+    with pytest.raises(InputError, match=r"too little data: it gives 3\d\d examples and a batch takes 1000: lower"):
+        taken(numbers, 1000)
