@@ -17,7 +17,7 @@ from fastvec.training.learner import Learner
 from fastvec.training.trainer import newest_checkpoint
 
 LOOK_EVERY = 10  # steps whose losses are fetched from the device together
-SUMMARY_STEPS = 10  # that the first and last loss are a mean of
+SUMMARY_STEPS = 10  # that the first and last loss are a mean of, in a short run a third of its steps
 
 
 class Course(TrainerCallback):
@@ -69,11 +69,12 @@ class Course(TrainerCallback):
         if self._curves is None:
             return {}
         losses = [value for _, value in self._curves.values("loss")]
+        few = max(1, min(SUMMARY_STEPS, len(losses) // 3))
         results: dict[str, Any] = {
             "tokens": sum(int(value) for _, value in self._curves.values("tokens")),
             "seconds": time.perf_counter() - self._started,
-            "loss_first": _mean(losses[:SUMMARY_STEPS]),
-            "loss_last": _mean(losses[-SUMMARY_STEPS:]),
+            "loss_first": _mean(losses[:few]),
+            "loss_last": _mean(losses[-few:]),
         }
         for name, key in (("held_out_loss", "held_out"), ("held_out_accuracy", "accuracy"), ("spearman", "spearman")):
             points = self._curves.values(name)

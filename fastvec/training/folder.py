@@ -46,6 +46,8 @@ class Adaptation:
 def save_adaptation(folder: Path, done: Adaptation) -> None:
     """Write all of it into `folder`, the record last: a folder that has it is whole."""
     checkpoint, model = done.settings.checkpoint, done.model
+    if done.tokenizer.pad_token is None:  # other tools pad, with whatever it is: the attention mask hides it
+        done.tokenizer.pad_token = done.tokenizer.eos_token
     done.tokenizer.save_pretrained(folder)
     if isinstance(model, PeftModel):
         target = folder / ADAPTER_FOLDER if done.merge else folder
@@ -111,9 +113,8 @@ def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
     specials = done.tokenizer.num_special_tokens_to_add()
     if settings.pooled_tokens == "text" and specials:
         logger.info(
-            "sentence-transformers would pool the special tokens too, so its files were left out of %s: "
-            "adapt with --pool-tokens all for a folder that it opens",
-            folder.name,
+            "sentence-transformers would pool the special tokens too, so its files were left out: "
+            "adapt with --pool-tokens all for a folder that it opens"
         )
         return
     types = ["Transformer", "Pooling", "Normalize"]

@@ -150,10 +150,8 @@ def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None) -> int:
     token = given or "_"
     found: int | None = tokenizer.backend_tokenizer.token_to_id(token)
     if found is None or found == tokenizer.unk_token_id:
-        what = f"{token!r} is no token of it" if given else "neither has it one of its own nor is '_' one of its tokens"
-        raise UsageError(
-            f"the tokenizer has no mask token: {what}; name a token that texts rarely hold by --mask-token"
-        )
+        what = f"{token!r} is none of its tokens" if given else "it names none, and '_' is none of its tokens"
+        raise UsageError(f"the tokenizer has no mask token: {what}; give one that texts rarely hold by --mask-token")
     return found
 
 

@@ -28,11 +28,9 @@ def part_of(output: Path) -> Path:
 def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """The results of the finished output of this very job; None where there is work to do, as always with `overwrite`.
 
-    Raises RefusedError where the output, or an unfinished one, is another job's or not ours; OutputError where nothing
-    can be written there.
+    Raises RefusedError where the output is another job's or not ours, OutputError where nothing can be written there.
     """
-    part = part_of(output)
-    if output.is_file() or part.is_file():
+    if output.is_file() or part_of(output).is_file():
         raise OutputError(f"{output} is a file: an adaptation is a folder, choose another -o")
     parent = output.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -45,27 +43,28 @@ def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
             _refuse_another(output, made["fingerprint"], fingerprint)
             results: dict[str, Any] = made.get("results", {})
             return results
-    if part.is_dir() and not overwrite:
-        begun = _read(part / JOB)
-        if begun is not None:
-            _refuse_another(part, begun, fingerprint)
-        elif any(part.iterdir()):
-            raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
     return None
 
 
 @contextmanager
 def workplace(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
-    """The folder to work in, held against other processes; with `overwrite`, without what another job left in it."""
+    """The folder to work in, held against other processes; with `overwrite`, without what another job left in it.
+
+    Raises RefusedError where it is held, is another job's or not ours.
+    """
     part = part_of(output)
     with explained(part):
         part.mkdir(exist_ok=True)
         with locked(part / "lock"):
             begun = _read(part / JOB)
+            others = [path for path in part.iterdir() if path.name != "lock"]
+            if begun is None and others:
+                raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
             if begun is not None and list(differences(begun, _as_read(fingerprint), "")):
-                for path in part.iterdir():
-                    if path.name != "lock":
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if not overwrite:
+                    _refuse_another(part, begun, fingerprint)
+                for path in others:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                 begun = None
             if begun is None:
                 write_durably(part / JOB, json.dumps(fingerprint))
