@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastvec_kernels import AttentionPlan, add_rms_norm, attention, geglu, pool, rms_norm, rope, swiglu
+from fastvec_kernels import AttentionPlan, add_rms_norm, attention, dropout, geglu, pool, rms_norm, rope, swiglu
 from fastvec_kernels._attention_configs import TABLES, forcing
 from fastvec_kernels._attention_parts import Tile
 
@@ -178,6 +178,11 @@ def run_swiglu(op: Callable[[torch.Tensor], torch.Tensor], width: int, dtype: to
     differentiate(op(gate_up), gate_up)
 
 
+def run_dropout(width: int, dtype: torch.dtype) -> None:
+    x = empty(2049, width, dtype=dtype)
+    differentiate(dropout(x, torch.zeros(2049, 2, dtype=torch.int64), p=0.05, seed=2**62), x)
+
+
 def wide_cases() -> list[Case]:
     cases = [
         Case(op="rms_norm", name=f"{width} {dtype}", call=partial(run_rms_norm, width, dtype), quick=width == 1024)
@@ -197,6 +202,10 @@ def wide_cases() -> list[Case]:
             (256, 4, 1, FP32),
         )
         for norm, bias in ((False, False), (True, False), (False, True))
+    ]
+    cases += [
+        Case(op="dropout", name=f"{width} {dtype}", call=partial(run_dropout, width, dtype), quick=width == 1024)
+        for width, dtype in ((1024, BF16), (4096, BF16), (14_336, BF16), (4096, FP32))
     ]
     return cases + [
         Case(

@@ -134,7 +134,8 @@ class _TokenLoss(torch.autograd.Function):
             part = states[begin : begin + rows].detach().requires_grad_()
             with torch.enable_grad():
                 loss = _cross_entropy(head, part, labels[begin : begin + rows])
-            own, *others = torch.autograd.grad(loss, [part, *weights])
+            with torch.autocast(part.device.type, enabled=False):
+                own, *others = torch.autograd.grad(loss, [part, *weights])
             gradients[begin : begin + rows] = own
             for gradient, other in zip(weight_gradients, others, strict=True):
                 gradient += other

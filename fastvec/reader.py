@@ -112,7 +112,7 @@ class Corpus:
         bounds: list[tuple[int, int]] = []
         for file, source in zip(self.files, self._sources, strict=True):
             ends = np.minimum(np.cumsum(source.group_rows), file.rows) + file.first_row
-            begins = np.concatenate([[file.first_row], ends[:-1]])
+            begins = np.concatenate([[file.first_row], ends])[:-1]
             bounds += [(int(begin), int(end)) for begin, end in zip(begins, ends, strict=True) if begin < end]
         return bounds
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastvec_kernels._attention_torch import dropout_keeps, philox
+from fastvec_kernels._attention_torch import dropout_keeps
+from fastvec_kernels._random import philox
 
 HEADS, P = 4, 0.25
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 
 class LanguageHead:

@@ -100,7 +100,11 @@ class _Step:
         return forward_packed(self.model, packed, noise)
 
     def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
-        with nullcontext() if last else self.trainer.accelerator.no_sync(self.model):
+        # gradients have the types of the forward's tensors: under autocast they would be cast once more
+        with (
+            nullcontext() if last else self.trainer.accelerator.no_sync(self.model),
+            torch.autocast(self.device.type, enabled=False),
+        ):
             value.backward(gradient)  # type: ignore[no-untyped-call]
 
 

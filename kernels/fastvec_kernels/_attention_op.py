@@ -17,8 +17,8 @@ from fastvec_kernels._attention_configs import Passes, configuration
 from fastvec_kernels._attention_parts import Batch, Inputs, Kind, Rule, Strides, Tile
 from fastvec_kernels._attention_plan import AttentionPlan, check_tokens, work_of
 from fastvec_kernels._attention_specialized import fits_descriptors, forward_specialized
-from fastvec_kernels._attention_torch import drop_below
 from fastvec_kernels._launch import INTERPRETED, architecture, launch, needs_scratch, next_power_of_2
+from fastvec_kernels._random import drop_below
 
 LOG2E = math.log2(math.e)
 DELTA_ROWS = 16

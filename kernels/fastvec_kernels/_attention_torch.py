@@ -3,15 +3,19 @@
 Neighbours of equal length form a run, which is a batch without a copy: SDPA takes it as it is.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
 from fastvec_kernels._attention_plan import AttentionPlan, check_tokens
+from fastvec_kernels._random import keeps_of_columns, philox
 
 SCORES_AT_ONCE = 1 << 26  # 256 MiB of float32; a run of 16k tokens at length 512 with 32 heads would take 1 GiB
-WORD = 0xFFFFFFFF
+# bfloat16 on a CPU (one core with its AVX-512 instructions): up to this length products with the scores in memory are
+# faster than SDPA, at 120 tokens 2.7 times forward and 2.4 times in both directions, at 512 1.7 times and as fast
+PLAIN_LENGTH = 512
+# and below this many multiplications they are faster in float32: oneDNN compiles a bfloat16 product anew for each shape
+# that is not among its last 16, in about 0.3 ms
+NARROW_PRODUCTS = 10_000_000
 
 
 def attention_torch(
@@ -30,15 +34,21 @@ def attention_torch(
 ) -> torch.Tensor:
     """As `attention`, run by run."""
     check_tokens(plan.tokens, len(q))
-    plain = softcap is not None or sinks is not None or dropout_p > 0  # SDPA has no cap, no sink, no keyed dropout
+    never_sdpa = softcap is not None or sinks is not None or dropout_p > 0  # it has no cap, no sink, no keyed dropout
+    narrow_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    # one split, not a slice for each run: a slice's gradient is as large as the batch
+    parts = (torch.split(x, [sequences * length for _, sequences, length in plan.runs]) for x in (q, k, v))
     outputs, first_sequence = [], 0
-    for first, sequences, length in plan.runs:
-        own = slice(first, first + sequences * length)
+    for (_, sequences, length), *tensors in zip(plan.runs, *parts, strict=True):
+        narrow = narrow_cpu and sequences * q.shape[1] * length**2 * q.shape[2] >= NARROW_PRODUCTS
+        plain = never_sdpa or (narrow and length <= PLAIN_LENGTH)
+        if narrow_cpu and not narrow:
+            tensors = [x.float() for x in tensors]
         q_run, k_run, v_run = (  # [sequences, heads, length, size]: views, whatever the strides
-            x[own].view(sequences, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
+            x.view(sequences, length, *x.shape[1:]).transpose(1, 2) for x in tensors
         )
-        narrow = window is not None and window < (length if causal else length - 1)
-        visible = _visible(length, causal, window, q.device) if narrow or (plain and causal) else None
+        cuts = window is not None and window < (length if causal else length - 1)
+        visible = _visible(length, causal, window, q.device) if cuts or (plain and causal) else None
         if plain:
             ids = plan.sequence_ids[first_sequence : first_sequence + sequences]
             o = _plain_attention(q_run, k_run, v_run, visible, scale, softcap, sinks, ids, dropout_p, seed)
@@ -52,28 +62,15 @@ def attention_torch(
                 scale=scale,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
-        outputs.append(o.transpose(1, 2).flatten(0, 1))
+        outputs.append(o.transpose(1, 2).flatten(0, 1).to(q.dtype))
         first_sequence += sequences
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def philox(counter: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
-    """Philox-4x32-10 (Salmon et al., 2011): four random words, int64 below 2^32, of four such counters of one shape."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = seed & WORD, seed >> 32 & WORD
-    for _ in range(10):
-        wide0, wide2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64 bits that wrap; the halves are right all the same
-        c0, c1, c2, c3 = (wide2 >> 32 & WORD) ^ c1 ^ k0, wide2 & WORD, (wide0 >> 32 & WORD) ^ c3 ^ k1, wide0 & WORD
-        k0, k1 = k0 + 0x9E3779B9 & WORD, k1 + 0xBB67AE85 & WORD
-    return [c0, c1, c2, c3]
 
 
 def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int, p: float) -> torch.Tensor:
     """[n, heads, length, length] bool: whether query i (row) keeps key j, of n sequences of one length.
 
-    Philox of (sequence, head, query) gives each row two words, and a mix of these with the key's place gives each key
-    32 bits: the key is dropped where the upper 24 are below p · 2^24.
-    Philox for every pair would be exact too, and costs ten rounds of wide products an entry instead of two products.
+    A row is known by its sequence, head and query, a column by the key's place.
     """
     device = sequence_ids.device
     places = sequence_ids.to(torch.int64)[:, None, None], torch.arange(heads, device=device)[None, :, None]
@@ -81,20 +78,6 @@ def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int
     counter = torch.broadcast_tensors(*places, queries, queries * 0)
     first, second, _, _ = philox(counter, seed)
     return keeps_of_columns(first, second, length, p)
-
-
-def keeps_of_columns(first: torch.Tensor, second: torch.Tensor, columns: int, p: float) -> torch.Tensor:
-    """[..., columns] bool: whether each column is kept, from two random words [...] of each row."""
-    x = first[..., None] + torch.arange(columns, device=first.device) * 0x9E3779B9 & WORD
-    x = (x ^ x >> 16) * 0x21F0AAAD & WORD  # the constants of a 32-bit mixer without bias (Wellons, 2018)
-    x = x ^ second[..., None]
-    x = (x ^ x >> 15) * 0x735A2D97 & WORD
-    return (x ^ x >> 15) >> 8 >= drop_below(p)
-
-
-def drop_below(p: float) -> int:
-    """The 24-bit threshold of a dropout probability."""
-    return round(p * (1 << 24))
 
 
 def _visible(length: int, causal: bool, window: int | None, device: torch.device) -> torch.Tensor:

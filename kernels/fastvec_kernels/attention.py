@@ -90,19 +90,20 @@ def attention(
     _check(q, k, v, scale, window, softcap, sinks, dropout_p, seed)
     kernels = runs_triton(q) and max(q.shape[2], v.shape[2]) <= widest_head(q.dtype)
     way = attention_triton if kernels else attention_torch
-    return way(
-        q,
-        k,
-        v,
-        plan,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        sinks=sinks,
-        dropout_p=dropout_p,
-        seed=seed,
-    )
+    with torch.autocast(q.device.type, enabled=False):  # the inputs say in what is computed
+        return way(
+            q,
+            k,
+            v,
+            plan,
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+            dropout_p=dropout_p,
+            seed=seed,
+        )
 
 
 def _check(

@@ -1,22 +1,28 @@
 """Dropout of features that is a function of the token alone: y_td = x_td / (1 − p) where kept, else 0.
 
-A token is known by two numbers, its sequence's and its place in it: the same ones are dropped in any batch, on any
-device and in every repetition of a forward. Two random words a token (Philox) are mixed with the feature's index.
+A token is known by two numbers, its sequence's and its place in it: the same features are dropped in any batch, on any
+device and in every repetition of a forward, and no mask is kept for the backward pass. `_random.py` has the coins.
 
 Shapes: T tokens, D features.
 """
 
+from typing import Any
+
 import torch
 
-from fastvec_kernels._attention_torch import keeps_of_columns, philox
+from fastvec_kernels._launch import launch, next_power_of_2, runs_triton, tl, triton
+from fastvec_kernels._random import drop_below, keeps_of_features, philox
+from fastvec_kernels.rms_norm import rows_of
 
 __all__ = ["dropout", "dropout_reference"]
 
 
 def dropout_reference(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> torch.Tensor:
     """The definition: `x` [T, D] float, `tokens` [T, 2] int64."""
-    keeps = _keeps(x, tokens, p, seed)
-    return torch.where(keeps, x / (1 - p), torch.zeros_like(x))
+    sequence, place = tokens.unbind(1)
+    first, second, _, _ = philox([sequence, place, place * 0, place * 0], seed)
+    kept = keeps_of_features(first, second, x.shape[1], p)
+    return x * (kept * (1 / (1 - p))).to(x.dtype)
 
 
 def dropout(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> torch.Tensor:
@@ -30,10 +36,65 @@ def dropout(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> to
         raise ValueError(f"dropout needs a probability from 0 up to, not at, 1, got {p}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"dropout needs a seed from 0 to 2^63 - 1, got {seed}")
-    return x * (_keeps(x, tokens, p, seed) * (1 / (1 - p))).to(x.dtype)
+    if x.numel() == 0 or not runs_triton(x):
+        return dropout_reference(x, tokens, p=p, seed=seed)
+    y: torch.Tensor = _dropout(x, tokens, p, seed)
+    return y
 
 
-def _keeps(x: torch.Tensor, tokens: torch.Tensor, p: float, seed: int) -> torch.Tensor:
-    sequence, place = tokens.unbind(1)
-    first, second, _, _ = philox([sequence, place, place * 0, place * 0], seed)
-    return keeps_of_columns(first, second, x.shape[1], p)
+def tile(width: int) -> tuple[int, int]:
+    """(rows, block_d) of a program of 4 warps: 2048 elements, 16 a thread."""
+    block_d = min(next_power_of_2(width), 1024)
+    return 2048 // block_d, block_d
+
+
+@torch.library.custom_op("fastvec::dropout", mutates_args=())
+def _dropout(x: torch.Tensor, tokens: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+    x, tokens = rows_of(x), tokens.contiguous()
+    T, width = x.shape
+    y = x.new_empty(T, width)
+    rows, block_d = tile(width)
+    grid = (triton.cdiv(T, rows) * triton.cdiv(width, block_d),)
+    numbers = (x.stride(0), T, seed, drop_below(p, bits=16), 1 / (1 - p))
+    launch(_dropout_kernel, grid, x, tokens, y, *numbers, D=width, ROWS=rows, BLOCK_D=block_d, num_warps=4)
+    return y
+
+
+@_dropout.register_fake
+def _(x: torch.Tensor, tokens: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    _, tokens, ctx.p, ctx.seed = inputs
+    ctx.save_for_backward(tokens)
+
+
+def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return _dropout(dy, *ctx.saved_tensors, ctx.p, ctx.seed), None, None, None  # the same coins, the same scale
+
+
+_dropout.register_autograd(_gradient, setup_context=_save)
+
+
+@triton.jit(do_not_specialize=["T", "seed", "drop_below"])
+def _dropout_kernel(
+    x_ptr, tokens_ptr, y_ptr, stride, T, seed, drop_below, scale,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    row = (tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)).to(tl.int64)  # T · D passes 2^31
+    sequence = tl.load(tokens_ptr + 2 * row, mask=row < T, other=0).to(tl.uint32)
+    place = tl.load(tokens_ptr + 2 * row + 1, mask=row < T, other=0).to(tl.uint32)
+    first, second, _, _ = tl.philox(seed, sequence, place, place * 0, place * 0)
+    cols = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    word = first[:, None] + (cols // 2).to(tl.uint32) * 0x9E3779B9
+    word = (word ^ (word >> 16)) * 0x21F0AAAD
+    word = word ^ second[:, None]
+    word = (word ^ (word >> 15)) * 0x735A2D97
+    word = word ^ (word >> 15)
+    half = (word >> (cols % 2 * 16).to(tl.uint32)) & 0xFFFF
+    inside = (row < T)[:, None] & (cols < D)
+    x = tl.load(x_ptr + row[:, None] * stride + cols, mask=inside, other=0.0).to(tl.float32)
+    y = tl.where(half.to(tl.int32) >= drop_below, x * scale, 0.0)
+    tl.store(y_ptr + row[:, None] * D + cols, y, mask=inside)

@@ -20,7 +20,14 @@ ARTICLES = Path(__file__).parent.parent / "data" / "articles.parquet"
 
 def adapt(output: Path, model: Path, **options: Any) -> Path:
     """A short SimCSE at a rate that moves the weights."""
-    settings = {"steps": 3, "batch_size": 8, "max_length": 24, "lr": 2e-2, "dtype": "float32", "device": "cpu"}
+    settings: dict[str, Any] = {
+        "steps": 3,
+        "batch_size": 8,
+        "max_length": 24,
+        "lr": 2e-2,
+        "dtype": "float32",
+        "device": "cpu",
+    }
     fastvec.adapt(
         objective="simcse", model=model, data=[ARTICLES], column="title", output=output, **settings, **options
     )

@@ -41,7 +41,7 @@ def run(
     with torch.no_grad():
         states = forward_packed(model, packed, noise)
     source.set(None, (), torch.device("cpu"))
-    return list(torch.split(states, packed.lengths))
+    return list(torch.split(states, list(packed.lengths)))
 
 
 def test_a_sequence_has_the_same_noise_in_any_batch(tuned: tuple[torch.nn.Module, NoiseSource]) -> None:

@@ -45,29 +45,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(objective: str, model: Path, data: Path, output: Path, *, processes: int) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "fastvec"]
-    options = ["--steps", "4", "--batch-size", str(8 // processes), "--max-length", "24", "--lr", "1e-3"]
-    command = ["adapt", "--objective", objective, "--model", str(model), "--data", str(data), "-o", str(output)]
+    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
+    command = ["fastvec", "adapt", "--objective", objective, "--model", str(model), "--data", str(data)]
+    options = ["-o", str(output), "--steps=4", f"--batch-size={8 // processes}", "--max-length=24", "--lr=1e-3"]
+    quietly = ["--dtype=float32", "--device=cpu", "--save-every=2", "--quiet"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [
-            sys.executable,
-            *(launch if processes > 1 else launch[-2:]),
-            *command,
-            *options,
-            *COLUMNS[objective],
-            "--dtype",
-            "float32",
-            "--device",
-            "cpu",
-            "--quiet",
-            "--save-every",
-            "2",
-        ],
-        env=environment,
-        check=True,
-        timeout=240,
-    )
+    arguments = [sys.executable, "-m", *launch, *command, *options, *quietly, *COLUMNS[objective]]
+    subprocess.run(arguments, env=environment, check=True, timeout=240)
 
 
 @pytest.mark.parametrize("objective", COLUMNS)

@@ -1,0 +1,161 @@
+"""What each stage of the LLM2Vec recipe is worth on one decoder: causal, bidirectional, + MNTP, + SimCSE.
+
+    python -m recipes.stages decoder -o stages --text wiki.parquet --pairs stsb-dev.csv
+
+For every seed a decoder is adapted by MNTP on the texts, then by SimCSE on their sentences. Measured are the accuracy
+on hidden tokens of held-out texts and Spearman's correlation on the pairs; the table is mean ± standard deviation over
+seeds, in `stages.md` and `stages.json`. The same command resumes: a stage that is finished is not run again.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from fastvec import adapt
+from fastvec.decoder import Decoder
+from fastvec.loading import load_model, load_tokenizer, text_tokenizer
+from fastvec.objectives import MaskRule, mask_tokens
+from fastvec.reader import ChunkLimits, open_corpus
+from fastvec.settings import resolve_settings
+from fastvec.tokenize import TextRecipe, TextTokenizer
+from fastvec.training.evaluation import Look, similarity
+from fastvec.training.heads import LanguageHead
+from fastvec.training.learner import mask_id, quiet_libraries
+from fastvec.training.pairs import read_scored_pairs
+from fastvec.training.stream import ExampleStream
+from fastvec.training.tasks import TokenTask
+
+STAGES = {"uni": "causal, as pretrained", "bi": "bidirectional, untrained", "mntp": "+ MNTP", "simcse": "+ SimCSE"}
+MEASURED = 256  # sequences of hidden tokens
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
+
+
+@click.command()
+@click.argument("decoder")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--text", "texts", multiple=True, required=True, help="Texts for MNTP; their sentences for SimCSE.")
+@click.option("--column", default="text", show_default=True)
+@click.option("--pairs", type=click.Path(path_type=Path), required=True)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--mask-token")
+@click.option("--full", is_flag=True, help="Fine-tune all weights instead of an adapter.")
+@click.option("--max-length", default=128, show_default=True)
+@click.option("--mntp-steps", default=1000, show_default=True)
+@click.option("--mntp-lr", default=5e-5, show_default=True)
+@click.option("--simcse-steps", default=1000, show_default=True)
+@click.option("--simcse-lr", default=3e-5, show_default=True)
+def main(decoder: str, output: Path, seeds: int, **options: Any) -> None:
+    """Run and measure every stage for every seed."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    output.mkdir(parents=True, exist_ok=True)
+    sentences = output / "sentences.parquet"
+    if not sentences.exists():
+        write_sentences(options["texts"], options["column"], sentences)
+    rows: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        for stage, folder in run_stages(decoder, output, sentences, seed, options):
+            rows.append({"stage": stage, "seed": seed, **measure(folder, stage != "uni", seed, options)})
+            print(rows[-1], flush=True)
+            (output / "stages.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (output / "stages.md").write_text(table(rows))
+    print(table(rows))
+
+
+def run_stages(
+    decoder: str, output: Path, sentences: Path, seed: int, options: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Each stage's name and the folder that holds its model."""
+    yield "uni", decoder
+    yield "bi", decoder
+    common = {"seed": seed, "full": options["full"] or None, "max_length": options["max_length"]}
+    mntp = output / f"mntp-{seed}"
+    adapt(
+        objective="mntp",
+        model=decoder,
+        data=options["texts"],
+        column=options["column"],
+        output=mntp,
+        steps=options["mntp_steps"],
+        lr=options["mntp_lr"],
+        mask_token=options["mask_token"],
+        **common,
+    )
+    yield "mntp", str(mntp)
+    simcse = output / f"simcse-{seed}"
+    adapt(
+        objective="simcse",
+        model=mntp,
+        data=[sentences],
+        output=simcse,
+        steps=options["simcse_steps"],
+        lr=options["simcse_lr"],
+        eval_pairs=options["pairs"],
+        **common,
+    )
+    yield "simcse", str(simcse)
+
+
+def measure(model: str, bidirectional: bool, seed: int, options: dict[str, Any]) -> dict[str, float]:
+    """Accuracy on hidden tokens of the rows that the seed's MNTP held out, and Spearman's correlation."""
+    settings = resolve_settings(model, bidirectional=bidirectional, dtype="float32")
+    with quiet_libraries(), torch.inference_mode():
+        tokenizer = load_tokenizer(settings.checkpoint)
+        causal = load_model(settings.checkpoint, dtype=torch.float32, device=settings.device, headed=True)
+        inner: Any = causal.base_model
+        look = Look(model=Decoder(inner, bidirectional=bidirectional).model, device=torch.device(settings.device))
+        rule = MaskRule(
+            mask_id=mask_id(tokenizer, options["mask_token"]),
+            vocabulary=len(tokenizer),
+            special_ids=frozenset(tokenizer.all_special_ids),
+            style="all",
+        )
+        task = TokenTask(
+            TextTokenizer(tokenizer, TextRecipe(max_length=1 << 30)),
+            LanguageHead(causal),
+            lambda ids, random: mask_tokens(ids, rule, random),
+            max_length=options["max_length"],
+            at_once=None,
+        )
+        corpus = open_corpus(options["texts"], column=options["column"])
+        held_out = ExampleStream(corpus, task.examples_of, seed=seed, hold_out=0.01).held_out(MEASURED)
+        found = task.evaluate(held_out, look, size=16)
+        pairs = read_scored_pairs(options["pairs"])
+        spearman = similarity(pairs, text_tokenizer(settings, tokenizer), settings.pooling, look)
+    return {"accuracy": found["accuracy"], "masked_loss": found["loss"], "spearman": spearman}
+
+
+def write_sentences(texts: tuple[str, ...], column: str, path: Path) -> None:
+    """Sentences of 30 to 220 characters, those of a chunk of texts in one row group."""
+    schema = pa.schema([("sentence", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for chunk in open_corpus(texts, column=column).chunks(ChunkLimits(rows=512, bytes=4 << 20)):
+            lines = (line for text in chunk.texts.drop_null().to_pylist() for line in text.splitlines())
+            found = [part.strip() for line in lines for part in SENTENCE.split(line)]
+            writer.write_table(pa.table({"sentence": [part for part in found if 30 <= len(part) <= 220]}, schema))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line a stage, mean ± standard deviation over seeds."""
+    lines = ["| stage | hidden tokens guessed, % | Spearman × 100 |", "|---|---|---|"]
+    for stage, title in STAGES.items():
+        own = [row for row in rows if row["stage"] == stage]
+        cells = [_spread([100 * row[name] for row in own]) for name in ("accuracy", "spearman")]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.2f}"
+
+
+if __name__ == "__main__":
+    main()
