@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -192,12 +193,13 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     from fastvec.display import progress_display
     from fastvec.training.job import adapt as run
 
-    _log_to_stderr(quiet)
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
+    _log_to_stderr(quiet or not first)
     with _stop_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
         report = run(**options, progress=progress, stop_signal=stop_signal)
-    if as_json:
+    if as_json and first:
         click.echo(json.dumps(report.to_json()))
-    elif not quiet:
+    elif not quiet and first:
         click.echo(str(report), err=True)
     sys.exit(report.return_code)
 

@@ -168,10 +168,11 @@ def info_nce(
     it answers none). The similarity matrix is never whole: log-sum-exps are carried over parts of the documents.
     """
     queries, documents = (F.normalize(vectors.to(_wide(vectors)), dim=-1) for vectors in (queries, documents))
-    own_scores = scale * (queries * documents.index_select(0, own)).sum(dim=-1)
     excluded = _Excluded(own, query_keys, document_keys.index_select(0, own), document_keys, owner_keys)
-    normalizers: torch.Tensor = _LogSumExp.apply(queries, documents, scale, excluded)  # type: ignore[no-untyped-call]
-    return (normalizers - own_scores).mean()
+    with torch.autocast(queries.device.type, enabled=False):  # bfloat16 has 2 digits, and a loss near 0 is a difference
+        own_scores = scale * (queries * documents.index_select(0, own)).sum(dim=-1)
+        normalizers: torch.Tensor = _LogSumExp.apply(queries, documents, scale, excluded)  # type: ignore[no-untyped-call]
+        return (normalizers - own_scores).mean()
 
 
 def info_nce_reference(

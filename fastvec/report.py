@@ -121,7 +121,7 @@ class AdaptProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptReport:
-    """The end of an adaptation. Losses are means over ten steps; `seconds` is this process's time in training."""
+    """The end of an adaptation. Losses are means over ten steps; `seconds` and rows are this process's."""
 
     objective: str
     output: str
@@ -137,6 +137,9 @@ class AdaptReport:
     spearman_before: float | None = None
     spearman_after: float | None = None
     resumed_steps: int = 0
+    rows: int = 0
+    nulls: int = 0
+    repaired: int = 0
     peak_memory_bytes: int | None = None
     already_finished: bool = False
 
@@ -161,6 +164,7 @@ class AdaptReport:
         ):
             if before is not None and after is not None:
                 parts.append(f"{name} {before:.3f} to {after:.3f}")
+        parts += [f"{getattr(self, name):,} {name}" for name in ("nulls", "repaired") if getattr(self, name)]
         return "; ".join(parts)
 
 

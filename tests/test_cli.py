@@ -209,10 +209,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", script], env=_environment(), check=False).returncode == 0
 
 
-def test_every_option_is_in_the_readme() -> None:
+@pytest.mark.parametrize("command", ["embed", "adapt"])
+def test_every_option_is_in_the_readme(command: str) -> None:
     text = (ROOT / "README.md").read_text()
     shown = subprocess.run(
-        [sys.executable, "-m", "fastvec", "embed", "--help"],
+        [sys.executable, "-m", "fastvec", command, "--help"],
         env=_environment(),
         capture_output=True,
         text=True,
@@ -221,3 +222,38 @@ def test_every_option_is_in_the_readme() -> None:
     options = set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
     assert len(options) > 20
     assert {option for option in options if f"`{option}" not in text and option not in text} == set()
+
+
+ADAPT = ("--column", "title", "--steps", "2", "--batch-size", "4", "--dtype", "float32", "--device", "cpu", "-o", "out")
+
+
+def test_adapt_trains_reports_and_says_when_it_is_finished(fastvec: Run, tiny_llama: Path) -> None:
+    command = ("adapt", "--objective", "simcse", "--model", tiny_llama, "--data", ARTICLES, *ADAPT)
+    done = fastvec(*command, "--json")
+    assert done.exit_code == 0
+    report = json.loads(done.stdout)
+    promised = "objective steps tokens seconds loss_first loss_last held_out_before held_out_after spearman_before"
+    assert {*promised.split(), "spearman_after", "output"} <= report.keys()
+    assert (report["objective"], report["steps"], report["output"], report["rows"]) == ("simcse", 2, "out", 300)
+    again = fastvec(*command)
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert again.stderr == "out is already finished: 2 steps of simcse\n"
+    other = fastvec(*command, "--lr", "1")
+    assert other.exit_code == 4
+    assert other.stderr.startswith("fastvec: out belongs to another job: lr was 3e-05, now 1.0; replace it with --over")
+    encoded = fastvec("embed", ARTICLES, "-o", "vecs.arrow", "--model", "out", "--column", "title", "--limit", "3")
+    assert "out runs bidirectional: fastvec adapted it so" in encoded.stderr
+    assert encoded.exit_code == 0
+
+
+def test_adapt_refuses_in_one_line(fastvec: Run, tiny_llama: Path) -> None:
+    for arguments, code, message in (
+        (("--objective", "simcse", "--data", ARTICLES, "--mask-token", "_"), 2, "--mask-token is no option of --obj"),
+        (("--objective", "mntp", "--data", "nowhere.txt"), 1, "nowhere.txt: no such file or folder"),
+        (("--objective", "mntp", "--data", ARTICLES, "--eval-pairs", "no.csv"), 1, "no.csv: cannot be read"),
+    ):
+        done = fastvec("adapt", "--model", tiny_llama, *arguments, *ADAPT)
+        assert done.exit_code == code
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
+    assert list(Path().iterdir()) == []

@@ -170,6 +170,13 @@ def test_info_nce_of_one_query_and_its_answer_alone_is_zero() -> None:
     assert info_nce(vectors, -vectors, torch.tensor([0]), scale=20.0, **keys).item() == pytest.approx(0, abs=1e-5)
 
 
+def test_info_nce_is_computed_in_float32_under_autocast() -> None:
+    queries, documents, keys = contrast_case(torch.float32)
+    expected = info_nce(queries, documents, scale=20.0, **keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert info_nce(queries, documents, scale=20.0, **keys).item() == expected.item()
+
+
 def test_alignment_and_uniformity_by_hand() -> None:
     x = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     y = torch.tensor([[1.0, 0.0], [0.0, -1.0]])

@@ -6,6 +6,7 @@ in a folder beside the output (`workplace.py`) and becomes the output once it is
 
 import logging
 import signal
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -116,7 +117,8 @@ def _run(
                 merge=plan.merge,
             )
             save_adaptation(folder, done)
-    return {**results, "resumed_steps": course.resumed_steps}
+    read = sum((stream.counts for stream in learner.streams), start=Counter[str]())
+    return {**results, **read, "resumed_steps": course.resumed_steps}
 
 
 def _report(plan: AdaptPlan, results: Mapping[str, Any]) -> AdaptReport:

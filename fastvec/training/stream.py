@@ -5,7 +5,7 @@ in blocks of a few thousand, so that only a block is ever in memory. What comes 
 can be begun anew from its `Place`: a run that resumes at an example reads one block again, not the whole past.
 """
 
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ Example = TypeVar("Example")
 
 LIMITS = ChunkLimits(rows=1024, bytes=4 << 20)
 BLOCK_EXAMPLES = 8192
+PLACES_KEPT = 63
 FEWEST_HELD_OUT = 8  # rows of a small corpus
 _HELD_OUT, _GROUPS, _BLOCK = range(3)  # streams of random numbers
 
@@ -57,7 +58,8 @@ class ExampleStream(Generic[Example]):
     seed: int
     hold_out: float
     fewest: int = 1  # that an epoch must give
-    _places: deque[Place] = field(default_factory=lambda: deque([Place()], maxlen=64))
+    counts: Counter[str] = field(default_factory=Counter)  # of the rows read so far: rows, nulls, repaired
+    _places: list[Place] = field(default_factory=lambda: [Place()])
 
     def examples(self, start: int = 0, near: Place | None = None) -> Iterator[Example]:
         """From example `start` on; `near` is a place at or before it, omitted the beginning.
@@ -66,11 +68,12 @@ class ExampleStream(Generic[Example]):
         """
         place = near or Place()
         while True:
-            self._places.append(place)
+            self._places = [*self._places[-PLACES_KEPT:], place]  # never changed in place: another thread looks at it
             block: list[Example] = []
             after = None
             for chunk, following in self._chunks(place):
                 after = following
+                self.counts.update(rows=len(chunk.texts), nulls=chunk.texts.null_count, repaired=chunk.repaired)
                 block += self.examples_of(chunk, ~self._held_out(chunk))
                 if len(block) >= BLOCK_EXAMPLES:
                     break

@@ -21,11 +21,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from fastvec.decoder import Noise, derived_seed, forward_packed
 from fastvec.files import write_durably
 from fastvec.packed import Packed
+from fastvec.pipeline import Pipeline
 from fastvec.training.noise import NoiseSource
 from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.tasks import Batch
 
 PLACE = "fastvec_place.json"
+BATCHES_AHEAD = 4  # read and tokenised while steps are taken
 
 
 class Batches:
@@ -131,11 +133,16 @@ class PackedTrainer(Trainer):
         checkpoint = newest_checkpoint(folder)
         if checkpoint is not None:
             path, self.batches.start, self.batches.near = checkpoint
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(path))
+            if self.batches.start >= self.args.max_steps:  # the Trainer would take one more step
+                self._load_from_checkpoint(str(path))
+                return self.batches.start
+        with Pipeline() as pipeline:
+            self._ahead = pipeline.run_ahead("read", self.batches, feeds="train", depth=BATCHES_AHEAD)
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(path))
         return int(self.state.global_step)
 
     def get_train_dataloader(self) -> Any:
-        return self.batches
+        return self._ahead
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
         return [next(epoch_iterator)], None

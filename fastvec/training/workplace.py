@@ -17,7 +17,7 @@ from fastvec.errors import OutputError, RefusedError
 from fastvec.files import explained, locked, sync_folder, write_durably
 from fastvec.journal import Json, differences
 
-JOB = "job.json"
+JOB, LOCK = "job.json", "lock"
 _REMEDY = "replace it with --overwrite, or choose another -o"
 
 
@@ -55,16 +55,16 @@ def workplace(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) 
     part = part_of(output)
     with explained(part):
         part.mkdir(exist_ok=True)
-        with locked(part / "lock"):
+        if {path.name for path in part.iterdir()} - {LOCK} and not (part / JOB).exists():
+            raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
+        with locked(part / LOCK):
             begun = _read(part / JOB)
-            others = [path for path in part.iterdir() if path.name != "lock"]
-            if begun is None and others:
-                raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
             if begun is not None and list(differences(begun, _as_read(fingerprint), "")):
                 if not overwrite:
                     _refuse_another(part, begun, fingerprint)
-                for path in others:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                for path in part.iterdir():
+                    if path.name != LOCK:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
                 begun = None
             if begun is None:
                 write_durably(part / JOB, json.dumps(fingerprint))
@@ -83,7 +83,7 @@ def publish(output: Path) -> None:
     with explained(output):
         for checkpoint in part.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        for name in (JOB, "lock"):
+        for name in (JOB, LOCK):
             (part / name).unlink(missing_ok=True)
         replaced = output.with_name(f".{output.name}.replaced")
         if output.exists():

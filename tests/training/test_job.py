@@ -160,14 +160,15 @@ def test_bfloat16_learns_too(tiny_llama: Path, tmp_path: Path) -> None:
 COMMAND = f"""
 import sys, fastvec
 from pathlib import Path
-fastvec.adapt(objective=sys.argv[1], model=sys.argv[2], data=[{str(ARTICLES)!r}], output=sys.argv[3], steps=30,
+fastvec.adapt(objective=sys.argv[1], model=sys.argv[2], data=[{str(ARTICLES)!r}], output=sys.argv[3], steps=16,
     column="text" if sys.argv[1] == "mntp" else "title", batch_size=4, max_length=32, dtype="float32", device="cpu",
     save_every=4, lr=1e-3)
 """
 
 
 def run(*arguments: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    # two runs at a time: with more threads than cores they would wait for each other
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], env=environment, stderr=subprocess.PIPE)
 
 
@@ -188,7 +189,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(tiny_llama: Path, tmp_path: P
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors.decode()
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert len(losses(tmp_path / "whole")) == 30
+    assert len(losses(tmp_path / "whole")) == 16
     tensors = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert tensors[0] == tensors[1]
     assert not list((tmp_path / "killed").glob("checkpoint-*"))
@@ -207,6 +208,27 @@ def test_a_signal_stops_a_run_that_goes_on_later(
     assert report.resumed_steps == 1
     assert losses(tmp_path / "out") == losses(mntp[0])
     assert (shown[-1].step, shown[-1].steps, shown[-1].new_steps) == (6, 6, 5)
+
+
+def test_a_run_killed_while_it_saves_takes_no_step_more(
+    tiny_llama: Path, tmp_path: Path, mntp: tuple[Path, AdaptReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last checkpoint, in the middle of the folder, and between the whole folder and its name."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("fastvec.training.folder.save_adaptation", "fastvec.training.job.publish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, die)
+            with pytest.raises(KeyboardInterrupt):
+                adapt(tmp_path / "out", tiny_llama, lr=5e-3)
+        assert not (tmp_path / "out").exists()
+    report = adapt(tmp_path / "out", tiny_llama, lr=5e-3)
+    assert losses(tmp_path / "out") == losses(mntp[0])
+    assert report.loss_last == mntp[1].loss_last
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (tmp_path / "out", mntp[0])]
+    assert weights[0] == weights[1]
 
 
 def test_overwrite_replaces_another_jobs_output_once_the_new_one_is_whole(tiny_llama: Path, tmp_path: Path) -> None:
