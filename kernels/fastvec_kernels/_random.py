@@ -31,14 +31,14 @@ def philox(counter: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
 
 def _philox_in_numpy(counter: Sequence[npt.NDArray[np.int64]], seed: int) -> list[torch.Tensor]:
     shift, low = np.uint64(32), np.uint64(WORD)
-    c0, c1, c2, c3 = (c.astype(np.uint64) & low for c in counter)
+    c0, c1, c2, c3 = (np.asarray(c, dtype=np.int64).astype(np.uint64) & low for c in counter)
     k0, k1 = seed & WORD, seed >> 32 & WORD
     for _ in range(10):
         wide0, wide2 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
         c0, c1 = (wide2 >> shift) ^ c1 ^ np.uint64(k0), wide2 & low
         c2, c3 = (wide0 >> shift) ^ c3 ^ np.uint64(k1), wide0 & low
         k0, k1 = k0 + 0x9E3779B9 & WORD, k1 + 0xBB67AE85 & WORD
-    return [torch.from_numpy(c.astype(np.int64)) for c in (c0, c1, c2, c3)]
+    return [torch.from_numpy(np.asarray(c, dtype=np.int64)) for c in (c0, c1, c2, c3)]
 
 
 def keeps_of_columns(first: torch.Tensor, second: torch.Tensor, columns: int, p: float) -> torch.Tensor:
