@@ -55,9 +55,11 @@ class Learner:
         decoder = Decoder(inner, bidirectional=settings.bidirectional)
         if decoder.longest is not None and settings.max_length > decoder.longest:
             raise UsageError(f"--max-length {settings.max_length}: {settings.checkpoint.name} has {decoder.longest}")
-        with torch.inference_mode():
-            self_check(decoder)
+        self_check(decoder)
+        # a CPU has the memory, and would compute a third more
+        self.arguments.gradient_checkpointing = self.device.type != "cpu" and inner.supports_gradient_checkpointing
         self.model = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, plan)
+        _log_what_is_trained(self.model, plan)
         self.noise = control_noise(self.model)
         self.task = self._token_task(loaded) if recipe.objective == "mntp" else self._contrast_task()
         self.streams = tuple(
@@ -184,6 +186,19 @@ def _with_lora(model: PreTrainedModel, plan: AdaptPlan) -> PeftModel:
     return tuned
 
 
+def _log_what_is_trained(model: nn.Module, plan: AdaptPlan) -> None:
+    weights = list(model.parameters())
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    direction = "bidirectional" if plan.settings.bidirectional else "causal"
+    logger.info(
+        "%s runs %s; %s of %s weights are trained",
+        plan.settings.checkpoint.name,
+        direction,
+        f"{trained:,}",
+        f"{sum(weight.numel() for weight in weights):,}",
+    )
+
+
 def _arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
     recipe, settings = plan.recipe, plan.settings
     cpu = settings.device == "cpu"
@@ -196,7 +211,6 @@ def _arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         bf16=settings.dtype == "bfloat16",
-        gradient_checkpointing=not cpu,  # a CPU has the memory, and would compute a third more
         gradient_checkpointing_kwargs={"use_reentrant": False},
         seed=recipe.seed,
         use_cpu=cpu,

@@ -10,6 +10,7 @@ from fastvec.packed import pack
 from fastvec.training.learner import quiet_libraries
 from fastvec.training.noise import NoiseSource, control_noise
 from tests.test_decoder import random_sequences
+from tests.training.steps import gradients
 
 LENGTHS = (9, 4, 9)
 
@@ -71,3 +72,23 @@ def test_derived_seeds_differ_and_fit_64_bits() -> None:
     seeds = [derived_seed(seed, step, layer) for seed in (0, 42) for step in range(20) for layer in ("attention", 3)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_gradient_checkpointing_repeats_the_noise(tuned: tuple[torch.nn.Module, NoiseSource]) -> None:
+    model, source = tuned
+    packed = pack(random_sequences(LENGTHS))
+    noise = Noise(seed=3, numbers=[0, 1, 2], attention_dropout=0.3)
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            with quiet_libraries():
+                model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        source.set(noise, packed.lengths, torch.device("cpu"))
+        states = forward_packed(model, packed, noise)
+        states.square().sum().backward()  # type: ignore[no-untyped-call]
+        source.set(None, (), torch.device("cpu"))
+        found.append(gradients(model))
+    assert len(found[0]) == 8
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)

@@ -1,0 +1,44 @@
+import pytest
+
+from fastvec.errors import UsageError
+from fastvec.training.recipe import resolve_recipe
+
+COLUMNS = {"query": "q", "positive": "p"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "given", "expected"),
+    [  # what LLM2Vec was trained with
+        ("mntp", {}, {"batch_size": 32, "max_length": 512, "lr": 5e-5, "warmup": 0, "mask_probability": 0.2}),
+        (
+            "simcse",
+            {},
+            {"batch_size": 128, "max_length": 128, "lr": 3e-5, "attention_dropout": 0.3, "temperature": 0.05},
+        ),
+        ("contrastive", COLUMNS, {"batch_size": 512, "lr": 2e-4, "warmup": 300, "temperature": 0.02, "grad_cache": 64}),
+        ("contrastive", {**COLUMNS, "steps": 100}, {"warmup": 30}),
+    ],
+)
+def test_defaults_are_the_papers(objective: str, given: dict[str, object], expected: dict[str, object]) -> None:
+    recipe = resolve_recipe(objective, **given)
+    assert {name: getattr(recipe, name) for name in expected} == expected
+    shared = (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, recipe.schedule, recipe.weight_decay)
+    assert shared == (16, 32, 0.05, "linear", 0.0)
+
+
+def test_none_is_the_default_and_a_given_value_is_kept() -> None:
+    recipe = resolve_recipe("mntp", lr=None, steps=7, negatives=(), full=None)
+    assert (recipe.lr, recipe.steps, recipe.full) == (5e-5, 7, False)
+
+
+def test_the_record_leaves_out_what_an_objective_does_not_have() -> None:
+    said = resolve_recipe("mntp").to_json()
+    assert "mask_style" in said
+    assert not {"temperature", "query", "negatives", "attention_dropout"} & said.keys()
+
+
+def test_an_unknown_option_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(TypeError, match="adapt has no option 'learning_rate'"):
+        resolve_recipe("mntp", learning_rate=1.0)
+    with pytest.raises(UsageError, match="--seed -1 is out of range"):
+        resolve_recipe("mntp", seed=-1)
