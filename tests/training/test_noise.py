@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from fastvec.decoder import Decoder, Noise, derived_seed, forward_packed
@@ -16,7 +16,7 @@ LENGTHS = (9, 4, 9)
 
 
 @pytest.fixture
-def tuned(tiny_llama: Path) -> tuple[torch.nn.Module, NoiseSource]:
+def tuned(tiny_llama: Path) -> tuple[PeftModel, NoiseSource]:
     """A Llama with adapters that change something, and the source of its noise."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).model
@@ -30,9 +30,7 @@ def tuned(tiny_llama: Path) -> tuple[torch.nn.Module, NoiseSource]:
     return lora, control_noise(lora)
 
 
-def run(
-    tuned: tuple[torch.nn.Module, NoiseSource], numbers: list[int], seed: int = 1, p: float = 0.3
-) -> list[torch.Tensor]:
+def run(tuned: tuple[PeftModel, NoiseSource], numbers: list[int], seed: int = 1, p: float = 0.3) -> list[torch.Tensor]:
     """The states of each sequence; `numbers` are places in a fixed list of three."""
     model, source = tuned
     sequences = [random_sequences(LENGTHS)[number % 3] for number in numbers]
@@ -45,7 +43,7 @@ def run(
     return list(torch.split(states, list(packed.lengths)))
 
 
-def test_a_sequence_has_the_same_noise_in_any_batch(tuned: tuple[torch.nn.Module, NoiseSource]) -> None:
+def test_a_sequence_has_the_same_noise_in_any_batch(tuned: tuple[PeftModel, NoiseSource]) -> None:
     first, _, third = run(tuned, [0, 1, 2])
     third_again, first_again = run(tuned, [2, 0])
     torch.testing.assert_close(first_again, first, rtol=0, atol=1e-5)
@@ -53,7 +51,7 @@ def test_a_sequence_has_the_same_noise_in_any_batch(tuned: tuple[torch.nn.Module
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_another_number_or_seed_has_other_noise(tuned: tuple[torch.nn.Module, NoiseSource], p: float) -> None:
+def test_another_number_or_seed_has_other_noise(tuned: tuple[PeftModel, NoiseSource], p: float) -> None:
     """With p 0 it comes from the adapters alone."""
     first, copy = run(tuned, [0, 3], p=p)
     (other,) = run(tuned, [0], seed=2, p=p)
@@ -61,7 +59,7 @@ def test_another_number_or_seed_has_other_noise(tuned: tuple[torch.nn.Module, No
     assert (first - other).abs().max() > 1e-3
 
 
-def test_without_noise_nothing_is_dropped_in_training_mode_either(tuned: tuple[torch.nn.Module, NoiseSource]) -> None:
+def test_without_noise_nothing_is_dropped_in_training_mode_either(tuned: tuple[PeftModel, NoiseSource]) -> None:
     model, _ = tuned
     packed = pack(random_sequences(LENGTHS))
     with torch.no_grad():
@@ -74,7 +72,7 @@ def test_derived_seeds_differ_and_fit_64_bits() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_gradient_checkpointing_repeats_the_noise(tuned: tuple[torch.nn.Module, NoiseSource]) -> None:
+def test_gradient_checkpointing_repeats_the_noise(tuned: tuple[PeftModel, NoiseSource]) -> None:
     model, source = tuned
     packed = pack(random_sequences(LENGTHS))
     noise = Noise(seed=3, numbers=[0, 1, 2], attention_dropout=0.3)
