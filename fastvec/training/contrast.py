@@ -102,8 +102,7 @@ class ContrastTask:
             vectors = torch.cat([part() for part in encode])
         vectors.requires_grad_()
         loss = self._loss(layout, vectors.index_select(0, back))
-        with torch.autocast(model.device.type, enabled=False):
-            (gradients,) = torch.autograd.grad(loss, [vectors])
+        (gradients,) = torch.autograd.grad(loss, [vectors])
         for index, (part, gradient) in enumerate(zip(encode, torch.split(gradients, [*map(len, parts)]), strict=True)):
             model.backward(part(), gradient, last=index == len(parts) - 1)
         return loss.detach()

@@ -4,6 +4,7 @@ Shapes: n pairs.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,16 +34,22 @@ class Look:
     seed: int = 0
     noise: NoiseSource | None = None
     attention_dropout: float = 0.0
+    narrow: bool = False  # bfloat16 over float32 weights
 
     def forward(self, packed: Packed, numbers: Sequence[int]) -> torch.Tensor:
-        if self.noise is None:
-            return forward_packed(self.model, packed)
-        noise = Noise(seed=self.seed, numbers=numbers, attention_dropout=self.attention_dropout)
-        self.noise.set(noise, packed.lengths, self.device)
-        try:
-            return forward_packed(self.model, packed, noise)
-        finally:
-            self.noise.set(None, (), self.device)
+        with self.autocast():
+            if self.noise is None:
+                return forward_packed(self.model, packed)
+            noise = Noise(seed=self.seed, numbers=numbers, attention_dropout=self.attention_dropout)
+            self.noise.set(noise, packed.lengths, self.device)
+            try:
+                return forward_packed(self.model, packed, noise)
+            finally:
+                self.noise.set(None, (), self.device)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = torch.autocast(self.device.type, torch.bfloat16, enabled=self.narrow)
+        return context
 
     def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
         raise NotImplementedError("a look takes no gradient")

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ from fastvec.training.trainer import Batches, PackedTrainer
 logger = logging.getLogger(__name__)
 
 HELD_OUT_EXAMPLES = 256
-HELD_OUT_SEED = 0
-LOOK_AT_ONCE = 32
 
 
 class Learner:
@@ -86,29 +85,22 @@ class Learner:
 
     def measure(self) -> dict[str, float]:
         """Held-out measures, and Spearman's correlation on the scored pairs where there are any."""
-        plan, measured = self.plan, {}
+        plan = self.plan
         if self._held_out is None:
             share = -(-HELD_OUT_EXAMPLES // len(self.streams))
             self._held_out = [example for stream in self.streams for example in stream.held_out(share)]
         self.model.eval()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=plan.settings.dtype == "bfloat16"):
-            if self._held_out:
-                # SimCSE's pairs differ by noise alone
-                noise = self.noise if plan.recipe.objective == "simcse" else None
-                look = Look(
-                    model=self.model,
-                    device=self.device,
-                    seed=HELD_OUT_SEED,
-                    noise=noise,
-                    attention_dropout=plan.recipe.attention_dropout,
-                )
-                size = min(plan.recipe.batch_size, LOOK_AT_ONCE) if plan.recipe.objective == "mntp" else None
-                found = self.task.evaluate(self._held_out, look, size=size or plan.recipe.batch_size)
-                measured = {f"held_out_{name}": value for name, value in found.items()}
-            if plan.pairs is not None:
-                look = Look(model=self.model, device=self.device)
-                tokenizer = text_tokenizer(plan.settings, self.tokenizer)
-                measured["spearman"] = similarity(plan.pairs, tokenizer, plan.settings.pooling, look)
+        still = Look(model=self.model, device=self.device, narrow=plan.settings.dtype == "bfloat16")
+        noisy = replace(still, noise=self.noise, attention_dropout=plan.recipe.attention_dropout)
+        measured = {}
+        if self._held_out:
+            # SimCSE's pairs differ by noise alone
+            look = noisy if plan.recipe.objective == "simcse" else still
+            found = self.task.evaluate(self._held_out, look, size=plan.recipe.batch_size)
+            measured = {f"held_out_{name}": value for name, value in found.items()}
+        if plan.pairs is not None:
+            tokenizer = text_tokenizer(plan.settings, self.tokenizer)
+            measured["spearman"] = similarity(plan.pairs, tokenizer, plan.settings.pooling, still)
         return measured
 
     def _token_task(self, causal: PreTrainedModel) -> TokenTask:

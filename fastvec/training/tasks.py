@@ -7,6 +7,7 @@ Shapes: T packed tokens, n texts, D dimensions.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -52,6 +53,9 @@ class Pass(Protocol):
 
     def forward(self, packed: Packed, numbers: Sequence[int]) -> torch.Tensor:
         """The states [T, hidden_size]; `numbers` are what the sequences are known by to the noise."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """For what is computed of the states: in the precision of the forward."""
 
     def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
         """Gradients are summed over the ranks in the `last` backward of a step."""
@@ -104,7 +108,9 @@ class TokenTask:
                 packed = pack([hidden[i].ids for i in part], device=model.device)
                 places, labels = targets_of([hidden[i] for i in part], model.device)
                 states = model.forward(packed, part)
-                scores.append(torch.stack(token_scores(states, places, labels, self._head, self._head.vocabulary)))
+                with model.autocast():
+                    found = token_scores(states, places, labels, self._head, self._head.vocabulary)
+                scores.append(torch.stack(found))
         loss, hits = torch.stack(scores).sum(dim=0).tolist()
         targets = max(1, sum(len(one.labels) for one in hidden))
         return {"loss": loss / targets, "accuracy": hits / targets}
@@ -116,7 +122,8 @@ class TokenTask:
         packed = pack([one.ids for one in sequences], device=model.device)
         states = model.forward(packed, numbers)
         places, labels = targets_of(sequences, model.device)
-        return token_loss(states, places, labels, self._head, self._head.vocabulary)
+        with model.autocast():
+            return token_loss(states, places, labels, self._head, self._head.vocabulary)
 
 
 def targets_of(sequences: Sequence[MaskedTokens], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

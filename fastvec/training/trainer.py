@@ -6,7 +6,7 @@ data goes on. A folder without it was cut off while it was written, and is passe
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -101,12 +101,17 @@ class _Step:
         self.trainer.noise.set(noise, packed.lengths, self.device)
         return forward_packed(self.model, packed, noise)
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """The Trainer's, which it also puts around each forward.
+
+        Never around a whole step: a backward pass has the types of its forward, and weights that were cast without a
+        graph, in the first pass of gradient caching, could be taken from autocast's cache in the second.
+        """
+        context: AbstractContextManager[None] = self.trainer.accelerator.autocast()
+        return context
+
     def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
-        # gradients have the types of the forward's tensors: under autocast they would be cast once more
-        with (
-            nullcontext() if last else self.trainer.accelerator.no_sync(self.model),
-            torch.autocast(self.device.type, enabled=False),
-        ):
+        with nullcontext() if last else self.trainer.accelerator.no_sync(self.model):
             value.backward(gradient)  # type: ignore[no-untyped-call]
 
 
@@ -151,8 +156,7 @@ class PackedTrainer(Trainer):
         model.train()
         seed = derived_seed(self.args.seed, inputs.step)
         step = _Step(seed=seed, device=self.args.device, trainer=self, model=model)
-        with self.accelerator.autocast():
-            loss: torch.Tensor = self.task.learn(inputs, step)
+        loss: torch.Tensor = self.task.learn(inputs, step)
         self.noise.set(None, (), self.args.device)
         rate = self._get_learning_rate()
         self.taken.append(Taken(step=inputs.step + 1, loss=loss, learning_rate=rate, tokens=self.task.tokens(inputs)))

@@ -1,6 +1,7 @@
 """A step of training without a Trainer: a tiny model, a pass that takes its gradients, and what they should be."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,9 @@ class PlainPass:
         return forward_packed(
             self.model, packed, Noise(seed=self.seed, numbers=numbers, attention_dropout=self.attention_dropout)
         )
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
         value.backward(gradient)  # type: ignore[no-untyped-call]

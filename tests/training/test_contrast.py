@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastvec.packed import pack
+from fastvec.packed import Packed, pack
 from fastvec.training.contrast import ContrastTask, Group
 from fastvec.training.tasks import Batch
 from fastvec_kernels import pool
@@ -126,3 +127,20 @@ def test_evaluation_in_batches_is_the_mean_over_all(tiny_llama: Path) -> None:
     whole = pairs.evaluate(examples, model, size=2)
     assert whole["loss"] == pytest.approx(sum(halves) / 2, rel=1e-5)
     assert set(whole) == {"loss", "alignment", "uniformity"}
+
+
+def test_gradient_caching_passes_gradients_on_in_bfloat16_too(tiny_llama: Path) -> None:
+    """Weights that are cast in the first pass, without a graph, must not be what the second one computes with."""
+    examples = groups(tiny_llama, pairs=False)
+    found = []
+    for at_once in (None, 4):
+        model = _Narrow(headed_model(tiny_llama).model, attention_dropout=0.3)
+        task(tiny_llama, at_once=at_once).learn(batch_of(examples), model)
+        found.append(gradients(model.model))
+    assert_same_gradients(found[1], found[0], 0.05)
+
+
+class _Narrow(PlainPass):
+    def forward(self, packed: Packed, numbers: Sequence[int]) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(packed, numbers)
