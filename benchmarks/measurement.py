@@ -11,7 +11,13 @@ from benchmarks.results import Row
 from benchmarks.roofline import Ceilings, sets_of_inputs
 from benchmarks.shapes import DIRECTIONS, Direction, Shape
 from benchmarks.timing import measure
-from benchmarks.wide_workloads import pooling_workload, rms_norm_workload, rope_workload, swiglu_workload
+from benchmarks.wide_workloads import (
+    dropout_workload,
+    pooling_workload,
+    rms_norm_workload,
+    rope_workload,
+    swiglu_workload,
+)
 from benchmarks.workload import Expected, Implementation, Run, Unavailable, Workload, check, expect
 
 OURS = "fastvec"
@@ -23,6 +29,7 @@ MAKERS: dict[str, Callable[[Shape, str, torch.dtype], Workload]] = {
     "rms_norm": rms_norm_workload,
     "rope": rope_workload,
     "swiglu": swiglu_workload,
+    "dropout": dropout_workload,
 }
 
 

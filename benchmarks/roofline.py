@@ -72,6 +72,11 @@ def bytes_of_rms_norm(tokens: int, width: int, size: int, *, add: bool) -> dict[
     return {"forward": (4 if add else 2) * states, "backward": (4 if add else 3) * states}
 
 
+def bytes_of_dropout(tokens: int, width: int, size: int) -> dict[Direction, int]:
+    """Forward x, y; backward dy, dx."""
+    return {"forward": 2 * tokens * width * size, "backward": 2 * tokens * width * size}
+
+
 def bytes_of_swiglu(tokens: int, width: int, size: int) -> dict[Direction, int]:
     """Forward gate_up, y; backward gate_up, dy, d(gate_up); a half of gate_up is `width` wide."""
     states = tokens * width * size

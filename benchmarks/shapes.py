@@ -144,6 +144,7 @@ SHAPES: dict[str, list[Shape]] = {
     "rms_norm": _wide_shapes(("plain", "add"), (1024, 2048, 4096)),
     "rope": _rope_shapes(),
     "swiglu": _wide_shapes(("swiglu", "geglu"), (3072, 14_336)),
+    "dropout": _wide_shapes(("dropout",), (1024, 4096, 14_336)),
 }
 # What a machine without a GPU checks, in Triton's interpreter.
 SMALL_SHAPES: dict[str, list[Shape]] = {
@@ -163,6 +164,7 @@ SMALL_SHAPES: dict[str, list[Shape]] = {
         Shape(group="small", name=f"{variant} 100", tokens=20, width=100, variant=variant)
         for variant in ("swiglu", "geglu")
     ],
+    "dropout": [Shape(group="small", name="dropout 101", tokens=20, width=101, variant="dropout")],
 }
 
 

@@ -1,4 +1,5 @@
-"""The ops whose bound is the copy rate, as they are measured: pooling, RMSNorm, RoPE, SwiGLU, beside PyTorch and Liger.
+"""The ops whose bound is the copy rate, as they are measured: pooling, RMSNorm, RoPE, SwiGLU, dropout, beside PyTorch
+and Liger.
 
 Shapes: T tokens, D hidden size, H and Hkv heads of size d, F half of the gate-up product.
 """
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.roofline import bytes_of_pool, bytes_of_rms_norm, bytes_of_rope, bytes_of_swiglu
+from benchmarks.roofline import bytes_of_dropout, bytes_of_pool, bytes_of_rms_norm, bytes_of_rope, bytes_of_swiglu
 from benchmarks.shapes import Shape
 from benchmarks.workload import Implementation, Tensors, Unavailable, Workload, optional
 from fastvec_kernels import (
     add_rms_norm,
     add_rms_norm_reference,
+    dropout,
+    dropout_reference,
     geglu,
     geglu_reference,
     pool,
@@ -135,6 +138,30 @@ def swiglu_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
         reference=lambda gate_up: as_tuple(reference(gate_up)),
         implementations=makers,
         bytes=bytes_of_swiglu(shape.tokens, shape.width, dtype.itemsize),
+    )
+
+
+def dropout_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
+    """No other library has it: F.dropout draws from a generator, and would fail the check."""
+    places = torch.arange(shape.tokens, device=device)
+    tokens = torch.stack([places // 512, places % 512], dim=1)
+    coins = {"p": 0.05, "seed": 2**40 + 1}
+
+    def ours(x: torch.Tensor) -> torch.Tensor:
+        return dropout(x, tokens, **coins)  # type: ignore[arg-type]
+
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        return dropout_reference(x, tokens, **coins)  # type: ignore[arg-type]
+
+    makers: Makers = {"fastvec": plain(ours), "reference": plain(reference), "reference, compiled": compiled(reference)}
+    return Workload(
+        op="dropout",
+        shape=shape,
+        inputs=lambda: (torch.randn(shape.tokens, shape.width, device=device, dtype=dtype),),
+        gradients=1,
+        reference=lambda x: as_tuple(reference(x)),
+        implementations=makers,
+        bytes=bytes_of_dropout(shape.tokens, shape.width, dtype.itemsize),
     )
 
 

@@ -53,6 +53,7 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 @click.option("--mntp-lr", default=5e-5, show_default=True)
 @click.option("--simcse-steps", default=1000, show_default=True)
 @click.option("--simcse-lr", default=3e-5, show_default=True)
+@click.option("--temperature", default=0.05, show_default=True, help="Of SimCSE.")
 def main(decoder: str, output: Path, seeds: int, **options: Any) -> None:
     """Run and measure every stage for every seed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -98,6 +99,7 @@ def run_stages(
         output=simcse,
         steps=options["simcse_steps"],
         lr=options["simcse_lr"],
+        temperature=options["temperature"],
         eval_pairs=options["pairs"],
         **common,
     )
