@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fastvec import __version__
 from fastvec.checkpoint import RECORD, RECORD_FORMAT, TEXT_RULES
 from fastvec.files import write_durably
-from fastvec.model_files import read_json
+from fastvec.model_files import ADAPTER_SETTINGS, read_json
 from fastvec.settings import EncoderSettings
 from fastvec.training.recipe import Recipe
 
@@ -26,6 +26,24 @@ logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"  # beside merged weights: in one folder with them, transformers would merge it once more
 LLM2VEC_POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "last": "last_token", "first": "bos_token"}
 ST_POOLINGS = {"mean": "mean", "weighted_mean": "weightedmean", "last": "lasttoken", "first": "cls"}
+# The settings of an adapter that every peft has had since the first with LLM2Vec's: an older one refuses those it does
+# not know, and none of the newer ones is used here.
+KNOWN_TO_ANY_PEFT = (
+    "peft_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+    "r",
+    "target_modules",
+    "lora_alpha",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "bias",
+    "modules_to_save",
+    "init_lora_weights",
+)
 # Gemma 3 changes its window by use_bidirectional_attention too; is_causal alone says it there
 WINDOW_CHANGES = ("gemma3_text",)
 
@@ -96,6 +114,9 @@ def _save_adapter(model: PeftModel, folder: Path, done: Adaptation) -> None:
     config.revision = done.settings.checkpoint.revision
     config.inference_mode = True
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    settings = read_json(folder / ADAPTER_SETTINGS)
+    kept = {name: settings[name] for name in KNOWN_TO_ANY_PEFT if name in settings}
+    _write_json(folder / ADAPTER_SETTINGS, kept | {"target_modules": sorted(settings["target_modules"])})
 
 
 def _mend_config(path: Path, base: Mapping[str, Any], settings: EncoderSettings) -> None:
