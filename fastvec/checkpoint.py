@@ -178,7 +178,7 @@ def _hidden_size(config: dict[str, Any], path: Path) -> int:
     """The width of the hidden states; a model with several parts says it of its text part."""
     for part in (config, setting(config, "text_config", dict, path, {})):
         # word_embed_proj_dim: an OPT may project its last hidden states back to it
-        for name in ("word_embed_proj_dim", "hidden_size", "n_embd"):
+        for name in ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model"):
             if size := count(part, name, path):
                 return size
     raise ModelError(f"{path} states no hidden_size: it is not the folder of a decoder")

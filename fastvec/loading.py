@@ -67,7 +67,7 @@ def load_model(
 def _silence(config: PretrainedConfig) -> None:
     """No dropout and no jitter of the architecture's own: they draw from a generator whose state nobody keeps."""
     for name, value in config.to_dict().items():
-        if isinstance(value, float) and name.endswith(("dropout", "pdrop", "drop", "jitter_noise")):
+        if isinstance(value, float) and ("drop" in name or name.endswith("jitter_noise")):
             setattr(config, name, 0.0)
 
 

@@ -150,15 +150,20 @@ def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None) -> int:
 
 
 def lora_targets(model: nn.Module) -> list[str]:
-    """The names of all linear maps in the decoder's layers: q, k, v, o, gate, up and down in a Llama. No routers and no
-    single experts, which see a part of the tokens.
+    """The names of all linear maps in the decoder's layers: q, k, v, o, gate, up and down in a Llama.
+
+    Of a mixture of experts only attention's: an expert sees a part of the tokens, and its weights are fused with the
+    others'.
     """
-    names = set()
-    for name, module in model.named_modules():
-        inside = any(part.isdigit() for part in name.split("."))
-        if inside and isinstance(module, nn.Linear | Conv1D) and "expert" not in name.replace("shared_expert", ""):
-            names.add(name.rpartition(".")[2])
-    return sorted(names - {"gate", "router"})
+    maps = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    inside = [name.split(".") for name in maps if any(part.isdigit() for part in name.split(".")[:-1])]
+    if any("expert" in name for name, _ in model.named_parameters()):
+        inside = [parts for parts in inside if any("att" in part for part in parts[:-1])]
+        # a gate of attention's own would be taken for the experts': peft knows them by these names
+        inside = [parts for parts in inside if parts[-1] not in ("gate_proj", "up_proj", "down_proj")]
+    # a name that is a number says nothing without the one before; a router chooses, coefficients are clipped
+    names = {".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1] for parts in inside}
+    return sorted(name for name in names if "router" not in name and "coefs" not in name)
 
 
 def _with_lora(model: PreTrainedModel, plan: AdaptPlan) -> PeftModel:

@@ -19,7 +19,7 @@ from fastvec.errors import InputError, InterruptedRunError, ModelError, OutputEr
 from fastvec.report import AdaptProgress, AdaptReport
 from fastvec.training.curves import read_metrics
 from fastvec.training.pairs import spearman
-from tests.tiny import SENTENCES
+from tests.tiny import SENTENCES, save_decoder
 
 ROOT = Path(__file__).parent.parent.parent
 ARTICLES = ROOT / "tests" / "data" / "articles.parquet"
@@ -320,3 +320,12 @@ def test_running_out_of_memory_names_the_remedy(
             adapt(tmp_path / "out", tiny_llama)
     adapt(tmp_path / "out", tiny_llama, grad_cache=2)
     assert len(losses(tmp_path / "out")) == 6
+
+
+def test_dropout_that_an_architecture_brings_along_is_left_out(tmp_path: Path) -> None:
+    """Else two runs would differ, or a layer would refuse; gpt2's configuration has three kinds of it."""
+    base = save_decoder(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=128)
+    for name in ("one", "two"):
+        adapt(tmp_path / name, base, steps=2)
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+    assert json.loads((base / "config.json").read_text())["resid_pdrop"] == 0.1

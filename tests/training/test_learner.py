@@ -1,0 +1,63 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import CONFIG_MAPPING, AutoTokenizer
+
+from fastvec.decoder import Decoder, Noise, forward_packed
+from fastvec.errors import UsageError
+from fastvec.families import FAMILIES
+from fastvec.packed import pack
+from fastvec.training.learner import lora_targets, mask_id, quiet_libraries
+from fastvec.training.noise import control_noise
+from tests.test_decoder import random_sequences
+from tests.tiny_families import tiny_config, tiny_model
+
+LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_takes_an_adapter_whose_every_weight_learns(model_type: str) -> None:
+    """A weight without a gradient would also stop DistributedDataParallel."""
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"the installed transformers has no {model_type}")
+    settings = tiny_config(model_type).to_dict()
+    # as load_model does, which test_job tries
+    own_dropout: dict[str, Any] = {
+        name: 0.0 for name, value in settings.items() if "drop" in name and isinstance(value, float)
+    }
+    model = tiny_model(model_type, **own_dropout)
+    Decoder(model, bidirectional=True)
+    targets = lora_targets(model)
+    with quiet_libraries():
+        tuned = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, target_modules=targets)).train()
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    source = control_noise(tuned)
+    packed = pack(random_sequences())
+    noise = Noise(seed=1, numbers=range(5), attention_dropout=0.2)
+    source.set(noise, packed.lengths, torch.device("cpu"))
+    states = forward_packed(tuned, packed, noise)
+    (states * torch.from_numpy(np.random.default_rng(0).standard_normal(states.shape))).sum().backward()  # type: ignore[no-untyped-call]
+    silent = [
+        name
+        for name, parameter in tuned.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.abs().max() > 0)
+    ]
+    assert silent == []
+    if model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"):
+        assert targets == LLAMA
+
+
+def test_the_mask_token_is_the_one_asked_for_the_tokenizers_or_an_underscore(tiny_llama: object) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    assert mask_id(tokenizer, None) == tokenizer.mask_token_id == 2
+    underscore = tokenizer.convert_tokens_to_ids("_")
+    assert mask_id(tokenizer, "_") == underscore
+    tokenizer.mask_token = None
+    assert mask_id(tokenizer, None) == underscore
+    with pytest.raises(UsageError, match="'two words' is none of its tokens"):
+        mask_id(tokenizer, "two words")
