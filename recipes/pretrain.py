@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 
 from fastvec.decoder import Decoder
 from fastvec.objectives import next_tokens
@@ -35,6 +36,7 @@ TOKENIZER_BYTES = 64 << 20
 @click.command()
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--column")
 @click.option("--vocabulary", default=8192, show_default=True)
 @click.option("--width", default=256, show_default=True)
 @click.option("--layers", default=4, show_default=True)
@@ -45,11 +47,19 @@ TOKENIZER_BYTES = 64 << 20
 @click.option("--save-every", default=100, show_default=True)
 @click.option("--seed", default=42, show_default=True)
 def main(
-    data: tuple[str, ...], output: Path, vocabulary: int, width: int, layers: int, seed: int, **settings: Any
+    data: tuple[str, ...],
+    output: Path,
+    column: str | None,
+    vocabulary: int,
+    width: int,
+    layers: int,
+    seed: int,
+    **settings: Any,
 ) -> None:
     """Train tokenizer and decoder on the text column of Parquet or Arrow files."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    corpus = open_corpus(data)
+    disable_progress_bar()
+    corpus = open_corpus(data, column=column)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "tokenizer.json").is_file():
         train_tokenizer(corpus, vocabulary).save_pretrained(output)
