@@ -59,6 +59,18 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make the files below `folder` durable, as others wrote them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY | _BINARY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+    sync_folder(folder)
+
+
 def write_durably(path: Path, text: str) -> None:
     """All of `path` or nothing, also after a power cut."""
     draft = path.with_name(path.name + ".tmp")

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastvec import __version__
 from fastvec.checkpoint import RECORD, RECORD_FORMAT, TEXT_RULES
-from fastvec.files import write_durably
+from fastvec.files import sync_tree, write_durably
 from fastvec.model_files import ADAPTER_SETTINGS, read_json
 from fastvec.settings import EncoderSettings
 from fastvec.training.recipe import Recipe
@@ -85,6 +85,7 @@ def save_adaptation(folder: Path, done: Adaptation) -> None:
     }
     _write_json(folder / "llm2vec_config.json", llm2vec)
     (folder / "README.md").write_text(card(done), encoding="utf-8")
+    sync_tree(folder)
     write_durably(folder / RECORD, json.dumps(record(done), indent=2) + "\n")
 
 

@@ -70,6 +70,10 @@ def plan_adapt(
         raise UsageError("--column is no option of --objective contrastive: name the columns by --query and --positive")
     if recipe.full and merge:
         raise UsageError("--full and --merge were both given: a full fine-tuning is saved whole already")
+    if adapters and not (recipe.full or merge):
+        raise UsageError(
+            "an adapter names one base, and with --adapter it would be two: give --merge, or it as --model"
+        )
     if dtype == "float16":
         raise UsageError("training in float16 is not offered, its gradients underflow: choose bfloat16 or float32")
     for name, value in {"eval-every": eval_every, "save-every": save_every}.items():

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastvec.decoder import Noise, derived_seed, forward_packed
-from fastvec.files import write_durably
+from fastvec.files import sync_tree, write_durably
 from fastvec.packed import Packed
 from fastvec.pipeline import Pipeline
 from fastvec.training.noise import NoiseSource
@@ -185,6 +185,7 @@ class _PlaceKeeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            sync_tree(folder)
             places = [place.to_json() for place in self._batches.places(state.global_step)]
             write_durably(folder / PLACE, json.dumps(places))
 

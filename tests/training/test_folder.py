@@ -29,7 +29,7 @@ def adapt(output: Path, model: Path, **options: Any) -> Path:
         "device": "cpu",
     }
     fastvec.adapt(
-        objective="simcse", model=model, data=[ARTICLES], column="title", output=output, **settings, **options
+        objective="simcse", model=model, data=[ARTICLES], column="title", output=output, **(settings | options)
     )
     return output
 
@@ -156,3 +156,9 @@ def test_a_damaged_record_is_told(tiny_llama: Path, tmp_path: Path) -> None:
     edit_json(folder / "fastvec.json", format=1, encoder={"pooling": "max"})
     with pytest.raises(fastvec.FastvecError, match="by 'max': it is damaged"):
         encode(folder)
+
+
+def test_an_adapter_below_is_merged_too(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """At a learning rate of 0 nothing is added to it."""
+    still = adapt(tmp_path / "out", base, adapters=[adapter], merge=True, lr=0.0)
+    np.testing.assert_allclose(encode(still), encode(adapter), atol=1e-5)

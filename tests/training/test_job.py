@@ -273,6 +273,7 @@ def test_two_runs_are_kept_from_one_output(tiny_llama: Path, tmp_path: Path) -> 
         ({"temperature": 0.1}, UsageError, "--temperature is no option of --objective mntp"),
         ({"full": True, "lora_r": 4}, UsageError, "--lora-r and --full were both given"),
         ({"full": True, "merge": True}, UsageError, "--full and --merge were both given"),
+        ({"adapters": ["some/adapter"]}, UsageError, "an adapter names one base, .* give --merge, or it as --model"),
         ({"lr": -1.0}, UsageError, "--lr -1.0 is out of range: it goes from 0.0"),
         ({"hold_out": 0.9}, UsageError, "--hold-out 0.9 is out of range: it goes from 0.0 to 0.5"),
         ({"schedule": "steps"}, UsageError, "--schedule 'steps' is not known: choose linear, cosine"),
