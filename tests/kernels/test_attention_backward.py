@@ -43,7 +43,7 @@ def differences(case: Case) -> float:
 
 
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=14)
 def test_gradients_match_the_definition(data: st.DataObject, device: str) -> None:
     case = data.draw(cases(device))
     weights = weights_for(case)

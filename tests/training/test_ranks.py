@@ -12,25 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from fastvec.training.curves import read_metrics
+from tests.training.ranks import OBJECTIVES, train
 
 ROOT = Path(__file__).parent.parent.parent
 ARTICLES = ROOT / "tests" / "data" / "articles.parquet"
-COLUMNS = {
-    "mntp": ["--column", "text", "--lora-dropout", "0.1"],
-    "simcse": ["--column", "title", "--grad-cache", "3", "--temperature", "0.5"],
-    "contrastive": [
-        "--query",
-        "title",
-        "--positive",
-        "start",
-        "--negative",
-        "other",
-        "--warmup",
-        "0",
-        "--temperature",
-        "0.5",
-    ],
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,29 +29,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(objective: str, model: Path, data: Path, output: Path, *, processes: int) -> None:
-    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
-    command = ["fastvec", "adapt", "--objective", objective, "--model", str(model), "--data", str(data)]
-    options = ["-o", str(output), "--steps=4", f"--batch-size={8 // processes}", "--max-length=24", "--lr=1e-3"]
-    quietly = ["--dtype=float32", "--device=cpu", "--save-every=2", "--quiet"]
+@pytest.fixture(scope="module")
+def by_two(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what two processes trained."""
+    folder = tmp_path_factory.mktemp("two")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-m", *launch, *command, *options, *quietly, *COLUMNS[objective]]
-    subprocess.run(arguments, env=environment, check=True, timeout=240)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, "-m", "tests.training.ranks", str(tiny_llama), str(data), str(folder)]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=240)
+    return folder
 
 
-@pytest.mark.parametrize("objective", COLUMNS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_two_processes_equal_one_with_the_double_batch(
-    tiny_llama: Path, data: Path, tmp_path: Path, objective: str
+    tiny_llama: Path, data: Path, by_two: Path, tmp_path: Path, objective: str
 ) -> None:
-    for processes in (1, 2):
-        train(objective, tiny_llama, data, tmp_path / str(processes), processes=processes)
-    losses = [
-        [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row] for name in "12"
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert len(losses[0]) == 4
-    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "12")
-    for name, tensor in one.items():
-        torch.testing.assert_close(
-            two[name], tensor, rtol=0, atol=5e-5, msg=name
-        )  # a step of Adam is up to 1e-3 an entry
+    train(objective, tiny_llama, data, tmp_path, processes=1)
+    folders = [folder / objective for folder in (tmp_path, by_two)]
+    one, two = ([row["loss"] for row in read_metrics(x / "metrics.jsonl") if "loss" in row] for x in folders)
+    assert two == pytest.approx(one, rel=1e-5)
+    assert len(one) == 4
+    weights, other = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    for name, tensor in weights.items():
+        # a step of Adam moves an entry by up to 1e-3
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=5e-5, msg=name)
