@@ -120,7 +120,10 @@ class Course(TrainerCallback):
 
     def _measure(self, step: int) -> None:
         if self._curves is not None:
-            self._curves.add([{"step": step, **self._learner.measure()}])
+            measured = (
+                self._learner.measure()
+            )  # a correlation of equal vectors is no number, and JSON has no word for it
+            self._curves.add([{"step": step} | {name: x for name, x in measured.items() if math.isfinite(x)}])
 
     def _measured_at(self, step: int) -> bool:
         return self._curves is not None and any(

@@ -81,6 +81,8 @@ class Learner:
             attention_dropout=recipe.attention_dropout,
         )
         self.trainer.remove_callback(PrinterCallback)
+        # made before batches are read ahead: to make one changes the tokenizer, which another thread would be using
+        self._pairs_tokenizer = text_tokenizer(settings, self.tokenizer)
         self._held_out: list[Any] | None = None
 
     def measure(self) -> dict[str, float]:
@@ -99,8 +101,7 @@ class Learner:
             found = self.task.evaluate(self._held_out, look, size=plan.recipe.batch_size)
             measured = {f"held_out_{name}": value for name, value in found.items()}
         if plan.pairs is not None:
-            tokenizer = text_tokenizer(plan.settings, self.tokenizer)
-            measured["spearman"] = similarity(plan.pairs, tokenizer, plan.settings.pooling, still)
+            measured["spearman"] = similarity(plan.pairs, self._pairs_tokenizer, plan.settings.pooling, still)
         return measured
 
     def _token_task(self, causal: PreTrainedModel) -> TokenTask:

@@ -160,14 +160,30 @@ def plain_attention(case: Case) -> torch.Tensor:
     return torch.cat(outputs)
 
 
-def assert_as_exact(found: torch.Tensor, expected: torch.Tensor, same_precision: torch.Tensor) -> None:
+def score_rounding(case: Case) -> float:
+    """What rounding the largest score once can move an output by, in float32.
+
+    Of a few tokens PyTorch's own error can be small by luck: with scores of 25, in one of 2,000 cases of 5 to 7 tokens
+    twice its error was too little for a sum in another order.
+    """
+    q, k, v = (x.detach().cpu().double() for x in (case.q, case.k, case.v))
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    largest = case.options["scale"] * torch.einsum("ihd,jhd->hij", q, k).abs().max().item()
+    softcap = case.options.get("softcap")
+    largest = largest if softcap is None else min(largest, softcap)
+    return float(torch.finfo(torch.float32).eps * largest * v.abs().max().item() / (1 - case.options["dropout_p"]))
+
+
+def assert_as_exact(
+    found: torch.Tensor, expected: torch.Tensor, same_precision: torch.Tensor, rounding: float = 0.0
+) -> None:
     """FlashAttention's rule: at most twice the error of PyTorch in the same precision, and rounding: of every number,
-    and of their Frobenius norm."""
+    and of their Frobenius norm. `rounding` is what else a number may be off by."""
     found, same_precision = found.cpu().double(), same_precision.cpu().double()
     eps = torch.finfo(same_precision.dtype if same_precision.dtype != torch.float64 else torch.float32).eps
     largest = expected.abs().max().item()
-    allowed = 2 * (same_precision - expected).abs().max().item() + 4 * eps * largest
+    allowed = 2 * (same_precision - expected).abs().max().item() + 4 * eps * largest + rounding
     assert found.isfinite().all()
     assert (found - expected).abs().max().item() <= allowed
     theirs, norm = (same_precision - expected).norm().item(), expected.norm().item()
-    assert (found - expected).norm().item() <= 2 * theirs + eps * norm
+    assert (found - expected).norm().item() <= 2 * theirs + eps * norm + rounding
