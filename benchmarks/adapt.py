@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
-from fastvec.training.learner import Learner, lora_targets, quiet_libraries
+from fastvec.loading import quiet_libraries
+from fastvec.training.learner import Learner, lora_targets
 from fastvec.training.plan import plan_adapt
 from fastvec.training.tasks import Batch
 

@@ -38,7 +38,7 @@ def load_model(
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(checkpoint.base):
         tensors |= load_file(file)
-    with _quiet():
+    with quiet_libraries():
         try:
             config = AutoConfig.from_pretrained(checkpoint.base, trust_remote_code=False, local_files_only=True)
             _silence(config)
@@ -76,7 +76,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     Raises ModelError where its files make none.
     """
-    with _quiet():
+    with quiet_libraries():
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 checkpoint.tokenizer, trust_remote_code=False, local_files_only=True
@@ -187,7 +187,7 @@ def _line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Without the libraries' progress bars, reports and warnings: what matters of them is checked, and raised."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()

@@ -22,14 +22,14 @@ import torch
 
 from fastvec import adapt
 from fastvec.decoder import Decoder
-from fastvec.loading import load_model, load_tokenizer, text_tokenizer
+from fastvec.loading import load_model, load_tokenizer, quiet_libraries, text_tokenizer
 from fastvec.objectives import MaskRule, mask_tokens
 from fastvec.reader import ChunkLimits, open_corpus
 from fastvec.settings import resolve_settings
 from fastvec.tokenize import TextRecipe, TextTokenizer
 from fastvec.training.evaluation import Look, similarity
 from fastvec.training.heads import LanguageHead
-from fastvec.training.learner import mask_id, quiet_libraries
+from fastvec.training.learner import mask_id
 from fastvec.training.pairs import read_scored_pairs
 from fastvec.training.stream import ExampleStream
 from fastvec.training.tasks import TokenTask

@@ -81,9 +81,10 @@ def _run(
     """Train to the end in the workplace and save there; returns the results."""
     import torch
 
+    from fastvec.loading import quiet_libraries
     from fastvec.training.course import Course
     from fastvec.training.folder import Adaptation, save_adaptation
-    from fastvec.training.learner import Learner, quiet_libraries
+    from fastvec.training.learner import Learner
 
     folder = part_of(plan.output)
     with quiet_libraries():

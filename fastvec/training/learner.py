@@ -1,15 +1,11 @@
 """What an adaptation trains, put together from its plan: model with adapter, task, data, Trainer, measures."""
 
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
@@ -222,20 +218,3 @@ def _arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         report_to=[],
     )
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Without transformers' own progress bars and log lines."""
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()

@@ -127,9 +127,8 @@ class PackedTrainer(Trainer):
         batches: Batches,
         noise: NoiseSource,
         attention_dropout: float = 0.0,
-        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        super().__init__(model=model, args=args, callbacks=[*callbacks, _PlaceKeeper(batches)])
+        super().__init__(model=model, args=args, callbacks=[_PlaceKeeper(batches)])
         self.task, self.batches, self.noise, self.attention_dropout = task, batches, noise, attention_dropout
         self.taken: list[Taken] = []  # steps that nobody has looked at yet
 

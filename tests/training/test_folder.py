@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import fastvec
 from fastvec import Encoder
-from fastvec.training.learner import quiet_libraries
+from fastvec.loading import quiet_libraries
 from tests.checkpoints import edit_json
 from tests.tiny import SENTENCES, save_decoder
 

@@ -9,8 +9,9 @@ from transformers import CONFIG_MAPPING, AutoTokenizer
 from fastvec.decoder import Decoder, Noise, forward_packed
 from fastvec.errors import UsageError
 from fastvec.families import FAMILIES
+from fastvec.loading import quiet_libraries
 from fastvec.packed import pack
-from fastvec.training.learner import lora_targets, mask_id, quiet_libraries
+from fastvec.training.learner import lora_targets, mask_id
 from fastvec.training.noise import control_noise
 from tests.test_decoder import random_sequences
 from tests.tiny_families import tiny_config, tiny_model

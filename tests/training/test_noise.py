@@ -6,8 +6,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from fastvec.decoder import Decoder, Noise, derived_seed, forward_packed
+from fastvec.loading import quiet_libraries
 from fastvec.packed import pack
-from fastvec.training.learner import quiet_libraries
 from fastvec.training.noise import NoiseSource, control_noise
 from tests.test_decoder import random_sequences
 from tests.training.steps import gradients
