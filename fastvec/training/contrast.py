@@ -119,9 +119,7 @@ class ContrastTask:
                 batch = Batch(step=0, examples=examples[begin : begin + size], rank=0, ranks=1)
                 layout = _Layout.of(batch, model.device)
                 texts, numbers = layout.own_texts, layout.own_numbers
-                parts = split_by_length([len(text.ids) for text in texts], self._at_once or size)
-                encoded = [self.encode([texts[i] for i in p], [numbers[i] for i in p], model) for p in parts]
-                vectors = torch.cat(encoded)[torch.from_numpy(np.argsort(np.concatenate(parts))).to(model.device)]
+                vectors = encode_in_parts(texts, numbers, self._pooling, model, at_once=self._at_once or size)
                 losses.append(self._loss(layout, vectors) * len(batch.examples))
                 queries.append(vectors[: layout.queries])
                 answers.append(vectors[layout.queries :][layout.own])
@@ -131,10 +129,8 @@ class ContrastTask:
         return measured if len(query) < 2 else {**measured, "uniformity": uniformity(query).item()}
 
     def encode(self, texts: Sequence[Text], numbers: Sequence[int], model: Pass) -> torch.Tensor:
-        """The pooled vectors [n, D] of texts, in float32 and not normalised."""
-        packed = pack([text.ids for text in texts], np.array([text.span for text in texts]), device=model.device)
-        states = model.forward(packed, numbers)
-        return pool(states, packed.spans, self._pooling, normalize=False)
+        """The pooled vectors [n, D] of texts, in one forward."""
+        return encode(texts, numbers, self._pooling, model)
 
     def _loss(self, layout: "_Layout", vectors: torch.Tensor) -> torch.Tensor:
         queries, documents = vectors[: layout.queries], vectors[layout.queries :]
@@ -207,6 +203,21 @@ class _Layout:
             document_keys=on_device([text.key for group in batch.examples for text in group.documents]),
             owner_keys=on_device(owners),
         )
+
+
+def encode(texts: Sequence[Text], numbers: Sequence[int], pooling: Pooling, model: Pass) -> torch.Tensor:
+    """The pooled vectors [n, D] of texts, in one forward; in float32 and not normalised."""
+    packed = pack([text.ids for text in texts], np.array([text.span for text in texts]), device=model.device)
+    return pool(model.forward(packed, numbers), packed.spans, pooling, normalize=False)
+
+
+def encode_in_parts(
+    texts: Sequence[Text], numbers: Sequence[int], pooling: Pooling, model: Pass, *, at_once: int
+) -> torch.Tensor:
+    """The same, in order, of any number of texts: `at_once` of like length in a forward."""
+    parts = split_by_length([len(text.ids) for text in texts], at_once)
+    vectors = torch.cat([encode([texts[i] for i in p], [numbers[i] for i in p], pooling, model) for p in parts])
+    return vectors[torch.from_numpy(np.argsort(np.concatenate(parts))).to(model.device)]
 
 
 def gather(vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:

@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from fastvec.decoder import Noise, forward_packed
-from fastvec.packed import Packed, pack
+from fastvec.packed import Packed
 from fastvec.sentence_folder import Pooling
 from fastvec.tokenize import TextTokenizer
-from fastvec.training.contrast import Text, tokenized
+from fastvec.training.contrast import encode_in_parts, tokenized
 from fastvec.training.noise import NoiseSource
 from fastvec.training.pairs import ScoredPairs, spearman
-from fastvec.training.tasks import split_by_length
-from fastvec_kernels import pool
 
 TEXTS_AT_ONCE = 64
 
@@ -58,18 +55,7 @@ class Look:
 def similarity(pairs: ScoredPairs, tokenizer: TextTokenizer, pooling: Pooling, look: Look) -> float:
     """Spearman's correlation of the vectors' cosines and people's scores."""
     texts = tokenized(tokenizer, [*pairs.first, *pairs.second])
-    vectors = F.normalize(encode_texts(texts, pooling, look), dim=-1)
-    first, second = torch.split(vectors, len(pairs.first))
-    return spearman((first * second).sum(dim=-1).cpu().numpy(), pairs.scores)
-
-
-def encode_texts(texts: Sequence[Text], pooling: Pooling, look: Look) -> torch.Tensor:
-    """The pooled vectors [n, D] of `texts`, in order."""
-    parts = split_by_length([len(text.ids) for text in texts], TEXTS_AT_ONCE)
-    vectors = []
     with torch.no_grad():
-        for part in parts:
-            spans = np.array([texts[i].span for i in part])
-            packed = pack([texts[i].ids for i in part], spans, device=look.device)
-            vectors.append(pool(look.forward(packed, part), packed.spans, pooling, normalize=False))
-    return torch.cat(vectors)[torch.from_numpy(np.argsort(np.concatenate(parts))).to(look.device)]
+        vectors = encode_in_parts(texts, range(len(texts)), pooling, look, at_once=TEXTS_AT_ONCE)
+    first, second = torch.split(F.normalize(vectors, dim=-1), len(pairs.first))
+    return spearman((first * second).sum(dim=-1).cpu().numpy(), pairs.scores)
