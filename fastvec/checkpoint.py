@@ -25,12 +25,13 @@ from fastvec.model_files import (
     tokenizer_files,
     weight_files,
 )
-from fastvec.sentence_folder import DenseLayer, Pooling, SentenceFolder, read_sentence_folder
+from fastvec.sentence_folder import DenseLayer, Pooling, SentenceFolder, read_dense, read_sentence_folder
 
 __all__ = ["Checkpoint", "Pooling", "resolve"]
 
 RECORD = "fastvec.json"  # what `fastvec adapt` writes beside a model: how it was made, and how it is run
 RECORD_FORMAT = 1
+DENSE_FOLDER = "2_Dense"  # beside the record, where it says that there is a Dense layer
 # how a text becomes a sequence, and which of its tokens are pooled; `Checkpoint` says what each means
 TEXT_RULES: Mapping[str, type] = {
     "text_max_length": int,
@@ -117,13 +118,27 @@ def resolve(
     sentence = read_sentence_folder(folder) if (folder / "modules.json").is_file() else None
     added = [locate(adapter)[0] for adapter in adapters]
     stack = locate_stack(str(model), sentence.transformer if sentence else folder, added)
-    checkpoint = _bare(stack, name=str(model), revision=commit, dense=sentence.dense if sentence else ())
+    record = _record(stack)
+    dense = _recorded_dense(record) if record else sentence.dense if sentence else ()
+    checkpoint = _bare(stack, name=str(model), revision=commit, dense=dense)
+    if record:
+        return _adapted(checkpoint, record)
+    return _sentence_transformers(checkpoint, sentence) if sentence else _llm2vec(checkpoint, stack)
+
+
+def _record(stack: ModelStack) -> Path | None:
+    """The record of the last adaptation, where it was fastvec that made it."""
     for place in (*stack.adapters[::-1], *stack.folders):
         if (place / RECORD).is_file():
-            return _adapted(checkpoint, place / RECORD)
+            return place / RECORD
         if (place / "llm2vec_config.json").is_file():
             break
-    return _sentence_transformers(checkpoint, sentence) if sentence else _llm2vec(checkpoint, stack)
+    return None
+
+
+def _recorded_dense(record: Path) -> tuple[DenseLayer, ...]:
+    rules = setting(read_json(record), "encoder", dict, record, {})
+    return (read_dense(record.parent / DENSE_FOLDER),) if setting(rules, "dense", bool, record, False) else ()
 
 
 def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[DenseLayer, ...]) -> Checkpoint:
@@ -210,7 +225,6 @@ def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
         bidirectional_reason="fastvec adapted it so",
         pooling=pooling,
         pooled_tokens=pooled_tokens,
-        dense=(),
         max_length=count(rules, "max_length", path) or DEFAULT_MAX_LENGTH,
         **{name: value for name, value in given.items() if value is not None},
     )

@@ -138,7 +138,10 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 
 @cli.command()
 @click.option(
-    "--objective", required=True, type=click.Choice(["mntp", "simcse", "contrastive"]), help="What to learn by."
+    "--objective",
+    required=True,
+    type=click.Choice(["mntp", "simcse", "contrastive", "distil"]),
+    help="What to learn by.",
 )
 @click.option("--model", required=True, help="The decoder: a folder or hub id, adapted already or not.")
 @click.option("--adapter", "adapters", multiple=True, help="A PEFT folder or id to merge first; repeat for more.")
@@ -148,11 +151,12 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 @click.option("--query", metavar="COL", help="contrastive: the column of queries.")
 @click.option("--positive", metavar="COL", help="contrastive: the column of what answers them.")
 @click.option("--negative", "negatives", multiple=True, metavar="COL", help="contrastive: hard negatives; repeat.")
+@click.option("--vectors", metavar="COL", help="distil: the column of a teacher's vectors. [default: embedding]")
 @click.option("-o", "--output", required=True, metavar="DIR", help="The folder to make.")
 @click.option("--steps", type=int, help="Optimiser steps. [default: 1000]")
-@click.option("--batch-size", type=int, help="Sequences of a step and process. [default: 32; 128; 512]")
-@click.option("--max-length", type=int, help="Tokens of a sequence. [default: 512; 128; 512]")
-@click.option("--lr", type=float, help="The peak learning rate. [default: 5e-5; 3e-5; 2e-4]")
+@click.option("--batch-size", type=int, help="Sequences of a step and process. [default: 32; 128; 512; 256]")
+@click.option("--max-length", type=int, help="Tokens of a sequence. [default: 512; 128; 512; 128]")
+@click.option("--lr", type=float, help="The peak learning rate. [default: 5e-5; 3e-5; 2e-4; 2e-4]")
 @click.option("--warmup", type=int, help="Steps to reach it. [default: 0; contrastive 300, at most 3 in 10]")
 @click.option("--schedule", type=click.Choice(["linear", "cosine"]), help="How it falls then, to 0. [default: linear]")
 @click.option("--weight-decay", type=float, help="AdamW's. [default: 0]")
@@ -185,10 +189,10 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 @click.option("--quiet", is_flag=True, help="Errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
 def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Turn a decoder into a text encoder: mntp, then simcse or contrastive pairs.
+    """Turn a decoder into a text encoder: mntp, then simcse, contrastive pairs, or distil from a teacher's vectors.
 
-    Defaults are the paper's (LLM2Vec), where three are given those of mntp; simcse; contrastive. The same command again
-    goes on where it stopped.
+    Defaults are the paper's (LLM2Vec); where four are given, those of mntp; simcse; contrastive; distil. The same
+    command again goes on where it stopped.
     """
     from fastvec.display import progress_display
     from fastvec.training.job import adapt as run

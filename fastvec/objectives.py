@@ -3,6 +3,7 @@
     MNTP      mean over masked tokens i of −log softmax(head(h_{i−1}))[x_i]           (BehnamGhader et al., 2024)
     InfoNCE   mean over queries i of −log (exp s·q_i·d_i / Σ_j exp s·q_i·d_j)         (van den Oord et al., 2018)
     SimCSE    InfoNCE between two encodings of one text that differ by dropout alone  (Gao, Yao, Chen, 2021)
+    Distil    mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²), v a teacher's  (similarities: Tung, Mori, 2019)
 
 Shapes: T packed tokens, M masked tokens, V vocabulary, n queries, N documents, D dimensions.
 """
@@ -22,6 +23,7 @@ MaskStyle = Literal["bert", "all"]
 
 HEAD_BYTES = 1 << 27  # of float32 logits at a time: 1,024 rows of a vocabulary of 32,768
 DOCUMENTS_AT_ONCE = 4096  # columns of the similarity matrix at a time
+SIMILARITY_WEIGHT = 5.0  # of the similarities' errors, which are squares of small numbers, beside the cosine's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +250,28 @@ def _score_parts(
         end = min(begin + DOCUMENTS_AT_ONCE, len(documents))
         scores = scale * queries @ documents[begin:end].T
         yield slice(begin, end), scores.masked_fill(excluded.among(begin, end), -torch.inf)
+
+
+def distillation(
+    vectors: torch.Tensor, targets: torch.Tensor, all_vectors: torch.Tensor, all_targets: torch.Tensor
+) -> torch.Tensor:
+    """How far `vectors` [n, D] are from a teacher's `targets` [n, D], and their similarities from its similarities.
+
+    mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²) of the unit vectors z and v, i over n, j over `all_vectors`
+    and `all_targets` [N, D], those of all ranks.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        z, v, all_z, all_v = (F.normalize(x.to(_wide(x)), dim=-1) for x in (vectors, targets, all_vectors, all_targets))
+        apart = 1 - (z * v).sum(dim=-1).mean()
+        return apart + SIMILARITY_WEIGHT * (z @ all_z.T - v @ all_v.T).square().mean()
+
+
+def distillation_reference(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The definition in one process: one pair at a time, in float64."""
+    z, v = (list(x.double() / x.double().norm(dim=-1, keepdim=True)) for x in (vectors, targets))
+    apart = torch.stack([1 - own @ other for own, other in zip(z, v, strict=True)]).mean()
+    pairs = [(z[i] @ z[j] - v[i] @ v[j]) ** 2 for i in range(len(z)) for j in range(len(z))]
+    return apart + SIMILARITY_WEIGHT * torch.stack(pairs).mean()
 
 
 def alignment(queries: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:

@@ -152,12 +152,12 @@ def open_corpus(
     keep: Sequence[str] | None = (),
     limit: int | None = None,
     output: Path | None = None,
-    vector_column: str = "embedding",
+    vector_column: str | None = None,
     lines: bool = False,
 ) -> Corpus:
     """Open and check every file. `keep` None keeps all columns; `limit` is the number of rows used over all files.
 
-    With `lines`, files of text lines (.txt) are read too.
+    `output` and its `vector_column` are what the rows are embedded into. With `lines`, files of text lines (.txt) are read too.
 
     Raises InputError for a file or column that cannot be read, before anything is, and UsageError for inputs or kept
     columns that contradict each other or the output.
@@ -167,7 +167,7 @@ def open_corpus(
     column = _text_column(first) if column is None else column
     names = first.schema.names if keep is None else list(keep)
     for name, count in Counter(names).items():
-        if name in ("row", vector_column):
+        if vector_column is not None and name in ("row", vector_column):
             raise UsageError(f"kept column {name!r} would clash with the output's own; leave it out, or rename it")
         if count > 1:
             raise UsageError(f"column {name!r} is kept twice; name it once")

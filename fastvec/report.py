@@ -134,6 +134,8 @@ class AdaptReport:
     held_out_after: float | None = None
     accuracy_before: float | None = None
     accuracy_after: float | None = None
+    cosine_before: float | None = None
+    cosine_after: float | None = None
     spearman_before: float | None = None
     spearman_after: float | None = None
     resumed_steps: int = 0
@@ -160,6 +162,7 @@ class AdaptReport:
             ("loss", self.loss_first, self.loss_last),
             ("held-out loss", self.held_out_before, self.held_out_after),
             ("accuracy", self.accuracy_before, self.accuracy_after),
+            ("cosine", self.cosine_before, self.cosine_after),
             ("Spearman", self.spearman_before, self.spearman_after),
         ):
             if before is not None and after is not None:

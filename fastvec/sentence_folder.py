@@ -81,7 +81,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
         transformer=paths[0],
         pooling=pooling,
         include_prompt=include_prompt,
-        dense=tuple(_dense(path) for kind, path in zip(kinds, paths, strict=True) if kind == "Dense"),
+        dense=tuple(read_dense(path) for kind, path in zip(kinds, paths, strict=True) if kind == "Dense"),
         normalize="Normalize" in kinds,
         max_length=max_length,
         lower_case=lower_case,
@@ -132,7 +132,8 @@ def _pooling(path: Path) -> tuple[Pooling, bool]:
     return POOLINGS[str(modes[0])], setting(settings, "include_prompt", bool, path, True)
 
 
-def _dense(folder: Path) -> DenseLayer:
+def read_dense(folder: Path) -> DenseLayer:
+    """A Dense module; raises ModelError for an activation or a residual that fastvec does not compute."""
     path = folder / "config.json"
     settings = read_json(path)
     # Tanh is what sentence-transformers applies where the file names none

@@ -27,6 +27,7 @@ from fastvec.objectives import MaskRule, mask_tokens
 from fastvec.reader import ChunkLimits, open_corpus
 from fastvec.settings import resolve_settings
 from fastvec.tokenize import TextRecipe, TextTokenizer
+from fastvec.training.encoding import Readout
 from fastvec.training.evaluation import Look, similarity
 from fastvec.training.heads import LanguageHead
 from fastvec.training.learner import mask_id
@@ -131,7 +132,7 @@ def measure(model: str, bidirectional: bool, seed: int, options: dict[str, Any])
         held_out = ExampleStream(corpus, task.examples_of, seed=seed, hold_out=0.01).held_out(MEASURED)
         found = task.evaluate(held_out, look, size=16)
         pairs = read_scored_pairs(options["pairs"])
-        spearman = similarity(pairs, text_tokenizer(settings, tokenizer), settings.pooling, look)
+        spearman = similarity(pairs, text_tokenizer(settings, tokenizer), Readout(settings.pooling), look)
     return {"accuracy": found["accuracy"], "masked_loss": found["loss"], "spearman": spearman}
 
 

@@ -18,6 +18,8 @@ FLOORS = [
         "fastvec.training.contrast",
         "fastvec.training.course",
         "fastvec.training.curves",
+        "fastvec.training.distil",
+        "fastvec.training.encoding",
         "fastvec.training.evaluation",
         "fastvec.training.folder",
         "fastvec.training.heads",

@@ -96,8 +96,16 @@ TWO = {"title": pa.array(["t"]), "name": pa.array(["n"])}
         (TWO, {"column": "text"}, "there is no column 'text'. Its columns: title (string), name (string)"),
         (TWO, {"column": "name", "keep": ["id"]}, "there is no column 'id'"),
         (TWO, {"column": "name", "keep": ["title", "title"]}, "column 'title' is kept twice"),
-        ({"text": pa.array(["a"]), "row": pa.array([1])}, {"keep": ["row"]}, "kept column 'row' would clash"),
-        ({"text": pa.array(["a"]), "row": pa.array([1])}, {"keep": None}, "kept column 'row' would clash"),
+        (
+            {"text": pa.array(["a"]), "row": pa.array([1])},
+            {"keep": ["row"], "vector_column": "v"},
+            "kept column 'row' would clash",
+        ),
+        (
+            {"text": pa.array(["a"]), "row": pa.array([1])},
+            {"keep": None, "vector_column": "v"},
+            "kept column 'row' would clash",
+        ),
         ({"text": pa.array(["a"]), "v": pa.array([1])}, {"keep": None, "vector_column": "v"}, "kept column 'v' would"),
         (
             {"text": pa.array(["a"]), "runs": pa.RunEndEncodedArray.from_arrays([1], [7])},

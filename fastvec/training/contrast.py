@@ -1,13 +1,10 @@
 """The contrastive tasks: SimCSE (a text against itself under other noise) and pairs (query, positive, hard negatives).
 
-A batch's negatives are all other documents of all ranks. Gradient caching (Gao et al., 2021) lets it be any size: texts
-are encoded in parts without a graph, the loss gives each vector its gradient, and the parts go through the model once
-more to pass that on. The gradient is that of the whole batch, for the noise is the same in both passes.
+A batch's negatives are all other documents of all ranks.
 
 Shapes: n texts, N documents, D dimensions.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,26 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 
 from fastvec.objectives import alignment, info_nce, uniformity
-from fastvec.packed import pack
 from fastvec.reader import Chunk
-from fastvec.sentence_folder import Pooling
 from fastvec.tokenize import TextTokenizer
-from fastvec.training.tasks import Batch, Pass, split_by_length
-from fastvec_kernels import pool
-
-IntArray = npt.NDArray[np.integer]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A tokenised text: ids [L], the span that is pooled, and a hash by which copies are known."""
-
-    ids: IntArray
-    span: tuple[int, int]
-    key: int
+from fastvec.training.encoding import Readout, Text, gather, holds_something, tokenized
+from fastvec.training.tasks import Batch, Pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +39,7 @@ class ContrastTask:
         *,
         positive: str | None,
         negatives: Sequence[str],
-        pooling: Pooling,
+        readout: Readout,
         temperature: float,
         at_once: int | None,
     ) -> None:
@@ -66,7 +49,7 @@ class ContrastTask:
         """
         self._queries, self._documents = queries, documents
         self._positive, self._negatives = positive, tuple(negatives)
-        self._pooling, self._scale, self._at_once = pooling, 1 / temperature, at_once
+        self._readout, self._scale, self._at_once = readout, 1 / temperature, at_once
 
     def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[Group]:
         """The rows of a chunk that are admitted and have a query and a positive; a negative may be missing."""
@@ -74,38 +57,28 @@ class ContrastTask:
         columns += [kept_texts(chunk, name) for name in (self._positive, *self._negatives) if name is not None]
         rows = [row for row, used in zip(zip(*columns, strict=True), admitted, strict=True) if used]
         needed = 1 if self._positive is None else 2
-        rows = [row for row in rows if all(map(_holds_something, row[:needed]))]
+        rows = [row for row in rows if all(map(holds_something, row[:needed]))]
         queries = tokenized(self._queries, [row[0] for row in rows])
         if self._positive is None:
             return [Group(query, (query,)) for query in queries]
         documents = iter(
-            tokenized(self._documents, [text for row in rows for text in row[1:] if _holds_something(text)])
+            tokenized(self._documents, [text for row in rows for text in row[1:] if holds_something(text)])
         )
         return [
-            Group(query, tuple(next(documents) for text in row[1:] if _holds_something(text)))
+            Group(query, tuple(next(documents) for text in row[1:] if holds_something(text)))
             for query, row in zip(queries, rows, strict=True)
         ]
 
     def learn(self, batch: Batch[Group], model: Pass) -> torch.Tensor:
         """Take the gradient of the mean loss over the queries of the batch, on all ranks; returns this rank's loss."""
         layout = _Layout.of(batch, model.device)
-        texts, numbers = layout.own_texts, layout.own_numbers
-        parts = split_by_length([len(text.ids) for text in texts], self._at_once)
-        order = [place for part in parts for place in part]
-        back = torch.from_numpy(np.argsort(order)).to(model.device)
-        encode = [_Encoding(self, [texts[i] for i in part], [numbers[i] for i in part], model) for part in parts]
-        if len(encode) == 1:
-            loss = self._loss(layout, encode[0]().index_select(0, back))
-            model.backward(loss, last=True)
-            return loss.detach()
-        with torch.no_grad():
-            vectors = torch.cat([part() for part in encode])
-        vectors.requires_grad_()
-        loss = self._loss(layout, vectors.index_select(0, back))
-        (gradients,) = torch.autograd.grad(loss, [vectors])
-        for index, (part, gradient) in enumerate(zip(encode, torch.split(gradients, [*map(len, parts)]), strict=True)):
-            model.backward(part(), gradient, last=index == len(parts) - 1)
-        return loss.detach()
+        return self._readout.learn(
+            layout.own_texts,
+            layout.own_numbers,
+            model,
+            lambda vectors: self._loss(layout, vectors),
+            at_once=self._at_once,
+        )
 
     def tokens(self, batch: Batch[Group]) -> int:
         """How many tokens a step over `batch` takes, on all ranks."""
@@ -119,7 +92,7 @@ class ContrastTask:
                 batch = Batch(step=0, examples=examples[begin : begin + size], rank=0, ranks=1)
                 layout = _Layout.of(batch, model.device)
                 texts, numbers = layout.own_texts, layout.own_numbers
-                vectors = encode_in_parts(texts, numbers, self._pooling, model, at_once=self._at_once or size)
+                vectors = self._readout.encode_in_parts(texts, numbers, model, at_once=self._at_once or size)
                 losses.append(self._loss(layout, vectors) * len(batch.examples))
                 queries.append(vectors[: layout.queries])
                 answers.append(vectors[layout.queries :][layout.own])
@@ -127,10 +100,6 @@ class ContrastTask:
         query, answer = torch.cat(queries), torch.cat(answers)
         measured = {"loss": loss, "alignment": alignment(query, answer).item()}
         return measured if len(query) < 2 else {**measured, "uniformity": uniformity(query).item()}
-
-    def encode(self, texts: Sequence[Text], numbers: Sequence[int], model: Pass) -> torch.Tensor:
-        """The pooled vectors [n, D] of texts, in one forward."""
-        return encode(texts, numbers, self._pooling, model)
 
     def _loss(self, layout: "_Layout", vectors: torch.Tensor) -> torch.Tensor:
         queries, documents = vectors[: layout.queries], vectors[layout.queries :]
@@ -143,19 +112,6 @@ class ContrastTask:
             document_keys=layout.document_keys,
             owner_keys=layout.owner_keys,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoding:
-    """One part of a batch, ready to be encoded, with a graph or without."""
-
-    task: ContrastTask
-    texts: Sequence[Text]
-    numbers: Sequence[int]
-    model: Pass
-
-    def __call__(self) -> torch.Tensor:
-        return self.task.encode(self.texts, self.numbers, self.model)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,64 +161,6 @@ class _Layout:
         )
 
 
-def encode(texts: Sequence[Text], numbers: Sequence[int], pooling: Pooling, model: Pass) -> torch.Tensor:
-    """The pooled vectors [n, D] of texts, in one forward; in float32 and not normalised."""
-    packed = pack([text.ids for text in texts], np.array([text.span for text in texts]), device=model.device)
-    return pool(model.forward(packed, numbers), packed.spans, pooling, normalize=False)
-
-
-def encode_in_parts(
-    texts: Sequence[Text], numbers: Sequence[int], pooling: Pooling, model: Pass, *, at_once: int
-) -> torch.Tensor:
-    """The same, in order, of any number of texts: `at_once` of like length in a forward."""
-    parts = split_by_length([len(text.ids) for text in texts], at_once)
-    vectors = torch.cat([encode([texts[i] for i in p], [numbers[i] for i in p], pooling, model) for p in parts])
-    return vectors[torch.from_numpy(np.argsort(np.concatenate(parts))).to(model.device)]
-
-
-def gather(vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
-    """The vectors of all ranks [Σ counts, D], of which rank r has `counts[r]`; its gradients are summed over ranks."""
-    if len(counts) == 1:
-        return vectors
-    gathered: torch.Tensor = _Gather.apply(vectors, counts, rank)  # type: ignore[no-untyped-call]
-    return gathered
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
-        ctx.counts, ctx.rank = counts, rank
-        padded = vectors.new_zeros((max(counts), vectors.shape[1]))
-        padded[: len(vectors)] = vectors
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *above: torch.Tensor) -> tuple[Any, ...]:
-        whole = above[0].contiguous()
-        dist.all_reduce(whole)
-        begin = sum(ctx.counts[: ctx.rank])
-        return whole[begin : begin + ctx.counts[ctx.rank]], None, None
-
-
-def tokenized(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Text]:
-    found = tokenizer(texts)
-    spans = found.spans.tolist()
-    return [
-        Text(ids=found.sequence(i), span=(spans[i][0], spans[i][1]), key=key_of(text)) for i, text in enumerate(texts)
-    ]
-
-
-def key_of(text: str) -> int:
-    """A hash of 63 bits."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
 def kept_texts(chunk: Chunk, name: str) -> list[str | None]:
     texts: list[str | None] = chunk.kept.column(name).cast(pa.large_string()).to_pylist()
     return texts
-
-
-def _holds_something(text: str | None) -> bool:
-    return text is not None and bool(text.strip())

@@ -17,6 +17,12 @@ from fastvec.training.learner import Learner
 from fastvec.training.trainer import newest_checkpoint
 
 LOOK_EVERY = 10  # steps whose losses are fetched from the device together
+REPORTED = {  # measures, and what the report calls them before and after
+    "held_out_loss": "held_out",
+    "held_out_accuracy": "accuracy",
+    "held_out_cosine": "cosine",
+    "spearman": "spearman",
+}
 SUMMARY_STEPS = 10  # that the first and last loss are a mean of, in a short run a third of its steps
 
 
@@ -76,7 +82,7 @@ class Course(TrainerCallback):
             "loss_first": _mean(losses[:few]),
             "loss_last": _mean(losses[-few:]),
         }
-        for name, key in (("held_out_loss", "held_out"), ("held_out_accuracy", "accuracy"), ("spearman", "spearman")):
+        for name, key in REPORTED.items():
             points = self._curves.values(name)
             if points:
                 results |= {f"{key}_before": points[0][1], f"{key}_after": points[-1][1]}

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from fastvec.decoder import Noise, forward_packed
 from fastvec.packed import Packed
-from fastvec.sentence_folder import Pooling
 from fastvec.tokenize import TextTokenizer
-from fastvec.training.contrast import encode_in_parts, tokenized
+from fastvec.training.encoding import Readout, tokenized
 from fastvec.training.noise import NoiseSource
 from fastvec.training.pairs import ScoredPairs, spearman
 
@@ -52,10 +51,10 @@ class Look:
         raise NotImplementedError("a look takes no gradient")
 
 
-def similarity(pairs: ScoredPairs, tokenizer: TextTokenizer, pooling: Pooling, look: Look) -> float:
+def similarity(pairs: ScoredPairs, tokenizer: TextTokenizer, readout: Readout, look: Look) -> float:
     """Spearman's correlation of the vectors' cosines and people's scores."""
     texts = tokenized(tokenizer, [*pairs.first, *pairs.second])
     with torch.no_grad():
-        vectors = encode_in_parts(texts, range(len(texts)), pooling, look, at_once=TEXTS_AT_ONCE)
+        vectors = readout.encode_in_parts(texts, range(len(texts)), look, at_once=TEXTS_AT_ONCE)
     first, second = torch.split(F.normalize(vectors, dim=-1), len(pairs.first))
     return spearman((first * second).sum(dim=-1).cpu().numpy(), pairs.scores)

@@ -1,7 +1,8 @@
 """The folder an adaptation leaves: adapter or weights, tokenizer, how it was made (`fastvec.json`), a card.
 
 It opens in fastvec and in peft, with LLM2Vec's own settings beside it, and merged also in plain transformers, vLLM and
-sentence-transformers. The last only where it would pool the same tokens: it cannot leave out a BOS.
+sentence-transformers. The last only where it would pool the same tokens: it cannot leave out a BOS. A Dense layer lies
+in a folder of its own, as sentence-transformers has it; LLM2Vec knows none.
 """
 
 import json
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastvec import __version__
-from fastvec.checkpoint import RECORD, RECORD_FORMAT, TEXT_RULES
+from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES
 from fastvec.files import sync_tree, write_durably
 from fastvec.model_files import ADAPTER_SETTINGS, read_json
 from fastvec.settings import EncoderSettings
@@ -59,6 +62,7 @@ class Adaptation:
     fingerprint: Mapping[str, Any]
     results: Mapping[str, Any]
     merge: bool
+    dense: nn.Linear | None = None  # behind the pooling
 
 
 def save_adaptation(folder: Path, done: Adaptation) -> None:
@@ -76,14 +80,10 @@ def save_adaptation(folder: Path, done: Adaptation) -> None:
         model.to(_dtype(done.settings.dtype)).save_pretrained(folder)
         _mend_config(folder / "config.json", read_json(checkpoint.base / "config.json"), done.settings)
         _save_sentence_transformers(folder, done)
-    pooling = LLM2VEC_POOLINGS[done.settings.pooling]
-    llm2vec = {
-        "pooling_mode": pooling,
-        "max_length": done.settings.max_length,
-        "doc_max_length": done.settings.max_length,
-        "skip_instruction": done.settings.pooled_tokens == "text",
-    }
-    _write_json(folder / "llm2vec_config.json", llm2vec)
+    if done.dense is None:
+        _save_llm2vec(folder, done.settings)
+    else:
+        _save_dense(folder / DENSE_FOLDER, done.dense)
     (folder / "README.md").write_text(card(done), encoding="utf-8")
     sync_tree(folder)
     write_durably(folder / RECORD, json.dumps(record(done), indent=2) + "\n")
@@ -100,12 +100,37 @@ def record(done: Adaptation) -> dict[str, Any]:
             "pooling": settings.pooling,
             "pooled_tokens": checkpoint.pooled_tokens,
             "max_length": settings.max_length,
+            "dense": done.dense is not None,
             **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
         },
         "base": {"model": checkpoint.name, "revision": checkpoint.revision},
         "fingerprint": dict(done.fingerprint),
         "results": dict(done.results),
     }
+
+
+def _save_llm2vec(folder: Path, settings: EncoderSettings) -> None:
+    content = {
+        "pooling_mode": LLM2VEC_POOLINGS[settings.pooling],
+        "max_length": settings.max_length,
+        "doc_max_length": settings.max_length,
+        "skip_instruction": settings.pooled_tokens == "text",
+    }
+    _write_json(folder / "llm2vec_config.json", content)
+
+
+def _save_dense(folder: Path, dense: nn.Linear) -> None:
+    """As sentence-transformers has it."""
+    folder.mkdir(exist_ok=True)
+    content = {
+        "in_features": dense.in_features,
+        "out_features": dense.out_features,
+        "bias": dense.bias is not None,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    _write_json(folder / "config.json", content)
+    tensors = {f"linear.{name}": tensor.contiguous() for name, tensor in dense.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
 
 
 def _save_adapter(model: PeftModel, folder: Path, done: Adaptation) -> None:
@@ -139,8 +164,8 @@ def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
             "adapt with --pool-tokens all for a folder that it opens"
         )
         return
-    types = ["Transformer", "Pooling", "Normalize"]
-    paths = ["", "1_Pooling", "2_Normalize"]
+    types = ["Transformer", "Pooling", *(["Dense"] if done.dense is not None else []), "Normalize"]
+    paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(types[1:], start=1))]  # DENSE_FOLDER among them
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, path) in enumerate(zip(types, paths, strict=True))

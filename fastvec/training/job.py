@@ -116,6 +116,7 @@ def _run(
                 fingerprint=plan.fingerprint,
                 results=results,
                 merge=plan.merge,
+                dense=learner.take_dense(),
             )
             save_adaptation(folder, done)
     read = sum((stream.counts for stream in learner.streams), start=Counter[str]())

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ from transformers.pytorch_utils import Conv1D
 
 from fastvec.decoder import Decoder, self_check
 from fastvec.errors import ModelError, UsageError
-from fastvec.loading import load_model, load_tokenizer, text_tokenizer
+from fastvec.loading import load_dense, load_model, load_tokenizer, text_tokenizer
 from fastvec.objectives import MaskRule, mask_tokens
 from fastvec.tokenize import TextRecipe, TextTokenizer
 from fastvec.training.contrast import ContrastTask
+from fastvec.training.distil import FIT_TEXTS, DistilTask, fitted_dense
+from fastvec.training.encoding import Readout
 from fastvec.training.evaluation import Look, similarity
 from fastvec.training.heads import LanguageHead
 from fastvec.training.noise import control_noise
 from fastvec.training.plan import AdaptPlan
 from fastvec.training.stream import ExampleStream
 from fastvec.training.tasks import TokenTask
-from fastvec.training.trainer import Batches, PackedTrainer
+from fastvec.training.trainer import DENSE, Batches, PackedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +59,9 @@ class Learner:
         self.model = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, plan)
         _log_what_is_trained(self.model, plan)
         self.noise = control_noise(self.model)
-        self.task = self._token_task(loaded) if recipe.objective == "mntp" else self._contrast_task()
-        self.streams = tuple(
-            ExampleStream(corpus, self.task.examples_of, seed=recipe.seed, hold_out=recipe.hold_out)
-            for corpus in plan.corpora
-        )
+        self.readout = Readout(settings.pooling, self._dense())
+        self.task = self._task(loaded)
+        self.streams = self._streams(self.task)
         self.batches = Batches(
             self.streams,
             size=recipe.batch_size,
@@ -88,7 +89,7 @@ class Learner:
             share = -(-HELD_OUT_EXAMPLES // len(self.streams))
             self._held_out = [example for stream in self.streams for example in stream.held_out(share)]
         self.model.eval()
-        still = Look(model=self.model, device=self.device, narrow=plan.settings.dtype == "bfloat16")
+        still = self._look()
         noisy = replace(still, noise=self.noise, attention_dropout=plan.recipe.attention_dropout)
         measured = {}
         if self._held_out:
@@ -97,8 +98,56 @@ class Learner:
             found = self.task.evaluate(self._held_out, look, size=plan.recipe.batch_size)
             measured = {f"held_out_{name}": value for name, value in found.items()}
         if plan.pairs is not None:
-            measured["spearman"] = similarity(plan.pairs, self._pairs_tokenizer, plan.settings.pooling, still)
+            measured["spearman"] = similarity(plan.pairs, self._pairs_tokenizer, self.readout, still)
         return measured
+
+    def take_dense(self) -> nn.Linear | None:
+        """The Dense layer, no part of the model any more: so they can be saved apart."""
+        if self.readout.dense is not None:
+            delattr(self.model, DENSE)
+        return self.readout.dense
+
+    def _look(self) -> Look:
+        return Look(model=self.model, device=self.device, narrow=self.plan.settings.dtype == "bfloat16")
+
+    def _streams(self, task: Any) -> tuple[ExampleStream[Any], ...]:
+        recipe = self.plan.recipe
+        return tuple(
+            ExampleStream(corpus, task.examples_of, seed=recipe.seed, hold_out=recipe.hold_out)
+            for corpus in self.plan.corpora
+        )
+
+    def _task(self, loaded: PreTrainedModel) -> Any:
+        if self.plan.recipe.objective == "mntp":
+            return self._token_task(loaded)
+        return self._contrast_task() if self.plan.vector_width is None else self._distil_task(self.readout)
+
+    def _dense(self) -> nn.Linear | None:
+        """What is trained behind the pooling: the checkpoint's Dense layer, or one to the teacher's width.
+
+        It becomes a part of the model, so that optimiser and ranks know it.
+        """
+        settings, width = self.plan.settings, self.plan.vector_width
+        if settings.checkpoint.dense:
+            dense: nn.Linear = load_dense(settings.checkpoint, device=self.device)[0].requires_grad_(True)  # type: ignore[assignment]
+        elif width is None or width == settings.checkpoint.hidden_size:
+            return None
+        else:
+            bare = Readout(settings.pooling)
+            (stream,) = self._streams(self._distil_task(bare))
+            dense = fitted_dense(list(islice(stream.examples(), FIT_TEXTS)), bare, self._look())
+        self.model.add_module(DENSE, dense)
+        return dense
+
+    def _distil_task(self, readout: Readout) -> DistilTask:
+        recipe, settings, width = self.plan.recipe, self.plan.settings, self.plan.vector_width
+        return DistilTask(
+            text_tokenizer(settings, self.tokenizer, recipe.instruction),
+            readout,
+            vectors=recipe.vectors,
+            width=width or settings.checkpoint.vector_size,
+            at_once=recipe.grad_cache,
+        )
 
     def _token_task(self, causal: PreTrainedModel) -> TokenTask:
         recipe = self.plan.recipe
@@ -125,7 +174,7 @@ class Learner:
             text_tokenizer(settings, self.tokenizer),
             positive=recipe.positive if pairs else None,
             negatives=recipe.negatives,
-            pooling=settings.pooling,
+            readout=self.readout,
             temperature=recipe.temperature,
             at_once=recipe.grad_cache,
         )

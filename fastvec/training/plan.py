@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyarrow import types
+
 from fastvec.columns import is_string
 from fastvec.errors import InputError, ModelError, UsageError
-from fastvec.reader import Corpus, open_corpus
+from fastvec.reader import ChunkLimits, Corpus, open_corpus
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.training.pairs import ScoredPairs, read_scored_pairs
 from fastvec.training.recipe import Recipe, resolve_recipe
@@ -31,6 +33,7 @@ class AdaptPlan:
     merge: bool
     rank: int  # of this process, of `ranks`
     ranks: int
+    vector_width: int | None = None  # of the teacher's vectors
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -92,10 +95,13 @@ def plan_adapt(
         bidirectional=True if objective == "mntp" else None,
     )
     settings = _for_training(settings, recipe, asked="max_length" in options and options["max_length"] is not None)
+    corpora = _open_data(recipe, data, column)
+    width = _vector_width(corpora[0], recipe.vectors) if objective == "distil" else None
+    _check_dense(settings, width)
     return AdaptPlan(
         recipe=replace(recipe, max_length=settings.max_length),
         settings=settings,
-        corpora=_open_data(recipe, data, column),
+        corpora=corpora,
         output=output,
         pairs=pairs,
         eval_every=eval_every or max(1, recipe.steps // EVALUATIONS),
@@ -103,14 +109,13 @@ def plan_adapt(
         merge=merge,
         rank=int(os.environ.get("RANK", "0")),  # torchrun's names
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        vector_width=width,
     )
 
 
 def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> EncoderSettings:
     """The settings with the recipe's lengths and pooling, in a precision that trains."""
     checkpoint = settings.checkpoint
-    if checkpoint.dense:
-        raise ModelError(f"{checkpoint.name} has Dense layers behind its pooling, which adapt does not train")
     length, most = recipe.max_length, checkpoint.max_positions
     if most is not None and length > most:
         if asked:
@@ -123,8 +128,24 @@ def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> 
     return replace(settings, checkpoint=checkpoint, max_length=length, normalize=True, dtype=dtype)
 
 
+def _check_dense(settings: EncoderSettings, width: int | None) -> None:
+    """A Dense layer behind the pooling is learned by distillation, whose `width` it must have; by nothing else."""
+    checkpoint = settings.checkpoint
+    if not checkpoint.dense:
+        return
+    if width is None:
+        raise ModelError(f"{checkpoint.name} has Dense layers behind its pooling, which only distil trains")
+    if len(checkpoint.dense) > 1 or checkpoint.dense[0].activation != "Identity" or checkpoint.vector_size != width:
+        raise ModelError(
+            f"{checkpoint.name} has Dense layers to {checkpoint.vector_size} dimensions, and the vectors have {width}: "
+            "distil goes on with one linear layer of their width, or starts from a model without"
+        )
+
+
 def _open_data(recipe: Recipe, data: Sequence[str | Path], column: str | None) -> tuple[Corpus, ...]:
-    if recipe.positive is None:
+    if recipe.objective == "distil":
+        corpora = [open_corpus(data, column=column, keep=[recipe.vectors])]
+    elif recipe.positive is None:
         corpora = [open_corpus(data, column=column, lines=True)]
     else:
         keep = [recipe.positive, *recipe.negatives]
@@ -133,7 +154,23 @@ def _open_data(recipe: Recipe, data: Sequence[str | Path], column: str | None) -
         uri = corpus.files[0].uri
         if not corpus.rows:
             raise InputError(f"{uri}: there is no row to learn from")
-        for field in corpus.kept_schema:
+        for field in corpus.kept_schema if recipe.positive is not None else ():
             if not is_string(field.type):
                 raise InputError(f"{uri}: column {field.name!r} is {field.type}, not text")
     return tuple(corpora)
+
+
+def _vector_width(corpus: Corpus, name: str) -> int:
+    """The dimensions of a column of vectors; raises InputError for any other column."""
+    uri, type = corpus.files[0].uri, corpus.kept_schema.field(name).type
+    listed = types.is_fixed_size_list(type) or types.is_list(type) or types.is_large_list(type)
+    if not listed or not types.is_floating(type.value_type):
+        raise InputError(f"{uri}: column {name!r} is {type}: expected vectors, lists of floating-point numbers")
+    if types.is_fixed_size_list(type):
+        return int(type.list_size)
+    first = next(corpus.chunks(ChunkLimits(rows=1024, bytes=4 << 20))).kept.column(name)
+    lengths = {len(one) for one in first.drop_null()} - {0}
+    if len(lengths) != 1:
+        found = f"{min(lengths)} to {max(lengths)} dimensions" if lengths else "no vector"
+        raise InputError(f"{uri}: the first rows of column {name!r} have {found}: expected vectors of one width")
+    return lengths.pop()

@@ -6,14 +6,16 @@ from typing import Any, Literal, get_args
 
 from fastvec.errors import UsageError
 
-Objective = Literal["mntp", "simcse", "contrastive"]
+Objective = Literal["mntp", "simcse", "contrastive", "distil"]
 Schedule = Literal["linear", "cosine"]
 
-# what differs from the defaults of `Recipe` (arXiv 2404.05961, appendix), and the options that an objective alone has
+# What differs from the defaults of `Recipe`, and the options that an objective alone has: the paper's (arXiv
+# 2404.05961, appendix), which knows no distillation.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mntp": {"batch_size": 32, "max_length": 512, "lr": 5e-5},
     "simcse": {"batch_size": 128, "max_length": 128, "lr": 3e-5, "attention_dropout": 0.3, "temperature": 0.05},
     "contrastive": {"batch_size": 512, "max_length": 512, "lr": 2e-4, "temperature": 0.02, "grad_cache": 64},
+    "distil": {"batch_size": 256, "max_length": 128, "lr": 2e-4},
 }
 OWN_OPTIONS = {
     "mntp": ("mask_probability", "mask_style", "mask_token"),
@@ -28,7 +30,9 @@ OWN_OPTIONS = {
         "pooling",
         "pool_tokens",
     ),
+    "distil": ("vectors", "instruction", "pooling", "pool_tokens"),
 }
+VECTORS = "embedding"  # the column that `fastvec embed` writes
 CONTRASTIVE_WARMUP = 300
 
 
@@ -61,6 +65,7 @@ class Recipe:
     query: str | None = None
     positive: str | None = None
     negatives: tuple[str, ...] = ()
+    vectors: str = VECTORS
     hold_out: float = 0.01
 
     def to_json(self) -> dict[str, Any]:

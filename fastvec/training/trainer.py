@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -27,6 +28,7 @@ from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.tasks import Batch
 
 PLACE = "fastvec_place.json"
+DENSE = "fastvec_dense"  # the name of the layer behind the pooling, where the model has one that is trained
 BATCHES_AHEAD = 4  # read and tokenised while steps are taken
 
 
@@ -172,6 +174,13 @@ class PackedTrainer(Trainer):
             # peft would compare the vocabulary with the base model's on the hub
             extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
             model.save_pretrained(output_dir, state_dict=state_dict, **extra)
+            if (dense := getattr(model, DENSE, None)) is not None:  # an adapter's weights alone are saved otherwise
+                save_file(dense.state_dict(), Path(str(output_dir), f"{DENSE}.safetensors"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if (dense := getattr(self.model, DENSE, None)) is not None:
+            dense.load_state_dict(load_file(Path(resume_from_checkpoint, f"{DENSE}.safetensors")))
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fastvec.packed import Packed, pack
 from fastvec.training.contrast import ContrastTask, Group
+from fastvec.training.encoding import Readout
 from fastvec.training.tasks import Batch
 from fastvec_kernels import pool
 from tests.tiny import SENTENCES
@@ -25,7 +26,7 @@ def task(folder: Path, *, at_once: int | None = None, pairs: bool = False, tempe
         text_tokenizer(folder, **recipe),
         positive="answer" if pairs else None,
         negatives=["hard"] if pairs else [],
-        pooling="mean",
+        readout=Readout("mean"),
         temperature=temperature,
         at_once=at_once,
     )
@@ -101,7 +102,7 @@ def test_pairs_with_hard_negatives_count_every_other_document(tiny_llama: Path, 
     model = PlainPass(headed_model(tiny_llama).model)
     loss = task(tiny_llama, pairs=True, at_once=at_once).learn(batch_of(examples), model)
     found = gradients(model.model)
-    encode = task(tiny_llama, pairs=True).encode
+    encode = Readout("mean").encode
     documents = [text for group in examples for text in group.documents]
     queries = F.normalize(encode([group.query for group in examples], range(4), model), dim=-1)
     scores = 2 * queries @ F.normalize(encode(documents, range(6), model), dim=-1).T

@@ -1,0 +1,127 @@
+"""Distillation: a text's vector is to be what a teacher gave, so far as one Dense layer behind the pooling can make it.
+
+A batch's loss is how far its vectors are from the teacher's and its similarities from the teacher's similarities
+(`objectives.distillation`). The Dense layer is there where the widths differ, and starts as the least-squares map from
+the model's own vectors to the teacher's: so what the layers learn comes on top of what they know.
+
+Shapes: n texts, D dimensions of the teacher's vectors, H of the model's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import nn
+
+from fastvec.errors import InputError
+from fastvec.objectives import distillation
+from fastvec.reader import Chunk
+from fastvec.tokenize import TextTokenizer
+from fastvec.training.encoding import Readout, Text, gather, holds_something, tokenized
+from fastvec.training.tasks import Batch, Pass
+
+FloatArray = npt.NDArray[np.float32]
+
+FIT_TEXTS = 4096  # that the Dense layer starts from
+FIT_AT_ONCE = 64
+RIDGE = 1e-3  # of the mean square of a dimension: what few texts leave open stays small
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """A text and the teacher's vector [D] for it."""
+
+    text: Text
+    target: FloatArray
+
+
+class DistilTask:
+    """Distillation into `readout`'s vectors, from the kept column `vectors` of the corpus."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, readout: Readout, *, vectors: str, width: int, at_once: int | None
+    ) -> None:
+        """`width` is D; `at_once` texts go through the model together, omitted all of a batch."""
+        self._tokenizer, self._readout = tokenizer, readout
+        self._vectors, self._width, self._at_once = vectors, width, at_once
+
+    def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[Taught]:
+        """The rows of a chunk that are admitted and have a text and a finite vector that is not 0."""
+        targets = matrix(chunk.kept.column(self._vectors), self._width)
+        norms = np.linalg.norm(targets, axis=1)
+        usable = admitted & np.isfinite(norms) & (norms > 0)
+        texts = chunk.texts.to_pylist()
+        rows = [row for row in np.flatnonzero(usable) if holds_something(texts[row])]
+        found = tokenized(self._tokenizer, [texts[row] for row in rows])
+        return [Taught(text, targets[row]) for text, row in zip(found, rows, strict=True)]
+
+    def learn(self, batch: Batch[Taught], model: Pass) -> torch.Tensor:
+        """Take the gradient of the loss over the batch on all ranks; returns this rank's part, their mean is all."""
+        own = [batch.examples[number].text for number in batch.own]
+        targets = targets_of(batch.examples, model.device)
+        share = slice(batch.own.start, batch.own.stop)
+
+        def loss_of(vectors: torch.Tensor) -> torch.Tensor:
+            every = gather(vectors, [len(own)] * batch.ranks, batch.rank)
+            return distillation(vectors, targets[share], every, targets)
+
+        return self._readout.learn(own, batch.own, model, loss_of, at_once=self._at_once)
+
+    def tokens(self, batch: Batch[Taught]) -> int:
+        """How many tokens a step over `batch` takes, on all ranks."""
+        return sum(len(example.text.ids) for example in batch.examples)
+
+    def evaluate(self, examples: Sequence[Taught], model: Pass, *, size: int) -> dict[str, float]:
+        """The mean loss in batches of `size`, and the mean cosine of a text's vector and the teacher's."""
+        losses, cosines = [], []
+        with torch.no_grad():
+            for begin in range(0, len(examples), size):
+                part = examples[begin : begin + size]
+                texts, targets = [one.text for one in part], targets_of(part, model.device)
+                at_once = self._at_once or size
+                vectors = self._readout.encode_in_parts(texts, range(len(texts)), model, at_once=at_once)
+                losses.append(distillation(vectors, targets, vectors, targets) * len(part))
+                cosines.append(torch.cosine_similarity(vectors, targets).sum())
+        loss, cosine = (torch.stack(values).sum().item() / len(examples) for values in (losses, cosines))
+        return {"loss": loss, "cosine": cosine}
+
+
+def targets_of(examples: Sequence[Taught], device: torch.device) -> torch.Tensor:
+    """The teacher's vectors [n, D]."""
+    return torch.from_numpy(np.stack([one.target for one in examples])).to(device, non_blocking=True)
+
+
+def fitted_dense(examples: Sequence[Taught], readout: Readout, model: Pass) -> nn.Linear:
+    """A Dense layer [H → D] that maps the vectors of `readout`, which has none, to the teacher's directions.
+
+    W minimises Σ‖W h_i − v_i‖² + λ‖W‖² over the unit vectors v_i, with λ = `RIDGE` · n · the mean of h's squares.
+    """
+    texts, targets = [one.text for one in examples], targets_of(examples, model.device).double()
+    with torch.no_grad():
+        hidden = readout.encode_in_parts(texts, range(len(texts)), model, at_once=FIT_AT_ONCE).double()
+        targets = torch.nn.functional.normalize(targets, dim=-1)
+        gram = hidden.T @ hidden
+        gram.diagonal().add_(RIDGE * len(texts) * hidden.square().mean())
+        weight = torch.linalg.solve(gram, hidden.T @ targets).T
+        dense = nn.Linear(hidden.shape[1], targets.shape[1], bias=False, device=model.device)
+        dense.weight.copy_(weight)
+    return dense
+
+
+def matrix(column: pa.Array, width: int) -> FloatArray:
+    """A column of lists of `width` numbers as float32 [n, width]; a null row is NaN.
+
+    Raises InputError where a list has another length.
+    """
+    found = np.full((len(column), width), np.nan, dtype=np.float32)
+    valid = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    lists = column.drop_null()
+    values = lists.flatten()
+    if len(values) != len(valid) * width:
+        lengths = {len(one) for one in lists}
+        raise InputError(f"the vectors have {min(lengths)} to {max(lengths)} dimensions: expected {width} in each row")
+    found[valid] = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(valid), width)
+    return found

@@ -1,0 +1,131 @@
+"""Texts to vectors while learning: tokenised, encoded in parts, the gradient given back in parts, gathered over ranks.
+
+Gradient caching (Gao et al., 2021) lets a batch be any size: texts are encoded in parts without a graph, the loss gives
+each vector its gradient, and the parts go through the model once more to pass that on. The gradient is that of the
+whole batch, for the noise is the same in both passes.
+
+Shapes: n texts, D dimensions.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastvec.packed import pack
+from fastvec.sentence_folder import Pooling
+from fastvec.tokenize import TextTokenizer
+from fastvec.training.tasks import Pass, split_by_length
+from fastvec_kernels import pool
+
+IntArray = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A tokenised text: ids [L], the span that is pooled, and a hash by which copies are known."""
+
+    ids: IntArray
+    span: tuple[int, int]
+    key: int
+
+
+def tokenized(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Text]:
+    found = tokenizer(texts)
+    spans = found.spans.tolist()
+    return [
+        Text(ids=found.sequence(i), span=(spans[i][0], spans[i][1]), key=key_of(text)) for i, text in enumerate(texts)
+    ]
+
+
+def key_of(text: str) -> int:
+    """A hash of 63 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def holds_something(text: str | None) -> bool:
+    return text is not None and bool(text.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """A text's vector: its states pooled over its span, in float32, then `dense` of them; not normalised."""
+
+    pooling: Pooling
+    dense: nn.Linear | None = None
+
+    def encode(self, texts: Sequence[Text], numbers: Sequence[int], model: Pass) -> torch.Tensor:
+        """The vectors [n, D] of texts, in one forward; `numbers` are what the noise knows them by."""
+        packed = pack([text.ids for text in texts], np.array([text.span for text in texts]), device=model.device)
+        vectors = pool(model.forward(packed, numbers), packed.spans, self.pooling, normalize=False)
+        dense: torch.Tensor = vectors if self.dense is None else self.dense(vectors)
+        return dense
+
+    def encode_in_parts(
+        self, texts: Sequence[Text], numbers: Sequence[int], model: Pass, *, at_once: int
+    ) -> torch.Tensor:
+        """The same, in order, of any number of texts: `at_once` of like length in a forward."""
+        parts = split_by_length([len(text.ids) for text in texts], at_once)
+        vectors = torch.cat([self.encode([texts[i] for i in p], [numbers[i] for i in p], model) for p in parts])
+        return vectors[torch.from_numpy(np.argsort(np.concatenate(parts))).to(model.device)]
+
+    def learn(
+        self,
+        texts: Sequence[Text],
+        numbers: Sequence[int],
+        model: Pass,
+        loss_of: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        at_once: int | None,
+    ) -> torch.Tensor:
+        """Give the model the gradient of the loss of the vectors [n, D], and return the loss; omitted, all at once."""
+        parts = split_by_length([len(text.ids) for text in texts], at_once)
+        back = torch.from_numpy(np.argsort(np.concatenate(parts))).to(model.device)
+
+        def encoded(part: list[int]) -> torch.Tensor:
+            return self.encode([texts[i] for i in part], [numbers[i] for i in part], model)
+
+        if len(parts) == 1:
+            loss = loss_of(encoded(parts[0]).index_select(0, back))
+            model.backward(loss, last=True)
+            return loss.detach()
+        with torch.no_grad():
+            vectors = torch.cat([encoded(part) for part in parts])
+        vectors.requires_grad_()
+        loss = loss_of(vectors.index_select(0, back))
+        (gradients,) = torch.autograd.grad(loss, [vectors])
+        for index, (part, gradient) in enumerate(zip(parts, torch.split(gradients, [*map(len, parts)]), strict=True)):
+            model.backward(encoded(part), gradient, last=index == len(parts) - 1)
+        return loss.detach()
+
+
+def gather(vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
+    """The vectors of all ranks [Σ counts, D], of which rank r has `counts[r]`; its gradients are summed over ranks."""
+    if len(counts) == 1:
+        return vectors
+    gathered: torch.Tensor = _Gather.apply(vectors, counts, rank)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
+        ctx.counts, ctx.rank = counts, rank
+        padded = vectors.new_zeros((max(counts), vectors.shape[1]))
+        padded[: len(vectors)] = vectors
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[Any, ...]:
+        whole = above[0].contiguous()
+        dist.all_reduce(whole)
+        begin = sum(ctx.counts[: ctx.rank])
+        return whole[begin : begin + ctx.counts[ctx.rank]], None, None

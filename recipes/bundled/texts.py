@@ -1,0 +1,87 @@
+"""The texts that the bundled model learns from: sentences, parts of them, passages and questions, shuffled.
+
+    python -m recipes.bundled.texts -o texts.parquet --articles wiki.parquet --texts questions.parquet:question
+
+Articles are cut into sentences; of some of them the clauses stand alone too, as queries are rarely whole sentences, and
+some runs of neighbouring sentences are a passage. Columns given by `--texts` are taken as they are. Every text comes
+once. Texts that name somebody or a number are most of an encyclopedia and few of what people ask: a share of them is
+kept. The rows are in random order, so that the first n of them are a sample of all.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastvec.reader import ChunkLimits, open_corpus
+
+LIMITS = ChunkLimits(rows=512, bytes=4 << 20)
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
+CLAUSE_END = re.compile(r"[,;:()]\s+|\s+[–—-]\s+")
+SENTENCE_LENGTHS = (30, 220)  # characters
+CLAUSE_LENGTHS = (12, 90)
+PASSAGE_LENGTH = 600
+CLAUSE_SHARE, PASSAGE_SHARE = 0.1, 0.12
+NAME = re.compile(r"(?<=.)[A-Z0-9]")
+NAMED_SHARE = 0.4
+ROW_GROUP = 16_384
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--articles", multiple=True, required=True, metavar="FILE", help="Parquet files with a text column.")
+@click.option("--texts", multiple=True, metavar="FILE:COLUMN", help="Texts to take as they are.")
+@click.option("--seed", default=0, show_default=True)
+def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], seed: int) -> None:
+    """Write one Parquet file of texts, in random order."""
+    random = np.random.default_rng(seed)
+    found = dict.fromkeys(of_articles(articles, random))
+    for name in texts:
+        file, _, column = name.rpartition(":")
+        for chunk in open_corpus([file], column=column).chunks(LIMITS):
+            found |= {text[:PASSAGE_LENGTH]: None for text in chunk.texts.drop_null().to_pylist()}
+    every = [text for text in found if NAME.search(text) is None or random.random() < NAMED_SHARE]
+    order = random.permutation(len(every))
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(output, schema) as writer:
+        for begin in range(0, len(every), ROW_GROUP):
+            rows = order[begin : begin + ROW_GROUP]
+            writer.write_table(pa.table({"text": [every[row] for row in rows]}, schema))
+    click.echo(f"{len(every):,} texts, {sum(map(len, every)) / len(every):.0f} characters each")
+
+
+def of_articles(files: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
+    """The sentences of all articles, and of some of them clauses and passages."""
+    for chunk in open_corpus(files, column="text").chunks(LIMITS):
+        for article in chunk.texts.drop_null().to_pylist():
+            for paragraph in article.splitlines():
+                yield from of_paragraph(paragraph, random)
+
+
+def of_paragraph(paragraph: str, random: np.random.Generator) -> Iterator[str]:
+    """The sentences of a paragraph, and of some of them clauses and passages."""
+    sentences = [sentence.strip() for sentence in SENTENCE_END.split(paragraph)]
+    for place, sentence in enumerate(sentences):
+        if not _within(sentence, SENTENCE_LENGTHS):
+            continue
+        yield sentence
+        chosen = random.random()
+        if chosen < CLAUSE_SHARE:
+            clauses = [clause.strip(" .\"'") for clause in CLAUSE_END.split(sentence)]
+            yield from (clause for clause in clauses if _within(clause, CLAUSE_LENGTHS))
+        elif chosen < CLAUSE_SHARE + PASSAGE_SHARE:
+            passage = " ".join(sentences[place : place + 2 + int(random.integers(4))])
+            if passage != sentence and len(passage) <= PASSAGE_LENGTH:
+                yield passage
+
+
+def _within(text: str, lengths: tuple[int, int]) -> bool:
+    return lengths[0] <= len(text) <= lengths[1]
+
+
+if __name__ == "__main__":
+    main()
