@@ -164,6 +164,11 @@ class Encoder:
         """What turns texts into token ids by this checkpoint's rules; raises UsageError as `EncoderSettings.prefix`."""
         return text_tokenizer(self.settings, self._hf_tokenizer, instruction, prompt_name)
 
+    def input_embeddings(self) -> FloatArray:
+        """The table [V, hidden_size] that token ids are looked up in, in float32."""
+        table: torch.Tensor = self._decoder.model.get_input_embeddings().weight  # type: ignore[assignment]
+        return table.detach().float().cpu().numpy()
+
     def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
         """Encode one chunk of texts. What `between_batches` raises ends it.
 

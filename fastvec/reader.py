@@ -157,7 +157,8 @@ def open_corpus(
 ) -> Corpus:
     """Open and check every file. `keep` None keeps all columns; `limit` is the number of rows used over all files.
 
-    `output` and its `vector_column` are what the rows are embedded into. With `lines`, files of text lines (.txt) are read too.
+    `output` and its `vector_column` are what the rows are embedded into. With `lines`, files of text lines (.txt) are
+    read too.
 
     Raises InputError for a file or column that cannot be read, before anything is, and UsageError for inputs or kept
     columns that contradict each other or the output.

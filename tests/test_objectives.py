@@ -9,6 +9,8 @@ from fastvec.objectives import (
     MaskRule,
     MaskStyle,
     alignment,
+    distillation,
+    distillation_reference,
     info_nce,
     info_nce_reference,
     mask_tokens,
@@ -183,3 +185,24 @@ def test_alignment_and_uniformity_by_hand() -> None:
     assert alignment(x, y).item() == pytest.approx((0 + 4) / 2)
     assert uniformity(x).item() == pytest.approx(math.log(math.exp(-2 * 2)))
     assert uniformity(torch.ones(3, 2)).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("teacher", ["another", "the same"])
+def test_distillation_over_ranks_is_the_mean_of_its_parts(teacher: str) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(6, 5, requires_grad=True)
+    v = torch.randn(6, 5) if teacher == "another" else 3 * z.detach()
+    expected = distillation_reference(z, v)
+    (gradient,) = torch.autograd.grad(expected, z)
+    parts = [distillation(z[own], v[own], z, v) for own in (slice(0, 2), slice(2, 4), slice(4, 6))]
+    loss = torch.stack(parts).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(loss, z)[0], gradient, rtol=1e-4, atol=1e-6)
+    if teacher == "the same":
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_distillation_by_hand() -> None:
+    z, v = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 5.0], [0.0, 1.0]])
+    # cosines 0 and 1; similarities 0 against 1, twice of four
+    assert distillation(z, v, z, v).item() == pytest.approx(0.5 + 5 * 0.5)

@@ -83,7 +83,7 @@ def save_adaptation(folder: Path, done: Adaptation) -> None:
     if done.dense is None:
         _save_llm2vec(folder, done.settings)
     else:
-        _save_dense(folder / DENSE_FOLDER, done.dense)
+        save_dense(folder / DENSE_FOLDER, done.dense)
     (folder / "README.md").write_text(card(done), encoding="utf-8")
     sync_tree(folder)
     write_durably(folder / RECORD, json.dumps(record(done), indent=2) + "\n")
@@ -119,7 +119,7 @@ def _save_llm2vec(folder: Path, settings: EncoderSettings) -> None:
     _write_json(folder / "llm2vec_config.json", content)
 
 
-def _save_dense(folder: Path, dense: nn.Linear) -> None:
+def save_dense(folder: Path, dense: nn.Linear) -> None:
     """As sentence-transformers has it."""
     folder.mkdir(exist_ok=True)
     content = {

@@ -69,21 +69,10 @@ def plan_adapt(
 ) -> AdaptPlan:
     """Open every input and settle the job. Raises FastvecError for what cannot work, before anything is written."""
     recipe = resolve_recipe(objective, **options)
-    if objective == "contrastive" and column is not None:
-        raise UsageError("--column is no option of --objective contrastive: name the columns by --query and --positive")
-    if recipe.full and merge:
-        raise UsageError("--full and --merge were both given: a full fine-tuning is saved whole already")
-    if adapters and not (recipe.full or merge):
-        raise UsageError(
-            "an adapter names one base, and with --adapter it would be two: give --merge, or it as --model"
-        )
-    if dtype == "float16":
-        raise UsageError("training in float16 is not offered, its gradients underflow: choose bfloat16 or float32")
+    _check(recipe, data=data, column=column, adapters=adapters, dtype=dtype, merge=merge)
     for name, value in {"eval-every": eval_every, "save-every": save_every}.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value} is out of range: it starts at 1")
-    if not data:
-        raise UsageError("no data was given: name Parquet, Arrow or text files with --data")
     pairs = None if eval_pairs is None else read_scored_pairs(eval_pairs)
     settings = resolve_settings(
         model,
@@ -111,6 +100,30 @@ def plan_adapt(
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
         vector_width=width,
     )
+
+
+def _check(
+    recipe: Recipe,
+    *,
+    data: Sequence[str | Path],
+    column: str | None,
+    adapters: Sequence[str | Path],
+    dtype: str,
+    merge: bool,
+) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if recipe.objective == "contrastive" and column is not None:
+        raise UsageError("--column is no option of --objective contrastive: name the columns by --query and --positive")
+    if recipe.full and merge:
+        raise UsageError("--full and --merge were both given: a full fine-tuning is saved whole already")
+    if adapters and not (recipe.full or merge):
+        raise UsageError(
+            "an adapter names one base, and with --adapter it would be two: give --merge, or it as --model"
+        )
+    if dtype == "float16":
+        raise UsageError("training in float16 is not offered, its gradients underflow: choose bfloat16 or float32")
+    if not data:
+        raise UsageError("no data was given: name Parquet, Arrow or text files with --data")
 
 
 def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> EncoderSettings:

@@ -16,6 +16,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "warmup": 0,
         "temperature": 0.5,
     },
+    "distil": {"column": "title", "vectors": "vector", "grad_cache": 3},
 }
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,12 +21,16 @@ ARTICLES = ROOT / "tests" / "data" / "articles.parquet"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Articles with their starts, and hard negatives that are missing in every third row."""
+    """Articles with their starts, hard negatives that are missing in every third row, and a teacher's vectors."""
     table = pq.read_table(ARTICLES)
     starts = [text[:80] for text in table["text"].to_pylist()]
     other = [None if row % 3 == 0 else text for row, text in enumerate(starts[::-1])]
+    vectors = pa.array(np.random.default_rng(0).standard_normal((table.num_rows, 24)).tolist())
+    columns = {"start": pa.array(starts), "other": pa.array(other), "vector": vectors}
+    for name, column in columns.items():
+        table = table.append_column(name, column)
     path = tmp_path_factory.mktemp("data") / "pairs.parquet"
-    pq.write_table(table.append_column("start", pa.array(starts)).append_column("other", pa.array(other)), path)
+    pq.write_table(table, path)
     return path
 
 
@@ -50,6 +55,9 @@ def test_two_processes_equal_one_with_the_double_batch(
     assert two == pytest.approx(one, rel=1e-5)
     assert len(one) == 4
     weights, other = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    if objective == "distil":
+        dense, other_dense = (load_file(folder / "2_Dense" / "model.safetensors") for folder in folders)
+        weights, other = weights | dense, other | other_dense
     for name, tensor in weights.items():
         # a step of Adam moves an entry by up to 1e-3
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=5e-5, msg=name)

@@ -1,0 +1,172 @@
+"""Where the bundled model starts: a Llama whose layers add next to nothing yet: a vector is the mean of its tokens'.
+
+    python -m recipes.bundled.static vectors/ -o static --tokenizer tokenizer --teacher all-MiniLM-L6-v2
+
+A token starts as the teacher's vector for it alone, reduced by PCA, and weighted by how rare it is (Arora et al.,
+2017) beside one constant dimension: the final RMSNorm divides by a token's norm, and the larger the constant's part in
+it, the less the token weighs. Then tokens and a map to the teacher's width learn by the loss of `fastvec adapt
+--objective distil`, which takes minutes, for there is no layer to run. The folder opens in transformers; its layers add
+a hundredth of a token, and training begins where the static model ends.
+
+Shapes: V vocabulary, H the model's width, D the teacher's, T tokens of n texts.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT
+from fastvec.objectives import distillation
+from fastvec.training.folder import save_dense
+
+logger = logging.getLogger("recipes.bundled.static")
+RARE = 1e-3  # a token of this share of all tokens weighs half
+CONSTANT = 3.0  # times the mean norm of the tokens
+QUIET = 0.1  # times the projections of the layers' outputs
+
+
+@click.command()
+@click.argument("vectors", type=click.Path(exists=True, path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--tokenizer", "tokenizer_path", required=True)
+@click.option("--teacher", required=True, help="The sentence-transformers model that VECTORS came from.")
+@click.option("--width", default=256, show_default=True)
+@click.option("--layers", default=4, show_default=True)
+@click.option("--intermediate", default=704, show_default=True)
+@click.option("--epochs", default=3, show_default=True)
+@click.option("--batch-size", default=1024, show_default=True)
+@click.option("--lr", default=3e-3, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(
+    vectors: Path,
+    output: Path,
+    tokenizer_path: str,
+    teacher: str,
+    width: int,
+    layers: int,
+    intermediate: int,
+    **options: Any,
+) -> None:
+    """Learn static tokens from VECTORS, a folder of Parquet files of text and embedding."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_path)
+    ids, lengths, targets = read(vectors, tokenizer)
+    logger.info("%s texts, %s tokens", f"{len(lengths):,}", f"{len(ids):,}")
+    torch.manual_seed(options["seed"])
+    tokens = start(tokenizer, teacher, ids, width)
+    dense = learn(tokens, ids, lengths, targets, **options)
+    torch.manual_seed(options["seed"])
+    model = llama(tokens.detach(), width, layers, intermediate, tokenizer)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    save_dense(output / DENSE_FOLDER, dense)
+    rules = {"pooling": "mean", "pooled_tokens": "all", "max_length": 512, "dense": True}
+    (output / RECORD).write_text(json.dumps({"format": RECORD_FORMAT, "encoder": rules}, indent=2) + "\n")
+
+
+def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids [T], lengths [n], and the teacher's vectors [n, D] in float16."""
+    ids, lengths, targets = [], [], []
+    for part in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(part)
+        encoded = tokenizer(table["text"].to_pylist(), add_special_tokens=False)["input_ids"]
+        ids.append(np.concatenate([np.array(one, dtype=np.int32) for one in encoded]))
+        lengths.append(np.array([len(one) for one in encoded], dtype=np.int64))
+        flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["embedding"].chunks])
+        targets.append(flat.reshape(len(encoded), -1))
+    return tuple(torch.from_numpy(np.concatenate(parts)) for parts in (ids, lengths, targets))  # type: ignore[return-value]
+
+
+def start(tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, width: int) -> torch.Tensor:
+    """The tokens' first vectors [V, H], the last dimension constant, their root mean square about 1."""
+    names = [str(tokenizer.decode([token])).strip() or " " for token in range(len(tokenizer))]
+    encoded = SentenceTransformer(teacher).encode(names, batch_size=256, convert_to_tensor=True).float().cpu()
+    counts = torch.bincount(ids, minlength=len(names)).double()
+    weights = (RARE / (RARE + counts / counts.sum())).float()
+    weighted = (encoded - encoded.mean(dim=0)) * weights[:, None]
+    basis = torch.linalg.svd(weighted, full_matrices=False).Vh[: width - 1]
+    reduced = weighted @ basis.T
+    constant = CONSTANT * reduced.norm(dim=1).mean().expand(len(names), 1)
+    tokens = torch.cat([reduced, constant], dim=1)
+    return nn.Parameter(tokens / tokens.square().mean().sqrt())
+
+
+def learn(
+    tokens: torch.Tensor,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+) -> nn.Linear:
+    """Train `tokens` in place, and the map to the teacher's width that is returned."""
+    offsets = F.pad(lengths.cumsum(0), (1, 0))
+    dense = nn.Linear(tokens.shape[1], targets.shape[1], bias=False)
+    optimizer = torch.optim.Adam([tokens, dense.weight], lr=lr)
+    random = torch.Generator().manual_seed(seed)
+    steps = epochs * (len(lengths) // batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    order = torch.cat([torch.randperm(len(lengths), generator=random) for _ in range(epochs)])
+    for step in range(steps):
+        rows = order[step * batch_size : (step + 1) * batch_size]
+        sizes = lengths[rows]
+        starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
+        places = torch.arange(int(sizes.sum())) + (offsets[rows] - starts).repeat_interleave(sizes)
+        normed = F.rms_norm(tokens, tokens.shape[1:], eps=1e-6)
+        pooled = F.embedding_bag(ids[places].long(), normed, starts, mode="mean")
+        if step == 0:
+            solved = torch.linalg.lstsq(pooled.detach(), targets[rows].float()).solution
+            dense.weight.data.copy_(solved.T)
+        vectors, wanted = dense(pooled), targets[rows].float()
+        loss = distillation(vectors, wanted, vectors, wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            logger.info("step %d of %d, loss %.4f", step + 1, steps, loss.item())
+    return dense
+
+
+def llama(
+    tokens: torch.Tensor, width: int, layers: int, intermediate: int, tokenizer: PreTrainedTokenizerFast
+) -> LlamaForCausalLM:
+    """A Llama with these tokens, whose layers add next to nothing to them yet."""
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(tokens)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(QUIET)
+            layer.mlp.down_proj.weight.mul_(QUIET)
+    model.config.is_causal = True
+    return model
+
+
+if __name__ == "__main__":
+    main()
