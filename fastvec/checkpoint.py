@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fastvec import bundled
 from fastvec.errors import ModelError
 from fastvec.families import require_supported
 from fastvec.hub import ModelStack, locate, locate_stack
@@ -105,22 +106,18 @@ class Checkpoint:
 def resolve(
     model: str | Path | None, *, adapters: Sequence[str | Path] = (), revision: str | None = None
 ) -> Checkpoint:
-    """Find a model by its folder or hub id, with PEFT adapters to merge on top, and read its rules.
+    """Find a model by its folder or hub id, omitted the bundled one, with PEFT adapters to merge, and read its rules.
 
     Raises ModelError where a part is missing, damaged or not supported, UsageError for the revision of a folder.
     """
-    if model is None:
-        raise ModelError(
-            "no model was given: choose one with --model, such as Qwen/Qwen3-Embedding-0.6B, "
-            "google/embeddinggemma-300m or intfloat/e5-mistral-7b-instruct"
-        )
-    folder, commit = locate(model, revision=revision)
+    name = bundled.NAME if model is None else str(model)
+    folder, commit = locate(bundled.bundled_model() if model is None else model, revision=revision)
     sentence = read_sentence_folder(folder) if (folder / "modules.json").is_file() else None
     added = [locate(adapter)[0] for adapter in adapters]
-    stack = locate_stack(str(model), sentence.transformer if sentence else folder, added)
+    stack = locate_stack(name, sentence.transformer if sentence else folder, added)
     record = _record(stack)
     dense = _recorded_dense(record) if record else sentence.dense if sentence else ()
-    checkpoint = _bare(stack, name=str(model), revision=commit, dense=dense)
+    checkpoint = _bare(stack, name=name, revision=commit, dense=dense)
     if record:
         return _adapted(checkpoint, record)
     return _sentence_transformers(checkpoint, sentence) if sentence else _llm2vec(checkpoint, stack)

@@ -56,7 +56,10 @@ def cli() -> None:
 @cli.command()
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="OUT.arrow", help="The Arrow file to write.")
-@click.option("--model", help="A folder or hub id: transformers, LLM2Vec, PEFT or sentence-transformers.")
+@click.option(
+    "--model",
+    help="A folder or hub id: transformers, LLM2Vec, PEFT, sentence-transformers. [default: bundled]",
+)
 @click.option("--adapter", "adapters", multiple=True, help="A PEFT folder or id to merge; repeat to merge in order.")
 @click.option("--revision", help="The hub revision of the model.")
 @click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")

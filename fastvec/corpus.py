@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fastvec import bundled
 from fastvec.errors import DiskFullError, InterruptedRunError, RowErrorsError
 from fastvec.ownership import beside
 from fastvec.pipeline import Pipeline, StoppedError
@@ -301,5 +302,6 @@ def _report(plan: EmbedPlan, *, rows: int, **fields: object) -> Report:
         model=checkpoint.name,
         device=plan.settings.device,
         rows=rows,
+        note=bundled.NOTE if checkpoint.name == bundled.NAME else "",
         **fields,  # type: ignore[arg-type]
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastvec import bundled
 from fastvec.errors import ModelError, UsageError
 from fastvec.model_files import ADAPTER_SETTINGS, read_json, setting
 
@@ -15,7 +16,7 @@ UNWANTED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "checkpoint-*
 
 
 def locate(name: str | Path, *, revision: str | None = None) -> tuple[Path, str | None]:
-    """The folder of `name`, a path or a hub id such as org/model, and the commit where it came from the hub.
+    """The folder of `name`, a path, the bundled model's name or a hub id, and the commit where it came from the hub.
 
     Without a network the hub's cache answers. Raises ModelError where there is no such folder or id, UsageError for
     the revision of a folder.
@@ -28,6 +29,8 @@ def locate(name: str | Path, *, revision: str | None = None) -> tuple[Path, str 
         if revision is not None:
             raise UsageError(f"revision {revision!r} was given with the folder {text}: only a hub id has revisions")
         return folder, None
+    if text == bundled.NAME:
+        return bundled.bundled_model(), None
     if folder.is_file():
         raise ModelError(f"{text} is a file: give the folder of a model with its config.json and *.safetensors")
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1:

@@ -70,6 +70,7 @@ class Report:
     bottleneck: str = ""  # the stage that worked longest
     peak_memory_bytes: int | None = None
     already_finished: bool = False
+    note: str = ""  # what whoever reads this may want to know of the model
 
     @property
     def return_code(self) -> int:
@@ -90,7 +91,7 @@ class Report:
         parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
         if self.bottleneck:
             parts.append(f"bottleneck: {self.bottleneck}")
-        return "; ".join(parts)
+        return "; ".join(parts) + (f"\n{self.note}" if self.note else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

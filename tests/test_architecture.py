@@ -41,6 +41,7 @@ FLOORS = [
         "fastvec.checkpoint",
         "fastvec.sentence_folder",
         "fastvec.adapters",
+        "fastvec.bundled",
         "fastvec.hub",
         "fastvec.model_files",
         "fastvec.decoder",

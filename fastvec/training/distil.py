@@ -95,19 +95,24 @@ def targets_of(examples: Sequence[Taught], device: torch.device) -> torch.Tensor
 
 
 def fitted_dense(examples: Sequence[Taught], readout: Readout, model: Pass) -> nn.Linear:
-    """A Dense layer [H → D] that maps the vectors of `readout`, which has none, to the teacher's directions.
+    """The Dense layer [H → D] to start from, by the vectors that `readout`, which has none, gives the texts."""
+    texts, targets = [one.text for one in examples], targets_of(examples, model.device)
+    with torch.no_grad():
+        hidden = readout.encode_in_parts(texts, range(len(texts)), model, at_once=FIT_AT_ONCE)
+        return least_squares(hidden, targets)
+
+
+def least_squares(hidden: torch.Tensor, targets: torch.Tensor) -> nn.Linear:
+    """A Dense layer that maps `hidden` [n, H] to the directions of `targets` [n, D].
 
     W minimises Σ‖W h_i − v_i‖² + λ‖W‖² over the unit vectors v_i, with λ = `RIDGE` · n · the mean of h's squares.
     """
-    texts, targets = [one.text for one in examples], targets_of(examples, model.device).double()
+    hidden, targets = hidden.double(), torch.nn.functional.normalize(targets.double(), dim=-1)
+    gram = hidden.T @ hidden
+    gram.diagonal().add_(RIDGE * len(hidden) * hidden.square().mean())
+    dense = nn.Linear(hidden.shape[1], targets.shape[1], bias=False, device=hidden.device)
     with torch.no_grad():
-        hidden = readout.encode_in_parts(texts, range(len(texts)), model, at_once=FIT_AT_ONCE).double()
-        targets = torch.nn.functional.normalize(targets, dim=-1)
-        gram = hidden.T @ hidden
-        gram.diagonal().add_(RIDGE * len(texts) * hidden.square().mean())
-        weight = torch.linalg.solve(gram, hidden.T @ targets).T
-        dense = nn.Linear(hidden.shape[1], targets.shape[1], bias=False, device=model.device)
-        dense.weight.copy_(weight)
+        dense.weight.copy_(torch.linalg.solve(gram, hidden.T @ targets).T)
     return dense
 
 

@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT
 from fastvec.objectives import distillation
+from fastvec.training.distil import FIT_TEXTS, least_squares
 from fastvec.training.folder import save_dense
 
 logger = logging.getLogger("recipes.bundled.static")
@@ -114,23 +115,25 @@ def learn(
 ) -> nn.Linear:
     """Train `tokens` in place, and the map to the teacher's width that is returned."""
     offsets = F.pad(lengths.cumsum(0), (1, 0))
-    dense = nn.Linear(tokens.shape[1], targets.shape[1], bias=False)
-    optimizer = torch.optim.Adam([tokens, dense.weight], lr=lr)
-    random = torch.Generator().manual_seed(seed)
-    steps = epochs * (len(lengths) // batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    order = torch.cat([torch.randperm(len(lengths), generator=random) for _ in range(epochs)])
-    for step in range(steps):
-        rows = order[step * batch_size : (step + 1) * batch_size]
+
+    def bagged(rows: torch.Tensor) -> torch.Tensor:
+        """The texts' means of normed tokens [rows, H]."""
         sizes = lengths[rows]
         starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
         places = torch.arange(int(sizes.sum())) + (offsets[rows] - starts).repeat_interleave(sizes)
         normed = F.rms_norm(tokens, tokens.shape[1:], eps=1e-6)
-        pooled = F.embedding_bag(ids[places].long(), normed, starts, mode="mean")
-        if step == 0:
-            solved = torch.linalg.lstsq(pooled.detach(), targets[rows].float()).solution
-            dense.weight.data.copy_(solved.T)
-        vectors, wanted = dense(pooled), targets[rows].float()
+        return F.embedding_bag(ids[places].long(), normed, starts, mode="mean")
+
+    random = torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(len(lengths), generator=random) for _ in range(epochs)])
+    first = order[:FIT_TEXTS]
+    dense = least_squares(bagged(first).detach(), targets[first])
+    optimizer = torch.optim.Adam([tokens, dense.weight], lr=lr)
+    steps = epochs * (len(lengths) // batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for step in range(steps):
+        rows = order[step * batch_size : (step + 1) * batch_size]
+        vectors, wanted = dense(bagged(rows)), targets[rows].float()
         loss = distillation(vectors, wanted, vectors, wanted)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,53 @@
+"""The finished folder: what the package carries, with nothing in it that only the making of it needed.
+
+python -m recipes.bundled.finish distilled -o fastvec/models/fastvec-mini --card recipes/bundled/card.md
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+
+from fastvec.checkpoint import DENSE_FOLDER, RECORD
+from fastvec.model_files import read_json
+
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    f"{DENSE_FOLDER}/config.json",
+    f"{DENSE_FOLDER}/model.safetensors",
+)
+MOST_BYTES = 16_000_000
+
+
+@click.command()
+@click.argument("adapted", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--card", type=click.Path(exists=True, path_type=Path), required=True)
+def main(adapted: Path, output: Path, card: Path) -> None:
+    """Copy ADAPTED's files, with the record cut to how the model is run, the tokenizer compact, and CARD."""
+    for name in FILES:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(adapted / name, output / name)
+    rules = {
+        key: value for key, value in read_json(adapted / RECORD).items() if key in ("format", "version", "encoder")
+    }
+    (output / RECORD).write_text(json.dumps(rules, indent=2) + "\n")
+    tokenizer = read_json(adapted / "tokenizer.json")
+    compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+    (output / "tokenizer.json").write_text(compact, encoding="utf-8")
+    shutil.copyfile(card, output / "README.md")
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    click.echo(f"{output}: {size:,} bytes")
+    if size > MOST_BYTES:
+        raise click.ClickException(f"the package takes models of up to {MOST_BYTES:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The recipe of the bundled model, from articles to the finished folder, with a tiny teacher and a few steps."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
+
+import fastvec
+from fastvec import Encoder
+from recipes import pretrain
+from recipes.bundled import finish, static, teacher, texts, tokenizer
+from tests.tiny import save_decoder
+
+ARTICLES = str(Path(__file__).parent / "data" / "articles.parquet")
+SIZES = "--width 64 --layers 1 --intermediate 64 --batch-size 64 --epochs 4"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with texts, tokenizer, teacher's vectors and the static start."""
+    folder = tmp_path_factory.mktemp("bundled")
+    save_decoder(folder / "decoder", "llama", bos=False)
+    fastvec.adapt(
+        objective="simcse",
+        model=folder / "decoder",
+        data=[ARTICLES],
+        column="title",
+        output=folder / "teacher",
+        steps=1,
+        batch_size=4,
+        max_length=16,
+        dtype="float32",
+        device="cpu",
+        merge=True,
+    )
+    run(texts, f"-o {folder}/texts.parquet --articles {ARTICLES} --texts {ARTICLES}:title")
+    run(tokenizer, f"{folder}/texts.parquet -o {folder}/tokenizer --vocabulary 600")
+    run(teacher, f"{folder}/texts.parquet -o {folder}/vectors --model {folder}/teacher")
+    arguments = f"{folder}/vectors -o {folder}/static --tokenizer {folder}/tokenizer --teacher {folder}/teacher"
+    run(static, f"{arguments} {SIZES}")
+    return folder
+
+
+def run(recipe: object, arguments: str) -> None:
+    recipe.main(arguments.split(), standalone_mode=False)  # type: ignore[attr-defined]
+
+
+def test_texts_come_once_shuffled_and_of_every_kind(made: Path) -> None:
+    found = pq.read_table(made / "texts.parquet")["text"].to_pylist()
+    titles = set(pq.read_table(ARTICLES)["title"].to_pylist())
+    assert len(found) == len(set(found)) > 800
+    assert 30 < len(titles & set(found)) < 300  # most of them name somebody
+    places = [place for place, text in enumerate(found) if text in titles]
+    assert min(places) < len(found) / 10 < 9 * len(found) / 10 < max(places)
+    assert any(". " in text and len(text) > 220 for text in found)  # passages
+    assert any(text[0].islower() for text in found)  # clauses
+
+
+def test_a_word_is_one_token_wherever_it_stands(made: Path) -> None:
+    found = AutoTokenizer.from_pretrained(made / "tokenizer")
+    assert found("the")["input_ids"] == found("and The")["input_ids"][-1:]
+    assert "the" in found.decode(found("THE")["input_ids"])
+    assert found.num_special_tokens_to_add() == 0
+    text = "naïve 日本 \U0001f600"
+    assert str(found.decode(found(text)["input_ids"])).strip() == text
+
+
+def test_vectors_are_the_teachers_and_a_part_that_is_there_stays(made: Path) -> None:
+    (part,) = sorted((made / "vectors").iterdir())
+    table, before = pq.read_table(part), part.stat().st_mtime_ns
+    assert table.schema.field("embedding").type == pa.list_(pa.float16(), 64)
+    expected = SentenceTransformer(str(made / "teacher")).encode(table["text"].to_pylist()[:20])
+    given = np.stack(table["embedding"].to_numpy()[:20])
+    assert (expected * given).sum(axis=1).min() > 0.99
+    run(teacher, f"{made}/texts.parquet -o {made}/vectors --model {made}/teacher")
+    assert part.stat().st_mtime_ns == before
+
+
+def test_the_static_start_is_the_mean_of_its_tokens_and_knows_what_the_teacher_says(made: Path) -> None:
+    table = pq.read_table(made / "vectors")
+    given = np.stack(table["embedding"].to_numpy()).astype(np.float32)
+    encoder = Encoder.from_pretrained(made / "static", dtype="float32", device="cpu")
+    vectors = encoder.encode(table["text"].to_pylist())
+    cosines = (vectors * given).sum(axis=1) / np.linalg.norm(given, axis=1)
+    chance = given.mean(axis=0) / np.linalg.norm(given.mean(axis=0))
+    assert cosines.mean() > (given @ chance / np.linalg.norm(given, axis=1)).mean() + 0.01
+    forward, backward = encoder.encode(["the first town", "town first the"])
+    assert forward @ backward > 0.999
+
+
+def test_a_decoder_is_pretrained_on_the_static_tokens_which_stay(made: Path) -> None:
+    sizes = "--column text --max-length 32 --batch-size 4 --steps 2 --save-every 2"
+    run(pretrain, f"{ARTICLES} -o {made}/decoder16 --start {made}/static {sizes}")
+    before, after = (Encoder.from_pretrained(made / name, dtype="float32") for name in ("static", "decoder16"))
+    np.testing.assert_array_equal(before.input_embeddings(), after.input_embeddings())
+    assert after.dims == 64  # no Dense layer
+
+
+def test_the_finished_folder_holds_nothing_of_its_making_and_gives_the_same_vectors(made: Path) -> None:
+    fastvec.adapt(
+        objective="distil",
+        model=made / "static",
+        data=[made / "vectors"],
+        output=made / "distilled",
+        steps=2,
+        batch_size=16,
+        full=True,
+        dtype="float32",
+        device="cpu",
+    )
+    (made / "card.md").write_text("# A card\n")
+    run(finish, f"{made}/distilled -o {made}/finished --card {made}/card.md")
+    words = ["a town in the south", "a film of 1929"]
+    expected = Encoder.from_pretrained(made / "distilled", dtype="float32", device="cpu").encode(words)
+    found = Encoder.from_pretrained(made / "finished", dtype="float32", device="cpu").encode(words)
+    np.testing.assert_array_equal(found, expected)
+    other = SentenceTransformer(str(made / "finished"), device="cpu").encode(words)
+    np.testing.assert_allclose(other, expected, atol=1e-5)
+    for path in (made / "finished").rglob("*.json"):
+        assert str(made) not in path.read_text()
