@@ -60,12 +60,37 @@ class PackedMask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Attending:
+    """How a layer was seen to attend."""
+
+    heads: int
+    kv_heads: int
+    scale: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None  # [heads]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
     plan: AttentionPlan
     noise: Noise | None
 
 
 _batch: ContextVar[_Batch] = ContextVar("fastvec_batch")
+_seen: ContextVar[list[Attending] | None] = ContextVar("fastvec_seen", default=None)
+
+
+@contextmanager
+def watched() -> Iterator[list[Attending]]:
+    """What the layers do in this block, in their order, in a list that grows."""
+    seen: list[Attending] = []
+    token = _seen.set(seen)
+    try:
+        yield seen
+    finally:
+        _seen.reset(token)
 
 
 @contextmanager
@@ -221,16 +246,27 @@ def _attend(
     query, key, value = (x[0].transpose(0, 1) for x in _in_one_dtype(query, key, value))
     noise = attention_mask.noise
     p = 0.0 if noise is None else noise.attention_dropout
-    output = attention(
-        query,
-        key,
-        value,
-        attention_mask.plan,
+    how = Attending(
+        heads=query.shape[1],
+        kv_heads=key.shape[1],
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         causal=attention_mask.causal,
         window=attention_mask.window,
         softcap=softcap,
         sinks=s_aux,
+    )
+    if (seen := _seen.get()) is not None:
+        seen.append(how)
+    output = attention(
+        query,
+        key,
+        value,
+        attention_mask.plan,
+        scale=how.scale,
+        causal=how.causal,
+        window=how.window,
+        softcap=how.softcap,
+        sinks=how.sinks,
         dropout_p=p,
         seed=derived_seed(noise.seed, "attention", getattr(module, "layer_idx", 0)) if noise is not None and p else 0,
     )

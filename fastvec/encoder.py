@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from fastvec.decoder import Decoder, self_check
 from fastvec.errors import ModelError, UsageError
 from fastvec.loading import load_dense, load_model, load_tokenizer, text_tokenizer
 from fastvec.packed import Packed, pack
+from fastvec.recognition import fuse
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.tokenize import TextTokenizer, TokenizedTexts
 from fastvec_kernels import pool
@@ -77,6 +78,7 @@ class Encoder:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         with torch.inference_mode():
             self_check(self._decoder)
+            self._fused = fuse(self._decoder, settings.max_length)
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", checkpoint.name, direction, settings.bidirectional_reason)
 
@@ -213,10 +215,17 @@ class Encoder:
     def _vectors(self, packed: Packed) -> torch.Tensor:
         """The finished vectors [n, D], float32."""
         settings = self.settings
-        hidden = self._decoder(packed)
+        last: dict[str, Any] = {}
+        if self._fused is None:
+            hidden = self._decoder(packed)
+        else:
+            hidden, residual = self._fused(packed)
+            norm = self._fused.norm
+            last = {"residual": residual, "weight": norm.weight, "eps": norm.eps}
         if not len(self._dense):
-            return pool(hidden, packed.spans, settings.pooling, dims=settings.dims, normalize=settings.normalize)
-        vectors = self._dense(pool(hidden, packed.spans, settings.pooling))[:, : settings.dims]
+            last |= {"dims": settings.dims, "normalize": settings.normalize}
+            return pool(hidden, packed.spans, settings.pooling, **last)
+        vectors = self._dense(pool(hidden, packed.spans, settings.pooling, **last))[:, : settings.dims]
         return F.normalize(vectors, dim=-1) if settings.normalize else vectors
 
     def _alone_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
@@ -231,9 +240,10 @@ class Encoder:
     def _float32_weights(self) -> Iterator[None]:
         """Hold the weights in float32 for a while; widening and narrowing again loses nothing.
 
-        Tensors that are float32 already (rotary frequencies) stay as they are.
+        Tensors that are float32 already (rotary frequencies) stay as they are. The fast path's weights are its own:
+        it is left out, and made anew.
         """
-        model = self._decoder.model
+        model, self._fused = self._decoder.model, None
         narrow = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype == self._dtype]
         try:
             for tensor in narrow:
@@ -242,6 +252,7 @@ class Encoder:
         finally:
             for tensor in narrow:
                 tensor.data = tensor.data.to(self._dtype)
+            self._fused = fuse(self._decoder, self.settings.max_length)
 
 
 def _without_surrogates(text: str) -> str:

@@ -1,8 +1,4 @@
-"""`make demo`: embed a small shipped corpus and look at the result.
-
-No model is bundled yet, so the demo makes a small decoder with random weights on the spot. Its vectors show that the
-pipeline works, not what a trained model finds.
-"""
+"""`make demo`: embed a small shipped corpus with the bundled model, check the output, and search in it."""
 
 import subprocess
 import sys
@@ -10,38 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from transformers.utils import logging
 
-from tests.tiny import save_decoder
+from fastvec import Encoder
 
 CORPUS = Path(__file__).parent / "data" / "articles.parquet"
+QUERIES = ("silent films of the late 1920s", "bacteria that live in soil", "women racing on skis")
 
 
 def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    model, output = folder / "random-llama", folder / "vecs.arrow"
-    print("No model is bundled yet: making a small decoder with random weights.")
-    logging.disable_progress_bar()
-    texts = pq.read_table(CORPUS)["text"].to_pylist()
-    save_decoder(model, "llama", texts=texts, vocab_size=4096, hidden_size=256, intermediate_size=512)
-
-    run(
-        "embed",
-        str(CORPUS),
-        "-o",
-        str(output),
-        "--model",
-        str(model),
-        "--column",
-        "text",
-        "--keep",
-        "title",
-        "--overwrite",
-    )
+    output = folder / "vecs.arrow"
+    run("embed", str(CORPUS), "-o", str(output), "--column", "text", "--keep", "title", "--overwrite")
     run("verify", str(output))
     run("inspect", str(output))
-    show_neighbours(output)
+    search(output)
 
 
 def run(*arguments: str) -> None:
@@ -49,15 +27,19 @@ def run(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "fastvec", *arguments], check=True)
 
 
-def show_neighbours(output: Path) -> None:
+def search(output: Path) -> None:
+    """Print the three nearest texts to each query."""
     with pa.memory_map(str(output)) as source:
         table = pa.ipc.open_file(source).read_all()
     titles = table["title"].to_pylist()
     column = table["embedding"].combine_chunks()
     vectors = column.values.to_numpy().reshape(len(column), -1)
-    for row in (0, 100, 200):
-        nearest = np.argsort(-(vectors @ vectors[row]))[1:4]
-        print(f"\nnearest to {titles[row]}: " + ", ".join(titles[i] for i in nearest))
+    for query, vector in zip(QUERIES, Encoder.from_pretrained().encode(QUERIES), strict=True):
+        scores = vectors @ vector
+        nearest = np.argsort(-scores)[:3]
+        print(f"\n{query}")
+        for row in nearest:
+            print(f"  {scores[row]:.2f}  {titles[row]}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ FLOORS = [
         "fastvec.model_files",
         "fastvec.decoder",
         "fastvec.families",
+        "fastvec.fused",
+        "fastvec.recognition",
         "fastvec.tokenize",
         "fastvec.batching",
         "fastvec.objectives",

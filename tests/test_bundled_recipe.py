@@ -60,6 +60,17 @@ def test_texts_come_once_shuffled_and_of_every_kind(made: Path) -> None:
     assert any(text[0].islower() for text in found)  # clauses
 
 
+def test_long_passages_are_whole_lines_of_an_article(made: Path, tmp_path: Path) -> None:
+    run(texts, f"-o {tmp_path}/passages.parquet --articles {ARTICLES} --passages 40")
+    found = pq.read_table(tmp_path / "passages.parquet")["text"].to_pylist()
+    assert len(found) == len(set(found)) == 40
+    assert all(400 <= len(text) <= 1000 for text in found)
+    flat = [
+        " ".join(line for line in text.splitlines() if line) for text in pq.read_table(ARTICLES)["text"].to_pylist()
+    ]
+    assert sum(any(passage in text for text in flat) for passage in found) > 30  # the others cross an empty line
+
+
 def test_a_word_is_one_token_wherever_it_stands(made: Path) -> None:
     found = AutoTokenizer.from_pretrained(made / "tokenizer")
     assert found("the")["input_ids"] == found("and The")["input_ids"][-1:]

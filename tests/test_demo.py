@@ -1,15 +1,17 @@
-import re
 from pathlib import Path
 
 import pytest
 
-from tests.demo import main
+from tests.demo import QUERIES, main
 
 
-def test_the_demo_embeds_checks_and_shows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_embeds_checks_and_finds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main(tmp_path)
     shown, told = capfd.readouterr()
-    assert shown.startswith("No model is bundled yet: making a small decoder with random weights.")
     assert "all 11 checks passed" in shown
     assert "300 rows to" in told
-    assert len(re.findall(r"^nearest to .+: .+, .+", shown, re.MULTILINE)) == 3
+    assert "the bundled model, was used" in told
+    films, bacteria, skis = (shown.partition(query)[2].splitlines()[1:4] for query in QUERIES)
+    assert any("(1929 film)" in line for line in films)
+    assert any("bacterium" in line or "bacillus" in line for line in bacteria)
+    assert any("skiing" in line for line in skis)

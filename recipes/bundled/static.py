@@ -165,6 +165,7 @@ def llama(
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(tokens)
         for layer in model.model.layers:
+            layer.self_attn.v_proj.weight[:, -1] = 0  # else attention would add the constant, many times over
             layer.self_attn.o_proj.weight.mul_(QUIET)
             layer.mlp.down_proj.weight.mul_(QUIET)
     model.config.is_causal = True

@@ -2,9 +2,9 @@
 
     python -m recipes.bundled.teacher texts.parquet -o vectors --model all-MiniLM-L6-v2
 
-The teacher is any model that sentence-transformers opens. Each part is a Parquet file of a row group's texts and their
-vectors in float16; the same command goes on with the first part that is missing. It computes in bfloat16, which on
-2,000 Wikipedia sentences turned no vector of all-MiniLM-L6-v2 by more than a cosine of 0.9999.
+The teacher is any model that sentence-transformers opens. Each part, named after its texts, is a Parquet file of a row
+group's texts and their vectors in float16; the same command goes on with the first part that is missing. It computes in
+bfloat16, which on 1,500 Wikipedia sentences turned no vector of all-MiniLM-L6-v2 by more than a cosine of 0.9999.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def main(texts: Path, output: Path, model: str) -> None:
     teacher = SentenceTransformer(model, model_kwargs={"dtype": torch.bfloat16})
     file = pq.ParquetFile(texts)
     for group in range(file.num_row_groups):
-        part = output / f"part-{group:05}.parquet"
+        part = output / f"{texts.stem}-{group:05}.parquet"
         if part.exists():
             continue
         rows = file.read_row_group(group)["text"]

@@ -2,10 +2,13 @@
 
     python -m recipes.bundled.texts -o texts.parquet --articles wiki.parquet --texts questions.parquet:question
 
+    python -m recipes.bundled.texts -o passages.parquet --articles wiki.parquet --passages 30000
+
 Articles are cut into sentences; of some of them the clauses stand alone too, as queries are rarely whole sentences, and
 some runs of neighbouring sentences are a passage. Columns given by `--texts` are taken as they are. Every text comes
 once. Texts that name somebody or a number are most of an encyclopedia and few of what people ask: a share of them is
-kept. The rows are in random order, so that the first n of them are a sample of all.
+kept. With `--passages` there are long passages instead. The rows are in random order, so that the first n of them are
+a sample of all.
 """
 
 import re
@@ -25,6 +28,7 @@ CLAUSE_END = re.compile(r"[,;:()]\s+|\s+[–—-]\s+")
 SENTENCE_LENGTHS = (30, 220)  # characters
 CLAUSE_LENGTHS = (12, 90)
 PASSAGE_LENGTH = 600
+LONG_PASSAGES = (400, 1000)  # the teacher reads 256 tokens
 CLAUSE_SHARE, PASSAGE_SHARE = 0.1, 0.12
 NAME = re.compile(r"(?<=.)[A-Z0-9]")
 NAMED_SHARE = 0.4
@@ -35,16 +39,21 @@ ROW_GROUP = 16_384
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--articles", multiple=True, required=True, metavar="FILE", help="Parquet files with a text column.")
 @click.option("--texts", multiple=True, metavar="FILE:COLUMN", help="Texts to take as they are.")
+@click.option("--passages", type=int, help="Write so many long passages instead.")
 @click.option("--seed", default=0, show_default=True)
-def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], seed: int) -> None:
+def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], passages: int | None, seed: int) -> None:
     """Write one Parquet file of texts, in random order."""
     random = np.random.default_rng(seed)
-    found = dict.fromkeys(of_articles(articles, random))
-    for name in texts:
-        file, _, column = name.rpartition(":")
-        for chunk in open_corpus([file], column=column).chunks(LIMITS):
-            found |= {text[:PASSAGE_LENGTH]: None for text in chunk.texts.drop_null().to_pylist()}
-    every = [text for text in found if NAME.search(text) is None or random.random() < NAMED_SHARE]
+    if passages is None:
+        found = dict.fromkeys(of_articles(articles, random))
+        for name in texts:
+            file, _, column = name.rpartition(":")
+            for chunk in open_corpus([file], column=column).chunks(LIMITS):
+                found |= {text[:PASSAGE_LENGTH]: None for text in chunk.texts.drop_null().to_pylist()}
+        every = [text for text in found if NAME.search(text) is None or random.random() < NAMED_SHARE]
+    else:
+        long = list(dict.fromkeys(long_passages(articles, random)))
+        every = [long[place] for place in random.permutation(len(long))[:passages]]
     order = random.permutation(len(every))
     schema = pa.schema([("text", pa.string())])
     with pq.ParquetWriter(output, schema) as writer:
@@ -60,6 +69,18 @@ def of_articles(files: tuple[str, ...], random: np.random.Generator) -> Iterator
         for article in chunk.texts.drop_null().to_pylist():
             for paragraph in article.splitlines():
                 yield from of_paragraph(paragraph, random)
+
+
+def long_passages(files: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
+    """Runs of whole lines of articles, each of a length drawn anew."""
+    for chunk in open_corpus(files, column="text").chunks(LIMITS):
+        for article in chunk.texts.drop_null().to_pylist():
+            passage, wanted = "", int(random.integers(*LONG_PASSAGES))
+            for line in article.splitlines():
+                passage = f"{passage} {line}".strip()
+                if len(passage) >= wanted:
+                    yield passage[: LONG_PASSAGES[1]]
+                    passage, wanted = "", int(random.integers(*LONG_PASSAGES))
 
 
 def of_paragraph(paragraph: str, random: np.random.Generator) -> Iterator[str]:
