@@ -10,12 +10,13 @@ With g = dy · w and r = 1 / sqrt(mean(x²) + eps):
     dx = r · (g − x · r² · mean(g · x)) (+ dtotal) = dresidual          dw = Σ_t dy · x · r
 
 Shapes: T packed tokens, D hidden size.
-All arithmetic is fp32 whatever the dtypes; rounding happens once, at the store.
+All arithmetic is fp32 whatever the dtypes; rounding happens once, at the store. Off a GPU it is PyTorch's operation.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from fastvec_kernels._launch import launch, next_power_of_2, runs_triton, tl, triton
 
@@ -46,7 +47,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     if x.ndim != 2 or weight.shape != x.shape[1:]:
         raise ValueError(f"rms_norm needs x [T, D] and weight [D], got {tuple(x.shape)} and {tuple(weight.shape)}")
     if not _runs_kernel(x):
-        return rms_norm_reference(x, weight, eps)
+        return rms_norm_torch(x, weight, eps)
     y: torch.Tensor = _rms_norm(x, weight, eps)
     return y
 
@@ -64,9 +65,17 @@ def add_rms_norm(
         given = f"{tuple(residual.shape)} {residual.dtype}"
         raise ValueError(f"add_rms_norm needs a residual of x's {tuple(x.shape)} {x.dtype}, got {given}")
     if not _runs_kernel(x):
-        return add_rms_norm_reference(x, residual, weight, eps)
+        total = x + residual
+        return rms_norm_torch(total, weight, eps), total
     y, total = _add_rms_norm(x, residual, weight, eps)
     return y, total
+
+
+def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`rms_norm` by PyTorch's operation, which it has for one dtype alone."""
+    if weight.dtype != x.dtype:
+        return rms_norm_reference(x, weight, eps)
+    return F.rms_norm(x, x.shape[1:], weight, eps)
 
 
 def _runs_kernel(x: torch.Tensor) -> bool:

@@ -10,7 +10,8 @@ The backward turns by the opposite angle, and then goes through the norm as rms_
 Shapes: T packed tokens, H heads of q, KV of k and of v, D head size, R ≤ D rotary size.
 A custom operator may return no view of its input: v is one only where the kernel has nothing to add to it, and where no
 gradient is recorded, since adding v's gradient to that of q and k would be one more pass over all three.
-All arithmetic is fp32 whatever the dtypes; rounding happens once, at the store.
+All arithmetic is fp32 whatever the dtypes; rounding happens once, at the store. Off a GPU the products round as they do
+in a plain model, in a third of the time of fp32 copies.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from fastvec_kernels._launch import runs_triton
 from fastvec_kernels._rope_kernels import Shape, launch_rope, launch_rope_backward
-from fastvec_kernels.rms_norm import rms_norm_reference, rows_of
+from fastvec_kernels.rms_norm import rms_norm_reference, rms_norm_torch, rows_of
 
 WIDEST_HEAD = 1024  # a segment of one head is what a program holds at least
 
@@ -73,14 +74,41 @@ def rope(
     _check(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, bias)
     head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
     if qkv.numel() == 0 or head_dim > WIDEST_HEAD or not runs_triton(qkv):
-        return rope_reference(
-            qkv, cos, sin, heads=heads, kv_heads=kv_heads, q_weight=q_weight, k_weight=k_weight, eps=eps, bias=bias
-        )
+        return _rope_torch(qkv if bias is None else qkv + bias, cos, sin, heads, kv_heads, q_weight, k_weight, eps)
     with_v = bias is not None or (torch.is_grad_enabled() and qkv.requires_grad)
     q, k, v = _rope(qkv, cos, sin, q_weight, k_weight, bias, heads, kv_heads, eps, with_v)
     if not with_v:
         v = qkv[:, (heads + kv_heads) * head_dim :].unflatten(1, (kv_heads, head_dim))
     return q, k, v
+
+
+def _rope_torch(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q and k turned together, half a head's entries against the other half's."""
+    all_heads, half = heads + 2 * kv_heads, cos.shape[1]
+    x, v = qkv.unflatten(1, (all_heads, qkv.shape[1] // all_heads)).split([heads + kv_heads, kv_heads], 1)
+    if q_weight is not None and k_weight is not None:
+        both = zip(x.split([heads, kv_heads], 1), (q_weight, k_weight), strict=True)
+        x = torch.cat([_head_norm(y, weight, eps) for y, weight in both], 1)
+    cos, sin = (torch.cat(pair, 1).to(x.dtype)[:, None] for pair in ((cos, cos), (-sin, sin)))
+    turning, rest = x[..., : 2 * half], x[..., 2 * half :]
+    turned = torch.addcmul(turning * cos, turning.roll(half, -1), sin)
+    if rest.shape[2]:
+        turned = torch.cat([turned, rest], -1)
+    q, k = turned.split([heads, kv_heads], 1)
+    return q, k, v
+
+
+def _head_norm(y: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return rms_norm_torch(y.flatten(0, 1), weight, eps).view(y.shape)
 
 
 def _check(

@@ -7,7 +7,8 @@
     dgate = dy · up · f'(gate), dup = dy · f(gate)
 
 Shapes: T packed tokens, F feed-forward size; gate_up [T, 2F] holds gate, then up.
-All arithmetic is fp32 whatever the dtype; rounding happens once, at the store.
+All arithmetic is fp32 whatever the dtype; rounding happens once, at the store. Off a GPU activation and product are two
+operations of PyTorch's, as in a plain model: less than half the time of fp32 copies.
 """
 
 from typing import Any, Literal, get_args
@@ -37,7 +38,8 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype. Raises ValueError for another shape."""
     _check("swiglu", gate_up)
     if gate_up.numel() == 0 or not runs_triton(gate_up):
-        return swiglu_reference(gate_up)
+        gate, up = gate_up.chunk(2, 1)
+        return F.silu(gate) * up
     y: torch.Tensor = _gated(gate_up, "silu")
     return y
 
@@ -51,7 +53,8 @@ def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.
     if approximate not in get_args(Approximate):
         raise ValueError(f"geglu needs approximate of {', '.join(get_args(Approximate))}, got {approximate!r}")
     if gate_up.numel() == 0 or not runs_triton(gate_up):
-        return geglu_reference(gate_up, approximate=approximate)
+        gate, up = gate_up.chunk(2, 1)
+        return F.gelu(gate, approximate=approximate) * up
     y: torch.Tensor = _gated(gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
     return y
 

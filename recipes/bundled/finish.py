@@ -40,9 +40,6 @@ def main(adapted: Path, output: Path, card: Path) -> None:
     }
     (output / RECORD).write_text(json.dumps(rules, indent=2) + "\n")
     tokenizer = read_json(adapted / "tokenizer.json")
-    model = tokenizer["model"]
-    if model["type"] == "Unigram":  # scores of 17 digits take half of the file
-        model["vocab"] = [[piece, round(score, 4)] for piece, score in model["vocab"]]
     compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
     (output / "tokenizer.json").write_text(compact, encoding="utf-8")
     shutil.copyfile(card, output / "README.md")

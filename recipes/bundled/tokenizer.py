@@ -1,9 +1,9 @@
-"""The bundled model's tokenizer: byte-level pieces of lower-cased words, the same wherever a word stands.
+"""The bundled model's tokenizer: a byte-level BPE of lower-cased text, in which a word is the same wherever it stands.
 
     python -m recipes.bundled.tokenizer texts.parquet -o tokenizer --vocabulary 16384
 
-It learns from texts without names and numbers, which would take most of a small vocabulary. The pieces are those of a
-unigram language model (Kudo, 2018). There are no tokens around a text, so that every tool pools the same tokens of it.
+It learns from texts without names and numbers, which would take most of a small vocabulary. There are no tokens around
+a text, so that every tool pools the same tokens of it.
 """
 
 from pathlib import Path
@@ -27,19 +27,18 @@ def main(texts: Path, output: Path, vocabulary: int) -> None:
     """Train it on TEXTS, a Parquet file with a column `text`."""
     file = pq.ParquetFile(texts)
     groups = (file.read_row_group(group)["text"].to_pylist() for group in range(file.num_row_groups))
-    tokenizer = Tokenizer(models.Unigram())
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.train_from_iterator(
         ([text for text in group if NAME.search(text) is None] for group in groups),
-        trainers.UnigramTrainer(
+        trainers.BpeTrainer(
             vocab_size=vocabulary,
             special_tokens=SPECIAL,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            unk_token=SPECIAL[0],  # every byte is a piece, so it is for nothing
-            max_piece_length=LONGEST,
+            max_token_length=LONGEST,
         ),
     )
     PreTrainedTokenizerFast(
