@@ -29,8 +29,9 @@ MOST_BYTES = 16_000_000
 @click.command()
 @click.argument("adapted", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--max-length", default=512, show_default=True, help="Tokens, more than it was trained at.")
 @click.option("--card", type=click.Path(exists=True, path_type=Path), required=True)
-def main(adapted: Path, output: Path, card: Path) -> None:
+def main(adapted: Path, output: Path, max_length: int, card: Path) -> None:
     """Copy ADAPTED's files, with the record cut to how the model is run, the tokenizer compact, and CARD."""
     for name in FILES:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +39,9 @@ def main(adapted: Path, output: Path, card: Path) -> None:
     rules = {
         key: value for key, value in read_json(adapted / RECORD).items() if key in ("format", "version", "encoder")
     }
+    rules["encoder"]["max_length"] = max_length
+    sentence = read_json(output / "sentence_bert_config.json") | {"max_seq_length": max_length}
+    (output / "sentence_bert_config.json").write_text(json.dumps(sentence, indent=2) + "\n")
     (output / RECORD).write_text(json.dumps(rules, indent=2) + "\n")
     tokenizer = read_json(adapted / "tokenizer.json")
     compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
