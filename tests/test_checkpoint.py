@@ -80,8 +80,9 @@ def test_reading_a_checkpoint_imports_no_torch(tiny_llama: Path) -> None:
     assert result.stdout == "False\n"
 
 
-def test_no_model_names_some() -> None:
-    assert "Qwen/Qwen3-Embedding-0.6B" in refusal(None)
+def test_no_model_is_the_bundled_one() -> None:
+    checkpoint = resolve(None)
+    assert (checkpoint.name, checkpoint.layout, checkpoint.vector_size) == ("fastvec-mini", "fastvec", 384)
 
 
 # damaged and foreign folders

@@ -138,12 +138,6 @@ def test_a_mistake_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_model_it_says_which_to_pass(fastvec: Run) -> None:
-    done = fastvec("embed", ARTICLES, "-o", "v.arrow", "--column", "text")
-    assert done.exit_code == 1
-    assert re.fullmatch(r"fastvec: .*--model.*\n", done.stderr)
-
-
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_run_that_resumes(
     fastvec: Run, tiny_llama: Path, tmp_path: Path, number: int, exit_code: int
