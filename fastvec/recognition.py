@@ -54,22 +54,23 @@ def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
     """
     model = decoder.model
     try:
-        with _first_layers_in_float32(model, _layers_of_every_kind(decoder)):
-            apart = _difference(model, _recognised(decoder, positions))
+        seen = _watch(model)
+        first = _layers_of_every_kind(model, seen)
+        with _first_layers_in_float32(model, first):
+            apart = _difference(model, _recognised(model, seen[:first], positions))
         if not apart <= AGREEMENT:
             raise NotTheSkeleton(f"the two paths are {apart:.2g} apart")
-        return _recognised(decoder, positions)
+        return _recognised(model, seen, positions)
     except NotTheSkeleton as reason:
         logger.debug("%s runs through transformers: %s", model.config.model_type, reason)
         return None
 
 
-def _layers_of_every_kind(decoder: Decoder) -> int:
+def _layers_of_every_kind(model: Any, seen: Sequence[Attending]) -> int:
     """The length of the shortest run of first layers in which each way to attend and to turn occurs."""
-    seen = _watch(decoder)
     kinds = [
         (how.heads, how.kv_heads, how.scale, how.window, how.softcap, how.sinks is None, kind)
-        for how, kind in zip(seen, _rotary_kinds(decoder.model), strict=True)
+        for how, kind in zip(seen, _rotary_kinds(model), strict=True)
     ]
     return max(kinds.index(kind) for kind in kinds) + 1
 
@@ -91,9 +92,8 @@ def _first_layers_in_float32(model: Any, count: int) -> Iterator[None]:
         model.layers = whole
 
 
-def _watch(decoder: Decoder) -> list[Attending]:
+def _watch(model: Any) -> list[Attending]:
     """How each layer attends; raises NotTheSkeleton unless the model is a plain row of layers that attend once."""
-    model: Any = decoder.model
     parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
     _only(model, parts, needed=parts)
     _norm(model.norm)
@@ -106,9 +106,8 @@ def _watch(decoder: Decoder) -> list[Attending]:
     return seen
 
 
-def _recognised(decoder: Decoder, positions: int) -> FusedDecoder:
-    model: Any = decoder.model
-    seen = _watch(decoder)
+def _recognised(model: Any, seen: Sequence[Attending], positions: int) -> FusedDecoder:
+    """The fast path of a model whose layers attend as was `seen`."""
     kinds = _rotary_kinds(model)
     order = list(dict.fromkeys(kinds))
     layers = [

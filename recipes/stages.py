@@ -9,7 +9,6 @@ seeds, in `stages.md` and `stages.json`. The same command resumes: a stage that 
 
 import json
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,10 @@ from fastvec.training.learner import mask_id
 from fastvec.training.pairs import read_scored_pairs
 from fastvec.training.stream import ExampleStream
 from fastvec.training.tasks import TokenTask
+from recipes.sentences import sentences_of, within
 
 STAGES = {"uni": "causal, as pretrained", "bi": "bidirectional, untrained", "mntp": "+ MNTP", "simcse": "+ SimCSE"}
 MEASURED = 256  # sequences of hidden tokens
-SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 
 
 @click.command()
@@ -142,8 +141,8 @@ def write_sentences(texts: tuple[str, ...], column: str, path: Path) -> None:
     with pq.ParquetWriter(path, schema) as writer:
         for chunk in open_corpus(texts, column=column).chunks(ChunkLimits(rows=512, bytes=4 << 20)):
             lines = (line for text in chunk.texts.drop_null().to_pylist() for line in text.splitlines())
-            found = [part.strip() for line in lines for part in SENTENCE.split(line)]
-            writer.write_table(pa.table({"sentence": [part for part in found if 30 <= len(part) <= 220]}, schema))
+            found = [sentence for line in lines for sentence in sentences_of(line) if within(sentence)]
+            writer.write_table(pa.table({"sentence": found}, schema))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -16,7 +16,7 @@ from recipes.bundled import finish, static, teacher, texts, tokenizer
 from tests.tiny import save_decoder
 
 ARTICLES = str(Path(__file__).parent / "data" / "articles.parquet")
-SIZES = "--width 64 --layers 1 --intermediate 64 --batch-size 64 --epochs 4"
+SIZES = "--width 64 --layers 1 --batch-size 64 --epochs 4"
 
 
 @pytest.fixture(scope="module")

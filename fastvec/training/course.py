@@ -126,9 +126,8 @@ class Course(TrainerCallback):
 
     def _measure(self, step: int) -> None:
         if self._curves is not None:
-            measured = (
-                self._learner.measure()
-            )  # a correlation of equal vectors is no number, and JSON has no word for it
+            # a correlation of equal vectors is no number, and JSON has no word for it
+            measured = self._learner.measure()
             self._curves.add([{"step": step} | {name: x for name, x in measured.items() if math.isfinite(x)}])
 
     def _measured_at(self, step: int) -> bool:

@@ -68,11 +68,11 @@ class Readout:
         return dense
 
     def encode_in_parts(
-        self, texts: Sequence[Text], numbers: Sequence[int], model: Pass, *, at_once: int
+        self, texts: Sequence[Text], numbers: Sequence[int], model: Pass, *, at_once: int | None
     ) -> torch.Tensor:
-        """The same, in order, of any number of texts: `at_once` of like length in a forward."""
+        """The same, in order, of any number of texts: `at_once` of like length in a forward, omitted all."""
         parts = split_by_length([len(text.ids) for text in texts], at_once)
-        vectors = torch.cat([self.encode([texts[i] for i in p], [numbers[i] for i in p], model) for p in parts])
+        vectors = torch.cat([self._part(texts, numbers, part, model) for part in parts])
         return vectors[torch.from_numpy(np.argsort(np.concatenate(parts))).to(model.device)]
 
     def learn(
@@ -84,25 +84,23 @@ class Readout:
         *,
         at_once: int | None,
     ) -> torch.Tensor:
-        """Give the model the gradient of the loss of the vectors [n, D], and return the loss; omitted, all at once."""
+        """Give the model the gradient of the loss of the vectors [n, D], and return the loss."""
         parts = split_by_length([len(text.ids) for text in texts], at_once)
-        back = torch.from_numpy(np.argsort(np.concatenate(parts))).to(model.device)
-
-        def encoded(part: list[int]) -> torch.Tensor:
-            return self.encode([texts[i] for i in part], [numbers[i] for i in part], model)
-
+        with torch.set_grad_enabled(len(parts) == 1):
+            vectors = self.encode_in_parts(texts, numbers, model, at_once=at_once)
         if len(parts) == 1:
-            loss = loss_of(encoded(parts[0]).index_select(0, back))
+            loss = loss_of(vectors)
             model.backward(loss, last=True)
             return loss.detach()
-        with torch.no_grad():
-            vectors = torch.cat([encoded(part) for part in parts])
-        vectors.requires_grad_()
-        loss = loss_of(vectors.index_select(0, back))
+        loss = loss_of(vectors.requires_grad_())
         (gradients,) = torch.autograd.grad(loss, [vectors])
-        for index, (part, gradient) in enumerate(zip(parts, torch.split(gradients, [*map(len, parts)]), strict=True)):
-            model.backward(encoded(part), gradient, last=index == len(parts) - 1)
+        for index, part in enumerate(parts):
+            gradient = gradients[torch.tensor(part, device=model.device)]
+            model.backward(self._part(texts, numbers, part, model), gradient, last=index == len(parts) - 1)
         return loss.detach()
+
+    def _part(self, texts: Sequence[Text], numbers: Sequence[int], part: Sequence[int], model: Pass) -> torch.Tensor:
+        return self.encode([texts[i] for i in part], [numbers[i] for i in part], model)
 
 
 def gather(vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:

@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT
 from fastvec.objectives import distillation
 from fastvec.training.distil import FIT_TEXTS, least_squares
 from fastvec.training.folder import save_dense
+from recipes.pretrain import shape
 
 logger = logging.getLogger("recipes.bundled.static")
 RARE = 1e-3  # a token of this share of all tokens weighs half
@@ -43,7 +44,6 @@ QUIET = 0.1  # times the projections of the layers' outputs
 @click.option("--teacher", required=True, help="The sentence-transformers model that VECTORS came from.")
 @click.option("--width", default=256, show_default=True)
 @click.option("--layers", default=4, show_default=True)
-@click.option("--intermediate", default=704, show_default=True)
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--batch-size", default=1024, show_default=True)
 @click.option("--lr", default=3e-3, show_default=True)
@@ -55,7 +55,6 @@ def main(
     teacher: str,
     width: int,
     layers: int,
-    intermediate: int,
     **options: Any,
 ) -> None:
     """Learn static tokens from VECTORS, a folder of Parquet files of text and embedding."""
@@ -67,7 +66,7 @@ def main(
     tokens = start(tokenizer, teacher, ids, width)
     dense = learn(tokens, ids, lengths, targets, **options)
     torch.manual_seed(options["seed"])
-    model = llama(tokens.detach(), width, layers, intermediate, tokenizer)
+    model = llama(tokens.detach(), width, layers, tokenizer)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     save_dense(output / DENSE_FOLDER, dense)
@@ -144,23 +143,10 @@ def learn(
     return dense
 
 
-def llama(
-    tokens: torch.Tensor, width: int, layers: int, intermediate: int, tokenizer: PreTrainedTokenizerFast
-) -> LlamaForCausalLM:
+def llama(tokens: torch.Tensor, width: int, layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama with these tokens, whose layers add next to nothing to them yet."""
-    config = LlamaConfig(
-        vocab_size=len(tokens),
-        hidden_size=width,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    config = shape(len(tokens), width, layers)
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = tokenizer.pad_token_id, None, None
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(tokens)

@@ -21,12 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastvec.reader import ChunkLimits, open_corpus
+from recipes.sentences import sentences_of, within
 
 LIMITS = ChunkLimits(rows=512, bytes=4 << 20)
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 CLAUSE_END = re.compile(r"[,;:()]\s+|\s+[–—-]\s+")
-SENTENCE_LENGTHS = (30, 220)  # characters
-CLAUSE_LENGTHS = (12, 90)
+CLAUSE_LENGTHS = (12, 90)  # characters
 PASSAGE_LENGTH = 600
 LONG_PASSAGES = (400, 1000)  # the teacher reads 256 tokens
 CLAUSE_SHARE, PASSAGE_SHARE = 0.1, 0.12
@@ -85,23 +84,19 @@ def long_passages(files: tuple[str, ...], random: np.random.Generator) -> Iterat
 
 def of_paragraph(paragraph: str, random: np.random.Generator) -> Iterator[str]:
     """The sentences of a paragraph, and of some of them clauses and passages."""
-    sentences = [sentence.strip() for sentence in SENTENCE_END.split(paragraph)]
+    sentences = sentences_of(paragraph)
     for place, sentence in enumerate(sentences):
-        if not _within(sentence, SENTENCE_LENGTHS):
+        if not within(sentence):
             continue
         yield sentence
         chosen = random.random()
         if chosen < CLAUSE_SHARE:
             clauses = [clause.strip(" .\"'") for clause in CLAUSE_END.split(sentence)]
-            yield from (clause for clause in clauses if _within(clause, CLAUSE_LENGTHS))
+            yield from (clause for clause in clauses if within(clause, CLAUSE_LENGTHS))
         elif chosen < CLAUSE_SHARE + PASSAGE_SHARE:
             passage = " ".join(sentences[place : place + 2 + int(random.integers(4))])
             if passage != sentence and len(passage) <= PASSAGE_LENGTH:
                 yield passage
-
-
-def _within(text: str, lengths: tuple[int, int]) -> bool:
-    return lengths[0] <= len(text) <= lengths[1]
 
 
 if __name__ == "__main__":
