@@ -17,21 +17,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from fastvec.errors import ModelError
 from fastvec.families import require_supported
-from fastvec.packed import Packed, pack
+from fastvec.fused import Attending
+from fastvec.packed import Packed
 from fastvec_kernels import AttentionPlan, attention
 
 ATTENTION = "fastvec"  # a name holding "sdpa", "flash" or "/" would be dispatched on by substring
 # keyword arguments that say nothing about what is attended to, or repeat what the mask says
 HARMLESS = {"position_ids", "use_cache", "sliding_window", "output_attentions"}
-# self_check: how far a state that must stay may move, relative to its norm. Dense models repeat to the bit; an expert's
-# matrix product rounds by how many tokens it gets (6e-7 in float32), and a half-precision one may pick another kernel.
-STILL = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,19 +54,6 @@ class PackedMask:
         if any(part not in (slice(None), slice(0, None)) for part in index):
             raise ModelError(f"a packed row is attended to as a whole, not by {index}")
         return self
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attending:
-    """How a layer was seen to attend."""
-
-    heads: int
-    kv_heads: int
-    scale: float
-    causal: bool
-    window: int | None
-    softcap: float | None
-    sinks: torch.Tensor | None  # [heads]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +117,28 @@ class Decoder:
         self.longest = _longest(model.config)
 
     @property
+    def family(self) -> str:
+        return str(self.model.config.model_type)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.model.config.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """The table [V, D] of the tokens."""
+        table: torch.Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]
+        return table
+
+    @property
     def hidden_size(self) -> int:
         """The width of the states; facebook/opt-350m projects them down at the end."""
         return int(getattr(self.model.config, "word_embed_proj_dim", self.model.config.hidden_size))
@@ -161,37 +167,6 @@ def _longest(config: PretrainedConfig) -> int | None:
         if rope.get("rope_type") in ("dynamic", "longrope")
     ]
     return min(limits, default=None)
-
-
-def self_check(decoder: Decoder) -> None:
-    """Run the model, in eval mode, on three short sequences, twice: the second half of the middle one changes between.
-
-    Its first half must move if the decoder is bidirectional, and stay if it is causal; the other two sequences must
-    stay. Sequences are at most 8 tokens, shorter than a real model's window. Raises ModelError where it is not so.
-    """
-    model = decoder.model
-    vocabulary = int(model.config.vocab_size)
-    ids = (np.arange(24) + vocabulary // 2) % vocabulary  # special tokens stand at the ends of a vocabulary
-    before, middle, after, other = np.split(ids, [6, 14, 20])
-    changed = np.concatenate([middle[:4], other])
-    with torch.no_grad():
-        states, moved_states = (
-            decoder(pack([before, x, after], device=model.device)).float() for x in (middle, changed)
-        )
-    found = f"the states of this {model.config.model_type} model"
-    if not (states.isfinite().all() and moved_states.isfinite().all()):
-        raise ModelError(f"{found} are not finite in {model.dtype}: its weights are damaged, or need a wider dtype")
-    movement = (moved_states - states).norm(dim=-1) / states.norm(dim=-1)
-    # a sequence's median, as an expert model may send a token that stands between two experts another way
-    outside = max(movement[:6].median().item(), movement[14:].median().item())
-    ahead = movement[6:10].median().item()
-    still = STILL.get(model.dtype, STILL[torch.float32])
-    if outside > still:
-        raise ModelError(f"{found} depend on other texts of the batch: they moved by {outside:.2g}; please report this")
-    if decoder.bidirectional and ahead <= still:
-        raise ModelError(f"{found} ignore the tokens ahead though it should run bidirectional; please report this")
-    if not decoder.bidirectional and ahead > still:
-        raise ModelError(f"{found} depend on tokens ahead though it should run causal; please report this")
 
 
 def _describe_mask(

@@ -10,26 +10,32 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 import torch
-import transformers
 from torch.nn import functional as F
 
 from fastvec.batching import token_batches
-from fastvec.decoder import Decoder, self_check
+from fastvec.checkpoint import Checkpoint
+from fastvec.dense import load_dense
 from fastvec.errors import ModelError, UsageError
-from fastvec.loading import load_dense, load_model, load_tokenizer, text_tokenizer
+from fastvec.framing import text_tokenizer
+from fastvec.fused import FusedDecoder
 from fastvec.packed import Packed, pack
-from fastvec.recognition import fuse
+from fastvec.plain import PlainDecoder, plain_decoder, plain_tokenizer
+from fastvec.self_check import self_check
 from fastvec.settings import EncoderSettings, resolve_settings
-from fastvec.tokenize import TextTokenizer, TokenizedTexts
+from fastvec.tokenize import LoadedTokenizer, TextTokenizer, TokenizedTexts
 from fastvec_kernels import pool
+
+if TYPE_CHECKING:  # transformers is imported for the checkpoints that need it
+    from fastvec.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 
@@ -66,19 +72,18 @@ class Encoder:
         self.batch_tokens = batch_tokens or BATCH_TOKENS[settings.device]
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         checkpoint = settings.checkpoint
-        self._hf_tokenizer = load_tokenizer(checkpoint)
-        model = load_model(checkpoint, dtype=self._dtype, device=settings.device)
-        self._decoder = Decoder(model, bidirectional=settings.bidirectional)
+        self._tokenizer = _tokenizer(checkpoint)
+        self._decoder = _decoder(settings, self._dtype)
         longest = self._decoder.longest
         if longest is not None and settings.max_length > longest:
             raise UsageError(
                 f"max_length {settings.max_length} is out of range: {checkpoint.name} has {longest} positions"
             )
         self._dense = load_dense(checkpoint, device=settings.device)
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.parameters = sum(parameter.numel() for parameter in self._decoder.model.parameters())
         with torch.inference_mode():
             self_check(self._decoder)
-            self._fused = fuse(self._decoder, settings.max_length)
+            self._fused = self._fuse()
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", checkpoint.name, direction, settings.bidirectional_reason)
 
@@ -137,7 +142,7 @@ class Encoder:
         cuda = self.settings.device == "cuda"
         return {
             "torch": str(torch.__version__),  # a plain string, as the journal gives it back
-            "transformers": transformers.__version__,
+            "transformers": version("transformers"),
             "tokenizers": tokenizers.__version__,
             "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
         }
@@ -164,12 +169,11 @@ class Encoder:
 
     def tokenizer(self, instruction: str | None = None, prompt_name: str | None = None) -> TextTokenizer:
         """What turns texts into token ids by this checkpoint's rules; raises UsageError as `EncoderSettings.prefix`."""
-        return text_tokenizer(self.settings, self._hf_tokenizer, instruction, prompt_name)
+        return text_tokenizer(self.settings, self._tokenizer, instruction, prompt_name)
 
     def input_embeddings(self) -> FloatArray:
         """The table [V, hidden_size] that token ids are looked up in, in float32."""
-        table: torch.Tensor = self._decoder.model.get_input_embeddings().weight  # type: ignore[assignment]
-        return table.detach().float().cpu().numpy()
+        return self._decoder.embeddings.detach().float().cpu().numpy()
 
     def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
         """Encode one chunk of texts. What `between_batches` raises ends it.
@@ -240,19 +244,49 @@ class Encoder:
     def _float32_weights(self) -> Iterator[None]:
         """Hold the weights in float32 for a while; widening and narrowing again loses nothing.
 
-        Tensors that are float32 already (rotary frequencies) stay as they are. The fast path's weights are its own:
-        it is left out, and made anew.
+        Tensors that are float32 already (rotary frequencies) stay as they are. The fast path is made anew each time:
+        its weights are its own.
         """
         model, self._fused = self._decoder.model, None
         narrow = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype == self._dtype]
         try:
             for tensor in narrow:
                 tensor.data = tensor.data.float()
+            self._fused = self._fuse()
             yield
         finally:
             for tensor in narrow:
                 tensor.data = tensor.data.to(self._dtype)
-            self._fused = fuse(self._decoder, self.settings.max_length)
+            self._fused = self._fuse()
+
+    def _fuse(self) -> FusedDecoder | None:
+        if isinstance(self._decoder, PlainDecoder):
+            return self._decoder.fuse()
+        from fastvec.recognition import fuse
+
+        return fuse(self._decoder, self.settings.max_length)
+
+
+def _decoder(settings: EncoderSettings, dtype: torch.dtype) -> "Decoder | PlainDecoder":
+    checkpoint, device, bidirectional = settings.checkpoint, settings.device, settings.bidirectional
+    plain = plain_decoder(
+        checkpoint, dtype=dtype, device=device, bidirectional=bidirectional, positions=settings.max_length
+    )
+    if plain is not None:
+        return plain
+    from fastvec.decoder import Decoder
+    from fastvec.loading import load_model
+
+    return Decoder(load_model(checkpoint, dtype=dtype, device=device), bidirectional=bidirectional)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
+    plain = plain_tokenizer(checkpoint)
+    if plain is not None:
+        return plain
+    from fastvec.loading import load_tokenizer
+
+    return load_tokenizer(checkpoint)
 
 
 def _without_surrogates(text: str) -> str:

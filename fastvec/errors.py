@@ -54,3 +54,8 @@ class InterruptedRunError(FastvecError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def one_line(error: Exception) -> str:
+    """What another library's error says, short enough to stand in a line of ours."""
+    return " ".join(str(error).split())[:300]

@@ -17,9 +17,21 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fastvec.decoder import Attending
 from fastvec.packed import Packed
 from fastvec_kernels import AttentionPlan, add_rms_norm, attention, geglu, rms_norm, rope, swiglu
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attending:
+    """How a layer was seen to attend."""
+
+    heads: int
+    kv_heads: int
+    scale: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None  # [heads]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,35 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from fastvec.decoder import Attending, Decoder, packed_attention, watched
-from fastvec.fused import FusedDecoder, Layer, Linear, Norm
+from fastvec.decoder import Decoder, packed_attention, watched
+from fastvec.fused import Attending, FusedDecoder
 from fastvec.packed import Packed, pack
-from fastvec_kernels import AttentionPlan, add_rms_norm, rms_norm
+from fastvec.skeleton import LAYER_PARTS, NotTheSkeleton, layer_of, norm_of, require_parts
+from fastvec_kernels import AttentionPlan, add_rms_norm
 
 logger = logging.getLogger(__name__)
 
-LAYER_PARTS = {
-    "self_attn",
-    "mlp",
-    "input_layernorm",
-    "post_attention_layernorm",
-    "pre_feedforward_layernorm",
-    "post_feedforward_layernorm",
-    "resid_attn_dropout",
-    "resid_mlp_dropout",
-}
-ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "q_norm", "k_norm"}
-MLP_PARTS = {"gate_proj", "up_proj", "gate_up_proj", "down_proj", "act_fn", "activation_fn"}
 AGREEMENT = 1e-4  # how far the two paths may be apart in float32, relative to a state's norm
-SAME_NORM = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+TRIAL = (12, 5)  # tokens of the sequences that are tried
 ANY, STILL = "any", "still"  # kinds of rotary tables: one for all layers, and of a layer that does not turn
-
-
-class NotTheSkeleton(Exception):
-    """This decoder has a part that the skeleton has not."""
 
 
 def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
@@ -52,7 +35,7 @@ def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
 
     Fused weights take the place of the decoder's own, which become views of them. Run under `inference_mode`.
     """
-    model = decoder.model
+    model, positions = decoder.model, max(positions, *TRIAL)
     try:
         seen = _watch(model)
         first = _layers_of_every_kind(model, seen)
@@ -95,10 +78,10 @@ def _first_layers_in_float32(model: Any, count: int) -> Iterator[None]:
 def _watch(model: Any) -> list[Attending]:
     """How each layer attends; raises NotTheSkeleton unless the model is a plain row of layers that attend once."""
     parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
-    _only(model, parts, needed=parts)
-    _norm(model.norm)
+    require_parts(model, parts, needed=parts)
+    norm_of(model.norm)
     for layer in model.layers:
-        _only(layer, LAYER_PARTS, needed={"self_attn", "mlp"})
+        require_parts(layer, LAYER_PARTS, needed={"self_attn", "mlp"})
     with watched() as seen:
         _states(model, *_trial(model))
     if len(seen) != len(model.layers):
@@ -111,7 +94,7 @@ def _recognised(model: Any, seen: Sequence[Attending], positions: int) -> FusedD
     kinds = _rotary_kinds(model)
     order = list(dict.fromkeys(kinds))
     layers = [
-        _layer(layer, attending, order.index(kind))
+        layer_of(layer, attending, rotary=order.index(kind))
         for layer, attending, kind in zip(model.layers, seen, kinds, strict=True)
     ]
     return FusedDecoder(
@@ -119,98 +102,8 @@ def _recognised(model: Any, seen: Sequence[Attending], positions: int) -> FusedD
         float(getattr(model, "embedding_multiplier", 1.0)),
         layers,
         [_table(model, kind, positions) for kind in order],
-        _norm(model.norm),
+        norm_of(model.norm),
     )
-
-
-def _layer(layer: Any, attending: Attending, rotary: int) -> Layer:
-    attn, mlp = layer.self_attn, layer.mlp
-    joined_qkv, joined_gate_up = hasattr(attn, "qkv_proj"), hasattr(mlp, "gate_up_proj")
-    _only(
-        attn, ATTENTION_PARTS, needed={"o_proj", "qkv_proj"} if joined_qkv else {"q_proj", "k_proj", "v_proj", "o_proj"}
-    )
-    _only(
-        mlp,
-        MLP_PARTS,
-        needed={"down_proj", "gate_up_proj"} if joined_gate_up else {"gate_proj", "up_proj", "down_proj"},
-    )
-    sandwich = hasattr(layer, "pre_feedforward_layernorm")
-    after_only = hasattr(layer, "post_feedforward_layernorm") and not sandwich
-    norms = {name: _norm(module) for name, module in layer.named_children() if name.endswith("layernorm")}
-    middle = norms.get("post_attention_layernorm")
-    q_norm, k_norm = (_norm(getattr(attn, name)) if hasattr(attn, name) else None for name in ("q_norm", "k_norm"))
-    if (q_norm is None) != (k_norm is None) or (q_norm and k_norm and q_norm.eps != k_norm.eps):
-        raise NotTheSkeleton("queries are normed and keys are not, or otherwise")
-    qkv = [attn.qkv_proj] if joined_qkv else [attn.q_proj, attn.k_proj, attn.v_proj]
-    gate_up = [mlp.gate_up_proj] if joined_gate_up else [mlp.gate_proj, mlp.up_proj]
-    return Layer(
-        heads=attending.heads,
-        kv_heads=attending.kv_heads,
-        qkv=_joined(qkv),
-        q_norm=q_norm,
-        k_norm=k_norm,
-        rotary=rotary,
-        attending=attending,
-        output=_joined([attn.o_proj]),
-        gate_up=_joined(gate_up),
-        activation=_activation(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)),
-        down=_joined([mlp.down_proj]),
-        before_attention=norms.get("input_layernorm"),
-        after_attention=middle if sandwich or after_only else None,
-        before_mlp=norms.get("pre_feedforward_layernorm") if sandwich or after_only else middle,
-        after_mlp=norms.get("post_feedforward_layernorm"),
-        scale=float(getattr(layer, "residual_multiplier", 1.0)),
-    )
-
-
-def _only(module: Any, parts: set[str], *, needed: set[str]) -> None:
-    """Raise NotTheSkeleton where `module` lacks a child, has one of another name, or a parameter of its own."""
-    children = {name for name, _ in module.named_children()}
-    if missing := needed - children:
-        raise NotTheSkeleton(f"{type(module).__name__} has no {', '.join(sorted(missing))}")
-    others = children - parts
-    others |= {name for name, _ in module.named_parameters(recurse=False)}
-    if others:
-        raise NotTheSkeleton(f"{type(module).__name__} has {', '.join(sorted(others))}")
-
-
-def _joined(linears: Sequence[nn.Linear]) -> Linear:
-    """Linear maps of one input as one map; theirs become views of its weights."""
-    if not all(type(one) is nn.Linear for one in linears):
-        raise NotTheSkeleton(f"{type(linears[0]).__name__} is no plain linear map")
-    if len(linears) == 1:
-        return Linear(linears[0].weight, linears[0].bias)
-    weight = torch.cat([one.weight for one in linears])
-    for one, view in zip(linears, torch.split(weight, [len(one.weight) for one in linears]), strict=True):
-        one.weight.data = view
-    biases: list[torch.Tensor] = [one.bias for one in linears if one.bias is not None]
-    if biases and len(biases) < len(linears):
-        raise NotTheSkeleton("some maps of one input have a bias and others have none")
-    return Linear(weight, torch.cat(biases) if biases else None)
-
-
-def _norm(module: Any) -> Norm:
-    """The RMSNorm that `module` computes, by what it makes of random numbers; raises NotTheSkeleton for another."""
-    weight = getattr(module, "weight", None)
-    eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
-    if not isinstance(weight, torch.Tensor) or not isinstance(eps, float):
-        raise NotTheSkeleton(f"{type(module).__name__} is no RMSNorm")
-    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    expected = module(x).float()
-    for scale in (weight, 1 + weight.float()):
-        found = rms_norm(x, scale, eps).float()
-        if (found - expected).norm() <= SAME_NORM[weight.dtype] * expected.norm():
-            return Norm(scale, eps)
-    raise NotTheSkeleton(f"{type(module).__name__} is no RMSNorm")
-
-
-def _activation(function: Any) -> str:
-    x = torch.linspace(-4, 4, 65)
-    known = {"silu": F.silu(x), "gelu_tanh": F.gelu(x, approximate="tanh"), "gelu": F.gelu(x)}
-    for name, expected in known.items():
-        if callable(function) and torch.allclose(function(x), expected, atol=1e-6):
-            return name
-    raise NotTheSkeleton("its activation is neither SiLU nor GELU")
 
 
 def _rotary_kinds(model: Any) -> list[str]:
@@ -237,9 +130,9 @@ def _table(model: Any, kind: str, positions: int) -> tuple[torch.Tensor, torch.T
 
 def _trial(model: Any) -> tuple[torch.Tensor, Packed]:
     """Random embeddings [T, D] of two sequences, in the layers' dtype."""
-    packed = pack([np.zeros(12, dtype=np.int32), np.zeros(5, dtype=np.int32)], device=model.device)
+    packed = pack([np.zeros(length, dtype=np.int32) for length in TRIAL], device=model.device)
     width, weight = model.config.hidden_size, model.norm.weight
-    embeddings = torch.randn(17, width, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.randn(sum(TRIAL), width, generator=torch.Generator().manual_seed(0))
     return embeddings.to(weight.device, weight.dtype), packed
 
 

@@ -121,7 +121,7 @@ def resolve_settings(
     return EncoderSettings(
         checkpoint=checkpoint,
         device=settled_device,
-        dtype=_settle_dtype(settled_device) if dtype == "auto" else dtype,
+        dtype=settle_dtype(settled_device) if dtype == "auto" else dtype,
         pooling=pooling or checkpoint.pooling,  # type: ignore[arg-type]  # checked against its values above
         normalize=checkpoint.normalize if normalize is None else normalize,
         max_length=_within("max_length", max_length, checkpoint.max_length, checkpoint.max_positions, "positions"),
@@ -154,7 +154,7 @@ def _settle_device(device: str) -> str:
     return "cuda" if device == "auto" and available else "cpu" if device == "auto" else device
 
 
-def _settle_dtype(device: str) -> str:
+def settle_dtype(device: str) -> str:
     """bfloat16 where the hardware multiplies it, else float32 on a CPU and float16 on a GPU (before Ampere)."""
     import torch
 

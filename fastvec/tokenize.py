@@ -8,7 +8,7 @@ Truncation drops the text's last tokens only: instruction, template and EOS surv
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from fastvec.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
-    from transformers import PreTrainedTokenizerBase
 
 IntArray = npt.NDArray[np.integer]
 
@@ -25,6 +24,25 @@ IntArray = npt.NDArray[np.integer]
 CHARACTERS_PER_TOKEN = 10
 # a cut can change the tokens just before it; those this far before it stay as they are
 SEAM_TOKENS = 32
+
+
+class LoadedTokenizer(Protocol):
+    """What is asked of a tokenizer, one of transformers' or a `PlainTokenizer`; what it has not is None."""
+
+    @property
+    def backend_tokenizer(self) -> "Tokenizer": ...
+    @property
+    def bos_token(self) -> Any: ...
+    @property
+    def eos_token(self) -> Any: ...
+    @property
+    def bos_token_id(self) -> Any: ...
+    @property
+    def eos_token_id(self) -> Any: ...
+    @property
+    def pad_token_id(self) -> Any: ...
+    @property
+    def all_special_ids(self) -> list[int]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +87,7 @@ class TextTokenizer:
     Raises UsageError when the prefix, the suffix and the special tokens leave no room for a text in `max_length`.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", recipe: TextRecipe) -> None:
+    def __init__(self, tokenizer: LoadedTokenizer, recipe: TextRecipe) -> None:
         self.recipe = recipe
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()

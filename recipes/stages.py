@@ -21,7 +21,8 @@ import torch
 
 from fastvec import adapt
 from fastvec.decoder import Decoder
-from fastvec.loading import load_model, load_tokenizer, quiet_libraries, text_tokenizer
+from fastvec.framing import text_tokenizer
+from fastvec.loading import load_model, load_tokenizer, quiet_libraries
 from fastvec.objectives import MaskRule, mask_tokens
 from fastvec.reader import ChunkLimits, open_corpus
 from fastvec.settings import resolve_settings

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
-from fastvec.decoder import Decoder, packed_attention, self_check
+from fastvec.decoder import Decoder, packed_attention
 from fastvec.errors import ModelError
 from fastvec.families import FAMILIES, REFUSED, document, require_supported
 from fastvec.packed import IntArray, pack
+from fastvec.self_check import self_check
 from fastvec_kernels import AttentionPlan, attention
 from tests.tiny_families import VOCABULARY, tiny_model
 

@@ -125,3 +125,7 @@ def test_positions_reach_as_far_as_was_asked_for() -> None:
     assert short is not None
     with pytest.raises(IndexError):
         states(short)
+
+
+def test_a_maximum_length_below_the_tried_ones_is_no_trouble() -> None:
+    assert fuse(Decoder(tiny_model("gemma"), bidirectional=True), 1) is not None

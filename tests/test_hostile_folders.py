@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from fastvec.checkpoint import resolve
+from fastvec.dense import load_dense
 from fastvec.errors import ModelError
-from fastvec.loading import load_dense, load_model, load_tokenizer, text_frame
+from fastvec.framing import text_frame
+from fastvec.loading import load_model, load_tokenizer
 from tests.checkpoints import copy, edit_json, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute transformers renamed

@@ -12,8 +12,10 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from fastvec.adapters import merge_adapter
 from fastvec.checkpoint import resolve
 from fastvec.decoder import ATTENTION
+from fastvec.dense import load_dense
 from fastvec.errors import ModelError
-from fastvec.loading import load_dense, load_model, load_tokenizer, text_frame
+from fastvec.framing import text_frame
+from fastvec.loading import load_model, load_tokenizer
 from tests.checkpoints import copy, edit_json, save_adapter, with_adapter
 from tests.tiny import save_decoder
 

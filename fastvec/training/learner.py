@@ -12,10 +12,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from fastvec.decoder import Decoder, self_check
+from fastvec.decoder import Decoder
+from fastvec.dense import load_dense
 from fastvec.errors import ModelError, UsageError
-from fastvec.loading import load_dense, load_model, load_tokenizer, text_tokenizer
+from fastvec.framing import text_tokenizer
+from fastvec.loading import load_model, load_tokenizer
 from fastvec.objectives import MaskRule, mask_tokens
+from fastvec.self_check import self_check
 from fastvec.tokenize import TextRecipe, TextTokenizer
 from fastvec.training.contrast import ContrastTask
 from fastvec.training.distil import FIT_TEXTS, DistilTask, fitted_dense
