@@ -9,7 +9,9 @@ import logging
 import shutil
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -275,18 +277,29 @@ class _Run:
 
 
 def _tokenize(chunks: Iterator[Chunk], tokenizer: "TextTokenizer") -> Iterator[_Tokenized]:
-    for chunk in chunks:
-        valid = chunk.texts.is_valid().to_numpy(zero_copy_only=False)
-        texts = chunk.texts.drop_null().to_pylist()
-        tokenized = tokenizer(texts)
-        counts = {
-            "nulls": chunk.texts.null_count,
-            "empty": sum(not text or text.isspace() for text in texts),
-            "truncated": tokenized.truncated,
-            "repaired": chunk.repaired,
-            "tokens": len(tokenized.ids),
-        }
-        yield _Tokenized(chunk=chunk, valid=valid, texts=tokenized, counts=counts)
+    """Two chunks at a time, in order: one's tokens are gathered in Python while the other's are found on all cores."""
+    with ThreadPoolExecutor(2) as pool:
+        ahead: deque[Future[_Tokenized]] = deque()
+        for chunk in chunks:
+            ahead.append(pool.submit(_tokenized, chunk, tokenizer))
+            if len(ahead) == 2:
+                yield ahead.popleft().result()
+        for last in ahead:
+            yield last.result()
+
+
+def _tokenized(chunk: Chunk, tokenizer: "TextTokenizer") -> _Tokenized:
+    valid = chunk.texts.is_valid().to_numpy(zero_copy_only=False)
+    texts = chunk.texts.drop_null().to_pylist()
+    tokenized = tokenizer(texts)
+    counts = {
+        "nulls": chunk.texts.null_count,
+        "empty": sum(not text or text.isspace() for text in texts),
+        "truncated": tokenized.truncated,
+        "repaired": chunk.repaired,
+        "tokens": len(tokenized.ids),
+    }
+    return _Tokenized(chunk=chunk, valid=valid, texts=tokenized, counts=counts)
 
 
 def _error_lines(plan: EmbedPlan, errors: Sequence[RowError]) -> Iterator[str]:

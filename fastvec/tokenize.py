@@ -5,9 +5,9 @@ came from the text is read from the token offsets, because tokenising the text a
 Truncation drops the text's last tokens only: instruction, template and EOS survive it.
 """
 
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -114,44 +114,47 @@ class TextTokenizer:
         """Tokenise `texts`, each of them valid UTF-8, on all cores."""
         if self.recipe.strip_end:
             texts = [text.rstrip() for text in texts]
-        ids, lengths, spans, truncated = array("i"), array("q"), array("q"), 0
-        for encoding, begin, end in self._encode(texts):
-            tokens = encoding.ids
-            room = min(self._text_max_length, self._content - begin - (len(tokens) - end))
-            if room < end - begin:
-                tokens = tokens[: begin + room] + tokens[end:]
-                truncated += 1
-            tokens = self._before + tokens + self._after or self._stand_in
-            ids.extend(tokens)
-            lengths.append(len(tokens))
-            spans.extend(self._span(len(tokens), begin))
+        encodings, begins, ends = self._encode(texts)
+        ids = [encoding.ids for encoding in encodings]
+        sizes = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        room = np.minimum(self._text_max_length, self._content - begins - (sizes - ends))
+        too_long = np.flatnonzero(room < ends - begins)
+        for i in too_long:
+            ids[i] = ids[i][: begins[i] + room[i]] + ids[i][ends[i] :]
+        if self._before or self._after:
+            ids = [self._before + tokens + self._after for tokens in ids]
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        for i in np.flatnonzero(lengths == 0):
+            ids[i], lengths[i] = self._stand_in, 1
         return TokenizedTexts(
-            ids=np.array(ids, dtype=np.int32),
-            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-            spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
-            truncated=truncated,
+            ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            spans=self._spans(lengths, begins),
+            truncated=len(too_long),
         )
 
-    def _encode(self, texts: Sequence[str]) -> Iterator[tuple["Encoding", int, int]]:
+    def _encode(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
         """Each text's encoding, without special tokens, and which of its tokens, begin to end, are the text's own."""
         sure = min(self._content, self._text_max_length) + SEAM_TOKENS
         cut = sure * CHARACTERS_PER_TOKEN
-        encoded = self._encode_whole([text[:cut] for text in texts])
-        unsure = [i for i, text in enumerate(texts) if len(text) > cut and encoded[i][2] - encoded[i][1] < sure]
-        again = iter(self._encode_whole([texts[i] for i in unsure]))
-        for i in unsure:
-            encoded[i] = next(again)
-        return iter(encoded)
+        encodings, begins, ends = self._encode_whole([text[:cut] for text in texts])
+        unsure = [i for i, text in enumerate(texts) if len(text) > cut and ends[i] - begins[i] < sure]
+        if unsure:
+            again, begins[unsure], ends[unsure] = self._encode_whole([texts[i] for i in unsure])
+            for i, encoding in zip(unsure, again, strict=True):
+                encodings[i] = encoding
+        return encodings, begins, ends
 
-    def _encode_whole(self, texts: Sequence[str]) -> list[tuple["Encoding", int, int]]:
+    def _encode_whole(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
         prefix, suffix = self.recipe.prefix, self.recipe.suffix
         if not prefix and not suffix:  # the common case needs no offsets
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [(encoding, 0, len(encoding)) for encoding in encodings]
+            sizes = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
+            return encodings, np.zeros_like(sizes), sizes
         encodings = self._backend.encode_batch([prefix + text + suffix for text in texts], add_special_tokens=False)
-        return [
-            (encoding, *self._text_tokens(encoding, len(text))) for text, encoding in zip(texts, encodings, strict=True)
-        ]
+        own = [self._text_tokens(encoding, len(text)) for text, encoding in zip(texts, encodings, strict=True)]
+        begins, ends = np.array(own, dtype=np.int64).reshape(-1, 2).T.copy()
+        return encodings, begins, ends
 
     def _text_tokens(self, encoding: "Encoding", characters: int) -> tuple[int, int]:
         """The tokens that end inside the text, which has `characters` characters after the prefix."""
@@ -160,19 +163,18 @@ class TextTokenizer:
             return begin, len(encoding)
         return begin, _tokens_until(encoding, len(self.recipe.prefix) + characters, len(encoding))
 
-    def _span(self, length: int, begin: int) -> tuple[int, int]:
-        """The pooled tokens of a sequence of `length` tokens with `begin` tokens of prefix; all where none would be."""
-        own = len(self._before) + begin
-        spans = {
-            "sequence": [(0, length)],
-            "text": [(own, length - len(self._after))],
+    def _spans(self, lengths: IntArray, begins: IntArray) -> IntArray:
+        """The pooled tokens [n, 2] of sequences with `begins` tokens of prefix each; all where none would be."""
+        own = len(self._before) + begins
+        firsts, lasts = np.zeros_like(lengths), lengths
+        if self.recipe.pooled == "text":
+            firsts, lasts = own, lengths - len(self._after)
+        elif self.recipe.pooled == "after_prefix":
+            counted = len(self._before) + self._prefix_tokens - self._prefix_ends_special
             # one word after the prefix can share its last token: counted so, nothing of the text would be left
-            "after_prefix": [
-                (len(self._before) + self._prefix_tokens - self._prefix_ends_special, length),
-                (own, length),
-            ],
-        }[self.recipe.pooled]
-        return next(((first, last) for first, last in spans if first < last), (0, length))
+            firsts = np.where(counted < lengths, counted, own)
+        some = firsts < lasts
+        return np.stack([np.where(some, firsts, 0), np.where(some, lasts, lengths)], axis=1)
 
 
 def _tokens_until(encoding: "Encoding", character: int, guess: int) -> int:

@@ -192,7 +192,7 @@ def test_a_finished_job_is_left_alone_without_loading_the_model(
 ) -> None:
     embed([ARTICLES], output, encoder=encoder, column="text", limit=20)
     before = output.stat().st_mtime_ns
-    monkeypatch.setattr(fastvec.encoder, "load_model", None)
+    monkeypatch.setattr(fastvec.encoder, "Encoder", None)
     report = embed([ARTICLES], output, encoder=encoder.settings, column="text", limit=20)
     assert (report.already_finished, report.rows, report.return_code) == (True, 20, 0)
     assert str(report) == f"{output} is already finished: 20 rows"

@@ -1,0 +1,92 @@
+"""Everything but the model: `fastvec embed` with an encoder that returns zeros, against tokenising alone.
+
+    PYTHONPATH=.:kernels python -m benchmarks.pipeline corpus.parquet [--column text] [--model MODEL] [--rounds 5]
+
+Tokenising alone is `tokenizers`' `encode_batch` of the same texts, already in memory as Python strings, with ids and
+offsets taken out. The other reads the file, tokenises, hands rows of zeros on and writes the Arrow file. Both use all
+cores; rounds alternate. Texts are cut to `--max-length` tokens' worth of characters first, for both.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastvec import Encoder, embed
+from fastvec.encoder import Encoded
+from fastvec.tokenize import CHARACTERS_PER_TOKEN, TokenizedTexts
+
+BATCH = 8192  # texts of one `encode_batch`
+
+
+class ZeroEncoder(Encoder):
+    """An encoder without a forward."""
+
+    def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
+        between_batches()
+        return Encoded(vectors=np.zeros((len(texts), self.dims), dtype=np.float32), failed={})
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--column", default="text", show_default=True)
+@click.option("--model")
+@click.option("--max-length", default=512, show_default=True)
+@click.option("--rows", default=100_000, show_default=True, help="At most.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path))
+def main(corpus: Path, column: str, model: str | None, max_length: int, rows: int, **run: object) -> None:
+    """Print rows/s of both, and their ratio."""
+    encoder = ZeroEncoder.from_pretrained(model, max_length=max_length)
+    texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text in _texts(corpus, column, rows)]
+    rates: dict[str, list[float]] = {"tokenizers alone": [], "fastvec without a model": []}
+    stages: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "rows.parquet")
+        pq.write_table(pa.table({"text": texts}), source, row_group_size=BATCH)
+        for number in range(int(str(run["rounds"])) + 1):  # the first one warms up
+            seconds = _tokenize(encoder, texts)
+            started = time.perf_counter()
+            report = embed([source], Path(folder, f"{number}.arrow"), encoder=encoder, column="text")
+            if number:
+                rates["tokenizers alone"].append(len(texts) / seconds)
+                rates["fastvec without a model"].append(len(texts) / (time.perf_counter() - started))
+                stages = dict(report.waits)
+    for name, values in rates.items():
+        print(f"{name:24} {statistics.median(values):10,.0f} rows/s")
+    alone, ours = rates.values()
+    ratios = [own / other for own, other in zip(ours, alone, strict=True)]
+    print(f"{'ratio':24} {statistics.median(ratios):10.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
+    print("waits in the last round: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
+    if isinstance(run["json_path"], Path):
+        run["json_path"].write_text(json.dumps({"rows": len(texts), **rates, "waits": stages}, indent=1) + "\n")
+
+
+def _texts(corpus: Path, column: str, rows: int) -> list[str]:
+    found: list[str] = []
+    for batch in pq.ParquetFile(corpus).iter_batches(columns=[column]):
+        found += batch[column].drop_null().to_pylist()
+        if len(found) >= rows:
+            break
+    return found[:rows]
+
+
+def _tokenize(encoder: Encoder, texts: list[str]) -> float:
+    backend = encoder._tokenizer.backend_tokenizer
+    backend.no_truncation()
+    started = time.perf_counter()
+    for begin in range(0, len(texts), BATCH):
+        for encoding in backend.encode_batch(texts[begin : begin + BATCH], add_special_tokens=False):
+            _ = encoding.ids, encoding.offsets
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
