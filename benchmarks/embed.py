@@ -1,0 +1,239 @@
+"""fastvec against what else embeds a corpus: one model, one set of rows, one machine, one run.
+
+    PYTHONPATH=.:kernels python -m benchmarks.embed corpus.parquet [--shape 25M] [--mix wiki] [--rows 2000] [-o OUT]
+
+fastvec is its whole command: from starting Python over reading Parquet to the finished Arrow file. Of the others only
+the encoding counts, texts in memory and the model warm. Each is a process of its own; rounds alternate, so that a
+machine that slows down does so for all. "Of most" is useful FLOPs (what the tokens need, no padding) a second, of those
+of a square product in the same type, measured in every round. Vectors that differ are an error.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.embed_contestant import BATCH_SIZES, NAMES
+from benchmarks.embed_models import MIXES, MODEL_SHAPES, read_mix, save_random_model
+from benchmarks.results import environment, write_json
+from fastvec.checkpoint import resolve
+from fastvec.plain import plain_tokenizer
+from fastvec.settings import settle_dtype
+from fastvec.tokenize import TextRecipe, TextTokenizer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MATRIX = {"cpu": 2048, "cuda": 8192}
+LEAST_COSINE = 0.999
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """The rows of a run, counted."""
+
+    shape: str
+    mix: str
+    rows: int
+    tokens: int
+    flops: float
+    padded: int  # tokens in batches of neighbouring rows, each padded to its longest
+
+
+@dataclass(kw_only=True, slots=True)
+class Result:
+    """A contestant's rounds; `missing` says why there are none."""
+
+    name: str
+    dtype: str
+    seconds: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # of the matrix rate
+    memory: int = 0
+    device_memory: int | None = None
+    cosine: float | None = None  # the least one with the first contestant's vectors
+    missing: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.dtype}"
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--column", default="text", show_default=True)
+@click.option("--shape", type=click.Choice(list(MODEL_SHAPES)), default="25M", show_default=True)
+@click.option("--mix", type=click.Choice(list(MIXES)), default="wiki", show_default=True)
+@click.option("--rows", default=2000, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--dtype", "dtypes", multiple=True, help="Repeat for more. [default: what fastvec chooses here, float32]")
+@click.option("--only", multiple=True, help="A contestant's name; repeat for more.")
+@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A model folder.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="For JSON and PNG.")
+def main(
+    corpus: Path, column: str, shape: str, mix: str, rows: int, rounds: int, output: Path | None, **given: Any
+) -> None:
+    """Time fastvec and all others that are installed."""
+    dtypes = given["dtypes"] or tuple(dict.fromkeys([settle_dtype(DEVICE), *["float32"] * (DEVICE == "cpu")]))
+    names = [name for name in NAMES if not given["only"] or name in given["only"]]
+    results = [Result(name=name, dtype=dtype) for dtype in dtypes for name in names]
+    max_length = MIXES[mix][0]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = save_random_model(
+            folder / "model", MODEL_SHAPES[shape], max_length=max_length, tokenizer=given["tokenizer"]
+        )
+        texts = read_mix(corpus, column, mix, rows)
+        pq.write_table(pa.table({"text": texts}), folder / "rows.parquet")
+        workload = counted(texts, model, shape, mix, max_length)
+        for _ in range(rounds):
+            ceilings = {dtype: matrix_rate(dtype) for dtype in dtypes}
+            for result in results:
+                take_turn(result, workload, ceilings[result.dtype], model, folder, max_length)
+        compare_vectors(results, folder)
+    click.echo("\n".join(table(workload, results)))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        stem = f"embed-{shape}-{mix}"
+        write_json(
+            output / f"{stem}.json",
+            {"environment": environment(), "workload": asdict(workload), "results": [asdict(one) for one in results]},
+        )
+        plot(workload, results, output / f"{stem}.png")
+    if any(one.cosine is not None and one.cosine < LEAST_COSINE for one in results):
+        raise click.ClickException("not all contestants made the same vectors")
+
+
+def counted(texts: Sequence[str], model: Path, shape: str, mix: str, max_length: int) -> Workload:
+    tokenizer = plain_tokenizer(resolve(model))
+    if tokenizer is None:
+        raise click.UsageError(f"the tokenizer of {model} is not one whose files say all of it")
+    lengths = TextTokenizer(tokenizer, TextRecipe(max_length=max_length))(texts).lengths.tolist()
+    size = BATCH_SIZES[DEVICE]
+    padded = sum(size_of(lengths[begin : begin + size]) for begin in range(0, len(lengths), size))
+    flops = MODEL_SHAPES[shape].flops(lengths)
+    return Workload(shape=shape, mix=mix, rows=len(texts), tokens=sum(lengths), flops=flops, padded=padded)
+
+
+def size_of(lengths: Sequence[int]) -> int:
+    """Tokens of a batch that is padded to its longest text."""
+    return max(lengths) * len(lengths)
+
+
+def matrix_rate(dtype: str, seconds: float = 1.0) -> float:
+    """FLOP/s of a square product of random numbers on this device, the best of a second."""
+    size = MATRIX[DEVICE]
+    a, b = (torch.randn(size, size, device=DEVICE).to(getattr(torch, dtype)) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        torch.mm(a, b)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def take_turn(result: Result, workload: Workload, ceiling: float, model: Path, folder: Path, max_length: int) -> None:
+    if result.missing:
+        return
+    vectors = vectors_of(result, folder)
+    arguments = [result.name, model, folder / "rows.parquet", vectors, result.dtype, max_length]
+    command = [sys.executable, "-m", "benchmarks.embed_contestant", *map(str, arguments)]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    whole = time.perf_counter() - started
+    if done.returncode:
+        result.missing = f"failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+        return
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    result.missing = found.get("missing", "")
+    if result.missing:
+        return
+    seconds = found.get("seconds", whole)
+    result.seconds.append(seconds)
+    result.shares.append(workload.flops / seconds / ceiling)
+    result.memory = max(result.memory, found["memory"])
+    result.device_memory = found["device_memory"]
+
+
+def vectors_of(result: Result, folder: Path) -> Path:
+    return folder / f"{result.name.replace(', ', '-')}-{result.dtype}.npy"
+
+
+def compare_vectors(results: Sequence[Result], folder: Path) -> None:
+    """Every contestant's first vectors with those of the first that ran."""
+    ran = [result for result in results if result.seconds]
+    vectors = [np.load(vectors_of(result, folder)) for result in ran]
+    for result, own in zip(ran, vectors, strict=True):
+        first = vectors[0]
+        rows = min(len(own), len(first))
+        result.cosine = float((own[:rows] * first[:rows]).sum(axis=1).min())
+
+
+def table(workload: Workload, results: Sequence[Result]) -> list[str]:
+    """The report, a line a contestant; ratios are medians over rounds of fastvec's speed in the same type by theirs."""
+    saved = 1 - workload.tokens / workload.padded
+    lines = [
+        f"{workload.rows:,} rows, {workload.tokens:,} tokens, mix {workload.mix}; model of {workload.shape}; "
+        f"{workload.flops / 1e12:.1f} TFLOP; padding in row order would be {saved:.0%}",
+        f"{'contestant':44} {'rows/s':>8} {'tokens/s':>9} {'of most':>7} {'fastvec is':>22} {'memory':>9} cosine",
+    ]
+    own = {result.dtype: result for result in results if result.name == "fastvec"}
+    for result in results:
+        if not result.seconds:
+            lines.append(f"{result.label:44} {result.missing}")
+            continue
+        seconds = statistics.median(result.seconds)
+        against = "" if result.name == "fastvec" or result.dtype not in own else ratio(own[result.dtype], result)
+        lines.append(
+            f"{result.label:44} {workload.rows / seconds:8,.0f} {workload.tokens / seconds:9,.0f} "
+            f"{statistics.median(result.shares):7.0%} {against:>22} {result.memory / 2**20:5,.0f} MiB "
+            f"{result.cosine:7.4f}"
+        )
+    return lines
+
+
+def ratio(own: Result, other: Result) -> str:
+    ratios = [theirs / ours for ours, theirs in zip(own.seconds, other.seconds, strict=False)]
+    if not ratios:
+        return ""
+    return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def plot(workload: Workload, results: Sequence[Result], path: Path) -> None:
+    """Rows a second, with what the matrix rate would allow as a line for each type."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    ran = [result for result in results if result.seconds][::-1]
+    figure, axis = pyplot.subplots(figsize=(9, 1 + 0.5 * len(ran)))
+    rates = [workload.rows / statistics.median(result.seconds) for result in ran]
+    axis.barh([result.label for result in ran], rates, color=["C0" if r.name == "fastvec" else "C7" for r in ran])
+    for number, dtype in enumerate(dict.fromkeys(result.dtype for result in ran)):
+        most = max(
+            rate / statistics.median(result.shares)
+            for rate, result in zip(rates, ran, strict=True)
+            if result.dtype == dtype
+        )
+        axis.axvline(most, color=f"C{number + 1}", linestyle="--", linewidth=0.8, label=f"matrix rate, {dtype}")
+    axis.set(xlabel="rows/s", title=f"{workload.shape}, mix {workload.mix}, {workload.rows:,} rows")
+    axis.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
