@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
-# 4,096 tokens keep a CPU's matrix products busy for any model; a GPU needs more to fill it
+# tokens of two bytes a number, float32 takes half as many: 4,096 keep a CPU's matrix products busy for any model, and
+# more leave its caches; a GPU needs more to fill it
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 # a rough rate, in FLOP/s, and how long a chunk should take at it: enough to sort by length, little enough to redo
 FLOPS = {"cpu": 1e11, "cuda": 2e14}
@@ -69,8 +70,8 @@ class Encoder:
         its positions do not hold for.
         """
         self.settings = settings
-        self.batch_tokens = batch_tokens or BATCH_TOKENS[settings.device]
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.batch_tokens = batch_tokens or 2 * BATCH_TOKENS[settings.device] // self._dtype.itemsize
         checkpoint = settings.checkpoint
         self._tokenizer = _tokenizer(checkpoint)
         self._decoder = _decoder(settings, self._dtype)

@@ -1,0 +1,150 @@
+"""How cost grows: seconds and memory of `fastvec embed` with the number of rows, the length of a text, and the model.
+
+    PYTHONPATH=.:kernels python -m benchmarks.growth corpus.parquet -o OUT [--part rows] [--part length] [--part model]
+
+Each point is a process of its own, the whole command less the time of one that embeds a single row. A fitted exponent
+is the slope of the logarithms: 1 is linear. With the length it is of the time a token, which attention alone makes grow.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.embed_models import MODEL_SHAPES, read_mix, save_random_model
+from benchmarks.results import environment, write_json
+
+ROWS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
+ROWS_MAX_LENGTH = 16  # tokens: reading, tokenising and writing have their part
+LENGTHS = (16, 64, 256, 1024, 4096, 8192)
+TOKENS = 24_576  # of each length
+MODEL_TOKENS = 8192
+UNITS = {"rows": "rows", "length": "tokens of a text", "model": "parameters that multiply"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One run: `x` by the part's unit, `seconds` of all work beyond starting, `memory` at its peak in bytes."""
+
+    x: float
+    work: int  # rows of `rows`, else tokens
+    seconds: float
+    memory: int
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--column", default="text", show_default=True)
+@click.option("--part", "names", multiple=True, type=click.Choice(list(UNITS)), help="Repeat for more. [default: all]")
+@click.option("--most-rows", default=ROWS[-1], show_default=True)
+@click.option("--shape", "shapes", multiple=True, type=click.Choice(list(MODEL_SHAPES)), help="[default: 25M, 0.1B]")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
+def main(corpus: Path, column: str, names: Sequence[str], most_rows: int, shapes: Sequence[str], output: Path) -> None:
+    """Print every point and the exponents, and leave JSON and a plot a part."""
+    parts: dict[str, Callable[[Path], list[Point]]] = {
+        "rows": lambda folder: by_rows(corpus, column, folder, [rows for rows in ROWS if rows <= most_rows]),
+        "length": lambda folder: by_length(corpus, column, folder, (shapes or ("25M",))[0]),
+        "model": lambda folder: by_model(corpus, column, folder, shapes or ("25M", "0.1B")),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    for name in names or parts:
+        with tempfile.TemporaryDirectory() as folder:
+            points = parts[name](Path(folder))
+        slope = exponent(name, points)
+        for point in points:
+            click.echo(f"{point.x:14,.0f} {UNITS[name]}: {point.seconds:8.1f} s {point.memory / 2**20:8,.0f} MiB")
+        click.echo(f"{name}: exponent {slope:.2f}")
+        document = {"environment": environment(), "exponent": slope, "points": [asdict(point) for point in points]}
+        write_json(output / f"growth-{name}.json", document)
+        plot(name, points, slope, output / f"growth-{name}.png")
+
+
+def by_rows(corpus: Path, column: str, folder: Path, counts: Iterable[int]) -> list[Point]:
+    """The corpus again and again, with the bundled model."""
+    texts = pq.read_table(corpus, columns=[column])[column].drop_null().to_pylist()
+    options = ["--max-length", str(ROWS_MAX_LENGTH)]
+    return measured([(count, count, list(islice(cycle(texts), count))) for count in counts], folder, options)
+
+
+def by_length(corpus: Path, column: str, folder: Path, shape: str) -> list[Point]:
+    """As many tokens each time, in texts of one length: long ones are cut there."""
+    model = save_random_model(folder / "model", MODEL_SHAPES[shape], max_length=LENGTHS[-1])
+    long = " ".join(read_mix(corpus, column, "wiki", 100))
+    points = []
+    for length in LENGTHS:
+        options = ["--model", str(model), "--max-length", str(length)]
+        count = TOKENS // length
+        points += measured([(length, count * length, [long] * count)], folder, options)
+    return points
+
+
+def by_model(corpus: Path, column: str, folder: Path, shapes: Sequence[str]) -> list[Point]:
+    """The same texts of 128 tokens."""
+    long = " ".join(read_mix(corpus, column, "wiki", 20))
+    points = []
+    for shape in shapes:
+        model = save_random_model(folder / shape, MODEL_SHAPES[shape], max_length=128)
+        case = (MODEL_SHAPES[shape].parameters, MODEL_TOKENS, [long] * (MODEL_TOKENS // 128))
+        points += measured([case], folder, ["--model", str(model)])
+    return points
+
+
+def measured(cases: Sequence[tuple[float, int, Sequence[str]]], folder: Path, options: Sequence[str]) -> list[Point]:
+    """A point for each (x, work, texts), less the time that a single row takes."""
+    least, _ = run(cases[0][2][:1], folder, options)
+    points = []
+    for x, work, texts in cases:
+        seconds, memory = run(texts, folder, options)
+        points.append(Point(x=x, work=work, seconds=max(seconds - least, 0.0), memory=memory))
+    return points
+
+
+def run(texts: Sequence[str], folder: Path, options: Sequence[str]) -> tuple[float, int]:
+    """Seconds of the whole command, and its peak memory in bytes."""
+    source, target = folder / "texts.parquet", folder / "vectors.arrow"
+    pq.write_table(pa.table({"text": texts}), source)
+    command = [sys.executable, "-m", "fastvec", "embed", source, "-o", target, "--overwrite", "--json", *options]
+    started = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    return seconds, int(json.loads(done.stdout)["peak_memory_bytes"])
+
+
+def exponent(name: str, points: Sequence[Point]) -> float:
+    """The least-squares slope of log time over log x; with the length, of the time a token."""
+    if len(points) < 2:
+        return math.nan
+    cost = [point.seconds / (point.work if name == "length" else 1) for point in points]
+    return float(np.polyfit(np.log([point.x for point in points]), np.log(cost), 1)[0])
+
+
+def plot(name: str, points: Sequence[Point], slope: float, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6))
+    places = [point.x for point in points]
+    left.loglog(places, [point.seconds for point in points], "o-")
+    left.set(xlabel=UNITS[name], ylabel="seconds", title=f"exponent {slope:.2f}")
+    right.semilogx(places, [point.memory / 2**20 for point in points], "o-", color="C1")
+    right.set(xlabel=UNITS[name], ylabel="peak memory, MiB", ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
