@@ -28,7 +28,7 @@ def test_with_the_length_it_is_of_the_time_a_token() -> None:
 
 def test_rows_are_counted_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = tmp_path / "corpus.parquet"
-    pq.write_table(pa.table({"text": ["The whale dives.", "The train leaves."]}), corpus)
+    pq.write_table(pa.table({"text": ["The whale dives into the sea."] * 20}), corpus)
     monkeypatch.setattr(growth, "ROWS", (20, 2000, 4000))
     arguments = [str(corpus), "-o", str(tmp_path / "out"), "--part", "rows", "--most-rows", "2000"]
     done = CliRunner().invoke(growth.main, arguments)
