@@ -95,6 +95,11 @@ class FusedDecoder:
         """(x, residual), [T, D] each: the states are `norm` of their sum."""
         return self.run(self._embed(packed.token_ids), packed)
 
+    def states(self, packed: Packed) -> torch.Tensor:
+        """The hidden states [T, D] after the last norm."""
+        x, residual = self(packed)
+        return add_rms_norm(x, residual, self.norm.weight, self.norm.eps)[0]
+
     def run(self, embeddings: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
         """The same from the tokens' `embeddings` [T, D]."""
         plan = AttentionPlan.build(packed.lengths, packed.token_ids.device)

@@ -24,7 +24,6 @@ from fastvec.fused import Attending, FusedDecoder
 from fastvec.model_files import read_json, read_json_if_any, weight_files
 from fastvec.packed import Packed
 from fastvec.skeleton import NotTheSkeleton, layer_of, norm_of
-from fastvec_kernels import add_rms_norm
 
 COUNTS = (
     "hidden_size",
@@ -144,7 +143,7 @@ def _theta(settings: dict[str, Any]) -> float:
 class PlainDecoder:
     """A decoder of the plain layout, over packed batches: `Decoder` without transformers.
 
-    `model` holds the weights by transformers' names; `fused` computes with them, and is made anew by `fuse` after they
+    `model` holds the weights by transformers' names. `fuse` joins them to what computes, and is called again after they
     were given another dtype.
     """
 
@@ -155,7 +154,6 @@ class PlainDecoder:
         self.bidirectional = bidirectional
         self.family, self.vocabulary = shape.family, shape.vocabulary
         self._shape, self._positions = shape, max(positions, LEAST_POSITIONS)
-        self.fused = self.fuse()
 
     @property
     def device(self) -> torch.device:
@@ -183,20 +181,17 @@ class PlainDecoder:
             softcap=None,
             sinks=None,
         )
-        self.fused = FusedDecoder(
+        return FusedDecoder(
             model.embed_tokens,
             1.0,
             [layer_of(layer, how, rotary=0) for layer in model.layers],
             [_table(shape.theta, shape.head, self._positions, self.device)],
             norm_of(model.norm),
         )
-        return self.fused
 
     def __call__(self, packed: Packed) -> torch.Tensor:
-        """The hidden states [T, D] after the final norm."""
-        x, residual = self.fused(packed)
-        norm = self.fused.norm
-        return add_rms_norm(x, residual, norm.weight, norm.eps)[0]
+        """The hidden states [T, D] after the final norm, by weights that are joined for this call."""
+        return self.fuse().states(packed)
 
 
 def plain_decoder(

@@ -44,6 +44,11 @@ def packed() -> Packed:
     return pack([random.integers(0, 256, length).astype(np.int32) for length in LENGTHS])
 
 
+def plain_states(decoder: PlainDecoder | None) -> torch.Tensor:
+    assert decoder is not None
+    return decoder(packed())
+
+
 def plain(folder: Path, *, bidirectional: bool = True, dtype: torch.dtype = torch.float32) -> PlainDecoder | None:
     return plain_decoder(resolve(folder), dtype=dtype, device="cpu", bidirectional=bidirectional, positions=64)
 
@@ -61,7 +66,7 @@ def test_the_states_are_those_of_transformers(tmp_path: Path, name: str, bidirec
     expected = Decoder(model, bidirectional=bidirectional)(packed())
     found = plain(folder, bidirectional=bidirectional)
     assert found is not None
-    torch.testing.assert_close(found(packed()), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(plain_states(found), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert sum(p.numel() for p in found.model.parameters()) == sum(p.numel() for p in model.parameters())
 
 
@@ -69,9 +74,7 @@ def test_weights_without_an_lm_head_have_other_names(tiny_llama: Path, tmp_path:
     folder = copy(tiny_llama, tmp_path / "model")
     AutoModel.from_pretrained(folder).save_pretrained(folder)
     headless, headed = plain(folder), plain(tiny_llama)
-    assert headless is not None
-    assert headed is not None
-    assert torch.equal(headless(packed()), headed(packed()))
+    assert torch.equal(plain_states(headless), plain_states(headed))
 
 
 def test_older_configurations_hold_the_base_of_the_rotation_by_itself(tiny_llama: Path, tmp_path: Path) -> None:
@@ -80,9 +83,7 @@ def test_older_configurations_hold_the_base_of_the_rotation_by_itself(tiny_llama
     theta = config.pop("rope_parameters")["rope_theta"]
     (folder / "config.json").write_text(json.dumps(config | {"rope_theta": theta, "rope_scaling": None}))
     older, newer = plain(folder), plain(tiny_llama)
-    assert older is not None
-    assert newer is not None
-    assert torch.equal(older(packed()), newer(packed()))
+    assert torch.equal(plain_states(older), plain_states(newer))
 
 
 @pytest.mark.parametrize(
