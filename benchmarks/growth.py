@@ -2,9 +2,9 @@
 
     PYTHONPATH=.:kernels python -m benchmarks.growth corpus.parquet -o OUT [--part rows] [--part length] [--part model]
 
-Each point is a process of its own, the whole command less the time of one that embeds a single row. A fitted exponent
-is the slope of the logarithms: 1 is linear. With the length it is of the time of a token, which only attention makes
-grow.
+Each point is a process of its own; its seconds are those that the command itself reports, from the first row read to
+the last one written, so without starting. A fitted exponent is the slope of the logarithms: 1 is linear. With the length
+it is of the time of a token, which only attention makes grow.
 """
 
 import json
@@ -12,11 +12,11 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -37,7 +37,7 @@ UNITS = {"rows": "rows", "length": "tokens of a text", "model": "parameters that
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """One run: `x` by the part's unit, `seconds` of all work beyond starting, `memory` at its peak in bytes."""
+    """One run: `x` by the part's unit, `seconds` from first row to last, `memory` at its peak in bytes."""
 
     x: float
     work: int  # rows of `rows`, else tokens
@@ -103,24 +103,22 @@ def by_model(corpus: Path, column: str, folder: Path, shapes: Sequence[str]) -> 
 
 
 def measured(cases: Sequence[tuple[float, int, Sequence[str]]], folder: Path, options: Sequence[str]) -> list[Point]:
-    """A point for each (x, work, texts), less the time that a single row takes."""
-    least, _ = run(cases[0][2][:1], folder, options)
+    """A point for each (x, work, texts)."""
     points = []
     for x, work, texts in cases:
-        seconds, memory = run(texts, folder, options)
-        points.append(Point(x=x, work=work, seconds=max(seconds - least, 0.0), memory=memory))
+        report = run(texts, folder, options)
+        points.append(Point(x=x, work=work, seconds=report["seconds"], memory=report["peak_memory_bytes"]))
     return points
 
 
-def run(texts: Sequence[str], folder: Path, options: Sequence[str]) -> tuple[float, int]:
-    """Seconds of the whole command, and its peak memory in bytes."""
+def run(texts: Sequence[str], folder: Path, options: Sequence[str]) -> dict[str, Any]:
+    """The command's report of embedding `texts`."""
     source, target = folder / "texts.parquet", folder / "vectors.arrow"
     pq.write_table(pa.table({"text": texts}), source, row_group_size=ROW_GROUP)
     command = [sys.executable, "-m", "fastvec", "embed", source, "-o", target, "--overwrite", "--json", *options]
-    started = time.perf_counter()
     done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
-    return seconds, int(json.loads(done.stdout)["peak_memory_bytes"])
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 def exponent(name: str, points: Sequence[Point]) -> float:
