@@ -3,8 +3,8 @@
     PYTHONPATH=.:kernels python -m benchmarks.growth corpus.parquet -o OUT [--part rows] [--part length] [--part model]
 
 Each point is a process of its own; its seconds are those that the command itself reports, from the first row read to
-the last one written, so without starting. A fitted exponent is the slope of the logarithms: 1 is linear. With the length
-it is of the time of a token, which only attention makes grow.
+the last one written, so without starting. A fitted exponent is the slope of the logarithms: 1 is linear. With the
+length it is of the time of a token, which only attention makes grow.
 """
 
 import json
