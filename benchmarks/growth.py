@@ -30,7 +30,7 @@ ROWS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 ROWS_MAX_LENGTH = 16  # tokens: reading, tokenising and writing have their part
 ROW_GROUP = 10_000
 LENGTHS = (16, 64, 256, 1024, 4096, 8192)
-TOKENS = 24_576  # of each length
+TOKENS = 16_384  # of each length
 MODEL_TOKENS = 8192
 UNITS = {"rows": "rows", "length": "tokens of a text", "model": "parameters that multiply"}
 
