@@ -27,14 +27,16 @@ import torch
 
 from benchmarks.embed_contestant import BATCH_SIZES, NAMES
 from benchmarks.embed_models import MIXES, MODEL_SHAPES, read_mix, save_random_model
+from benchmarks.plots import picture
 from benchmarks.results import environment, write_json
+from benchmarks.roofline import product_rate
 from fastvec.checkpoint import resolve
 from fastvec.plain import plain_tokenizer
 from fastvec.settings import settle_dtype
 from fastvec.tokenize import TextRecipe, TextTokenizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MATRIX = {"cpu": 2048, "cuda": 8192}
+CPU_MATRIX = 2048
 LEAST_COSINE = 0.999
 
 
@@ -130,17 +132,16 @@ def size_of(lengths: Sequence[int]) -> int:
 
 
 def matrix_rate(dtype: str, seconds: float = 1.0) -> float:
-    """FLOP/s of a square product of random numbers on this device, the best of a second."""
-    size = MATRIX[DEVICE]
-    a, b = (torch.randn(size, size, device=DEVICE).to(getattr(torch, dtype)) for _ in range(2))
+    """FLOP/s of a square product of random numbers on this device; on a CPU the best of some seconds."""
+    if DEVICE == "cuda":
+        return product_rate(getattr(torch, dtype))
+    a, b = (torch.randn(CPU_MATRIX, CPU_MATRIX).to(getattr(torch, dtype)) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         started = time.perf_counter()
         torch.mm(a, b)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    return 2 * CPU_MATRIX**3 / best
 
 
 def take_turn(result: Result, workload: Workload, ceiling: float, model: Path, folder: Path, max_length: int) -> None:
@@ -212,27 +213,20 @@ def ratio(own: Result, other: Result) -> str:
 
 def plot(workload: Workload, results: Sequence[Result], path: Path) -> None:
     """Rows a second, with what the matrix rate would allow as a line for each type."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
     ran = [result for result in results if result.seconds][::-1]
-    figure, axis = pyplot.subplots(figsize=(9, 1 + 0.5 * len(ran)))
     rates = [workload.rows / statistics.median(result.seconds) for result in ran]
-    axis.barh([result.label for result in ran], rates, color=["C0" if r.name == "fastvec" else "C7" for r in ran])
-    for number, dtype in enumerate(dict.fromkeys(result.dtype for result in ran)):
-        most = max(
-            rate / statistics.median(result.shares)
-            for rate, result in zip(rates, ran, strict=True)
-            if result.dtype == dtype
-        )
-        axis.axvline(most, color=f"C{number + 1}", linestyle="--", linewidth=0.8, label=f"matrix rate, {dtype}")
-    axis.set(xlabel="rows/s", title=f"{workload.shape}, mix {workload.mix}, {workload.rows:,} rows")
-    axis.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    with picture(path, figsize=(9, 1 + 0.5 * len(ran))) as (_, axes):
+        axis = axes[0, 0]
+        axis.barh([result.label for result in ran], rates, color=["C0" if r.name == "fastvec" else "C7" for r in ran])
+        for number, dtype in enumerate(dict.fromkeys(result.dtype for result in ran)):
+            most = max(
+                rate / statistics.median(result.shares)
+                for rate, result in zip(rates, ran, strict=True)
+                if result.dtype == dtype
+            )
+            axis.axvline(most, color=f"C{number + 1}", linestyle="--", linewidth=0.8, label=f"matrix rate, {dtype}")
+        axis.set(xlabel="rows/s", title=f"{workload.shape}, mix {workload.mix}, {workload.rows:,} rows")
+        axis.legend(fontsize="small")
 
 
 if __name__ == "__main__":

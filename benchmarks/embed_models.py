@@ -4,18 +4,20 @@ Speed does not depend on what the weights are, only on how many: so no model has
 fastvec, transformers and sentence-transformers, bidirectional, mean pooled and normalised.
 """
 
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaModel
 
 from fastvec import bundled
+from fastvec.training.folder import save_modules
 
 INIT = 0.02
 SHORT = 200  # characters
@@ -59,11 +61,9 @@ def save_random_model(folder: Path, shape: ModelShape, *, max_length: int, token
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source / name, folder / name)
-    content = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = 1 + max(content["model"]["vocab"].values(), default=0)
-    added = [token["id"] + 1 for token in content.get("added_tokens", [])]
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab().values()
     config = LlamaConfig(
-        vocab_size=max([vocabulary, *added]),
+        vocab_size=max(ids) + 1,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
@@ -82,26 +82,8 @@ def save_random_model(folder: Path, shape: ModelShape, *, max_length: int, token
     for name, parameter in model.named_parameters():
         parameter.data.fill_(1) if name.endswith("norm.weight") else parameter.data.normal_(0, INIT)
     model.save_pretrained(folder)
-    _save_pooling(folder, shape.hidden, max_length)
+    save_modules(folder, pooling="mean", hidden_size=shape.hidden, max_length=max_length)
     return folder
-
-
-def _save_pooling(folder: Path, hidden: int, max_length: int) -> None:
-    package = "sentence_transformers.models"
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    files = {
-        "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": f"{package}.{kind}"}
-            for i, (path, kind) in enumerate(modules)
-        ],
-        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
-        "1_Pooling/config.json": {"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": True},
-    }
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content))
-    (folder / "2_Normalize").mkdir()
 
 
 def _short(rows: Iterator[str]) -> Iterator[str]:
@@ -134,14 +116,15 @@ MIXES: dict[str, tuple[int, Callable[[Iterator[str]], Iterator[str]]]] = {
 }
 
 
+def texts_of(corpus: Path, column: str) -> Iterator[str]:
+    """The texts of a Parquet file, as they are."""
+    for batch in pq.ParquetFile(corpus).iter_batches(columns=[column]):
+        yield from batch[column].drop_null().to_pylist()
+
+
 def read_mix(corpus: Path, column: str, mix: str, rows: int) -> list[str]:
     """The first `rows` texts of a mix; a corpus that has less is an error."""
-
-    def texts() -> Iterator[str]:
-        for batch in pq.ParquetFile(corpus).iter_batches(columns=[column]):
-            yield from batch[column].drop_null().to_pylist()
-
-    found = [text for _, text in zip(range(rows), MIXES[mix][1](texts()), strict=False)]
+    found = list(islice(MIXES[mix][1](texts_of(corpus, column)), rows))
     if len(found) < rows:
         raise ValueError(f"{corpus} has {len(found)} texts of the mix {mix}, {rows} are needed")
     return found

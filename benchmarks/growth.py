@@ -7,16 +7,12 @@ the last one written, so without starting. A fitted exponent is the slope of the
 length it is of the time of a token, which only attention makes grow.
 """
 
-import json
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -24,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.embed_models import MODEL_SHAPES, read_mix, save_random_model
+from benchmarks.memory import embed
+from benchmarks.plots import picture
 from benchmarks.results import environment, write_json
 
 ROWS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -103,22 +101,14 @@ def by_model(corpus: Path, column: str, folder: Path, shapes: Sequence[str]) -> 
 
 
 def measured(cases: Sequence[tuple[float, int, Sequence[str]]], folder: Path, options: Sequence[str]) -> list[Point]:
-    """A point for each (x, work, texts)."""
+    """A point for each (x, work, texts), from the report of a command that embeds them."""
+    source, target = folder / "texts.parquet", folder / "vectors.arrow"
     points = []
     for x, work, texts in cases:
-        report = run(texts, folder, options)
+        pq.write_table(pa.table({"text": texts}), source, row_group_size=ROW_GROUP)
+        report = embed([source], target, ["--overwrite", "--quiet", *options])
         points.append(Point(x=x, work=work, seconds=report["seconds"], memory=report["peak_memory_bytes"]))
     return points
-
-
-def run(texts: Sequence[str], folder: Path, options: Sequence[str]) -> dict[str, Any]:
-    """The command's report of embedding `texts`."""
-    source, target = folder / "texts.parquet", folder / "vectors.arrow"
-    pq.write_table(pa.table({"text": texts}), source, row_group_size=ROW_GROUP)
-    command = [sys.executable, "-m", "fastvec", "embed", source, "-o", target, "--overwrite", "--json", *options]
-    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
 
 
 def exponent(name: str, points: Sequence[Point]) -> float:
@@ -130,20 +120,13 @@ def exponent(name: str, points: Sequence[Point]) -> float:
 
 
 def plot(name: str, points: Sequence[Point], slope: float, path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6))
     places = [point.x for point in points]
-    left.loglog(places, [point.seconds for point in points], "o-")
-    left.set(xlabel=UNITS[name], ylabel="seconds", title=f"exponent {slope:.2f}")
-    right.semilogx(places, [point.memory / 2**20 for point in points], "o-", color="C1")
-    right.set(xlabel=UNITS[name], ylabel="peak memory, MiB", ylim=(0, None))
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    with picture(path, columns=2, figsize=(10, 3.6)) as (_, axes):
+        left, right = axes.flat
+        left.loglog(places, [point.seconds for point in points], "o-")
+        left.set(xlabel=UNITS[name], ylabel="seconds", title=f"exponent {slope:.2f}")
+        right.semilogx(places, [point.memory / 2**20 for point in points], "o-", color="C1")
+        right.set(xlabel=UNITS[name], ylabel="peak memory, MiB", ylim=(0, None))
 
 
 if __name__ == "__main__":

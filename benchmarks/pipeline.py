@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.embed_models import texts_of
 from fastvec import Encoder, embed
 from fastvec.encoder import Encoded
 from fastvec.tokenize import CHARACTERS_PER_TOKEN, TokenizedTexts
@@ -45,7 +47,7 @@ class ZeroEncoder(Encoder):
 def main(corpus: Path, column: str, model: str | None, max_length: int, rows: int, **run: object) -> None:
     """Print rows/s of both, and their ratio."""
     encoder = ZeroEncoder.from_pretrained(model, max_length=max_length)
-    texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text in _texts(corpus, column, rows)]
+    texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text in islice(texts_of(corpus, column), rows)]
     rates: dict[str, list[float]] = {"tokenizers alone": [], "fastvec without a model": []}
     stages: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,15 +69,6 @@ def main(corpus: Path, column: str, model: str | None, max_length: int, rows: in
     print("waits in the last round: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
     if isinstance(run["json_path"], Path):
         run["json_path"].write_text(json.dumps({"rows": len(texts), **rates, "waits": stages}, indent=1) + "\n")
-
-
-def _texts(corpus: Path, column: str, rows: int) -> list[str]:
-    found: list[str] = []
-    for batch in pq.ParquetFile(corpus).iter_batches(columns=[column]):
-        found += batch[column].drop_null().to_pylist()
-        if len(found) >= rows:
-            break
-    return found[:rows]
 
 
 def _tokenize(encoder: Encoder, texts: list[str]) -> float:

@@ -17,6 +17,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.plots import picture
 from benchmarks.quality_tasks import Embed, Task, load_tasks
 from benchmarks.results import environment, write_json
 from fastvec import Encoder
@@ -123,21 +124,13 @@ def _bounds(values: Array) -> tuple[float, float]:
 
 def plot(scores: Sequence[Score], measures: dict[str, str], path: Path) -> None:
     """Bars with their intervals, a plot for each task."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(measures), figsize=(5 * len(measures), 4), sharey=True, squeeze=False)
-    for axis, (task, measure) in zip(axes.flat, measures.items(), strict=True):
-        own = [score for score in scores if score.task == task][::-1]
-        errors = np.abs(np.array([score.interval for score in own]).T - [score.value for score in own])
-        colors = ["C7" if score.model == TFIDF else "C0" for score in own]
-        axis.barh([score.model for score in own], [score.value for score in own], xerr=errors, color=colors)
-        axis.set(title=task, xlabel=measure)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    with picture(path, columns=len(measures), figsize=(5 * len(measures), 4), sharey=True) as (_, axes):
+        for axis, (task, measure) in zip(axes.flat, measures.items(), strict=True):
+            own = [score for score in scores if score.task == task][::-1]
+            errors = np.abs(np.array([score.interval for score in own]).T - [score.value for score in own])
+            colors = ["C7" if score.model == TFIDF else "C0" for score in own]
+            axis.barh([score.model for score in own], [score.value for score in own], xerr=errors, color=colors)
+            axis.set(title=task, xlabel=measure)
 
 
 if __name__ == "__main__":

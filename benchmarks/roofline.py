@@ -28,7 +28,7 @@ class Ceilings:
 
 
 def measure_ceilings() -> Ceilings:
-    return Ceilings(copy=_copy_rate(), matrix=_matrix_rate())
+    return Ceilings(copy=_copy_rate(), matrix=product_rate())
 
 
 def _copy_rate() -> float:
@@ -37,8 +37,9 @@ def _copy_rate() -> float:
     return 2 * COPY_BYTES / measure(lambda _: target.copy_(source), [None]).median
 
 
-def _matrix_rate() -> float:
-    a, b = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+def product_rate(dtype: torch.dtype = torch.bfloat16) -> float:
+    """FLOP a second of a square product on this GPU."""
+    a, b = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, device="cuda", dtype=dtype) for _ in range(2))
     return 2 * MATRIX_SIZE**3 / measure(lambda _: a @ b, [None], seconds=0.5).median
 
 

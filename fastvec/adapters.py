@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from fastvec.errors import ModelError
+from fastvec.errors import ModelError, one_line
 from fastvec.model_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, read_json
 
 PEFT_PREFIX = "base_model.model."
@@ -34,7 +34,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
         tuned = PeftModel(target, config)
         result = set_peft_model_state_dict(tuned, tensors)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"the adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from None
+        raise ModelError(f"the adapter {folder} does not fit its base: {one_line(error)}") from None
     if lost := sorted(result.unexpected_keys):
         raise ModelError(f"the adapter {folder} does not fit its base: {len(lost)} tensors have no place, as {lost[0]}")
     if absent := sorted(name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name):

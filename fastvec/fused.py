@@ -95,9 +95,9 @@ class FusedDecoder:
         """(x, residual), [T, D] each: the states are `norm` of their sum."""
         return self.run(self._embed(packed.token_ids), packed)
 
-    def states(self, packed: Packed) -> torch.Tensor:
-        """The hidden states [T, D] after the last norm."""
-        x, residual = self(packed)
+    def states(self, packed: Packed, embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        """The hidden states [T, D] after the last norm, of the tokens or of `embeddings` [T, D] in their place."""
+        x, residual = self(packed) if embeddings is None else self.run(embeddings, packed)
         return add_rms_norm(x, residual, self.norm.weight, self.norm.eps)[0]
 
     def run(self, embeddings: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from fastvec import bundled
 from fastvec.checkpoint import resolve
 from fastvec.decoder import Decoder
 from fastvec.loading import load_model, load_tokenizer
@@ -184,4 +183,4 @@ def test_the_bundled_model_needs_no_transformers() -> None:
         "print([name for name in ('transformers', 'peft', 'torch._dynamo') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", bundled.NAME
+    assert done.stdout.strip() == "[]"

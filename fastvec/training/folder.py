@@ -164,25 +164,42 @@ def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
             "adapt with --pool-tokens all for a folder that it opens"
         )
         return
-    types = ["Transformer", "Pooling", *(["Dense"] if done.dense is not None else []), "Normalize"]
+    save_modules(
+        folder,
+        pooling=ST_POOLINGS[settings.pooling],
+        hidden_size=settings.checkpoint.hidden_size,
+        max_length=settings.max_length,
+        dense=done.dense is not None,
+        include_prompt=settings.checkpoint.include_prompt,
+        lower_case=settings.checkpoint.lower_case,
+    )
+
+
+def save_modules(
+    folder: Path,
+    *,
+    pooling: str,
+    hidden_size: int,
+    max_length: int,
+    dense: bool = False,
+    include_prompt: bool = True,
+    lower_case: bool = False,
+) -> None:
+    """What sentence-transformers reads beside a decoder: how it pools, in its own words, and normalises."""
+    types = ["Transformer", "Pooling", *["Dense"] * dense, "Normalize"]
     paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(types[1:], start=1))]  # DENSE_FOLDER among them
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, path) in enumerate(zip(types, paths, strict=True))
     ]
     (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
-    pooling = {
-        "word_embedding_dimension": settings.checkpoint.hidden_size,
-        "pooling_mode": ST_POOLINGS[settings.pooling],
-        "include_prompt": settings.checkpoint.include_prompt,
-    }
     for name in paths[1:]:
         (folder / name).mkdir(exist_ok=True)
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
     _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": settings.max_length, "do_lower_case": settings.checkpoint.lower_case},
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": hidden_size, "pooling_mode": pooling, "include_prompt": include_prompt},
     )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower_case})
     _write_json(
         folder / "config_sentence_transformers.json",
         {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"},
