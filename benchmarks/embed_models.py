@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import click
 import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer
@@ -21,6 +22,10 @@ from fastvec.training.folder import save_modules
 
 INIT = 0.02
 SHORT = 200  # characters
+
+
+class TooFewTexts(click.ClickException, ValueError):
+    """A corpus is smaller than what was asked for: one line on the command line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,8 +128,8 @@ def texts_of(corpus: Path, column: str) -> Iterator[str]:
 
 
 def read_mix(corpus: Path, column: str, mix: str, rows: int) -> list[str]:
-    """The first `rows` texts of a mix; a corpus that has less is an error."""
+    """The first `rows` texts of a mix; raises TooFewTexts for a corpus that has less."""
     found = list(islice(MIXES[mix][1](texts_of(corpus, column)), rows))
     if len(found) < rows:
-        raise ValueError(f"{corpus} has {len(found)} texts of the mix {mix}, {rows} are needed")
+        raise TooFewTexts(f"{corpus} has {len(found)} texts of the mix {mix}, {rows} are needed")
     return found
