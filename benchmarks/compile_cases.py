@@ -11,7 +11,18 @@ from typing import Any
 
 import torch
 
-from fastvec_kernels import AttentionPlan, add_rms_norm, attention, dropout, geglu, pool, rms_norm, rope, swiglu
+from fastvec_kernels import (
+    AttentionPlan,
+    add_rms_norm,
+    attention,
+    dropout,
+    geglu,
+    pool,
+    quantize_rows,
+    rms_norm,
+    rope,
+    swiglu,
+)
 from fastvec_kernels._attention_configs import TABLES, forcing
 from fastvec_kernels._attention_parts import Tile
 
@@ -183,6 +194,10 @@ def run_dropout(width: int, dtype: torch.dtype) -> None:
     differentiate(dropout(x, torch.zeros(2049, 2, dtype=torch.int64), p=0.05, seed=2**62), x)
 
 
+def run_quantize(width: int) -> None:
+    quantize_rows(torch.empty(2049, width, dtype=BF16))
+
+
 def wide_cases() -> list[Case]:
     cases = [
         Case(op="rms_norm", name=f"{width} {dtype}", call=partial(run_rms_norm, width, dtype), quick=width == 1024)
@@ -206,6 +221,11 @@ def wide_cases() -> list[Case]:
     cases += [
         Case(op="dropout", name=f"{width} {dtype}", call=partial(run_dropout, width, dtype), quick=width == 1024)
         for width, dtype in ((1024, BF16), (4096, BF16), (14_336, BF16), (4096, FP32))
+    ]
+    cases += [
+        Case(op="quantize", name=f"{width}", call=partial(run_quantize, width), quick=width == 1024, arch=arch)
+        for width in (1024, 3072, 4096, 14_336)
+        for arch in ("sm_90", "sm_100")  # those that multiply E4M3
     ]
     return cases + [
         Case(

@@ -31,14 +31,19 @@ class Missing(Exception):
     """This contestant is not installed, or does not run here."""
 
 
-def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int) -> dict[str, Any]:
+def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, quantize: str) -> dict[str, Any]:
     import fastvec.cli
+    from fastvec.errors import FastvecError
 
     command: Any = fastvec.cli.embed
     output = vectors.with_suffix(".arrow")
     arguments = [str(rows), "-o", str(output), "--model", model, "--dtype", dtype, "--overwrite", "--column", "text"]
-    with suppress(SystemExit):  # the command ends its process; one that failed leaves no file
-        command.main(args=[*arguments, "--max-length", str(max_length)])
+    arguments += ["--max-length", str(max_length), *(["--quantize", quantize] if quantize else [])]
+    try:
+        with suppress(SystemExit):  # the command ends its process; one that failed leaves no file
+            command.main(args=arguments)
+    except FastvecError as error:
+        raise Missing(str(error)) from None
     with pa.memory_map(str(output)) as source:
         column = pa.ipc.open_file(source).get_batch(0).column("embedding")[:CHECKED]
         np.save(vectors, column.flatten().to_numpy().reshape(len(column), -1))
@@ -91,19 +96,20 @@ def transformers(model: str, dtype: str, max_length: int) -> Encode:
     return encode
 
 
+OURS = {"fastvec": "", "fastvec, int8": "int8", "fastvec, fp8": "fp8"}
 OTHERS: dict[str, Callable[[str, str, int], Encode]] = {
     "sentence-transformers": sentence_transformers("sdpa"),
     "sentence-transformers, FlashAttention-2": sentence_transformers("flash_attention_2"),
     "transformers": transformers,
 }
-NAMES = ("fastvec", *OTHERS)
+NAMES = (*OURS, *OTHERS)
 
 
 def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length: int) -> dict[str, Any]:
     """`seconds` of the encoding for all but fastvec, and what it took at most of both memories."""
     found: dict[str, Any] = {}
-    if name == "fastvec":
-        found = fastvec(model, rows, vectors, dtype, max_length)
+    if name in OURS:
+        found = fastvec(model, rows, vectors, dtype, max_length, OURS[name])
     else:
         texts = pq.read_table(rows)["text"].to_pylist()
         encode = OTHERS[name](model, dtype, max_length)

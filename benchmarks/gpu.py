@@ -28,7 +28,7 @@ from benchmarks.kernels import ON_GPU, WITHOUT_GPU
 from benchmarks.results import environment, write_json
 from fastvec_kernels._launch import architecture
 
-OPS = ("rms_norm", "rope", "swiglu", "dropout", "pooling")
+OPS = ("rms_norm", "rope", "swiglu", "dropout", "quantize", "pooling")
 # What comes first is measured first, for the time may not reach to the end.
 ATTENTION_SHAPES = (
     "d128 32/8 *", "d64 16/16 512", "d64 16/16 2048", "d64 16/16 long-tail", "d256 16/8 512", "d256 16/8 2048",

@@ -1,6 +1,6 @@
 """Kernel benchmarks: the device's measured ceilings, then every implementation on every shape.
 
-    python -m benchmarks.kernels attention|pooling|rms_norm|rope|swiglu|dropout [--shapes GLOB] [--out DIR]
+    python -m benchmarks.kernels attention|pooling|rms_norm|rope|swiglu|dropout|quantize [--shapes GLOB] [--out DIR]
 
 A row has figures only once its results were found right; a wrong one is FAILED, and the exit code 1.
 Without a GPU nothing is timed: small shapes are checked in Triton's interpreter, and kernels are compiled for sm_90.

@@ -14,6 +14,7 @@ from benchmarks.timing import measure
 from benchmarks.wide_workloads import (
     dropout_workload,
     pooling_workload,
+    quantize_workload,
     rms_norm_workload,
     rope_workload,
     swiglu_workload,
@@ -30,6 +31,7 @@ MAKERS: dict[str, Callable[[Shape, str, torch.dtype], Workload]] = {
     "rope": rope_workload,
     "swiglu": swiglu_workload,
     "dropout": dropout_workload,
+    "quantize": quantize_workload,
 }
 
 
@@ -41,7 +43,8 @@ def rows_of(
     implementations: str = "*",
     timed: bool = True,
 ) -> Iterator[Row]:
-    """A row for each implementation whose name matches the glob, and each direction."""
+    """A row for each implementation whose name matches the glob, and each direction that there is."""
+    directions = tuple(direction for direction in directions if direction in workload.bytes)
     inputs = workload.inputs()
     expected = expect(workload, inputs)
     for name, make in workload.implementations.items():

@@ -78,6 +78,11 @@ def bytes_of_dropout(tokens: int, width: int, size: int) -> dict[Direction, int]
     return {"forward": 2 * tokens * width * size, "backward": 2 * tokens * width * size}
 
 
+def bytes_of_quantize(tokens: int, width: int, size: int) -> dict[Direction, int]:
+    """Forward x, a byte of each number, and a float32 scale a row."""
+    return {"forward": tokens * (width * size + width + 4)}
+
+
 def bytes_of_swiglu(tokens: int, width: int, size: int) -> dict[Direction, int]:
     """Forward gate_up, y; backward gate_up, dy, d(gate_up); a half of gate_up is `width` wide."""
     states = tokens * width * size

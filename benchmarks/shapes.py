@@ -145,6 +145,7 @@ SHAPES: dict[str, list[Shape]] = {
     "rope": _rope_shapes(),
     "swiglu": _wide_shapes(("swiglu", "geglu"), (3072, 14_336)),
     "dropout": _wide_shapes(("dropout",), (1024, 4096, 14_336)),
+    "quantize": _wide_shapes(("e4m3",), (1024, 4096, 14_336)),
 }
 # What a machine without a GPU checks, in Triton's interpreter.
 SMALL_SHAPES: dict[str, list[Shape]] = {
@@ -165,6 +166,7 @@ SMALL_SHAPES: dict[str, list[Shape]] = {
         for variant in ("swiglu", "geglu")
     ],
     "dropout": [Shape(group="small", name="dropout 101", tokens=20, width=101, variant="dropout")],
+    "quantize": [Shape(group="small", name="e4m3 100", tokens=20, width=100, variant="e4m3")],
 }
 
 

@@ -1,5 +1,5 @@
-"""The ops whose bound is the copy rate, as they are measured: pooling, RMSNorm, RoPE, SwiGLU, dropout, beside PyTorch
-and Liger.
+"""The ops whose bound is the copy rate, as they are measured: pooling, RMSNorm, RoPE, SwiGLU, dropout, rounding to fp8,
+beside PyTorch and Liger.
 
 Shapes: T tokens, D hidden size, H and Hkv heads of size d, F half of the gate-up product.
 """
@@ -12,7 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.roofline import bytes_of_dropout, bytes_of_pool, bytes_of_rms_norm, bytes_of_rope, bytes_of_swiglu
+from benchmarks.roofline import (
+    bytes_of_dropout,
+    bytes_of_pool,
+    bytes_of_quantize,
+    bytes_of_rms_norm,
+    bytes_of_rope,
+    bytes_of_swiglu,
+)
 from benchmarks.shapes import Shape
 from benchmarks.workload import Implementation, Tensors, Unavailable, Workload, optional
 from fastvec_kernels import (
@@ -24,6 +31,8 @@ from fastvec_kernels import (
     geglu_reference,
     pool,
     pool_reference,
+    quantize_rows,
+    quantize_rows_reference,
     rms_norm,
     rms_norm_reference,
     rope,
@@ -162,6 +171,24 @@ def dropout_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
         reference=lambda x: as_tuple(reference(x)),
         implementations=makers,
         bytes=bytes_of_dropout(shape.tokens, shape.width, dtype.itemsize),
+    )
+
+
+def quantize_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
+    """As fp8's linear maps call it, forward alone."""
+    makers: Makers = {
+        "fastvec": plain(quantize_rows),
+        "reference": plain(quantize_rows_reference),
+        "reference, compiled": compiled(quantize_rows_reference),
+    }
+    return Workload(
+        op="quantize",
+        shape=shape,
+        inputs=lambda: (torch.randn(shape.tokens, shape.width, device=device, dtype=dtype),),
+        gradients=0,
+        reference=lambda x: as_tuple(quantize_rows_reference(x)),
+        implementations=makers,
+        bytes=bytes_of_quantize(shape.tokens, shape.width, dtype.itemsize),
     )
 
 

@@ -52,7 +52,7 @@ class Workload:
     op: str
     shape: Shape
     inputs: Callable[[], Tensors]  # a new set of random ones
-    gradients: int  # how many of the inputs, the first ones, are differentiated
+    gradients: int  # how many of the inputs, the first ones, are differentiated; without any there is no backward
     reference: Callable[..., Tensors]  # of float32 inputs
     implementations: Mapping[str, Callable[[], Implementation]]  # a call may raise Unavailable
     bytes: Mapping[Direction, int]  # useful ones
@@ -70,10 +70,12 @@ class Expected:
 
 
 def expect(workload: Workload, inputs: Tensors) -> Expected:
-    """Run the reference in float32, forward and backward."""
+    """Run the reference in float32, forward and, where there are gradients, backward."""
     wide = [x.detach().float() if x.is_floating_point() else x for x in inputs]
     leaves = [x.requires_grad_() for x in wide[: workload.gradients]]
     outputs = workload.reference(*wide)
+    if not leaves:
+        return Expected(inputs=inputs, outputs=outputs, upstream=(), gradients=())
     upstream = tuple(torch.randn_like(x).to(inputs[0].dtype) for x in outputs)
     gradients = torch.autograd.grad(outputs, leaves, tuple(x.float() for x in upstream))
     return Expected(
@@ -118,7 +120,7 @@ class Run:
 
 def worst_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest relative error of a row, rows being along the first axis; a vector is one row."""
-    rows = expected.flatten(1) if expected.ndim > 1 else expected[None]
+    rows = (expected.flatten(1) if expected.ndim > 1 else expected[None]).float()
     result = result.detach().float().reshape(rows.shape)
     norm = rows.norm(dim=1)
     least = SMALL_ROW * norm.square().mean().sqrt()

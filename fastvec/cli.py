@@ -90,7 +90,11 @@ def cli() -> None:
     show_default=True,
     help="Of the computation.",
 )
-@click.option("--quantize", hidden=True)
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8", "fp8"]),
+    help="Multiply in eight bits: int8 on CPUs, fp8 on GPUs from Hopper on; the first texts are compared with --dtype.",
+)
 @click.option(
     "--batch-tokens",
     type=TokenBudget(),

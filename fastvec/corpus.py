@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -273,6 +273,7 @@ class _Run:
             waits=state.waits,
             bottleneck=max(pipeline.busy, key=pipeline.busy.__getitem__, default=""),
             peak_memory_bytes=peak_memory_bytes(),
+            agreement=None if self._encoder.agreement is None else asdict(self._encoder.agreement),
         )
 
 

@@ -21,6 +21,7 @@ import tokenizers
 import torch
 from torch.nn import functional as F
 
+from fastvec.agreement import SAMPLE, Agreement
 from fastvec.batching import token_batches
 from fastvec.checkpoint import Checkpoint
 from fastvec.dense import load_dense
@@ -29,6 +30,7 @@ from fastvec.framing import text_tokenizer
 from fastvec.fused import FusedDecoder
 from fastvec.packed import Packed, pack
 from fastvec.plain import PlainDecoder, plain_decoder, plain_tokenizer
+from fastvec.quantized import quantized
 from fastvec.self_check import self_check
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.tokenize import LoadedTokenizer, TextTokenizer, TokenizedTexts
@@ -61,7 +63,10 @@ class Encoded:
 
 
 class Encoder:
-    """A checkpoint, loaded. `batch_tokens` is the token budget of a forward; running out of memory halves it."""
+    """A checkpoint, loaded. `batch_tokens` is the token budget of a forward; running out of memory halves it.
+
+    `agreement` says how near a quantised forward came to its `dtype` on the first texts; until then it is None.
+    """
 
     def __init__(self, settings: EncoderSettings, *, batch_tokens: int | None = None) -> None:
         """Load the weights, and check on a few tokens that attention sees what it should.
@@ -82,9 +87,13 @@ class Encoder:
             )
         self._dense = load_dense(checkpoint, device=settings.device)
         self.parameters = sum(parameter.numel() for parameter in self._decoder.model.parameters())
+        self.agreement: Agreement | None = None
         with torch.inference_mode():
             self_check(self._decoder)
             self._fused = self._fuse()
+            self._in_floats = self._fused
+            if settings.quantize is not None:
+                self._fused = self._quantized(settings.quantize)
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", checkpoint.name, direction, settings.bidirectional_reason)
 
@@ -181,11 +190,13 @@ class Encoder:
 
         Out of memory halves the token budget and takes the whole chunk again, so that a chunk's batches always follow
         from its lengths and one budget; a text that is too large alone has failed. Raises ModelError where not even
-        the vectors of a chunk find room.
+        the vectors of a chunk find room, and where a quantised forward turns those of the first texts too far.
         """
         while True:
             try:
                 with torch.inference_mode():
+                    if self.settings.quantize is not None and self.agreement is None and len(texts):
+                        self._compare_quantized(texts.sample(SAMPLE), between_batches)
                     return self._encode_chunk(texts, between_batches)
             except torch.OutOfMemoryError:
                 pass  # the traceback holds the batch's tensors until this block is left
@@ -213,6 +224,18 @@ class Encoder:
             if not np.isfinite(vectors[row]).all():
                 failed[row] = "non_finite_vector"
         return Encoded(vectors=vectors, failed=failed)
+
+    def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
+        found = self._encode_chunk(texts, between_batches)
+        fused, self._fused = self._fused, self._in_floats
+        try:
+            expected = self._encode_chunk(texts, between_batches)
+        finally:
+            self._fused = fused
+        agreement = Agreement.of(expected.vectors, found.vectors)
+        agreement.require(str(self.settings.quantize), self.settings.dtype)
+        logger.info("%s against %s: %s", self.settings.quantize, self.settings.dtype, agreement)
+        self.agreement, self._in_floats = agreement, None
 
     def _packed(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> Packed:
         return pack([texts.sequence(row) for row in rows], texts.spans[rows], device=self.settings.device)
@@ -248,7 +271,7 @@ class Encoder:
         Tensors that are float32 already (rotary frequencies) stay as they are. The fast path is made anew each time:
         its weights are its own.
         """
-        model, self._fused = self._decoder.model, None
+        model, fused, self._fused = self._decoder.model, self._fused, None
         narrow = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype == self._dtype]
         try:
             for tensor in narrow:
@@ -258,7 +281,15 @@ class Encoder:
         finally:
             for tensor in narrow:
                 tensor.data = tensor.data.to(self._dtype)
-            self._fused = self._fuse()
+            self._fused = self._fuse() if self.settings.quantize is None else fused
+
+    def _quantized(self, quantize: str) -> FusedDecoder:
+        if self._fused is None:
+            raise UsageError(
+                f"quantize {quantize} is for decoders of Llama's skeleton, and {self.settings.checkpoint.name} runs "
+                "through transformers: leave it out"
+            )
+        return quantized(self._fused, quantize, self.settings.weight_bits)
 
     def _fuse(self) -> FusedDecoder | None:
         if isinstance(self._decoder, PlainDecoder):

@@ -12,7 +12,8 @@ Shapes: T packed tokens, D hidden size, H and KV heads of size d, F feed-forward
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +43,26 @@ class Norm:
     eps: float
 
 
+class LinearMap(Protocol):
+    """x · Wᵀ + bias, however it is computed."""
+
+    @property
+    def bias(self) -> torch.Tensor | None: ...
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x · Wᵀ alone."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """x · weightᵀ + bias, weight [out, in]."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -59,15 +74,15 @@ class Layer:
 
     heads: int
     kv_heads: int
-    qkv: Linear  # [(H + 2 KV) · d, D]; its bias is added by rope
+    qkv: LinearMap  # [(H + 2 KV) · d, D]; its bias is added by rope
     q_norm: Norm | None  # of a head [d], or of all heads at once [H · d]
     k_norm: Norm | None
     rotary: int  # which of the decoder's tables
     attending: Attending
-    output: Linear  # [D, H · d]
-    gate_up: Linear  # [2F, D]
+    output: LinearMap  # [D, H · d]
+    gate_up: LinearMap  # [2F, D]
     activation: str
-    down: Linear  # [D, F]
+    down: LinearMap  # [D, F]
     before_attention: Norm | None
     after_attention: Norm | None
     before_mlp: Norm | None
@@ -90,6 +105,24 @@ class FusedDecoder:
         self._embed, self._embed_scale = embed, embed_scale
         self._layers, self._tables = layers, tables
         self.norm = norm
+
+    def with_linears(self, make: Callable[[torch.Tensor, torch.Tensor | None], LinearMap]) -> Self:
+        """The same decoder with what `make` makes of weight and bias for each of its layers' `Linear`s."""
+
+        def made(linear: LinearMap) -> LinearMap:
+            return make(linear.weight, linear.bias) if isinstance(linear, Linear) else linear
+
+        layers = [
+            replace(
+                layer,
+                qkv=made(layer.qkv),
+                output=made(layer.output),
+                gate_up=made(layer.gate_up),
+                down=made(layer.down),
+            )
+            for layer in self._layers
+        ]
+        return type(self)(self._embed, self._embed_scale, layers, self._tables, self.norm)
 
     def __call__(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
         """(x, residual), [T, D] each: the states are `norm` of their sum."""
@@ -135,7 +168,7 @@ def _finished(x: torch.Tensor, norm: Norm | None, scale: float) -> torch.Tensor:
 def _attend(
     layer: Layer, x: torch.Tensor, plan: AttentionPlan, angles: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
-    qkv = F.linear(x, layer.qkv.weight)
+    qkv = layer.qkv.product(x)
     q_norm, k_norm = layer.q_norm, layer.k_norm
     size = qkv.shape[1] // (layer.heads + 2 * layer.kv_heads)
     if q_norm is not None and k_norm is not None and len(q_norm.weight) != size:

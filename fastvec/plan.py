@@ -79,7 +79,7 @@ class EmbedPlan:
             "instruction": settings.prefix(self.instruction, self.prompt_name),
             "normalize": _flag(settings.normalize),
             "dims": str(settings.dims),
-            "dtype": settings.dtype,
+            "dtype": settings.arithmetic,
             "vector_dtype": self.vector_dtype,
             "vector_column": self.vector_column,
             "inputs": json.dumps(files),

@@ -69,6 +69,7 @@ class Report:
     waits: dict[str, float] = field(default_factory=dict)  # seconds each stage waited for its neighbours
     bottleneck: str = ""  # the stage that worked longest
     peak_memory_bytes: int | None = None
+    agreement: dict[str, Any] | None = None  # of a quantised forward with that in floats, on the first texts
     already_finished: bool = False
     note: str = ""  # what whoever reads this may want to know of the model
 

@@ -13,15 +13,22 @@ from fastvec.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["int8", "fp8"]
+FP8_CAPABILITY = (9, 0)  # Hopper's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSettings:
-    """A checkpoint with every choice made. `dims` is the width of the vectors, `device` and `dtype` of the forward."""
+    """A checkpoint with every choice made. `dims` is the width of the vectors, `device` and `dtype` of the forward.
+
+    Where `quantize` is not None, its layers' linear maps multiply in that type, their weights in `weight_bits` bits.
+    """
 
     checkpoint: Checkpoint
     device: str
     dtype: str
+    quantize: str | None
+    weight_bits: int
     pooling: Pooling
     normalize: bool
     max_length: int
@@ -48,6 +55,13 @@ class EncoderSettings:
             known = ", ".join(sorted(checkpoint.prompts)) or "none"
             raise UsageError(f"{checkpoint.name} has no prompt named {name!r}: it has {known}")
         return checkpoint.prompts[name]
+
+    @property
+    def arithmetic(self) -> str:
+        """What the forward computes in, for the output's metadata."""
+        if self.quantize is None:
+            return self.dtype
+        return f"{self.dtype}, products in {self.quantize} with weights of {self.weight_bits} bits"
 
     @property
     def pooled_tokens(self) -> str:
@@ -83,7 +97,7 @@ class EncoderSettings:
             "max_length": self.max_length,
             "normalize": self.normalize,
             "dims": self.dims,
-            "dtype": self.dtype,
+            "dtype": self.arithmetic,
             **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
         }
 
@@ -111,7 +125,7 @@ def resolve_settings(
     if pooling is not None:
         _one_of("pooling", pooling, get_args(Pooling))
     if quantize is not None:
-        raise UsageError(f"quantize {quantize!r} is not available in this version: leave it out and choose a dtype")
+        _one_of("quantize", quantize, get_args(Quantize))
     checkpoint = resolve(model, adapters=adapters, revision=revision)
     settled_device = _settle_device(device)
     if bidirectional is None:
@@ -122,6 +136,8 @@ def resolve_settings(
         checkpoint=checkpoint,
         device=settled_device,
         dtype=settle_dtype(settled_device) if dtype == "auto" else dtype,
+        quantize=quantize,
+        weight_bits=_weight_bits(quantize, settled_device),
         pooling=pooling or checkpoint.pooling,  # type: ignore[arg-type]  # checked against its values above
         normalize=checkpoint.normalize if normalize is None else normalize,
         max_length=_within("max_length", max_length, checkpoint.max_length, checkpoint.max_positions, "positions"),
@@ -152,6 +168,37 @@ def _settle_device(device: str) -> str:
     if device == "cuda" and not available:
         raise UsageError("device cuda was asked for and torch sees no GPU here: choose cpu, or install a CUDA build")
     return "cuda" if device == "auto" and available else "cpu" if device == "auto" else device
+
+
+def _weight_bits(quantize: str | None, device: str) -> int:
+    """The bits of a quantised weight; raises UsageError where this hardware has no fast product of such numbers."""
+    if quantize == "fp8":
+        _require_fp8(device)
+    if quantize != "int8":
+        return 8
+    from fastvec.quantized import int8_bits
+
+    if device != "cpu":
+        raise UsageError("quantize int8 is for CPUs and the device is cuda: choose fp8, or device cpu")
+    bits = int8_bits()
+    if bits is None:
+        raise UsageError("quantize int8 needs an x86-64 CPU with AVX2 or VNNI, and torch finds none here: leave it out")
+    return bits
+
+
+def _require_fp8(device: str) -> None:
+    import torch
+
+    found = "the device is cpu"
+    if device == "cuda":
+        capability = torch.cuda.get_device_capability()
+        if torch.version.hip is None and capability >= FP8_CAPABILITY:
+            return
+        found = f"{torch.cuda.get_device_name()} has {'.'.join(map(str, capability))}"
+    raise UsageError(
+        f"quantize fp8 needs an NVIDIA GPU of compute capability 9.0 (Hopper) or newer, and {found}: "
+        "leave it out, or choose int8 on a CPU"
+    )
 
 
 def settle_dtype(device: str) -> str:

@@ -80,6 +80,17 @@ class TokenizedTexts:
     def sequence(self, index: int) -> IntArray:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
+    def sample(self, count: int) -> "TokenizedTexts":
+        """At most `count` texts, evenly from first to last."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
+        ids = [self.sequence(row) for row in rows]
+        return TokenizedTexts(
+            ids=np.concatenate([self.ids[:0], *ids]),
+            offsets=np.append(0, np.cumsum(self.lengths[rows])),
+            spans=self.spans[rows],
+            truncated=0,
+        )
+
 
 class TextTokenizer:
     """Turns texts into sequences by one recipe.

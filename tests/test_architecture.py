@@ -36,6 +36,7 @@ FLOORS = [
     {"fastvec.encoder", "fastvec.reader", "fastvec.writer", "fastvec.inspection"},
     {
         # how a checkpoint is run
+        "fastvec.agreement",
         "fastvec.settings",
         "fastvec.loading",
         "fastvec.checkpoint",
@@ -50,6 +51,7 @@ FLOORS = [
         "fastvec.framing",
         "fastvec.fused",
         "fastvec.plain",
+        "fastvec.quantized",
         "fastvec.recognition",
         "fastvec.self_check",
         "fastvec.skeleton",

@@ -115,7 +115,7 @@ def test_options_come_from_the_environment_too(fastvec: Run, tiny_llama: Path, m
         (["embed", str(ARTICLES), "-o", "v.parquet", "--column", "text"], 1, r"v.parquet does not end in .arrow"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--column", "body"], 1, r"body"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--keep", "id", "--keep-all"], 2, r"choose one"),
-        (["embed", str(ARTICLES), "-o", "v.arrow", "--quantize", "int8"], 2, r"not available in this version"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--quantize", "int4"], 2, r"'int4' is not one of 'int8', 'fp8'"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--batch-tokens", "many"], 2, r"neither auto nor a number"),
         (["embed", str(ARTICLES)], 2, r"Missing option '-o'"),
         (["doctor"], 2, r"No such command 'doctor'"),

@@ -246,7 +246,8 @@ def test_what_is_asked_between_batches_can_end_it(encoder: Encoder) -> None:
         ({"pooling": "max"}, "pooling 'max' is not known: choose mean, weighted_mean, last, first"),
         ({"dtype": "int4"}, "dtype 'int4' is not known"),
         ({"device": "tpu"}, "device 'tpu' is not known"),
-        ({"quantize": "fp8"}, "quantize 'fp8' is not available in this version"),
+        ({"quantize": "int4"}, "quantize 'int4' is not known: choose int8, fp8"),
+        ({"quantize": "fp8", "device": "cpu"}, "quantize fp8 needs an NVIDIA GPU .* and the device is cpu"),
     ],
 )
 def test_a_choice_that_cannot_be_met_is_refused(tiny_llama: Path, options: dict[str, object], message: str) -> None:

@@ -3,6 +3,7 @@
 from fastvec_kernels.attention import AttentionPlan, attention, attention_reference
 from fastvec_kernels.dropout import dropout, dropout_reference
 from fastvec_kernels.pooling import pool, pool_reference
+from fastvec_kernels.quantize import quantize_rows, quantize_rows_reference
 from fastvec_kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from fastvec_kernels.rope import rope, rope_reference
 from fastvec_kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
@@ -19,6 +20,8 @@ __all__ = [
     "geglu_reference",
     "pool",
     "pool_reference",
+    "quantize_rows",
+    "quantize_rows_reference",
     "rms_norm",
     "rms_norm_reference",
     "rope",

@@ -1,0 +1,58 @@
+"""Rows in eight bits: each is divided by a scale of its own and rounded to E4M3 (4 bits of exponent, 3 of mantissa).
+
+    s_t = max_d |x_td| / 448, y_td = e4m3(x_td / s_t)
+
+A scale is of one row alone: what a row becomes does not depend on its neighbours. One pass reads the rows once, where
+PyTorch's operations make three.
+
+Shapes: T rows, D their width.
+"""
+
+import torch
+
+from fastvec_kernels._launch import architecture, launch, runs_triton, tl, triton
+from fastvec_kernels.rms_norm import WIDEST, forward_tile, rows_of
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = 448.0  # the largest number of E4M3
+LEAST = 1e-30  # a row of zeros is divided by something too
+
+
+def quantize_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition, in float32."""
+    wide = x.float()
+    largest = wide.abs().amax(dim=1).clamp_min(LEAST)
+    return (wide * (LARGEST / largest)[:, None]).to(E4M3), largest / LARGEST
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x` [T, D] as E4M3 [T, D] and the scales [T] in float32 that it was divided by.
+
+    Raises ValueError for another shape.
+    """
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"quantize_rows needs x [T, D], got {tuple(x.shape)}")
+    if not (runs_triton(x) and len(x) and x.shape[1] <= WIDEST and architecture(x.device) in ("sm_90", "sm_100")):
+        return quantize_rows_reference(x)
+    x = rows_of(x)
+    T, D = x.shape
+    y, scales = x.new_empty(T, D, dtype=E4M3), x.new_empty(T, dtype=torch.float32)
+    rows, block_d, warps = forward_tile(D)
+    sizes = {"D": D, "ROWS": rows, "BLOCK_D": block_d, "LARGEST": LARGEST, "LEAST": LEAST}
+    launch(_quantize_kernel, (triton.cdiv(T, rows),), x, y, scales, x.stride(0), T, **sizes, num_warps=warps)
+    return y, scales
+
+
+@triton.jit(do_not_specialize=["T"])
+def _quantize_kernel(
+    x_ptr, y_ptr, scales_ptr, stride, T,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, LARGEST: tl.constexpr, LEAST: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)  # T · D passes 2^31
+    cols = tl.arange(0, BLOCK_D)[None, :]
+    inside = (row < T)[:, None] & (cols < D)
+    x = tl.load(x_ptr + row[:, None] * stride + cols, mask=inside, other=0.0).to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(x), axis=1), LEAST)
+    tl.store(scales_ptr + row, largest / LARGEST, mask=row < T)
+    y = (x * (LARGEST / largest)[:, None]).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row[:, None] * D + cols, y, mask=inside)

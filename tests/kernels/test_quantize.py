@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from fastvec_kernels import quantize_rows, quantize_rows_reference
+
+# numpy's, in the interpreter, of infinity times zero
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def settled(x: torch.Tensor) -> torch.Tensor:
+    """Which of x's numbers are tested: Triton's interpreter halves what is rounded up to a power of two."""
+    if x.is_cuda:
+        return torch.ones_like(x, dtype=torch.bool)
+    rounded, scales = quantize_rows_reference(x)
+    powers = torch.frexp(rounded.float().abs()).mantissa == 0.5
+    return ~(powers & (rounded.float().abs() > x.float().abs() / scales[:, None] * (1 - 1e-6)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 100), (3, 4097)])
+def test_it_is_the_definition(device: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x = torch.randn(shape, device=device).to(dtype) * 30
+    y, scales = quantize_rows(x)
+    expected, expected_scales = quantize_rows_reference(x)
+    assert y.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(scales, expected_scales, rtol=1e-6, atol=0)
+    # a number halfway between two of E4M3 may go either way where a division is rounded otherwise
+    found, expected = (one.float()[settled(x)] for one in (y, expected))
+    torch.testing.assert_close(found, expected, rtol=2**-3, atol=2**-9)
+    assert (found == expected).float().mean() > 0.98
+
+
+def test_a_row_is_found_again_to_three_bits(device: str) -> None:
+    x = torch.randn(50, 256, device=device)
+    y, scales = quantize_rows(x)
+    found = y.float() * scales[:, None]
+    near = (found - x).abs() <= x.abs() * 2**-4 + scales[:, None] * 2**-10 * 1.01
+    assert near[settled(x)].all()
+
+
+def test_a_row_does_not_depend_on_its_neighbours(device: str) -> None:
+    x = torch.randn(5, 64, device=device)
+    alone, scale = quantize_rows(x[2:3])
+    x[3] *= 1e4
+    together, scales = quantize_rows(x)
+    assert torch.equal(alone.float()[0], together.float()[2])
+    assert scale[0] == scales[2]
+
+
+def test_zeros_stay_zeros_and_infinity_does_not_become_a_number(device: str) -> None:
+    x = torch.zeros(2, 8, device=device)
+    x[1, 3] = float("inf")
+    y, scales = quantize_rows(x)
+    assert torch.equal(y.float()[0], torch.zeros(8, device=device))
+    assert scales[0] > 0
+    assert not (y.float() * scales[:, None]).isfinite()[1].all()
+
+
+def test_rows_may_lie_apart(device: str) -> None:
+    wide = torch.randn(6, 40, device=device)
+    y, _ = quantize_rows(wide[:, 8:24])
+    assert torch.equal(y.float(), quantize_rows(wide[:, 8:24].contiguous())[0].float())
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 0)])
+def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"needs x \[T, D\]"):
+        quantize_rows(torch.zeros(shape))
