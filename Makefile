@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m tests.demo .demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
