@@ -5,16 +5,19 @@
 A token starts as the teacher's vector for it alone, reduced by PCA, and weighted by how rare it is (Arora et al.,
 2017) beside one constant dimension: the final RMSNorm divides by a token's norm, and the larger the constant's part in
 it, the less the token weighs. Then tokens and a map to the teacher's width learn by the loss of `fastvec adapt
---objective distil`, which takes minutes, for there is no layer to run. The folder opens in transformers; its layers add
-a hundredth of a token, and training begins where the static model ends.
+--objective distil`, which takes minutes, for there is no layer to run; with `--pairs`, by InfoNCE of queries and what
+answers them too. The folder opens in transformers; its layers add a hundredth of a token, and training begins where
+the static model ends.
 
 Shapes: V vocabulary, H the model's width, D the teacher's, T tokens of n texts.
 """
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 import numpy as np
@@ -26,7 +29,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT
-from fastvec.objectives import distillation
+from fastvec.objectives import distillation, info_nce
 from fastvec.training.distil import FIT_TEXTS, least_squares
 from fastvec.training.folder import save_dense
 from recipes.pretrain import shape
@@ -35,6 +38,7 @@ logger = logging.getLogger("recipes.bundled.static")
 RARE = 1e-3  # a token of this share of all tokens weighs half
 CONSTANT = 3.0  # times the mean norm of the tokens
 QUIET = 0.1  # times the projections of the layers' outputs
+PAIRS_WEIGHT, PAIRS_SCALE = 0.1, 20.0  # of InfoNCE, and of its cosines
 
 
 @click.command()
@@ -42,6 +46,7 @@ QUIET = 0.1  # times the projections of the layers' outputs
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--tokenizer", "tokenizer_path", required=True)
 @click.option("--teacher", required=True, help="The sentence-transformers model that VECTORS came from.")
+@click.option("--pairs", multiple=True, metavar="FILE:QUERY:ANSWER", help="Parquet columns of pairs; repeat for more.")
 @click.option("--width", default=256, show_default=True)
 @click.option("--layers", default=4, show_default=True)
 @click.option("--epochs", default=3, show_default=True)
@@ -53,6 +58,7 @@ def main(
     output: Path,
     tokenizer_path: str,
     teacher: str,
+    pairs: tuple[str, ...],
     width: int,
     layers: int,
     **options: Any,
@@ -60,11 +66,11 @@ def main(
     """Learn static tokens from VECTORS, a folder of Parquet files of text and embedding."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_path)
-    ids, lengths, targets = read(vectors, tokenizer)
-    logger.info("%s texts, %s tokens", f"{len(lengths):,}", f"{len(ids):,}")
+    texts, targets = read(vectors, tokenizer)
+    logger.info("%s texts, %s tokens", f"{len(texts.lengths):,}", f"{len(texts.ids):,}")
     torch.manual_seed(options["seed"])
-    tokens = start(tokenizer, teacher, ids, width)
-    dense = learn(tokens, ids, lengths, targets, **options)
+    tokens = start(tokenizer, teacher, texts.ids, width)
+    dense = learn(tokens, texts, targets, [read_pairs(one, tokenizer) for one in pairs], **options)
     torch.manual_seed(options["seed"])
     model = llama(tokens.detach(), width, layers, tokenizer)
     model.save_pretrained(output)
@@ -74,17 +80,52 @@ def main(
     (output / RECORD).write_text(json.dumps({"format": RECORD_FORMAT, "encoder": rules}, indent=2) + "\n")
 
 
-def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids [T], lengths [n], and the teacher's vectors [n, D] in float16."""
-    ids, lengths, targets = [], [], []
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """n texts as flat arrays."""
+
+    ids: torch.Tensor  # [T] int32
+    lengths: torch.Tensor  # [n]
+    offsets: torch.Tensor  # [n + 1]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Self:
+        encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return cls.joined(
+            torch.from_numpy(np.concatenate([np.array(one, dtype=np.int32) for one in encoded])),
+            torch.tensor([len(one) for one in encoded]),
+        )
+
+    @classmethod
+    def joined(cls, ids: torch.Tensor, lengths: torch.Tensor) -> Self:
+        return cls(ids, lengths, F.pad(lengths.cumsum(0), (1, 0)))
+
+    def means(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The means [rows, H] of the texts' normed tokens, of all `tokens` [V, H]."""
+        sizes = self.lengths[rows]
+        starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
+        places = torch.arange(int(sizes.sum())) + (self.offsets[rows] - starts).repeat_interleave(sizes)
+        normed = F.rms_norm(tokens, tokens.shape[1:], eps=1e-6)
+        return F.embedding_bag(self.ids[places].long(), normed, starts, mode="mean")
+
+
+def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, torch.Tensor]:
+    """The texts, and the teacher's vectors [n, D] in float16."""
+    found, targets = [], []
     for part in sorted(folder.glob("*.parquet")):
         table = pq.read_table(part)
-        encoded = tokenizer(table["text"].to_pylist(), add_special_tokens=False)["input_ids"]
-        ids.append(np.concatenate([np.array(one, dtype=np.int32) for one in encoded]))
-        lengths.append(np.array([len(one) for one in encoded], dtype=np.int64))
+        found.append(Texts.of(table["text"].to_pylist(), tokenizer))
         flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["embedding"].chunks])
-        targets.append(flat.reshape(len(encoded), -1))
-    return tuple(torch.from_numpy(np.concatenate(parts)) for parts in (ids, lengths, targets))  # type: ignore[return-value]
+        targets.append(torch.from_numpy(flat.reshape(len(table), -1)))
+    ids, lengths = torch.cat([one.ids for one in found]), torch.cat([one.lengths for one in found])
+    return Texts.joined(ids, lengths), torch.cat(targets)
+
+
+def read_pairs(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, Texts]:
+    """The queries and the answers of FILE:QUERY:ANSWER."""
+    file, query, answer = name.rsplit(":", 2)
+    table = pq.read_table(file, columns=[query, answer]).drop_null()
+    return Texts.of(table[query].to_pylist(), tokenizer), Texts.of(table[answer].to_pylist(), tokenizer)
 
 
 def start(tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, width: int) -> torch.Tensor:
@@ -103,9 +144,9 @@ def start(tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, w
 
 def learn(
     tokens: torch.Tensor,
-    ids: torch.Tensor,
-    lengths: torch.Tensor,
+    texts: Texts,
     targets: torch.Tensor,
+    pairs: Sequence[tuple[Texts, Texts]],
     *,
     epochs: int,
     batch_size: int,
@@ -113,27 +154,22 @@ def learn(
     seed: int,
 ) -> nn.Linear:
     """Train `tokens` in place, and the map to the teacher's width that is returned."""
-    offsets = F.pad(lengths.cumsum(0), (1, 0))
-
-    def bagged(rows: torch.Tensor) -> torch.Tensor:
-        """The texts' means of normed tokens [rows, H]."""
-        sizes = lengths[rows]
-        starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
-        places = torch.arange(int(sizes.sum())) + (offsets[rows] - starts).repeat_interleave(sizes)
-        normed = F.rms_norm(tokens, tokens.shape[1:], eps=1e-6)
-        return F.embedding_bag(ids[places].long(), normed, starts, mode="mean")
-
+    count = len(texts.lengths)
     random = torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(len(lengths), generator=random) for _ in range(epochs)])
+    order = torch.cat([torch.randperm(count, generator=random) for _ in range(epochs)])
     first = order[:FIT_TEXTS]
-    dense = least_squares(bagged(first).detach(), targets[first])
+    dense = least_squares(texts.means(tokens, first).detach(), targets[first])
     optimizer = torch.optim.Adam([tokens, dense.weight], lr=lr)
-    steps = epochs * (len(lengths) // batch_size)
+    steps = epochs * (count // batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for step in range(steps):
         rows = order[step * batch_size : (step + 1) * batch_size]
-        vectors, wanted = dense(bagged(rows)), targets[rows].float()
+        vectors, wanted = dense(texts.means(tokens, rows)), targets[rows].float()
         loss = distillation(vectors, wanted, vectors, wanted)
+        for sides in pairs:
+            drawn = torch.randperm(len(sides[0].lengths), generator=random)[:batch_size]
+            queries, answers = (dense(side.means(tokens, drawn)) for side in sides)
+            loss = loss + PAIRS_WEIGHT * contrast(queries, answers, drawn)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -141,6 +177,13 @@ def learn(
         if step % 100 == 0 or step == steps - 1:
             logger.info("step %d of %d, loss %.4f", step + 1, steps, loss.item())
     return dense
+
+
+def contrast(queries: torch.Tensor, answers: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """InfoNCE of `queries` [n, D], each with its own of `answers` [n, D] among all; `keys` [n] tell the pairs apart."""
+    own = torch.arange(len(keys))
+    other = keys + len(keys) + int(keys.max())  # no query is a copy of an answer
+    return info_nce(queries, answers, own, scale=PAIRS_SCALE, query_keys=keys, document_keys=other, owner_keys=keys)
 
 
 def llama(tokens: torch.Tensor, width: int, layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
