@@ -65,7 +65,7 @@ class Encoded:
 class Encoder:
     """A checkpoint, loaded. `batch_tokens` is the token budget of a forward; running out of memory halves it.
 
-    `agreement` says how near a quantised forward came to its `dtype` on the first texts; until then it is None.
+    `agreement` says how near a quantised forward came to its `dtype` on the first texts, once there were some.
     """
 
     def __init__(self, settings: EncoderSettings, *, batch_tokens: int | None = None) -> None:
@@ -91,9 +91,10 @@ class Encoder:
         with torch.inference_mode():
             self_check(self._decoder)
             self._fused = self._fuse()
-            self._in_floats = self._fused
+            self._in_floats: FusedDecoder | None = None  # what a quantised forward is still to be compared with
+            self._compared = 0  # texts
             if settings.quantize is not None:
-                self._fused = self._quantized(settings.quantize)
+                self._fused, self._in_floats = self._quantized(settings.quantize), self._fused
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", checkpoint.name, direction, settings.bidirectional_reason)
 
@@ -195,7 +196,7 @@ class Encoder:
         while True:
             try:
                 with torch.inference_mode():
-                    if self.settings.quantize is not None and self.agreement is None and len(texts):
+                    if self._in_floats is not None and len(texts):
                         self._compare_quantized(texts.sample(SAMPLE), between_batches)
                     return self._encode_chunk(texts, between_batches)
             except torch.OutOfMemoryError:
@@ -226,6 +227,7 @@ class Encoder:
         return Encoded(vectors=vectors, failed=failed)
 
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
+        """Raises ModelError where they are too far; done once for texts enough to have neighbours, or for few often."""
         found = self._encode_chunk(texts, between_batches)
         fused, self._fused = self._fused, self._in_floats
         try:
@@ -235,7 +237,10 @@ class Encoder:
         agreement = Agreement.of(expected.vectors, found.vectors)
         agreement.require(str(self.settings.quantize), self.settings.dtype)
         logger.info("%s against %s: %s", self.settings.quantize, self.settings.dtype, agreement)
-        self.agreement, self._in_floats = agreement, None
+        self.agreement = agreement
+        self._compared += len(texts)
+        if agreement.overlap is not None or self._compared >= SAMPLE:
+            self._in_floats = None
 
     def _packed(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> Packed:
         return pack([texts.sequence(row) for row in rows], texts.spans[rows], device=self.settings.device)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastvec.agreement import SAMPLE as COMPARED
 from fastvec.plan import EmbedPlan
 from fastvec.reader import ChunkLimits
 
@@ -53,8 +54,8 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     shuffled = [present[i] for i in np.random.default_rng(0).permutation(len(present))]
     groups = [tokenizer(shuffled[i : i + TRIAL_ROWS]) for i in range(0, len(shuffled), TRIAL_ROWS)]
     tokens = round(sum(len(group.ids) for group in groups) / max(len(texts), 1) * plan.corpus.rows)
-    if groups:
-        encoder.encode_tokens(groups[0])  # the first forward also allocates and warms up
+    if groups:  # the first forward also allocates and warms up, and those of a quantised model are compared
+        encoder.encode_tokens(groups[0] if plan.settings.quantize is None else tokenizer(shuffled[:COMPARED]))
     tried, started = 0, time.perf_counter()
     for group in groups:
         encoder.encode_tokens(group)

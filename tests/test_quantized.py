@@ -158,6 +158,28 @@ def test_vectors_in_int8_are_near_those_in_floats_and_are_told_apart(tmp_path: P
 
 
 @needs_int8
+def test_texts_that_come_one_by_one_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastvec.encoder.SAMPLE", 3)
+    encoder = Encoder.from_pretrained(device="cpu", dtype="float32", quantize="int8")
+    floats = Encoder.from_pretrained(device="cpu", dtype="float32")
+    for text in TEXTS[:3]:
+        encoder.encode([text])
+    assert encoder.agreement is not None
+    assert (encoder.agreement.texts, encoder.agreement.overlap) == (1, None)
+    monkeypatch.setattr(quantized, "BYTE", 3)  # no longer compared, so no longer refused
+    assert (encoder.encode(TEXTS[3:4]) * floats.encode(TEXTS[3:4])).sum() < 0.99
+
+
+@needs_int8
+def test_the_second_text_is_compared_as_the_first_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder.from_pretrained(device="cpu", dtype="float32", quantize="int8")
+    encoder.encode(TEXTS[:1])
+    monkeypatch.setattr(quantized, "BYTE", 3)
+    with pytest.raises(ModelError, match="int8 turns this model's vectors too far"):
+        encoder.encode(TEXTS[1:2])
+
+
+@needs_int8
 def test_a_model_that_int8_turns_too_far_is_refused_before_a_row_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
