@@ -4,7 +4,7 @@
 
 fastvec is its whole command: from starting Python over reading Parquet to the finished Arrow file. Of the others only
 the encoding counts, texts in memory and the model warm. Each is a process of its own; rounds alternate, so that a
-machine that slows down does so for all. "Of most" is useful FLOPs (what the tokens need, no padding) a second, of those
+machine that slows down does so for all; energy is told where a driver tells it. "Of most" is useful FLOPs (what the tokens need, no padding) a second, of those
 of a square product in the same type, measured in every round. Vectors that differ are an error.
 """
 
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks import energy
 from benchmarks.embed_contestant import BATCH_SIZES, NAMES, OURS
 from benchmarks.embed_models import MIXES, MODEL_SHAPES, read_mix, save_random_model
 from benchmarks.plots import picture
@@ -62,6 +63,7 @@ class Result:
     dtype: str
     seconds: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)  # of the matrix rate
+    joules: list[float] = field(default_factory=list)  # where a driver tells
     memory: int = 0
     device_memory: int | None = None
     cosine: float | None = None  # the least one with the first contestant's vectors
@@ -157,9 +159,9 @@ def take_turn(result: Result, workload: Workload, ceiling: float, model: Path, f
     vectors = vectors_of(result, folder)
     arguments = [result.name, model, folder / "rows.parquet", vectors, result.dtype, max_length]
     command = [sys.executable, "-m", "benchmarks.embed_contestant", *map(str, arguments)]
-    started = time.perf_counter()
+    before, started = energy.counters(), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
-    whole = time.perf_counter() - started
+    whole, joules = time.perf_counter() - started, energy.used(before, energy.counters())
     if done.returncode:
         result.missing = f"failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
         return
@@ -169,6 +171,8 @@ def take_turn(result: Result, workload: Workload, ceiling: float, model: Path, f
         return
     seconds = found.get("seconds", whole)
     result.seconds.append(seconds)
+    if (joules := found.get("joules", joules)) is not None:
+        result.joules.append(joules)
     result.shares.append(workload.flops / seconds / ceiling)
     result.memory = max(result.memory, found["memory"])
     result.device_memory = found["device_memory"]
@@ -194,7 +198,7 @@ def table(workload: Workload, results: Sequence[Result]) -> list[str]:
     lines = [
         f"{workload.rows:,} rows, {workload.tokens:,} tokens, mix {workload.mix}; model of {workload.shape}; "
         f"{workload.flops / 1e12:.1f} TFLOP; padding in row order would be {saved:.0%}",
-        f"{'contestant':44} {'rows/s':>8} {'tokens/s':>9} {'of most':>7} {'fastvec is':>22} {'memory':>9} cosine",
+        f"{'contestant':44} {'rows/s':>8} {'tokens/s':>9} {'of most':>7} {'fastvec is':>22} {'memory':>9} cosine   energy",
     ]
     own = {result.dtype: result for result in results if result.name == "fastvec"}
     for result in results:
@@ -202,11 +206,12 @@ def table(workload: Workload, results: Sequence[Result]) -> list[str]:
             lines.append(f"{result.label:44} {result.missing}")
             continue
         seconds = statistics.median(result.seconds)
+        spent = f"{statistics.median(result.joules):7,.0f} J" if result.joules else ""
         against = "" if result.name == "fastvec" or result.dtype not in own else ratio(own[result.dtype], result)
         lines.append(
             f"{result.label:44} {workload.rows / seconds:8,.0f} {workload.tokens / seconds:9,.0f} "
             f"{statistics.median(result.shares):7.0%} {against:>22} {result.memory / 2**20:5,.0f} MiB "
-            f"{result.cosine:7.4f}"
+            f"{result.cosine:7.4f}{spent}"
         )
     return lines
 

@@ -20,6 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks import energy
+
 Vectors = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]
 CHECKED = 256  # vectors that are compared
@@ -106,7 +108,7 @@ NAMES = (*OURS, *OTHERS)
 
 
 def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length: int) -> dict[str, Any]:
-    """`seconds` of the encoding for all but fastvec, and what it took at most of both memories."""
+    """`seconds` and `joules` of the encoding for all but fastvec, and what it took at most of both memories."""
     found: dict[str, Any] = {}
     if name in OURS:
         found = fastvec(model, rows, vectors, dtype, max_length, OURS[name])
@@ -114,9 +116,10 @@ def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length
         texts = pq.read_table(rows)["text"].to_pylist()
         encode = OTHERS[name](model, dtype, max_length)
         encode(texts[: max(BATCH_SIZES.values())])
-        started = time.perf_counter()
+        before, started = energy.counters(), time.perf_counter()
         result = encode(texts)
         found["seconds"] = time.perf_counter() - started
+        found["joules"] = energy.used(before, energy.counters())
         np.save(vectors, result[:CHECKED].astype(np.float32))
     import torch
 

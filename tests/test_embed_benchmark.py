@@ -72,6 +72,8 @@ def test_the_table_says_why_a_contestant_has_no_figures() -> None:
     head, _, ours, theirs = table(work, [own, absent])
     assert "padding in row order would be 50%" in head
     assert ours.split() == ["fastvec,", "float32", "5", "50", "50%", "1,024", "MiB", "1.0000"]
+    own.joules = [30.0, 50.0, 40.0]
+    assert table(work, [own])[-1].split()[-2:] == ["40", "J"]
     assert theirs.split(maxsplit=2)[2] == "No module named 'vapour'"
 
 
