@@ -4,8 +4,9 @@
 
 fastvec is its whole command: from starting Python over reading Parquet to the finished Arrow file. Of the others only
 the encoding counts, texts in memory and the model warm. Each is a process of its own; rounds alternate, so that a
-machine that slows down does so for all; energy is told where a driver tells it. "Of most" is useful FLOPs (what the tokens need, no padding) a second, of those
-of a square product in the same type, measured in every round. Vectors that differ are an error.
+machine that slows down does so for all. "Of most" is useful FLOPs (what the tokens need, no padding) a second, of those
+of a square product in the same type, measured in every round. Energy is told where a driver tells it. Vectors that
+differ are an error.
 """
 
 import json
@@ -198,7 +199,8 @@ def table(workload: Workload, results: Sequence[Result]) -> list[str]:
     lines = [
         f"{workload.rows:,} rows, {workload.tokens:,} tokens, mix {workload.mix}; model of {workload.shape}; "
         f"{workload.flops / 1e12:.1f} TFLOP; padding in row order would be {saved:.0%}",
-        f"{'contestant':44} {'rows/s':>8} {'tokens/s':>9} {'of most':>7} {'fastvec is':>22} {'memory':>9} cosine   energy",
+        f"{'contestant':44} {'rows/s':>8} {'tokens/s':>9} {'of most':>7} {'fastvec is':>22} "
+        f"{'memory':>9} cosine  energy",
     ]
     own = {result.dtype: result for result in results if result.name == "fastvec"}
     for result in results:
