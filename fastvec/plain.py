@@ -154,6 +154,7 @@ class PlainDecoder:
         self.bidirectional = bidirectional
         self.family, self.vocabulary = shape.family, shape.vocabulary
         self._shape, self._positions = shape, max(positions, LEAST_POSITIONS)
+        self._joined: FusedDecoder | None = None  # between calls, until `fuse` hands it over
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +171,10 @@ class PlainDecoder:
         return table
 
     def fuse(self) -> FusedDecoder:
+        joined, self._joined = self._joined or self._join(), None
+        return joined
+
+    def _join(self) -> FusedDecoder:
         model: Any = self.model
         shape = self._shape
         how = Attending(
@@ -190,8 +195,9 @@ class PlainDecoder:
         )
 
     def __call__(self, packed: Packed) -> torch.Tensor:
-        """The hidden states [T, D] after the final norm, by weights that are joined for this call."""
-        return self.fuse().states(packed)
+        """The hidden states [T, D] after the final norm."""
+        self._joined = self._joined or self._join()
+        return self._joined.states(packed)
 
 
 def plain_decoder(
