@@ -7,7 +7,6 @@ others only the encoding is timed, the model loaded and warm and the texts in me
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import energy
+from fastvec.report import peak_memory_bytes
 
 Vectors = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]
@@ -123,7 +123,7 @@ def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length
         np.save(vectors, result[:CHECKED].astype(np.float32))
     import torch
 
-    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["memory"] = peak_memory_bytes() or 0
     found["device_memory"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return found
 

@@ -29,6 +29,7 @@ ROWS_MAX_LENGTH = 16  # tokens: reading, tokenising and writing have their part
 ROW_GROUP = 10_000
 LENGTHS = (16, 64, 256, 1024, 4096, 8192)
 TOKENS = 16_384  # of each length
+CHARACTERS = 16  # a token: enough for the text to be cut there, and not much more to read
 MODEL_TOKENS = 8192
 UNITS = {"rows": "rows", "length": "tokens of a text", "model": "parameters that multiply"}
 
@@ -85,7 +86,7 @@ def by_length(corpus: Path, column: str, folder: Path, shape: str) -> list[Point
     for length in LENGTHS:
         options = ["--model", str(model), "--max-length", str(length)]
         count = TOKENS // length
-        points += measured([(length, count * length, [long] * count)], folder, options)
+        points += measured([(length, count * length, [long[: length * CHARACTERS]] * count)], folder, options)
     return points
 
 
@@ -95,7 +96,7 @@ def by_model(corpus: Path, column: str, folder: Path, shapes: Sequence[str]) -> 
     points = []
     for shape in shapes:
         model = save_random_model(folder / shape, MODEL_SHAPES[shape], max_length=128)
-        case = (MODEL_SHAPES[shape].parameters, MODEL_TOKENS, [long] * (MODEL_TOKENS // 128))
+        case = (MODEL_SHAPES[shape].parameters, MODEL_TOKENS, [long[: 128 * CHARACTERS]] * (MODEL_TOKENS // 128))
         points += measured([case], folder, ["--model", str(model)])
     return points
 
