@@ -28,7 +28,7 @@ from benchmarks.kernels import ON_GPU, WITHOUT_GPU
 from benchmarks.results import environment, write_json
 from fastvec_kernels._launch import architecture
 
-OPS = ("rms_norm", "rope", "swiglu", "dropout", "quantize", "pooling")
+OPS = ("rms_norm", "rope", "swiglu", "dropout", "pooling")
 # What comes first is measured first, for the time may not reach to the end.
 ATTENTION_SHAPES = (
     "d128 32/8 *", "d64 16/16 512", "d64 16/16 2048", "d64 16/16 long-tail", "d256 16/8 512", "d256 16/8 2048",
@@ -75,11 +75,12 @@ def parts(out: Path, *, smoke: bool) -> list[Part]:
         *(benchmark(op, out, 30, smoke=smoke) for op in OPS),
     ]
     if not ON_GPU:
-        return [*chosen, benchmark("attention", out, 30, smoke=smoke)]
+        return [*chosen, *(benchmark(op, out, 30, smoke=smoke) for op in ("quantize", "attention"))]
     return [
         *chosen,
         benchmark("attention", out, 110, smoke=smoke, shapes=ATTENTION_SHAPES, more=("--implementations", "[!F]*")),
         benchmark("attention", out / "tuning", 60, smoke=smoke, name="tuning", more=("--tune",)),
+        benchmark("quantize", out, 20, smoke=smoke),
         benchmark(
             "attention",
             out / "flex",
