@@ -208,17 +208,22 @@ class Encoder:
             logger.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
 
     def _encode_chunk(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Encoded:
-        out = torch.full((len(texts), self.dims), torch.nan, device=self.settings.device)
+        batches = token_batches(texts.lengths, self.batch_tokens)
+        out = torch.full((len(texts), self.dims), torch.nan, device=self.settings.device)  # in the batches' order
         failed: dict[int, str] = {}
-        for rows in token_batches(texts.lengths, self.batch_tokens):
+        begin = 0
+        for rows in batches:
             between_batches()
+            end = begin + len(rows)
             try:
-                out[torch.from_numpy(rows).to(out.device)] = self._vectors(self._packed(texts, rows))
+                out[begin:end] = self._vectors(self._packed(texts, rows))
             except torch.OutOfMemoryError:
                 if len(rows) > 1:
                     raise
                 failed[int(rows[0])] = "out_of_memory"
-        vectors = out.cpu().numpy()
+            begin = end
+        vectors = np.empty((len(texts), self.dims), dtype=np.float32)
+        vectors[np.concatenate([np.arange(0), *batches])] = out.cpu().numpy()  # the one wait for the device
         suspects = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()) - failed.keys()
         for row in sorted(suspects):
             vectors[row] = self._alone_in_float32(texts, row)

@@ -44,13 +44,16 @@ def pack(sequences: Sequence[IntArray], spans: IntArray | None = None, *, device
     starts = cu_seqlens[:-1]
     positions = np.arange(cu_seqlens[-1]) - np.repeat(starts, lengths)
 
-    def to_device(array: IntArray, dtype: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(array).to(device=device, dtype=dtype, non_blocking=True)
-
     return Packed(
-        token_ids=to_device(np.concatenate(list(sequences)).astype(np.int64), torch.int64),
-        positions=to_device(positions, torch.int64),
-        cu_seqlens=to_device(cu_seqlens, torch.int32),
+        token_ids=_on(device, np.concatenate(list(sequences)).astype(np.int64)),
+        positions=_on(device, positions),
+        cu_seqlens=_on(device, cu_seqlens.astype(np.int32)),
         spans=torch.from_numpy((spans + starts[:, None]).astype(np.int64, copy=False)),
         lengths=tuple(lengths.tolist()),
     )
+
+
+def _on(device: torch.device | str, array: IntArray) -> torch.Tensor:
+    """`array` there; from pinned memory, as a copy from other memory waits for all that the device was given before."""
+    x = torch.from_numpy(array)
+    return (x.pin_memory() if torch.device(device).type == "cuda" else x).to(device, non_blocking=True)
