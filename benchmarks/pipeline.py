@@ -19,10 +19,11 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from benchmarks.embed_models import texts_of
 from fastvec import Encoder, embed
-from fastvec.encoder import Encoded
+from fastvec.encoder import Begun
 from fastvec.tokenize import CHARACTERS_PER_TOKEN, TokenizedTexts
 
 BATCH = 8192  # texts of one `encode_batch`
@@ -31,9 +32,10 @@ BATCH = 8192  # texts of one `encode_batch`
 class ZeroEncoder(Encoder):
     """An encoder without a forward."""
 
-    def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
+    def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Begun:
         between_batches()
-        return Encoded(vectors=np.zeros((len(texts), self.dims), dtype=np.float32), failed={})
+        zeros = torch.zeros(len(texts), self.dims)
+        return Begun(texts=texts, order=np.arange(len(texts)), vectors=zeros, failed={}, batch_tokens=self.batch_tokens)
 
 
 @click.command()

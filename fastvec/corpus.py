@@ -33,7 +33,7 @@ from fastvec.vectors import FloatArray, ranges_from_json, ranges_of, to_column
 from fastvec.writer import Job, RowError, Writer, finished_rows
 
 if TYPE_CHECKING:  # torch is not imported before there is work to do
-    from fastvec.encoder import Encoder
+    from fastvec.encoder import Begun, Encoder
     from fastvec.tokenize import TextTokenizer, TokenizedTexts
 
 logger = logging.getLogger(__name__)
@@ -174,27 +174,35 @@ class _Run:
         return self._finished_report(pipeline)
 
     def _encode(self, chunks: Iterator[_Tokenized], pipeline: Pipeline) -> Iterator[_Embedded]:
+        ahead: deque[tuple[_Tokenized, Begun]] = deque()
         for chunk in chunks:
-            encoded = self._encoder.encode_tokens(chunk.texts, pipeline.check)
-            failed = dict(encoded.failed)
-            if self._plan.vector_dtype == "float16":
-                too_large = (np.abs(encoded.vectors) > FLOAT16_MAX).any(axis=1)
-                failed |= {int(index): "float16_overflow" for index in np.flatnonzero(too_large)}
-            rows = np.flatnonzero(chunk.valid)
-            vectors = np.zeros((len(chunk.valid), self._encoder.dims), dtype=np.float32)
-            vectors[rows] = encoded.vectors
-            valid = chunk.valid.copy()
-            valid[rows[list(failed)]] = False
-            first_row = chunk.chunk.first_row
-            yield _Embedded(
-                chunk=chunk.chunk,
-                vectors=vectors,
-                valid=valid,
-                counts={**chunk.counts, "errors": len(failed)},
-                errors=[RowError(row=first_row + int(rows[i]), code=code) for i, code in sorted(failed.items())],
-                batch_tokens=self._encoder.batch_tokens,
-                padded_tokens=padded_tokens(chunk.texts.lengths),
-            )
+            ahead.append((chunk, self._encoder.begin(chunk.texts, pipeline.check)))
+            if len(ahead) > self._encoder.chunks_ahead:
+                yield self._embedded(*ahead.popleft())
+        for last in ahead:
+            yield self._embedded(*last)
+
+    def _embedded(self, chunk: _Tokenized, begun: "Begun") -> _Embedded:
+        encoded = self._encoder.finish(begun)
+        failed = dict(encoded.failed)
+        if self._plan.vector_dtype == "float16":
+            too_large = (np.abs(encoded.vectors) > FLOAT16_MAX).any(axis=1)
+            failed |= {int(index): "float16_overflow" for index in np.flatnonzero(too_large)}
+        rows = np.flatnonzero(chunk.valid)
+        vectors = np.zeros((len(chunk.valid), self._encoder.dims), dtype=np.float32)
+        vectors[rows] = encoded.vectors
+        valid = chunk.valid.copy()
+        valid[rows[list(failed)]] = False
+        first_row = chunk.chunk.first_row
+        return _Embedded(
+            chunk=chunk.chunk,
+            vectors=vectors,
+            valid=valid,
+            counts={**chunk.counts, "errors": len(failed)},
+            errors=[RowError(row=first_row + int(rows[i]), code=code) for i, code in sorted(failed.items())],
+            batch_tokens=begun.batch_tokens,
+            padded_tokens=padded_tokens(chunk.texts.lengths),
+        )
 
     def _write(self, done: _Embedded) -> None:
         self._check_errors(done.errors)

@@ -23,21 +23,21 @@ from torch.nn import functional as F
 
 from fastvec.agreement import SAMPLE, Agreement
 from fastvec.batching import token_batches
-from fastvec.checkpoint import Checkpoint
 from fastvec.dense import load_dense
 from fastvec.errors import ModelError, UsageError
 from fastvec.framing import text_tokenizer
 from fastvec.fused import FusedDecoder
+from fastvec.opening import open_decoder, open_tokenizer
 from fastvec.packed import Packed, pack
-from fastvec.plain import PlainDecoder, plain_decoder, plain_tokenizer
+from fastvec.plain import PlainDecoder
 from fastvec.quantized import quantized
 from fastvec.self_check import self_check
 from fastvec.settings import EncoderSettings, resolve_settings
-from fastvec.tokenize import LoadedTokenizer, TextTokenizer, TokenizedTexts
+from fastvec.tokenize import TextTokenizer, TokenizedTexts, without_surrogates
 from fastvec_kernels import pool
 
 if TYPE_CHECKING:  # transformers is imported for the checkpoints that need it
-    from fastvec.decoder import Decoder
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,17 @@ class Encoded:
     failed: dict[int, str]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """A chunk of n texts that the device was given, and may not have done yet."""
+
+    texts: TokenizedTexts
+    order: npt.NDArray[np.integer]  # [n], which text each row of `vectors` is of
+    vectors: torch.Tensor  # [n, D] on the device; NaN for those that failed
+    failed: dict[int, str]
+    batch_tokens: int
+
+
 class Encoder:
     """A checkpoint, loaded. `batch_tokens` is the token budget of a forward; running out of memory halves it.
 
@@ -78,8 +89,8 @@ class Encoder:
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         self.batch_tokens = batch_tokens or 2 * BATCH_TOKENS[settings.device] // self._dtype.itemsize
         checkpoint = settings.checkpoint
-        self._tokenizer = _tokenizer(checkpoint)
-        self._decoder = _decoder(settings, self._dtype)
+        self._tokenizer = open_tokenizer(checkpoint)
+        self._decoder = open_decoder(settings, self._dtype)
         longest = self._decoder.longest
         if longest is not None and settings.max_length > longest:
             raise UsageError(
@@ -148,6 +159,11 @@ class Encoder:
         return {"rows": tokens // 8, "bytes": tokens * 4}
 
     @property
+    def chunks_ahead(self) -> int:
+        """Chunks to begin before one is finished: a GPU goes on with the next while vectors are taken from it."""
+        return 1 if self.settings.device == "cuda" else 0
+
+    @property
     def environment(self) -> dict[str, str]:
         """Versions and device: another one may round differently."""
         cuda = self.settings.device == "cuda"
@@ -171,7 +187,7 @@ class Encoder:
         tokenizer = self.tokenizer(instruction, prompt_name)
         vectors = np.empty((len(texts), self.dims), dtype=np.float32)
         for begin in range(0, len(texts), ENCODE_ROWS):
-            rows = [_without_surrogates(text) for text in texts[begin : begin + ENCODE_ROWS]]
+            rows = [without_surrogates(text) for text in texts[begin : begin + ENCODE_ROWS]]
             encoded = self.encode_tokens(tokenizer(rows))
             for index, code in encoded.failed.items():
                 raise ValueError(f"text {begin + index} has no finite vector ({code}): try dtype float32")
@@ -187,7 +203,11 @@ class Encoder:
         return self._decoder.embeddings.detach().float().cpu().numpy()
 
     def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
-        """Encode one chunk of texts. What `between_batches` raises ends it.
+        """Encode one chunk of texts, as `begin` and `finish` do."""
+        return self.finish(self.begin(texts, between_batches))
+
+    def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Begun:
+        """Give one chunk of texts to the device. What `between_batches` raises ends it.
 
         Out of memory halves the token budget and takes the whole chunk again, so that a chunk's batches always follow
         from its lengths and one budget; a text that is too large alone has failed. Raises ModelError where not even
@@ -198,7 +218,7 @@ class Encoder:
                 with torch.inference_mode():
                     if self._in_floats is not None and len(texts):
                         self._compare_quantized(texts.sample(SAMPLE), between_batches)
-                    return self._encode_chunk(texts, between_batches)
+                    return self._begin(texts, between_batches)
             except torch.OutOfMemoryError:
                 pass  # the traceback holds the batch's tensors until this block is left
             if self.batch_tokens == 1:
@@ -207,9 +227,9 @@ class Encoder:
             torch.cuda.empty_cache()
             logger.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
 
-    def _encode_chunk(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Encoded:
+    def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Begun:
         batches = token_batches(texts.lengths, self.batch_tokens)
-        out = torch.full((len(texts), self.dims), torch.nan, device=self.settings.device)  # in the batches' order
+        out = torch.full((len(texts), self.dims), torch.nan, device=self.settings.device)
         failed: dict[int, str] = {}
         begin = 0
         for rows in batches:
@@ -222,21 +242,28 @@ class Encoder:
                     raise
                 failed[int(rows[0])] = "out_of_memory"
             begin = end
-        vectors = np.empty((len(texts), self.dims), dtype=np.float32)
-        vectors[np.concatenate([np.arange(0), *batches])] = out.cpu().numpy()  # the one wait for the device
+        order = np.concatenate([np.arange(0), *batches])
+        return Begun(texts=texts, order=order, vectors=out, failed=failed, batch_tokens=self.batch_tokens)
+
+    def finish(self, begun: Begun) -> Encoded:
+        """Wait for a chunk; texts whose vectors are not finite are tried again, alone in float32."""
+        vectors = np.empty(begun.vectors.shape, dtype=np.float32)
+        vectors[begun.order] = begun.vectors.cpu().numpy()
+        failed = dict(begun.failed)
         suspects = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()) - failed.keys()
         for row in sorted(suspects):
-            vectors[row] = self._alone_in_float32(texts, row)
+            with torch.inference_mode():
+                vectors[row] = self._alone_in_float32(begun.texts, row)
             if not np.isfinite(vectors[row]).all():
                 failed[row] = "non_finite_vector"
         return Encoded(vectors=vectors, failed=failed)
 
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
         """Raises ModelError where they are too far; done once for texts enough to have neighbours, or for few often."""
-        found = self._encode_chunk(texts, between_batches)
+        found = self.finish(self._begin(texts, between_batches))
         fused, self._fused = self._fused, self._in_floats
         try:
-            expected = self._encode_chunk(texts, between_batches)
+            expected = self.finish(self._begin(texts, between_batches))
         finally:
             self._fused = fused
         agreement = Agreement.of(expected.vectors, found.vectors)
@@ -307,34 +334,3 @@ class Encoder:
         from fastvec.recognition import fuse
 
         return fuse(self._decoder, self.settings.max_length)
-
-
-def _decoder(settings: EncoderSettings, dtype: torch.dtype) -> "Decoder | PlainDecoder":
-    checkpoint, device, bidirectional = settings.checkpoint, settings.device, settings.bidirectional
-    plain = plain_decoder(
-        checkpoint, dtype=dtype, device=device, bidirectional=bidirectional, positions=settings.max_length
-    )
-    if plain is not None:
-        return plain
-    from fastvec.decoder import Decoder
-    from fastvec.loading import load_model
-
-    return Decoder(load_model(checkpoint, dtype=dtype, device=device), bidirectional=bidirectional)
-
-
-def _tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
-    plain = plain_tokenizer(checkpoint)
-    if plain is not None:
-        return plain
-    from fastvec.loading import load_tokenizer
-
-    return load_tokenizer(checkpoint)
-
-
-def _without_surrogates(text: str) -> str:
-    """`text` with each lone surrogate, which UTF-8 cannot hold, as U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -208,3 +208,12 @@ def _special_tokens(backend: "Tokenizer") -> tuple[list[int], list[int]]:
     with_specials = backend.encode("a")
     own = [i for i, special in enumerate(with_specials.special_tokens_mask) if not special]
     return with_specials.ids[: own[0]], with_specials.ids[own[-1] + 1 :]
+
+
+def without_surrogates(text: str) -> str:
+    """`text` with each lone surrogate, which UTF-8 cannot hold, as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

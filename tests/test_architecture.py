@@ -58,6 +58,7 @@ FLOORS = [
         "fastvec.tokenize",
         "fastvec.batching",
         "fastvec.objectives",
+        "fastvec.opening",
         # what a corpus file is
         "fastvec.sources",
         "fastvec.lines",

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import fastvec.encoder
 from fastvec import Encoder, embed
+from fastvec.encoder import Begun, Encoded
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, RowErrorsError, UsageError
 from fastvec.inspection import verify
 from fastvec.report import Progress
@@ -70,6 +71,34 @@ def test_every_row_in_order_with_the_vectors_of_encode(encoder: Encoder, output:
     assert (report.rows, report.nulls, report.errors, report.return_code, report.resumed_rows) == (300, 0, 0, 0, 0)
     assert verify(output).return_code == 0
     assert [path.name for path in output.parent.iterdir()] == ["vecs.arrow"]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_chunk_that_is_begun_before_another_is_finished_changes_no_byte(
+    encoder: Encoder, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed([ARTICLES], output, encoder=encoder, column="text")
+    calls: list[str] = []
+    begin, finish = Encoder.begin, Encoder.finish
+
+    def begun(self: Encoder, *arguments: Any) -> Begun:
+        calls.append("begin")
+        return begin(self, *arguments)
+
+    def finished(self: Encoder, chunk: Begun) -> Encoded:
+        calls.append("finish")
+        return finish(self, chunk)
+
+    monkeypatch.setattr(Encoder, "chunks_ahead", 1)
+    monkeypatch.setattr(Encoder, "begin", begun)
+    monkeypatch.setattr(Encoder, "finish", finished)
+    ahead = tmp_path / "ahead" / "vecs.arrow"
+    ahead.parent.mkdir()
+    embed([ARTICLES], ahead, encoder=encoder, column="text")
+    assert ahead.read_bytes() == output.read_bytes()
+    chunks = len(calls) // 2
+    assert chunks > 3
+    assert calls == ["begin", *["begin", "finish"] * (chunks - 1), "finish"]
 
 
 def test_the_metadata_says_what_the_vectors_are(encoder: Encoder, output: Path) -> None:

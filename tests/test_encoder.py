@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from fastvec.encoder import Encoded, Encoder
+from fastvec.encoder import Begun, Encoder
 from fastvec.errors import ModelError, UsageError
 from fastvec.packed import Packed
 from fastvec.settings import resolve_settings
@@ -185,10 +185,10 @@ def test_a_text_that_overflows_fails_where_float32_finds_no_memory(
 def test_a_device_without_any_memory_left_is_one_line(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
 
-    def full(self: Encoder, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Encoded:
+    def full(self: Encoder, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Begun:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Encoder, "_encode_chunk", full)
+    monkeypatch.setattr(Encoder, "_begin", full)
     with pytest.raises(ModelError, match="cpu has no memory left beside the model"):
         encoder.encode(TEXTS)
 
