@@ -13,7 +13,6 @@ from transformers import AutoModel, AutoTokenizer
 
 import fastvec.encoder
 from fastvec import Encoder, embed
-from fastvec.encoder import Begun, Encoded
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, RowErrorsError, UsageError
 from fastvec.inspection import verify
 from fastvec.report import Progress
@@ -79,19 +78,17 @@ def test_a_chunk_that_is_begun_before_another_is_finished_changes_no_byte(
 ) -> None:
     embed([ARTICLES], output, encoder=encoder, column="text")
     calls: list[str] = []
-    begin, finish = Encoder.begin, Encoder.finish
 
-    def begun(self: Encoder, *arguments: Any) -> Begun:
-        calls.append("begin")
-        return begin(self, *arguments)
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            calls.append(name)
+            return call(*arguments)
 
-    def finished(self: Encoder, chunk: Begun) -> Encoded:
-        calls.append("finish")
-        return finish(self, chunk)
+        return called
 
+    for name in ("begin", "finish"):
+        monkeypatch.setattr(Encoder, name, noted(name, getattr(Encoder, name)))
     monkeypatch.setattr(Encoder, "chunks_ahead", 1)
-    monkeypatch.setattr(Encoder, "begin", begun)
-    monkeypatch.setattr(Encoder, "finish", finished)
     ahead = tmp_path / "ahead" / "vecs.arrow"
     ahead.parent.mkdir()
     embed([ARTICLES], ahead, encoder=encoder, column="text")
