@@ -41,7 +41,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CPU_MATRIX = 2048
 LEAST_COSINE = 0.999
 LEAST_COSINE_QUANTIZED = 0.98
-OTHER_DEVICES = {"cpu": "fastvec, fp8", "cuda": "fastvec, int8"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +90,7 @@ def main(
 ) -> None:
     """Time fastvec and all others that are installed."""
     dtypes = given["dtypes"] or tuple(dict.fromkeys([settle_dtype(DEVICE), *["float32"] * (DEVICE == "cpu")]))
-    names = [name for name in given["only"] or NAMES if name != OTHER_DEVICES[DEVICE]]
-    results = [Result(name=name, dtype=dtype) for dtype in dtypes for name in names]
+    results = [Result(name=name, dtype=dtype) for dtype in dtypes for name in given["only"] or NAMES]
     max_length = MIXES[mix][0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -65,6 +65,11 @@ def compiled(call: Callable[..., Any]) -> Callable[[], Implementation]:
     return make
 
 
+def against(ours: Callable[..., Any], reference: Callable[..., Any]) -> Makers:
+    """fastvec's op, its reference, and what torch.compile makes of that."""
+    return {"fastvec": plain(ours), "reference": plain(reference), "reference, compiled": compiled(reference)}
+
+
 def as_tuple(outputs: Any) -> Tensors:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -100,9 +105,7 @@ def rms_norm_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload
         return plain(lambda *tensors: call(*tensors, EPS, in_place=False))()
 
     makers: Makers = {
-        "fastvec": plain(ours),
-        "reference": plain(reference),
-        "reference, compiled": compiled(reference),
+        **against(ours, reference),
         "F.rms_norm": plain(torch_op),
         "Liger": with_liger,
     }
@@ -133,9 +136,7 @@ def swiglu_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
         )
 
     makers: Makers = {
-        "fastvec": plain(op),
-        "reference": plain(reference),
-        "reference, compiled": compiled(reference),
+        **against(op, reference),
         "PyTorch, eager": plain(eager),
         "Liger": with_liger,
     }
@@ -162,32 +163,26 @@ def dropout_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
     def reference(x: torch.Tensor) -> torch.Tensor:
         return dropout_reference(x, tokens, **coins)  # type: ignore[arg-type]
 
-    makers: Makers = {"fastvec": plain(ours), "reference": plain(reference), "reference, compiled": compiled(reference)}
     return Workload(
         op="dropout",
         shape=shape,
         inputs=lambda: (torch.randn(shape.tokens, shape.width, device=device, dtype=dtype),),
         gradients=1,
         reference=lambda x: as_tuple(reference(x)),
-        implementations=makers,
+        implementations=against(ours, reference),
         bytes=bytes_of_dropout(shape.tokens, shape.width, dtype.itemsize),
     )
 
 
 def quantize_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
     """As fp8's linear maps call it, forward alone."""
-    makers: Makers = {
-        "fastvec": plain(quantize_rows),
-        "reference": plain(quantize_rows_reference),
-        "reference, compiled": compiled(quantize_rows_reference),
-    }
     return Workload(
         op="quantize",
         shape=shape,
         inputs=lambda: (torch.randn(shape.tokens, shape.width, device=device, dtype=dtype),),
         gradients=0,
         reference=lambda x: as_tuple(quantize_rows_reference(x)),
-        implementations=makers,
+        implementations=against(quantize_rows, quantize_rows_reference),
         bytes=bytes_of_quantize(shape.tokens, shape.width, dtype.itemsize),
     )
 
@@ -230,9 +225,7 @@ def rope_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
         )
 
     makers: Makers = {
-        "fastvec": plain(of(rope)),
-        "reference": plain(of(rope_reference)),
-        "reference, compiled": compiled(of(rope_reference)),
+        **against(of(rope), of(rope_reference)),
         "Liger": with_liger,
     }
     return Workload(

@@ -10,12 +10,12 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # torch is not imported before there is work to do
 logger = logging.getLogger(__name__)
 
 FLOAT16_MAX = 65504.0
+Item = TypeVar("Item")
 
 
 def embed(
@@ -174,13 +175,9 @@ class _Run:
         return self._finished_report(pipeline)
 
     def _encode(self, chunks: Iterator[_Tokenized], pipeline: Pipeline) -> Iterator[_Embedded]:
-        ahead: deque[tuple[_Tokenized, Begun]] = deque()
-        for chunk in chunks:
-            ahead.append((chunk, self._encoder.begin(chunk.texts, pipeline.check)))
-            if len(ahead) > self._encoder.chunks_ahead:
-                yield self._embedded(*ahead.popleft())
-        for last in ahead:
-            yield self._embedded(*last)
+        begun = ((chunk, self._encoder.begin(chunk.texts, pipeline.check)) for chunk in chunks)
+        for chunk, vectors in _behind(begun, by=self._encoder.chunks_ahead):
+            yield self._embedded(chunk, vectors)
 
     def _embedded(self, chunk: _Tokenized, begun: "Begun") -> _Embedded:
         encoded = self._encoder.finish(begun)
@@ -288,13 +285,19 @@ class _Run:
 def _tokenize(chunks: Iterator[Chunk], tokenizer: "TextTokenizer") -> Iterator[_Tokenized]:
     """Two chunks at a time, in order: one's tokens are gathered in Python while the other's are found on all cores."""
     with ThreadPoolExecutor(2) as pool:
-        ahead: deque[Future[_Tokenized]] = deque()
-        for chunk in chunks:
-            ahead.append(pool.submit(_tokenized, chunk, tokenizer))
-            if len(ahead) == 2:
-                yield ahead.popleft().result()
-        for last in ahead:
-            yield last.result()
+        futures = (pool.submit(_tokenized, chunk, tokenizer) for chunk in chunks)
+        for future in _behind(futures, by=1):
+            yield future.result()
+
+
+def _behind(items: Iterable[Item], *, by: int) -> Iterator[Item]:
+    """The same items, each given on once `by` more were taken."""
+    taken: deque[Item] = deque()
+    for item in items:
+        taken.append(item)
+        if len(taken) > by:
+            yield taken.popleft()
+    yield from taken
 
 
 def _tokenized(chunk: Chunk, tokenizer: "TextTokenizer") -> _Tokenized:

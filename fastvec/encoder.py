@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,6 @@ from fastvec.self_check import self_check
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.tokenize import TextTokenizer, TokenizedTexts, without_surrogates
 from fastvec_kernels import pool
-
-if TYPE_CHECKING:  # transformers is imported for the checkpoints that need it
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastvec_kernels import to_device
+
 IntArray = npt.NDArray[np.integer]
 
 
@@ -40,20 +42,15 @@ def pack(sequences: Sequence[IntArray], spans: IntArray | None = None, *, device
         raise ValueError(
             f"pack needs a non-empty span inside each sequence, got {spans.tolist()} for {lengths.tolist()}"
         )
+    device = torch.device(device)
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     starts = cu_seqlens[:-1]
     positions = np.arange(cu_seqlens[-1]) - np.repeat(starts, lengths)
 
     return Packed(
-        token_ids=_on(device, np.concatenate(list(sequences)).astype(np.int64)),
-        positions=_on(device, positions),
-        cu_seqlens=_on(device, cu_seqlens.astype(np.int32)),
+        token_ids=to_device(np.concatenate(list(sequences)).astype(np.int64), device),
+        positions=to_device(positions, device),
+        cu_seqlens=to_device(cu_seqlens.astype(np.int32), device),
         spans=torch.from_numpy((spans + starts[:, None]).astype(np.int64, copy=False)),
         lengths=tuple(lengths.tolist()),
     )
-
-
-def _on(device: torch.device | str, array: IntArray) -> torch.Tensor:
-    """`array` there; from pinned memory, as a copy from other memory waits for all that the device was given before."""
-    x = torch.from_numpy(array)
-    return (x.pin_memory() if torch.device(device).type == "cuda" else x).to(device, non_blocking=True)

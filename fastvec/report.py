@@ -195,11 +195,12 @@ def peak_memory_bytes() -> int | None:
     """The largest resident size of this process so far; None on Windows, which tells it in another way."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, whose getrusage tells the size of the process that started this one, if it was larger
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):  # which some sandboxes' kernels leave out
+                return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # the BSDs count in KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # others count in KiB

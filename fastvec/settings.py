@@ -176,10 +176,10 @@ def _weight_bits(quantize: str | None, device: str) -> int:
         _require_fp8(device)
     if quantize != "int8":
         return 8
-    from fastvec.quantized import int8_bits
-
     if device != "cpu":
         raise UsageError("quantize int8 is for CPUs and the device is cuda: choose fp8, or device cpu")
+    from fastvec.quantized import int8_bits
+
     bits = int8_bits()
     if bits is None:
         raise UsageError("quantize int8 needs an x86-64 CPU with AVX2 or VNNI, and torch finds none here: leave it out")

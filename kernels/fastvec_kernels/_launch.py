@@ -150,9 +150,9 @@ def needs_scratch(device: torch.device) -> None:
 
 
 def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
-    """`array` on `device`; from pinned memory, as a copy from other memory may wait for the device."""
+    """`array` on `device`; from pinned memory, as a copy from other memory waits for all that the device was given."""
     x = torch.from_numpy(array)
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def next_power_of_2(n: int) -> int:
