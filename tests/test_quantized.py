@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from click.testing import CliRunner
 
+from benchmarks import quantized as benchmark
 from fastvec import quantized
 from fastvec.agreement import Agreement
 from fastvec.corpus import embed
@@ -210,3 +212,19 @@ def test_without_a_product_of_bytes_int8_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(quantized, "int8_bits", lambda: None)
     with pytest.raises(UsageError, match="quantize int8 needs an x86-64 CPU with AVX2 or VNNI"):
         resolve_settings(device="cpu", quantize="int8")
+
+
+@needs_int8
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_benchmark_measures_also_what_is_refused(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if refused:
+        monkeypatch.setattr(quantized, "BYTE", 3)
+    corpus = write_parquet(tmp_path / "corpus.parquet", texts(list(TEXTS)))
+    arguments = [str(corpus), "--mix", "wiki", "--rows", "5", "--rounds", "1"]
+    done = CliRunner().invoke(benchmark.main, arguments, catch_exceptions=False)
+    speed, agreement, *refusal = done.output.splitlines()
+    assert "products in int8" in speed
+    assert agreement.endswith("on 5 texts")
+    assert bool(refusal) == refused

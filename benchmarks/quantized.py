@@ -1,0 +1,60 @@
+"""What eight bits are worth: texts embedded with and without, in turn in one process, and how the vectors agree.
+
+    PYTHONPATH=.:kernels python -m benchmarks.quantized corpus.parquet [--model MODEL | --shape 25M] [--mix short]
+
+Only encoding counts. A model whose vectors turn too far for `fastvec embed` is measured too, and said to be refused.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import torch
+
+from benchmarks.embed_models import MIXES, MODEL_SHAPES, read_mix, save_random_model
+from fastvec import Encoder
+from fastvec.agreement import Agreement
+from fastvec.errors import ModelError
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--column", default="text", show_default=True)
+@click.option("--model", help="[default: bundled]")
+@click.option("--shape", type=click.Choice(list(MODEL_SHAPES)), help="Random weights of this shape instead.")
+@click.option("--mix", type=click.Choice(list(MIXES)), default="short", show_default=True)
+@click.option("--rows", default=300, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+def main(corpus: Path, column: str, model: str | None, shape: str | None, mix: str, rows: int, rounds: int) -> None:
+    """Print the ratio of the times, its median with the least and the largest, and the agreement."""
+    quantize = "fp8" if torch.cuda.is_available() else "int8"
+    texts = read_mix(corpus, column, mix, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        if shape is not None:
+            limit = MIXES[mix][0]
+            model = str(save_random_model(Path(folder, "model"), MODEL_SHAPES[shape], max_length=limit))
+        encoders = [Encoder.from_pretrained(model), Encoder.from_pretrained(model, quantize=quantize)]
+    encoders[1]._in_floats = None  # not compared before it is timed, and not refused
+    expected, found = (encoder.encode(texts) for encoder in encoders)
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for encoder in encoders:
+            started = time.perf_counter()
+            encoder.encode(texts)
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
+    settings = encoders[1].settings
+    click.echo(f"{settings.arithmetic}: {statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})")
+    agreement = Agreement.of(expected, found)
+    click.echo(f"{agreement}")
+    try:
+        agreement.require(quantize, settings.dtype)
+    except ModelError as refusal:
+        click.echo(f"fastvec embed refuses it: {refusal}")
+
+
+if __name__ == "__main__":
+    main()
