@@ -100,7 +100,7 @@ class Encoder:
             self_check(self._decoder)
             self._fused = self._fuse()
             self._in_floats: FusedDecoder | None = None  # what a quantised forward is still to be compared with
-            self._compared = 0  # texts
+            self._compared: list[tuple[FloatArray, FloatArray]] = []  # vectors in floats, and quantised
             if settings.quantize is not None:
                 self._fused, self._in_floats = self._quantized(settings.quantize), self._fused
         direction = "bidirectional" if settings.bidirectional else "causal"
@@ -256,20 +256,21 @@ class Encoder:
         return Encoded(vectors=vectors, failed=failed)
 
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
-        """Raises ModelError where they are too far; done once for texts enough to have neighbours, or for few often."""
+        """Raises ModelError where they are too far; done until there were texts enough to have neighbours."""
         found = self.finish(self._begin(texts, between_batches))
         fused, self._fused = self._fused, self._in_floats
         try:
             expected = self.finish(self._begin(texts, between_batches))
         finally:
             self._fused = fused
-        agreement = Agreement.of(expected.vectors, found.vectors)
+        self._compared.append((expected.vectors, found.vectors))
+        agreement = Agreement.of(*(np.concatenate(vectors) for vectors in zip(*self._compared, strict=True)))
         agreement.require(str(self.settings.quantize), self.settings.dtype)
         logger.info("%s against %s: %s", self.settings.quantize, self.settings.dtype, agreement)
         self.agreement = agreement
-        self._compared += len(texts)
-        if agreement.overlap is not None or self._compared >= SAMPLE:
+        if agreement.overlap is not None:
             self._in_floats = None
+            self._compared.clear()
 
     def _packed(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> Packed:
         return pack([texts.sequence(row) for row in rows], texts.spans[rows], device=self.settings.device)

@@ -161,15 +161,16 @@ def test_vectors_in_int8_are_near_those_in_floats_and_are_told_apart(tmp_path: P
 
 @needs_int8
 def test_texts_that_come_one_by_one_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastvec.encoder.SAMPLE", 3)
+    monkeypatch.setattr("fastvec.agreement.LEAST_TEXTS", 12)
     encoder = Encoder.from_pretrained(device="cpu", dtype="float32", quantize="int8")
     floats = Encoder.from_pretrained(device="cpu", dtype="float32")
-    for text in TEXTS[:3]:
+    for count, text in enumerate(TEXTS[:12], start=1):
         encoder.encode([text])
-    assert encoder.agreement is not None
-    assert (encoder.agreement.texts, encoder.agreement.overlap) == (1, None)
+        assert encoder.agreement is not None
+        assert encoder.agreement.texts == count
+        assert (encoder.agreement.overlap is None) == (count < 12)
     monkeypatch.setattr(quantized, "BYTE", 3)  # no longer compared, so no longer refused
-    assert (encoder.encode(TEXTS[3:4]) * floats.encode(TEXTS[3:4])).sum() < 0.99
+    assert (encoder.encode(TEXTS[12:13]) * floats.encode(TEXTS[12:13])).sum() < 0.99
 
 
 @needs_int8
