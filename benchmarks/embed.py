@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks import energy
-from benchmarks.embed_contestant import BATCH_SIZES, NAMES, OURS
+from benchmarks.embed_contestant import NAMES, OURS
+from benchmarks.embed_engines import BATCH_SIZES, QUANTIZED
 from benchmarks.embed_models import MIXES, MODEL_SHAPES, read_mix, save_random_model
 from benchmarks.plots import picture
 from benchmarks.results import environment, write_json
@@ -120,7 +121,8 @@ def main(
 
 def least_cosine(result: Result) -> float:
     """How near to the first contestant's a vector must be."""
-    return LEAST_COSINE_QUANTIZED if OURS.get(result.name) else LEAST_COSINE
+    quantized = OURS.get(result.name) or result.name in QUANTIZED
+    return LEAST_COSINE_QUANTIZED if quantized else LEAST_COSINE
 
 
 def counted(texts: Sequence[str], model: Path, shape: str, mix: str, max_length: int) -> Workload:

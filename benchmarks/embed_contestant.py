@@ -9,28 +9,19 @@ others only the encoding is timed, the model loaded and warm and the texts in me
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import energy
+from benchmarks.embed_engines import BATCH_SIZES, ENGINES, Missing
 from fastvec.report import peak_memory_bytes
 
-Vectors = npt.NDArray[np.float32]
-Encode = Callable[[Sequence[str]], Vectors]
 CHECKED = 256  # vectors that are compared
-# texts of a padded batch: sentence-transformers' default, and what fills a GPU
-BATCH_SIZES = {"cpu": 32, "cuda": 256}
-
-
-class Missing(Exception):
-    """This contestant is not installed, or does not run here."""
 
 
 def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, quantize: str) -> dict[str, Any]:
@@ -52,59 +43,8 @@ def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, 
     return {}
 
 
-def sentence_transformers(attention: str) -> Callable[[str, str, int], Encode]:
-    def load(model: str, dtype: str, max_length: int) -> Encode:
-        import torch
-        from sentence_transformers import SentenceTransformer
-
-        if attention == "flash_attention_2" and not torch.cuda.is_available():
-            raise Missing("needs a GPU")
-        given = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-        encoder = SentenceTransformer(model, model_kwargs=given)
-        encoder.max_seq_length = max_length
-        batch_size = BATCH_SIZES[encoder.device.type]
-
-        def encode(texts: Sequence[str]) -> Vectors:
-            found: Vectors = encoder.encode(list(texts), batch_size=batch_size, show_progress_bar=False)
-            return found
-
-        return encode
-
-    return load
-
-
-def transformers(model: str, dtype: str, max_length: int) -> Encode:
-    """What one writes first: batches in the order of the rows, padded to the longest."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder: Any = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model)
-
-    @torch.inference_mode()
-    def encode(texts: Sequence[str]) -> Vectors:
-        found = []
-        for begin in range(0, len(texts), BATCH_SIZES[device]):
-            batch = list(texts[begin : begin + BATCH_SIZES[device]])
-            inputs = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-            inputs = inputs.to(device)
-            mask = inputs["attention_mask"][..., None]
-            states = decoder(**inputs, use_cache=False).last_hidden_state
-            pooled = (states * mask).sum(dim=1).float() / mask.sum(dim=1)
-            found.append(torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy())
-        return np.concatenate(found)
-
-    return encode
-
-
 OURS = {"fastvec": "", "fastvec, int8": "int8", "fastvec, fp8": "fp8"}
-OTHERS: dict[str, Callable[[str, str, int], Encode]] = {
-    "sentence-transformers": sentence_transformers("sdpa"),
-    "sentence-transformers, FlashAttention-2": sentence_transformers("flash_attention_2"),
-    "transformers": transformers,
-}
-NAMES = (*OURS, *OTHERS)
+NAMES = (*OURS, *ENGINES)
 
 
 def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length: int) -> dict[str, Any]:
@@ -114,7 +54,7 @@ def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length
         found = fastvec(model, rows, vectors, dtype, max_length, OURS[name])
     else:
         texts = pq.read_table(rows)["text"].to_pylist()
-        encode = OTHERS[name](model, dtype, max_length)
+        encode = ENGINES[name](model, dtype, max_length)
         encode(texts[: max(BATCH_SIZES.values())])
         before, started = energy.counters(), time.perf_counter()
         result = encode(texts)

@@ -95,7 +95,8 @@ def test_all_contestants_make_the_same_vectors(corpus: Path, tmp_path: Path, mon
     results = {result["name"]: result for result in document["results"]}
     absent = results["sentence-transformers, FlashAttention-2"]
     assert bool(absent["missing"]) != bool(absent["seconds"])
-    for name in ("fastvec", "sentence-transformers", "transformers"):
+    for name in ("fastvec", "sentence-transformers", "transformers", "llama.cpp"):
         assert results[name]["cosine"] > 0.9999
         assert results[name]["seconds"]
+    assert 0.999 < results["llama.cpp, Q8_0"]["cosine"] < 0.99999
     assert (tmp_path / "out" / "embed-25M-wiki.png").stat().st_size > 0
