@@ -1,6 +1,9 @@
 """The finished folder: what the package carries, with nothing in it that only the making of it needed.
 
-python -m recipes.bundled.finish distilled -o fastvec/models/fastvec-mini --card recipes/bundled/card.md
+    python -m recipes.bundled.finish distilled --start static -o folder --card recipes/bundled/card.md
+
+Its weights lie halfway between the start and what was distilled from it, which on texts unlike those of the training is
+better than either (Wortsman et al., 2022: Robust fine-tuning of zero-shot models).
 """
 
 import json
@@ -8,34 +11,39 @@ import shutil
 from pathlib import Path
 
 import click
+import torch
+from safetensors.torch import load_file, save_file
 
 from fastvec.checkpoint import DENSE_FOLDER, RECORD
 from fastvec.model_files import read_json
 
 FILES = (
-    "config.json",
-    "model.safetensors",
     "tokenizer_config.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
     f"{DENSE_FOLDER}/config.json",
-    f"{DENSE_FOLDER}/model.safetensors",
 )
+WEIGHTS = {"model.safetensors": torch.float16, f"{DENSE_FOLDER}/model.safetensors": torch.float32}
 MOST_BYTES = 16_000_000
 
 
 @click.command()
 @click.argument("adapted", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--start", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--max-length", default=512, show_default=True, help="Tokens, more than it was trained at.")
 @click.option("--card", type=click.Path(exists=True, path_type=Path), required=True)
-def main(adapted: Path, output: Path, max_length: int, card: Path) -> None:
-    """Copy ADAPTED's files, with the record cut to how the model is run, the tokenizer compact, and CARD."""
+def main(adapted: Path, start: Path, output: Path, max_length: int, card: Path) -> None:
+    """Copy ADAPTED and CARD, weights averaged with START's, the record cut to how it is run, the tokenizer compact."""
     for name in FILES:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapted / name, output / name)
+    for name, dtype in WEIGHTS.items():
+        average(start / name, adapted / name, output / name, dtype)
+    config = read_json(adapted / "config.json") | {"dtype": "float32"}  # what others compute in
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rules = {
         key: value for key, value in read_json(adapted / RECORD).items() if key in ("format", "version", "encoder")
     }
@@ -51,6 +59,16 @@ def main(adapted: Path, output: Path, max_length: int, card: Path) -> None:
     click.echo(f"{output}: {size:,} bytes")
     if size > MOST_BYTES:
         raise click.ClickException(f"the package takes models of up to {MOST_BYTES:,} bytes")
+
+
+def average(start: Path, adapted: Path, output: Path, dtype: torch.dtype) -> None:
+    """Write the weights halfway between two files, in the second one's names."""
+    first = {name.removeprefix("model."): tensor.float() for name, tensor in load_file(start).items()}
+    halfway = {
+        name: first[name.removeprefix("model.")].lerp(tensor.float(), 0.5).to(dtype)
+        for name, tensor in load_file(adapted).items()
+    }
+    save_file(halfway, output, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@
 A token starts as the teacher's vector for it alone, reduced by PCA, and weighted by how rare it is (Arora et al.,
 2017) beside one constant dimension: the final RMSNorm divides by a token's norm, and the larger the constant's part in
 it, the less the token weighs. Then tokens and a map to the teacher's width learn by the loss of `fastvec adapt
---objective distil`, which takes minutes, for there is no layer to run; with `--pairs`, by InfoNCE of queries and what
-answers them too. The folder opens in transformers; its layers add a hundredth of a token, and training begins where
-the static model ends.
+--objective distil`, which takes minutes, for there is no layer to run. The folder opens in transformers; its layers add
+a hundredth of a token, and training begins where the static model ends.
 
 Shapes: V vocabulary, H the model's width, D the teacher's, T tokens of n texts.
 """
@@ -29,7 +28,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT
-from fastvec.objectives import distillation, info_nce
+from fastvec.objectives import distillation
 from fastvec.training.distil import FIT_TEXTS, least_squares
 from fastvec.training.folder import save_dense
 from recipes.pretrain import shape
@@ -38,7 +37,7 @@ logger = logging.getLogger("recipes.bundled.static")
 RARE = 1e-3  # a token of this share of all tokens weighs half
 CONSTANT = 3.0  # times the mean norm of the tokens
 QUIET = 0.1  # times the projections of the layers' outputs
-PAIRS_WEIGHT, PAIRS_SCALE = 0.1, 20.0  # of InfoNCE, and of its cosines
+BETAS = (0.9, 0.95)  # Adam's: with the usual 0.999 a token that comes rarely is thrown about by each of its texts
 
 
 @click.command()
@@ -46,9 +45,8 @@ PAIRS_WEIGHT, PAIRS_SCALE = 0.1, 20.0  # of InfoNCE, and of its cosines
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--tokenizer", "tokenizer_path", required=True)
 @click.option("--teacher", required=True, help="The sentence-transformers model that VECTORS came from.")
-@click.option("--pairs", multiple=True, metavar="FILE:QUERY:ANSWER", help="Parquet columns of pairs; repeat for more.")
 @click.option("--width", default=256, show_default=True)
-@click.option("--layers", default=4, show_default=True)
+@click.option("--layers", default=1, show_default=True)
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--batch-size", default=1024, show_default=True)
 @click.option("--lr", default=3e-3, show_default=True)
@@ -58,7 +56,6 @@ def main(
     output: Path,
     tokenizer_path: str,
     teacher: str,
-    pairs: tuple[str, ...],
     width: int,
     layers: int,
     **options: Any,
@@ -70,7 +67,7 @@ def main(
     logger.info("%s texts, %s tokens", f"{len(texts.lengths):,}", f"{len(texts.ids):,}")
     torch.manual_seed(options["seed"])
     tokens = start(tokenizer, teacher, texts.ids, width)
-    dense = learn(tokens, texts, targets, [read_pairs(one, tokenizer) for one in pairs], **options)
+    dense = learn(tokens, texts, targets, **options)
     torch.manual_seed(options["seed"])
     model = llama(tokens.detach(), width, layers, tokenizer)
     model.save_pretrained(output)
@@ -121,13 +118,6 @@ def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, torch
     return Texts.joined(ids, lengths), torch.cat(targets)
 
 
-def read_pairs(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, Texts]:
-    """The queries and the answers of FILE:QUERY:ANSWER."""
-    file, query, answer = name.rsplit(":", 2)
-    table = pq.read_table(file, columns=[query, answer]).drop_null()
-    return Texts.of(table[query].to_pylist(), tokenizer), Texts.of(table[answer].to_pylist(), tokenizer)
-
-
 def start(tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, width: int) -> torch.Tensor:
     """The tokens' first vectors [V, H], the last dimension constant, their root mean square about 1."""
     names = [str(tokenizer.decode([token])).strip() or " " for token in range(len(tokenizer))]
@@ -146,7 +136,6 @@ def learn(
     tokens: torch.Tensor,
     texts: Texts,
     targets: torch.Tensor,
-    pairs: Sequence[tuple[Texts, Texts]],
     *,
     epochs: int,
     batch_size: int,
@@ -159,17 +148,13 @@ def learn(
     order = torch.cat([torch.randperm(count, generator=random) for _ in range(epochs)])
     first = order[:FIT_TEXTS]
     dense = least_squares(texts.means(tokens, first).detach(), targets[first])
-    optimizer = torch.optim.Adam([tokens, dense.weight], lr=lr)
+    optimizer = torch.optim.Adam([tokens, dense.weight], lr=lr, betas=BETAS)
     steps = epochs * (count // batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for step in range(steps):
         rows = order[step * batch_size : (step + 1) * batch_size]
         vectors, wanted = dense(texts.means(tokens, rows)), targets[rows].float()
         loss = distillation(vectors, wanted, vectors, wanted)
-        for sides in pairs:
-            drawn = torch.randperm(len(sides[0].lengths), generator=random)[:batch_size]
-            queries, answers = (dense(side.means(tokens, drawn)) for side in sides)
-            loss = loss + PAIRS_WEIGHT * contrast(queries, answers, drawn)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -177,13 +162,6 @@ def learn(
         if step % 100 == 0 or step == steps - 1:
             logger.info("step %d of %d, loss %.4f", step + 1, steps, loss.item())
     return dense
-
-
-def contrast(queries: torch.Tensor, answers: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """InfoNCE of `queries` [n, D], each with its own of `answers` [n, D] among all; `keys` [n] tell the pairs apart."""
-    own = torch.arange(len(keys))
-    other = keys + len(keys) + int(keys.max())  # no query is a copy of an answer
-    return info_nce(queries, answers, own, scale=PAIRS_SCALE, query_keys=keys, document_keys=other, owner_keys=keys)
 
 
 def llama(tokens: torch.Tensor, width: int, layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

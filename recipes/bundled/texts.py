@@ -2,17 +2,16 @@
 
     python -m recipes.bundled.texts -o texts.parquet --articles wiki.parquet --texts questions.parquet:question
 
-    python -m recipes.bundled.texts -o passages.parquet --articles wiki.parquet --passages 30000
-
 Articles are cut into sentences; of some of them the clauses stand alone too, as queries are rarely whole sentences, and
-some runs of neighbouring sentences are a passage. Columns given by `--texts` are taken as they are. Every text comes
-once. Texts that name somebody or a number are most of an encyclopedia and few of what people ask: a share of them is
-kept. With `--passages` there are long passages instead. The rows are in random order, so that the first n of them are
-a sample of all.
+some runs of neighbouring sentences are a passage; `--passages` adds long ones. Columns given by `--texts` are taken as
+they are. Every text comes once. Texts that name somebody or a number are most of an encyclopedia and few of what people
+ask: a share of them is kept, and those that hold a rare word, of which too few texts would be left. The rows are in
+random order, so that the first n of them are a sample of all.
 """
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -31,6 +30,8 @@ LONG_PASSAGES = (400, 1000)  # the teacher reads 256 tokens
 CLAUSE_SHARE, PASSAGE_SHARE = 0.1, 0.12
 NAME = re.compile(r"(?<=.)[A-Z0-9]")
 NAMED_SHARE = 0.4
+WORD = re.compile(r"\b[a-z]{4,}\b")  # in lower case: names are not rare words
+RARE = range(5, 101)  # texts that hold the word
 ROW_GROUP = 16_384
 
 
@@ -38,21 +39,20 @@ ROW_GROUP = 16_384
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--articles", multiple=True, required=True, metavar="FILE", help="Parquet files with a text column.")
 @click.option("--texts", multiple=True, metavar="FILE:COLUMN", help="Texts to take as they are.")
-@click.option("--passages", type=int, help="Write so many long passages instead.")
+@click.option("--passages", default=0, show_default=True, help="Long passages to add.")
 @click.option("--seed", default=0, show_default=True)
-def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], passages: int | None, seed: int) -> None:
+def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], passages: int, seed: int) -> None:
     """Write one Parquet file of texts, in random order."""
     random = np.random.default_rng(seed)
-    if passages is None:
-        found = dict.fromkeys(of_articles(articles, random))
-        for name in texts:
-            file, _, column = name.rpartition(":")
-            for chunk in open_corpus([file], column=column).chunks(LIMITS):
-                found |= {text[:PASSAGE_LENGTH]: None for text in chunk.texts.drop_null().to_pylist()}
-        every = [text for text in found if NAME.search(text) is None or random.random() < NAMED_SHARE]
-    else:
-        long = list(dict.fromkeys(long_passages(articles, random)))
-        every = [long[place] for place in random.permutation(len(long))[:passages]]
+    found = dict.fromkeys(of_articles(articles, random))
+    for name in texts:
+        file, _, column = name.rpartition(":")
+        for chunk in open_corpus([file], column=column).chunks(LIMITS):
+            found |= {text[:PASSAGE_LENGTH]: None for text in chunk.texts.drop_null().to_pylist()}
+    rare = rare_words(found)
+    every = [text for text in found if wanted(text, rare) or random.random() < NAMED_SHARE]
+    long = list(dict.fromkeys(long_passages(articles, random)))
+    every += [long[place] for place in random.permutation(len(long))[:passages]]
     order = random.permutation(len(every))
     schema = pa.schema([("text", pa.string())])
     with pq.ParquetWriter(output, schema) as writer:
@@ -68,6 +68,17 @@ def of_articles(files: tuple[str, ...], random: np.random.Generator) -> Iterator
         for article in chunk.texts.drop_null().to_pylist():
             for paragraph in article.splitlines():
                 yield from of_paragraph(paragraph, random)
+
+
+def rare_words(texts: Iterable[str]) -> set[str]:
+    """The words that few of the texts hold, and more than a slip of the pen would."""
+    counts = Counter(word for text in texts for word in set(WORD.findall(text)))
+    return {word for word, count in counts.items() if count in RARE}
+
+
+def wanted(text: str, rare: set[str]) -> bool:
+    """Whether a text names nobody, or holds a rare word."""
+    return NAME.search(text) is None or not rare.isdisjoint(WORD.findall(text))
 
 
 def long_passages(files: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:

@@ -1,49 +1,81 @@
-"""The bundled model's tokenizer: a byte-level BPE of lower-cased text, in which a word is the same wherever it stands.
+"""The bundled model's tokenizer: whole words of lower-cased text, each one token wherever it stands, and pieces.
 
-    python -m recipes.bundled.tokenizer texts.parquet -o tokenizer --vocabulary 16384
+    python -m recipes.bundled.tokenizer texts.parquet -o tokenizer --vocabulary 25600
 
-It learns from texts without names and numbers, which would take most of a small vocabulary. There are no tokens around
-a text, so that every tool pools the same tokens of it.
+A third of the vocabulary are the letters and merges of a byte-level BPE, for what is no word of it; the others are the
+words that come most often. A BPE of the same size spends as many entries on stems on the way to words, and knows words
+of 50 occurrences where this knows those of 8. It learns from texts without names and numbers, which would take most of
+a small vocabulary. There are no tokens around a text, so that every tool pools the same tokens of it.
 """
 
+import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from recipes.bundled.texts import NAME
 
 SPECIAL = ["<pad>", "<mask>"]
-LONGEST = 16  # characters of a token
+LONGEST = 24  # bytes of a token
+BREAKS = Regex(r" ?[\-–—/()\[\]\"“”]")  # after one of these a word is the same as after a space
 
 
 @click.command()
 @click.argument("texts", type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--vocabulary", default=16_384, show_default=True)
-def main(texts: Path, output: Path, vocabulary: int) -> None:
+@click.option("--vocabulary", default=25_600, show_default=True)
+@click.option("--pieces", default=8_192, show_default=True, help="Entries of the BPE, of all.")
+def main(texts: Path, output: Path, vocabulary: int, pieces: int) -> None:
     """Train it on TEXTS, a Parquet file with a column `text`."""
-    file = pq.ParquetFile(texts)
-    groups = (file.read_row_group(group)["text"].to_pylist() for group in range(file.num_row_groups))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    split = [pre_tokenizers.Split(BREAKS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.train_from_iterator(
-        ([text for text in group if NAME.search(text) is None] for group in groups),
+        nameless(texts),
         trainers.BpeTrainer(
-            vocab_size=vocabulary,
+            vocab_size=pieces,
             special_tokens=SPECIAL,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             max_token_length=LONGEST,
         ),
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", mask_token="<mask>", model_max_length=512
+        tokenizer_object=with_words(tokenizer, texts, vocabulary),
+        pad_token="<pad>",
+        mask_token="<mask>",
+        model_max_length=512,
     ).save_pretrained(output)
+
+
+def nameless(texts: Path) -> Iterator[str]:
+    """The texts that hold no name and no number."""
+    for batch in pq.ParquetFile(texts).iter_batches(columns=["text"]):
+        yield from (text for text in batch["text"].to_pylist() if NAME.search(text) is None)
+
+
+def with_words(tokenizer: Tokenizer, texts: Path, vocabulary: int) -> Tokenizer:
+    """`tokenizer` with the most frequent words of `texts` as entries, up to `vocabulary` of all."""
+    counts: Counter[str] = Counter()
+    for text in nameless(texts):
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        counts.update(word for word, _ in words)
+    document = json.loads(tokenizer.to_str())
+    entries = document["model"]["vocab"]
+    for word, _ in counts.most_common():
+        if len(entries) >= vocabulary:
+            break
+        if len(word) <= LONGEST:
+            entries.setdefault(word, len(entries))
+    document["model"]["ignore_merges"] = True  # a word that is an entry is taken whole, whatever its pieces merge to
+    return Tokenizer.from_str(json.dumps(document))
 
 
 if __name__ == "__main__":
