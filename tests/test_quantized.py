@@ -141,6 +141,12 @@ def test_few_texts_are_compared_by_cosine_alone_and_nan_is_left_out() -> None:
     assert Agreement.of(vectors[:1], broken[3:4]) == Agreement(texts=0, cosine=1.0, overlap=None)
 
 
+def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in int8 are far from what they should be."""
+    product = Int8Linear.product
+    monkeypatch.setattr(Int8Linear, "product", lambda self, x: -10 * product(self, x))
+
+
 @needs_int8
 def test_vectors_in_int8_are_near_those_in_floats_and_are_told_apart(tmp_path: Path) -> None:
     corpus = write_parquet(tmp_path / "corpus.parquet", texts(list(TEXTS)))
@@ -169,7 +175,7 @@ def test_texts_that_come_one_by_one_are_compared_too(monkeypatch: pytest.MonkeyP
         assert encoder.agreement is not None
         assert encoder.agreement.texts == count
         assert (encoder.agreement.overlap is None) == (count < 12)
-    monkeypatch.setattr(quantized, "BYTE", 3)  # no longer compared, so no longer refused
+    spoil(monkeypatch)  # no longer compared, so no longer refused
     assert (encoder.encode(TEXTS[12:13]) * floats.encode(TEXTS[12:13])).sum() < 0.99
 
 
@@ -177,7 +183,7 @@ def test_texts_that_come_one_by_one_are_compared_too(monkeypatch: pytest.MonkeyP
 def test_the_second_text_is_compared_as_the_first_was(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.from_pretrained(device="cpu", dtype="float32", quantize="int8")
     encoder.encode(TEXTS[:1])
-    monkeypatch.setattr(quantized, "BYTE", 3)
+    spoil(monkeypatch)
     with pytest.raises(ModelError, match="int8 turns this model's vectors too far"):
         encoder.encode(TEXTS[1:2])
 
@@ -186,7 +192,7 @@ def test_the_second_text_is_compared_as_the_first_was(monkeypatch: pytest.Monkey
 def test_a_model_that_int8_turns_too_far_is_refused_before_a_row_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantized, "BYTE", 3)
+    spoil(monkeypatch)
     corpus, output = write_parquet(tmp_path / "corpus.parquet", texts(list(TEXTS))), tmp_path / "v.arrow"
     with pytest.raises(ModelError, match="int8 turns this model's vectors too far"):
         embed([corpus], output, encoder=resolve_settings(device="cpu", quantize="int8"))
@@ -221,7 +227,7 @@ def test_the_benchmark_measures_also_what_is_refused(
     refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if refused:
-        monkeypatch.setattr(quantized, "BYTE", 3)
+        spoil(monkeypatch)
     corpus = write_parquet(tmp_path / "corpus.parquet", texts(list(TEXTS)))
     arguments = [str(corpus), "--mix", "wiki", "--rows", "5", "--rounds", "1"]
     done = CliRunner().invoke(benchmark.main, arguments, catch_exceptions=False)
