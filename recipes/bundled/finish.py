@@ -2,8 +2,9 @@
 
     python -m recipes.bundled.finish distilled --start static -o folder --card recipes/bundled/card.md
 
-Its weights lie halfway between the start and what was distilled from it, which on texts unlike those of the training is
-better than either (Wortsman et al., 2022: Robust fine-tuning of zero-shot models).
+Its weights lie halfway between the start and what was distilled from it: that keeps most of what was learned, and most
+of what the start knew of texts unlike those of the training (Wortsman et al., 2022: Robust fine-tuning of zero-shot
+models).
 """
 
 import json
