@@ -28,7 +28,7 @@ import torch
 
 from benchmarks import energy
 from benchmarks.embed_contestant import NAMES, OURS
-from benchmarks.embed_engines import BATCH_SIZES, QUANTIZED
+from benchmarks.embed_engines import BATCH_SIZES, QUANTIZED, device
 from benchmarks.embed_models import MIXES, MODEL_SHAPES, read_mix, save_random_model
 from benchmarks.plots import picture
 from benchmarks.results import environment, write_json
@@ -38,7 +38,7 @@ from fastvec.plain import plain_tokenizer
 from fastvec.settings import settle_dtype
 from fastvec.tokenize import TextRecipe, TextTokenizer
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = device()
 CPU_MATRIX = 2048
 LEAST_COSINE = 0.999
 LEAST_COSINE_QUANTIZED = 0.98

@@ -1,9 +1,9 @@
 """What `benchmarks.embed` compares fastvec with: each engine loads a model folder and gives a function of texts.
 
-An engine that is not installed raises ImportError, one that does not run here Missing. sentence-transformers comes with
-the `dev` extra. The rest is installed by whoever compares: `pip install vllm` (GPUs), `pip install xllamacpp gguf`
-(llama.cpp, on CPUs), and `pip install --no-deps infinity-emb` with `requests` and `posthog`, for infinity-emb asks for
-older versions of numpy and sentence-transformers than it runs with.
+An engine that is not installed raises ImportError, one that does not run here Missing. sentence-transformers and
+llama.cpp come with the `dev` extra. The rest is installed by whoever compares: `pip install vllm` (GPUs), and `pip
+install --no-deps infinity-emb` with `requests` and `posthog`, for infinity-emb asks for older versions of numpy and
+sentence-transformers than it runs with.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ def sentence_transformers(attention: str) -> Load:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        if attention == "flash_attention_2" and not torch.cuda.is_available():
+        if attention == "flash_attention_2" and device() == "cpu":
             raise Missing("needs a GPU")
         given = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         encoder = SentenceTransformer(model, model_kwargs=given)
@@ -53,17 +53,17 @@ def transformers(model: str, dtype: str, max_length: int) -> Encode:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    device = _device()
-    decoder: Any = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).to(device).eval()
+    place = device()
+    decoder: Any = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).to(place).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> Vectors:
         found = []
-        for begin in range(0, len(texts), BATCH_SIZES[device]):
-            batch = list(texts[begin : begin + BATCH_SIZES[device]])
+        for begin in range(0, len(texts), BATCH_SIZES[place]):
+            batch = list(texts[begin : begin + BATCH_SIZES[place]])
             inputs = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-            inputs = inputs.to(device)
+            inputs = inputs.to(place)
             mask = inputs["attention_mask"][..., None]
             states = decoder(**inputs, use_cache=False).last_hidden_state
             pooled = (states * mask).sum(dim=1).float() / mask.sum(dim=1)
@@ -78,13 +78,13 @@ def infinity(model: str, dtype: str, max_length: int) -> Encode:
     os.environ["DO_NOT_TRACK"] = "1"
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
-    device = _device()
+    place = device()
     arguments = EngineArgs(
         model_name_or_path=model,
         engine="torch",
-        device=device,
+        device=place,
         dtype=dtype,
-        batch_size=BATCH_SIZES[device],
+        batch_size=BATCH_SIZES[place],
         bettertransformer=False,  # is for encoders that it knows
         model_warmup=False,
     )
@@ -102,7 +102,7 @@ def vllm(model: str, dtype: str, max_length: int) -> Encode:
     """vLLM's offline engine; pooling and direction come from the folder."""
     from vllm import LLM
 
-    if _device() == "cpu":
+    if device() == "cpu":
         raise Missing("needs a GPU")
     engine = LLM(model, runner="pooling", dtype=dtype, max_model_len=max_length)
     cut = {"truncate_prompt_tokens": max_length}
@@ -126,7 +126,7 @@ def llama_cpp(weights: str = "") -> Load:
 
         from benchmarks.embed_gguf import write_gguf
 
-        if _device() != "cpu":
+        if device() != "cpu":
             raise Missing("compared on CPUs only")
         kind = weights or GGUF_TYPES[dtype]
         file = Path(model).parent / f"{kind}.gguf"
@@ -153,7 +153,8 @@ def llama_cpp(weights: str = "") -> Load:
     return load
 
 
-def _device() -> str:
+def device() -> str:
+    """Where all contestants run here: cuda or cpu."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,7 @@
 """A Llama folder as a GGUF file, what llama.cpp reads: bidirectional and mean pooled, without a tokenizer.
 
 Tokens are given to it as ids, for GGUF has no place for every tokenizer's rules. llama.cpp rotates neighbouring
-dimensions where transformers rotates halves, so the rows of queries and keys change places
-(https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py has the same rule).
+dimensions where transformers rotates halves, so the rows of queries and keys change places.
 """
 
 import json

@@ -4,7 +4,7 @@
 
 A third of the vocabulary are the letters and merges of a byte-level BPE, for what is no word of it; the others are the
 words that come most often. A BPE of the same size spends as many entries on stems on the way to words, and knows words
-of 50 occurrences where this knows those of 8. It learns from texts without names and numbers, which would take most of
+of 16 occurrences where this knows those of 8. It learns from texts without names and numbers, which would take most of
 a small vocabulary. There are no tokens around a text, so that every tool pools the same tokens of it.
 """
 
