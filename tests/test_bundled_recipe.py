@@ -1,12 +1,14 @@
 """The recipe of the bundled model, from articles to the finished folder, with a tiny teacher and a few steps."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
@@ -14,7 +16,7 @@ from transformers import AutoTokenizer
 import fastvec
 from fastvec import Encoder
 from recipes import pretrain
-from recipes.bundled import finish, static, teacher, texts, tokenizer
+from recipes.bundled import finish, lexical, static, teacher, texts, tokenizer
 from tests.tiny import save_decoder
 
 ARTICLES = str(Path(__file__).parent / "data" / "articles.parquet")
@@ -23,7 +25,7 @@ SIZES = "--width 64 --layers 1 --batch-size 64 --epochs 4"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with texts, tokenizer, teacher's vectors and the static start."""
+    """A folder with texts, tokenizer, teacher's vectors, targets and the static start."""
     folder = tmp_path_factory.mktemp("bundled")
     save_decoder(folder / "decoder", "llama", bos=False)
     fastvec.adapt(
@@ -42,7 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(texts, f"-o {folder}/texts.parquet --articles {ARTICLES} --texts {ARTICLES}:title")
     run(tokenizer, f"{folder}/texts.parquet -o {folder}/tokenizer --vocabulary 900 --pieces 400")
     run(teacher, f"{folder}/texts.parquet -o {folder}/vectors --model {folder}/teacher")
-    arguments = f"{folder}/vectors -o {folder}/static --tokenizer {folder}/tokenizer --teacher {folder}/teacher"
+    run(lexical, f"{folder}/vectors -o {folder}/targets --tokenizer {folder}/tokenizer --width 32")
+    arguments = f"{folder}/targets -o {folder}/static --tokenizer {folder}/tokenizer --teacher {folder}/teacher"
     run(static, f"{arguments} {SIZES}")
     return folder
 
@@ -117,8 +120,28 @@ def test_vectors_are_the_teachers_and_a_part_that_is_there_stays(made: Path) -> 
     assert part.stat().st_mtime_ns == before
 
 
+def test_targets_are_alike_by_meaning_and_by_words(made: Path, tmp_path: Path) -> None:
+    run(lexical, f"{made}/vectors -o {tmp_path} --tokenizer {made}/tokenizer --width 2048 --share 0.3")
+    vectors, targets = (pq.read_table(folder) for folder in (made / "vectors", tmp_path))
+    assert vectors["text"].equals(targets["text"])
+    meanings, both = (unit(np.stack(table["embedding"].to_numpy()[:200])) for table in (vectors, targets))
+    tokens = AutoTokenizer.from_pretrained(made / "tokenizer")
+    counts = np.zeros((len(vectors), len(tokens)))
+    for row, text in enumerate(vectors["text"].to_pylist()):
+        np.add.at(counts[row], tokens(text)["input_ids"], 1)
+    rarity = np.log((len(counts) + 1) / ((counts > 0).sum(axis=0) + 1))
+    words = unit(np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * rarity)
+    expected = 0.7 * meanings @ meanings.T + 0.3 * words[:200] @ words[:200].T
+    assert np.abs(both @ both.T - expected).max() < 0.3 * 6 / 2048**0.5  # six standard errors of the projection
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    lengths: NDArray[np.float32] = np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
+    return vectors.astype(np.float32) / lengths
+
+
 def test_the_static_start_is_the_mean_of_its_tokens_and_knows_what_the_teacher_says(made: Path) -> None:
-    table = pq.read_table(made / "vectors")
+    table = pq.read_table(made / "targets")
     given = np.stack(table["embedding"].to_numpy()).astype(np.float32)
     encoder = Encoder.from_pretrained(made / "static", dtype="float32", device="cpu")
     vectors = encoder.encode(table["text"].to_pylist())
@@ -134,14 +157,14 @@ def test_a_decoder_is_pretrained_on_the_static_tokens_which_stay(made: Path) -> 
     run(pretrain, f"{ARTICLES} -o {made}/decoder16 --start {made}/static {sizes}")
     before, after = (Encoder.from_pretrained(made / name, dtype="float32") for name in ("static", "decoder16"))
     np.testing.assert_array_equal(before.input_embeddings(), after.input_embeddings())
-    assert after.dims == 64  # no Dense layer
+    assert (before.dims, after.dims) == (96, 64)  # no Dense layer
 
 
 def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_ends(made: Path) -> None:
     fastvec.adapt(
         objective="distil",
         model=made / "static",
-        data=[made / "vectors"],
+        data=[made / "targets"],
         output=made / "distilled",
         steps=2,
         batch_size=16,
@@ -159,7 +182,8 @@ def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_e
     found = Encoder.from_pretrained(made / "finished", dtype="float32", device="cpu").encode(words)
     for end in ("static", "distilled"):
         near = Encoder.from_pretrained(made / end, dtype="float32", device="cpu").encode(words)
-        assert (found * near).sum(axis=1).min() > 0.99
+        assert found.shape == (2, 64)
+        np.testing.assert_allclose(found @ found.T, near @ near.T, atol=0.02)
     other = SentenceTransformer(str(made / "finished"), device="cpu", model_kwargs={"dtype": torch.float32})
     np.testing.assert_allclose(other.encode(words), found, atol=1e-5)
     for path in (made / "finished").rglob("*.json"):

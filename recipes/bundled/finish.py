@@ -4,7 +4,7 @@
 
 Its weights lie halfway between the start and what was distilled from it: that keeps most of what was learned, and most
 of what the start knew of texts unlike those of the training (Wortsman et al., 2022: Robust fine-tuning of zero-shot
-models).
+models). The Dense layer, whose vectors are wider than the model, becomes the square one that gives the same cosines.
 """
 
 import json
@@ -14,9 +14,11 @@ from pathlib import Path
 import click
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from fastvec.checkpoint import DENSE_FOLDER, RECORD
 from fastvec.model_files import read_json
+from fastvec.training.folder import save_dense
 
 FILES = (
     "tokenizer_config.json",
@@ -24,9 +26,8 @@ FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
-    f"{DENSE_FOLDER}/config.json",
 )
-WEIGHTS = {"model.safetensors": torch.float16, f"{DENSE_FOLDER}/model.safetensors": torch.float32}
+WEIGHTS = "model.safetensors"
 MOST_BYTES = 16_000_000
 
 
@@ -41,8 +42,11 @@ def main(adapted: Path, start: Path, output: Path, max_length: int, card: Path) 
     for name in FILES:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapted / name, output / name)
-    for name, dtype in WEIGHTS.items():
-        average(start / name, adapted / name, output / name, dtype)
+    weights = average(start / WEIGHTS, adapted / WEIGHTS)
+    halves = {name: weight.half() for name, weight in weights.items()}
+    save_file(halves, output / WEIGHTS, metadata={"format": "pt"})
+    (dense,) = average(start / DENSE_FOLDER / WEIGHTS, adapted / DENSE_FOLDER / WEIGHTS).values()
+    save_dense(output / DENSE_FOLDER, square(dense))
     config = read_json(adapted / "config.json") | {"dtype": "float32"}  # what others compute in
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rules = {
@@ -62,14 +66,24 @@ def main(adapted: Path, start: Path, output: Path, max_length: int, card: Path) 
         raise click.ClickException(f"the package takes models of up to {MOST_BYTES:,} bytes")
 
 
-def average(start: Path, adapted: Path, output: Path, dtype: torch.dtype) -> None:
-    """Write the weights halfway between two files, in the second one's names."""
+def average(start: Path, adapted: Path) -> dict[str, torch.Tensor]:
+    """The weights halfway between two files, in float32 and the second one's names."""
     first = {name.removeprefix("model."): tensor.float() for name, tensor in load_file(start).items()}
-    halfway = {
-        name: first[name.removeprefix("model.")].lerp(tensor.float(), 0.5).to(dtype)
+    return {
+        name: first[name.removeprefix("model.")].lerp(tensor.float(), 0.5)
         for name, tensor in load_file(adapted).items()
     }
-    save_file(halfway, output, metadata={"format": "pt"})
+
+
+def square(weight: torch.Tensor) -> nn.Linear:
+    """A layer of as many outputs as inputs H whose vectors have the inner products of those of `weight` [D, H].
+
+    It is the square root of weight.T @ weight, so any matrix of these inner products turned as little as can be.
+    """
+    _, sizes, axes = torch.linalg.svd(weight, full_matrices=False)
+    layer = nn.Linear(weight.shape[1], weight.shape[1], bias=False)
+    layer.weight = nn.Parameter(axes.T @ (sizes[:, None] * axes))
+    return layer
 
 
 if __name__ == "__main__":

@@ -13,16 +13,11 @@ Shapes: V vocabulary, H the model's width, D the teacher's, T tokens of n texts.
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,6 +26,8 @@ from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT
 from fastvec.objectives import distillation
 from fastvec.training.distil import FIT_TEXTS, least_squares
 from fastvec.training.folder import save_dense
+from recipes.bundled.bags import Texts, read
+from recipes.bundled.lexical import codes
 from recipes.pretrain import shape
 
 logger = logging.getLogger("recipes.bundled.static")
@@ -66,7 +63,7 @@ def main(
     texts, targets = read(vectors, tokenizer)
     logger.info("%s texts, %s tokens", f"{len(texts.lengths):,}", f"{len(texts.ids):,}")
     torch.manual_seed(options["seed"])
-    tokens = start(tokenizer, teacher, texts.ids, width)
+    tokens = start(tokenizer, teacher, texts.ids, targets, width)
     dense = learn(tokens, texts, targets, **options)
     torch.manual_seed(options["seed"])
     model = llama(tokens.detach(), width, layers, tokenizer)
@@ -77,54 +74,19 @@ def main(
     (output / RECORD).write_text(json.dumps({"format": RECORD_FORMAT, "encoder": rules}, indent=2) + "\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """n texts as flat arrays."""
-
-    ids: torch.Tensor  # [T] int32
-    lengths: torch.Tensor  # [n]
-    offsets: torch.Tensor  # [n + 1]
-
-    @classmethod
-    def of(cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Self:
-        encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return cls.joined(
-            torch.from_numpy(np.concatenate([np.array(one, dtype=np.int32) for one in encoded])),
-            torch.tensor([len(one) for one in encoded]),
-        )
-
-    @classmethod
-    def joined(cls, ids: torch.Tensor, lengths: torch.Tensor) -> Self:
-        return cls(ids, lengths, F.pad(lengths.cumsum(0), (1, 0)))
-
-    def means(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The means [rows, H] of the texts' normed tokens, of all `tokens` [V, H]."""
-        sizes = self.lengths[rows]
-        starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
-        places = torch.arange(int(sizes.sum())) + (self.offsets[rows] - starts).repeat_interleave(sizes)
-        normed = F.rms_norm(tokens, tokens.shape[1:], eps=1e-6)
-        return F.embedding_bag(self.ids[places].long(), normed, starts, mode="mean")
-
-
-def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, torch.Tensor]:
-    """The texts, and the teacher's vectors [n, D] in float16."""
-    found, targets = [], []
-    for part in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(part)
-        found.append(Texts.of(table["text"].to_pylist(), tokenizer))
-        flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["embedding"].chunks])
-        targets.append(torch.from_numpy(flat.reshape(len(table), -1)))
-    ids, lengths = torch.cat([one.ids for one in found]), torch.cat([one.lengths for one in found])
-    return Texts.joined(ids, lengths), torch.cat(targets)
-
-
-def start(tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, width: int) -> torch.Tensor:
+def start(
+    tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, targets: torch.Tensor, width: int
+) -> torch.Tensor:
     """The tokens' first vectors [V, H], the last dimension constant, their root mean square about 1."""
     names = [str(tokenizer.decode([token])).strip() or " " for token in range(len(tokenizer))]
     encoded = SentenceTransformer(teacher).encode(names, batch_size=256, convert_to_tensor=True).float().cpu()
+    encoded = encoded - encoded.mean(dim=0)
+    words = targets.shape[1] - encoded.shape[1]
+    share = targets[:FIT_TEXTS, encoded.shape[1] :].float().square().sum(dim=1).mean()
+    encoded = torch.cat([encoded * (1 - share).sqrt(), codes(len(names), words) * share.sqrt()], dim=1)
     counts = torch.bincount(ids, minlength=len(names)).double()
     weights = (RARE / (RARE + counts / counts.sum())).float()
-    weighted = (encoded - encoded.mean(dim=0)) * weights[:, None]
+    weighted = encoded * weights[:, None]
     basis = torch.linalg.svd(weighted, full_matrices=False).Vh[: width - 1]
     reduced = weighted @ basis.T
     constant = CONSTANT * reduced.norm(dim=1).mean().expand(len(names), 1)

@@ -1,0 +1,62 @@
+"""Texts as bags of tokens, and what a teacher gave for them.
+
+Shapes: V vocabulary, H width of a token, D the teacher's, T tokens of n texts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """n texts as flat arrays."""
+
+    ids: torch.Tensor  # [T] int32
+    lengths: torch.Tensor  # [n]
+    offsets: torch.Tensor  # [n + 1]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Self:
+        encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return cls.joined(
+            torch.from_numpy(np.concatenate([np.array(one, dtype=np.int32) for one in encoded])),
+            torch.tensor([len(one) for one in encoded]),
+        )
+
+    @classmethod
+    def joined(cls, ids: torch.Tensor, lengths: torch.Tensor) -> Self:
+        return cls(ids, lengths, F.pad(lengths.cumsum(0), (1, 0)))
+
+    def means(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The means [rows, H] of the texts' normed tokens, of all `tokens` [V, H]."""
+        sizes = self.lengths[rows]
+        starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
+        places = torch.arange(int(sizes.sum())) + (self.offsets[rows] - starts).repeat_interleave(sizes)
+        normed = F.rms_norm(tokens, tokens.shape[1:], eps=1e-6)
+        return F.embedding_bag(self.ids[places].long(), normed, starts, mode="mean")
+
+
+def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, torch.Tensor]:
+    """The texts, and the teacher's vectors [n, D] in float16."""
+    found, targets = [], []
+    for part in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(part)
+        found.append(Texts.of(table["text"].to_pylist(), tokenizer))
+        targets.append(matrix(table["embedding"]))
+    ids, lengths = torch.cat([one.ids for one in found]), torch.cat([one.lengths for one in found])
+    return Texts.joined(ids, lengths), torch.cat(targets)
+
+
+def matrix(vectors: pa.ChunkedArray) -> torch.Tensor:
+    """A column of vectors as [n, D], of its own type."""
+    flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in vectors.chunks])
+    return torch.from_numpy(flat.reshape(len(vectors), -1))
