@@ -137,6 +137,8 @@ def _what_it_is(path: Path, head: bytes, tail: bytes) -> str:
         return "an Arrow stream; write it as an Arrow file (pyarrow.ipc.new_file) or as Parquet"
     if head.startswith(b"FEA1"):
         return "Feather version 1; write it as version 2 or as Parquet"
+    if path.suffix == ".parquet":
+        return f"neither Parquet nor an Arrow file, whatever its name says (it begins {head[:8]!r}); fetch it again"
     target = path.with_suffix(".parquet").name
     return f"neither Parquet nor an Arrow file; convert it: duckdb -c \"COPY (FROM '{path.name}') TO '{target}'\""
 

@@ -157,6 +157,12 @@ def test_a_file_that_is_no_corpus_is_refused_in_one_line(tmp_path: Path, write: 
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_named_parquet_and_is_not_is_never_to_be_copied_onto_itself(tmp_path: Path) -> None:
+    path = write_bytes(b"<!DOCTYPE html>\n")(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"whatever its name says \(it begins b'<!DOCTYP'\); fetch it again"):
+        open_corpus([path])
+
+
 def flip(path: Path, needle: bytes) -> None:
     content = bytearray(path.read_bytes())
     assert content.count(needle) == 1
