@@ -82,7 +82,7 @@ def test_reading_a_checkpoint_imports_no_torch(tiny_llama: Path) -> None:
 
 def test_no_model_is_the_bundled_one() -> None:
     checkpoint = resolve(None)
-    assert (checkpoint.name, checkpoint.layout, checkpoint.vector_size) == ("fastvec-mini", "fastvec", 384)
+    assert (checkpoint.name, checkpoint.layout, checkpoint.vector_size) == ("fastvec-mini", "fastvec", 352)
 
 
 # damaged and foreign folders

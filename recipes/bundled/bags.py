@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -51,12 +50,7 @@ def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, torch
     for part in sorted(folder.glob("*.parquet")):
         table = pq.read_table(part)
         found.append(Texts.of(table["text"].to_pylist(), tokenizer))
-        targets.append(matrix(table["embedding"]))
+        flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["embedding"].chunks])
+        targets.append(torch.from_numpy(flat.reshape(len(table), -1)))
     ids, lengths = torch.cat([one.ids for one in found]), torch.cat([one.lengths for one in found])
     return Texts.joined(ids, lengths), torch.cat(targets)
-
-
-def matrix(vectors: pa.ChunkedArray) -> torch.Tensor:
-    """A column of vectors as [n, D], of its own type."""
-    flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in vectors.chunks])
-    return torch.from_numpy(flat.reshape(len(vectors), -1))

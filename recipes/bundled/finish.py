@@ -1,10 +1,11 @@
 """The finished folder: what the package carries, with nothing in it that only the making of it needed.
 
-    python -m recipes.bundled.finish distilled --start static -o folder --card recipes/bundled/card.md
+    python -m recipes.bundled.finish distilled --start static --texts texts.parquet -o folder --card card.md
 
 Its weights lie halfway between the start and what was distilled from it: that keeps most of what was learned, and most
 of what the start knew of texts unlike those of the training (Wortsman et al., 2022: Robust fine-tuning of zero-shot
 models). The Dense layer, whose vectors are wider than the model, becomes the square one that gives the same cosines.
+Then dimensions of words come behind those of meaning. Matrices are kept in 8 bits, which every tool widens again.
 """
 
 import json
@@ -15,10 +16,12 @@ import click
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from fastvec.checkpoint import DENSE_FOLDER, RECORD
 from fastvec.model_files import read_json
 from fastvec.training.folder import save_dense
+from recipes.bundled.words import rarity, weigh, widen
 
 FILES = (
     "tokenizer_config.json",
@@ -28,26 +31,35 @@ FILES = (
     "1_Pooling/config.json",
 )
 WEIGHTS = "model.safetensors"
-MOST_BYTES = 16_000_000
+MATRICES = torch.float8_e4m3fn
+MOST_BYTES = 12_000_000
 
 
 @click.command()
 @click.argument("adapted", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--start", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--texts", type=click.Path(exists=True, path_type=Path), required=True, help="That words are counted in.")
+@click.option("--words", default=96, show_default=True, help="Dimensions of words.")
+@click.option("--share", default=0.16, show_default=True, help="Of a vector's squared length, what is of words.")
 @click.option("--max-length", default=512, show_default=True, help="Tokens, more than it was trained at.")
 @click.option("--card", type=click.Path(exists=True, path_type=Path), required=True)
-def main(adapted: Path, start: Path, output: Path, max_length: int, card: Path) -> None:
+def main(
+    adapted: Path, start: Path, output: Path, texts: Path, words: int, share: float, max_length: int, card: Path
+) -> None:
     """Copy ADAPTED and CARD, weights averaged with START's, the record cut to how it is run, the tokenizer compact."""
     for name in FILES:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapted / name, output / name)
-    weights = average(start / WEIGHTS, adapted / WEIGHTS)
-    halves = {name: weight.half() for name, weight in weights.items()}
-    save_file(halves, output / WEIGHTS, metadata={"format": "pt"})
-    (dense,) = average(start / DENSE_FOLDER / WEIGHTS, adapted / DENSE_FOLDER / WEIGHTS).values()
-    save_dense(output / DENSE_FOLDER, square(dense))
-    config = read_json(adapted / "config.json") | {"dtype": "float32"}  # what others compute in
+    (head,) = average(start / DENSE_FOLDER / WEIGHTS, adapted / DENSE_FOLDER / WEIGHTS).values()
+    rare, sample = rarity(texts, PreTrainedTokenizerFast.from_pretrained(adapted))
+    weights, dense = widen(average(start / WEIGHTS, adapted / WEIGHTS), square(head), rare, words)
+    weigh(dense, weights, sample, words, share)
+    small = {name: weight.to(MATRICES if weight.ndim == 2 else torch.float16) for name, weight in weights.items()}
+    save_file(small, output / WEIGHTS, metadata={"format": "pt"})
+    save_dense(output / DENSE_FOLDER, linear(dense))
+    wider = {"hidden_size": len(dense), "dtype": "float32"}  # the dtype is what others compute in
+    config = read_json(adapted / "config.json") | wider
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rules = {
         key: value for key, value in read_json(adapted / RECORD).items() if key in ("format", "version", "encoder")
@@ -75,14 +87,19 @@ def average(start: Path, adapted: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def square(weight: torch.Tensor) -> nn.Linear:
-    """A layer of as many outputs as inputs H whose vectors have the inner products of those of `weight` [D, H].
+def square(weight: torch.Tensor) -> torch.Tensor:
+    """A matrix [H, H] that gives vectors of the same inner products as `weight` [D, H] does.
 
-    It is the square root of weight.T @ weight, so any matrix of these inner products turned as little as can be.
+    It is the square root of weight.T @ weight, so of all such matrices the one that turns them least.
     """
     _, sizes, axes = torch.linalg.svd(weight, full_matrices=False)
-    layer = nn.Linear(weight.shape[1], weight.shape[1], bias=False)
-    layer.weight = nn.Parameter(axes.T @ (sizes[:, None] * axes))
+    root: torch.Tensor = axes.T @ (sizes[:, None] * axes)
+    return root
+
+
+def linear(weight: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight)
     return layer
 
 

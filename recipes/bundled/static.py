@@ -27,7 +27,6 @@ from fastvec.objectives import distillation
 from fastvec.training.distil import FIT_TEXTS, least_squares
 from fastvec.training.folder import save_dense
 from recipes.bundled.bags import Texts, read
-from recipes.bundled.lexical import codes
 from recipes.pretrain import shape
 
 logger = logging.getLogger("recipes.bundled.static")
@@ -63,7 +62,7 @@ def main(
     texts, targets = read(vectors, tokenizer)
     logger.info("%s texts, %s tokens", f"{len(texts.lengths):,}", f"{len(texts.ids):,}")
     torch.manual_seed(options["seed"])
-    tokens = start(tokenizer, teacher, texts.ids, targets, width)
+    tokens = start(tokenizer, teacher, texts.ids, width)
     dense = learn(tokens, texts, targets, **options)
     torch.manual_seed(options["seed"])
     model = llama(tokens.detach(), width, layers, tokenizer)
@@ -74,19 +73,13 @@ def main(
     (output / RECORD).write_text(json.dumps({"format": RECORD_FORMAT, "encoder": rules}, indent=2) + "\n")
 
 
-def start(
-    tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, targets: torch.Tensor, width: int
-) -> torch.Tensor:
+def start(tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, width: int) -> torch.Tensor:
     """The tokens' first vectors [V, H], the last dimension constant, their root mean square about 1."""
     names = [str(tokenizer.decode([token])).strip() or " " for token in range(len(tokenizer))]
     encoded = SentenceTransformer(teacher).encode(names, batch_size=256, convert_to_tensor=True).float().cpu()
-    encoded = encoded - encoded.mean(dim=0)
-    words = targets.shape[1] - encoded.shape[1]
-    share = targets[:FIT_TEXTS, encoded.shape[1] :].float().square().sum(dim=1).mean()
-    encoded = torch.cat([encoded * (1 - share).sqrt(), codes(len(names), words) * share.sqrt()], dim=1)
     counts = torch.bincount(ids, minlength=len(names)).double()
     weights = (RARE / (RARE + counts / counts.sum())).float()
-    weighted = encoded * weights[:, None]
+    weighted = (encoded - encoded.mean(dim=0)) * weights[:, None]
     basis = torch.linalg.svd(weighted, full_matrices=False).Vh[: width - 1]
     reduced = weighted @ basis.T
     constant = CONSTANT * reduced.norm(dim=1).mean().expand(len(names), 1)
@@ -129,6 +122,7 @@ def learn(
 def llama(tokens: torch.Tensor, width: int, layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama with these tokens, whose layers add next to nothing to them yet."""
     config = shape(len(tokens), width, layers)
+    config.intermediate_size = width  # the tokens' mean has little to gain from a layer, and its cost is the model's
     config.pad_token_id, config.bos_token_id, config.eos_token_id = tokenizer.pad_token_id, None, None
     model = LlamaForCausalLM(config)
     with torch.no_grad():
