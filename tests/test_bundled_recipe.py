@@ -49,6 +49,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def finished(made: Path) -> Path:
+    fastvec.adapt(
+        objective="distil",
+        model=made / "static",
+        data=[made / "vectors"],
+        output=made / "distilled",
+        steps=2,
+        batch_size=16,
+        full=True,
+        dtype="float32",
+        device="cpu",
+    )
+    (made / "card.md").write_text("# A card\n")
+    arguments = f"--texts {made}/texts.parquet --words 32 --share 0.3 --card {made}/card.md"
+    run(finish, f"{made}/distilled --start {made}/static -o {made}/finished {arguments}")
+    return made / "finished"
+
+
 def run(recipe: object, arguments: str) -> None:
     recipe.main(arguments.split(), standalone_mode=False)  # type: ignore[attr-defined]
 
@@ -139,27 +158,13 @@ def test_a_decoder_is_pretrained_on_the_static_tokens_which_stay(made: Path) -> 
     assert after.dims == 64  # no Dense layer
 
 
-def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_ends(made: Path) -> None:
-    fastvec.adapt(
-        objective="distil",
-        model=made / "static",
-        data=[made / "vectors"],
-        output=made / "distilled",
-        steps=2,
-        batch_size=16,
-        full=True,
-        dtype="float32",
-        device="cpu",
-    )
-    (made / "card.md").write_text("# A card\n")
-    arguments = f"--texts {made}/texts.parquet --words 32 --share 0.3 --card {made}/card.md"
-    run(finish, f"{made}/distilled --start {made}/static -o {made}/finished {arguments}")
+def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_ends(made: Path, finished: Path) -> None:
     ends = [load_file(made / folder / "model.safetensors") for folder in ("static", "distilled", "finished")]
     for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight"):
         middle = (ends[0][f"model.{name}"] + ends[1][name]) / 2
         assert torch.equal(ends[2][name][:, :64].float(), middle.to(torch.float8_e4m3fn).float())
     texts = pq.read_table(made / "texts.parquet")["text"].to_pylist()[:300]
-    encoder = Encoder.from_pretrained(made / "finished", dtype="float32", device="cpu")
+    encoder = Encoder.from_pretrained(finished, dtype="float32", device="cpu")
     found = encoder.encode(texts)
     assert found.shape == (300, 96)
     assert abs(np.square(found[:, 64:]).sum() / 300 - 0.3) < 0.03
@@ -168,13 +173,13 @@ def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_e
         near = Encoder.from_pretrained(made / end, dtype="float32", device="cpu").encode(texts)
         cosines = near @ near.T  # eight bits, half the way, and norms that hold words now: not quite the same
         assert np.abs(meaning @ meaning.T - cosines).mean() < cosines.std() / 5
-    other = SentenceTransformer(str(made / "finished"), device="cpu", model_kwargs={"dtype": torch.float32})
+    other = SentenceTransformer(str(finished), device="cpu", model_kwargs={"dtype": torch.float32})
     np.testing.assert_allclose(other.encode(texts[:9]), found[:9], atol=1e-5)
-    for path in (made / "finished").rglob("*.json"):
+    for path in finished.rglob("*.json"):
         assert str(made) not in path.read_text()
 
 
-def test_behind_the_meaning_stand_the_words_of_a_text_the_rarer_the_more(made: Path) -> None:
+def test_behind_the_meaning_stand_the_words_of_a_text_the_rarer_the_more(made: Path, finished: Path) -> None:
     found = PreTrainedTokenizerFast.from_pretrained(made / "tokenizer")
     rare, sample = words.rarity(made / "texts.parquet", found)
     holders = np.zeros(len(found))
@@ -185,7 +190,7 @@ def test_behind_the_meaning_stand_the_words_of_a_text_the_rarer_the_more(made: P
     np.testing.assert_allclose(rare, (expected / expected.max()) ** words.POWER, rtol=1e-5)
     assert len(sample.lengths) == len(lines)
 
-    encoder = Encoder.from_pretrained(made / "finished", dtype="float32", device="cpu")
+    encoder = Encoder.from_pretrained(finished, dtype="float32", device="cpu")
     tokens = encoder.input_embeddings()
     for text in ("a town in the south", "the film of 1929 was lost"):
         given = encoder.encode([text])[0, 64:]
