@@ -5,7 +5,8 @@
 Its weights lie halfway between the start and what was distilled from it: that keeps most of what was learned, and most
 of what the start knew of texts unlike those of the training (Wortsman et al., 2022: Robust fine-tuning of zero-shot
 models). The Dense layer, whose vectors are wider than the model, becomes the square one that gives the same cosines.
-Then dimensions of words come behind those of meaning. Matrices are kept in 8 bits, which every tool widens again.
+Then dimensions of words come behind those of meaning. Matrices are kept in 8 bits, which fastvec, transformers and
+sentence-transformers widen when they read them.
 """
 
 import json
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from fastvec.checkpoint import DENSE_FOLDER, RECORD
 from fastvec.model_files import read_json
 from fastvec.training.folder import save_dense
-from recipes.bundled.words import rarity, weigh, widen
+from recipes.bundled.words import batches, rarity, weigh, widen
 
 FILES = (
     "tokenizer_config.json",
@@ -52,9 +53,10 @@ def main(
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapted / name, output / name)
     (head,) = average(start / DENSE_FOLDER / WEIGHTS, adapted / DENSE_FOLDER / WEIGHTS).values()
-    rare, sample = rarity(texts, PreTrainedTokenizerFast.from_pretrained(adapted))
-    weights, dense = widen(average(start / WEIGHTS, adapted / WEIGHTS), square(head), rare, words)
-    weigh(dense, weights, sample, words, share)
+    cut = PreTrainedTokenizerFast.from_pretrained(adapted)
+    halfway = average(start / WEIGHTS, adapted / WEIGHTS)
+    weights, dense = widen(halfway, square(head), rarity(texts, cut), words)
+    weigh(dense, weights, next(batches(texts, cut)), words, share)
     small = {name: weight.to(MATRICES if weight.ndim == 2 else torch.float16) for name, weight in weights.items()}
     save_file(small, output / WEIGHTS, metadata={"format": "pt"})
     save_dense(output / DENSE_FOLDER, linear(dense))

@@ -8,6 +8,7 @@ dimensions: they go from the tokens through the mean to the vector.
 Shapes: V vocabulary, H the model's width, K of it for words behind it, so that the wider model has H + K.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,25 +20,26 @@ from recipes.bundled.bags import Texts
 
 POWER = 0.7  # of a word's inverse document frequency
 PART = 0.25  # of a token's length, in the rarest words: the norms then change the meaning's scale by 3 % at most
-SAMPLE = 16_384  # texts
+BATCH = 16_384  # texts
 
 Weights = dict[str, torch.Tensor]
 
 
-def rarity(texts: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, Texts]:
-    """Of each token [V], from 0 to 1: log((n + 1) / (texts that hold it + 1)) to POWER; and the first of the texts."""
-    holders, count, first = torch.zeros(len(tokenizer)), 0, None
-    for batch in pq.ParquetFile(texts).iter_batches(SAMPLE, columns=["text"]):
-        bags = Texts.of(batch["text"].to_pylist(), tokenizer)
+def rarity(texts: Path, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Of each token [V], from 0 to 1: log((n + 1) / (texts that hold it + 1)), of which the largest is 1, to POWER."""
+    holders, count = torch.zeros(len(tokenizer)), 0
+    for bags in batches(texts, tokenizer):
         owners = torch.arange(len(bags.lengths)).repeat_interleave(bags.lengths)
         once = torch.unique(owners * len(tokenizer) + bags.ids.long()) % len(tokenizer)
         holders += torch.bincount(once, minlength=len(tokenizer))
         count += len(bags.lengths)
-        first = first or bags
-    if first is None:
-        raise ValueError(f"{texts} holds no texts")
     frequency = torch.log((count + 1) / (holders + 1))
-    return (frequency / frequency.max()) ** POWER, first
+    return (frequency / frequency.max()) ** POWER
+
+
+def batches(texts: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[Texts]:
+    for batch in pq.ParquetFile(texts).iter_batches(BATCH, columns=["text"]):
+        yield Texts.of(batch["text"].to_pylist(), tokenizer)
 
 
 def widen(weights: Weights, dense: torch.Tensor, rare: torch.Tensor, width: int) -> tuple[Weights, torch.Tensor]:
@@ -61,11 +63,7 @@ def widen(weights: Weights, dense: torch.Tensor, rare: torch.Tensor, width: int)
         elif name.endswith("_proj.weight"):
             wider[name] = F.pad(weight, (0, width))
     wider["norm.weight"] = F.pad(weights["norm.weight"], (0, width), value=1.0) * scale
-    return wider, block_diagonal(dense, torch.eye(width))
-
-
-def block_diagonal(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return torch.cat([F.pad(first, (0, second.shape[1])), F.pad(second, (first.shape[1], 0))])
+    return wider, torch.block_diag(dense, torch.eye(width))  # type: ignore[no-untyped-call]
 
 
 def weigh(dense: torch.Tensor, weights: Weights, texts: Texts, width: int, share: float) -> None:
