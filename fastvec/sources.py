@@ -20,6 +20,7 @@ from pyarrow import ipc
 
 from fastvec.columns import check, row_bytes
 from fastvec.errors import InputError
+from fastvec.inputs import SUFFIXES
 from fastvec.lines import COLUMN, SUFFIX, line_groups, read_lines
 
 FIRST_READ_ROWS = 16  # nothing is known about a row's size yet
@@ -137,7 +138,7 @@ def _what_it_is(path: Path, head: bytes, tail: bytes) -> str:
         return "an Arrow stream; write it as an Arrow file (pyarrow.ipc.new_file) or as Parquet"
     if head.startswith(b"FEA1"):
         return "Feather version 1; write it as version 2 or as Parquet"
-    if path.suffix == ".parquet":
+    if path.suffix in SUFFIXES:
         return f"neither Parquet nor an Arrow file, whatever its name says (it begins {head[:8]!r}); fetch it again"
     target = path.with_suffix(".parquet").name
     return f"neither Parquet nor an Arrow file; convert it: duckdb -c \"COPY (FROM '{path.name}') TO '{target}'\""

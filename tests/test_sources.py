@@ -157,8 +157,9 @@ def test_a_file_that_is_no_corpus_is_refused_in_one_line(tmp_path: Path, write: 
     assert "\n" not in str(refused.value)
 
 
-def test_what_is_named_parquet_and_is_not_is_never_to_be_copied_onto_itself(tmp_path: Path) -> None:
-    path = write_bytes(b"<!DOCTYPE html>\n")(tmp_path / "c.parquet")
+@pytest.mark.parametrize("name", ["c.parquet", "c.arrow"])
+def test_what_is_not_what_its_name_says_is_not_to_be_converted(tmp_path: Path, name: str) -> None:
+    path = write_bytes(b"<!DOCTYPE html>\n")(tmp_path / name)
     with pytest.raises(InputError, match=r"whatever its name says \(it begins b'<!DOCTYP'\); fetch it again"):
         open_corpus([path])
 
