@@ -26,7 +26,7 @@ from fastvec.lines import COLUMN, SUFFIX, line_groups, read_lines
 FIRST_READ_ROWS = 16  # nothing is known about a row's size yet
 MAX_READ_ROWS = 256  # what a jump from small rows to huge ones costs; more is no faster
 READ_BYTES = 8 << 20  # what one read of Parquet aims at
-BUFFER_BYTES = 1 << 20  # of a Parquet column chunk's compressed bytes; without a buffer the chunk is read whole
+BUFFER_BYTES = 1 << 20  # of a Parquet column chunk's compressed bytes; unbuffered or pre-buffered it is read whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +166,9 @@ def _read_parquet(source: Source, columns: list[str], first_group: int, skip: in
     rows = FIRST_READ_ROWS
     with (
         _reading(source.path),
-        pq.ParquetFile(source.path, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file,
+        pq.ParquetFile(
+            source.path, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+        ) as file,
     ):
         for group in range(first_group, len(source.group_rows)):
             with _reading(source.path, group):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Self
 
 import duckdb
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -280,6 +281,23 @@ def test_small_rows_before_huge_ones_do_not_open_the_gates(tmp_path: Path) -> No
 
     assert sizes == [size * row for row in rows]
     assert memory.peak < 160 * MIB  # MAX_READ_ROWS of the huge ones, in a buffer that doubles as it grows
+
+
+def test_a_large_row_group_is_not_read_whole(tmp_path: Path) -> None:
+    """64 MiB that snappy makes no smaller, in one row group and pages of 1 MiB."""
+    random = np.random.default_rng(0)
+    rows: list[str | None] = [random.bytes(1 << 13).hex() for _ in range(4096)]
+    path = write_parquet(tmp_path / "one.parquet", texts(rows), group_rows=len(rows), write_batch_size=64)
+
+    before = pa.total_allocated_bytes()  # what is read ahead is not in the pool that CountedMemory sets
+    held, found = [], 0
+    for chunk in open_corpus([path]).chunks(ChunkLimits(rows=1000, bytes=4 * MIB)):
+        held.append(pa.total_allocated_bytes() - before)
+        found += len(chunk.texts)
+
+    assert path.stat().st_size > 60 * MIB
+    assert found == len(rows)
+    assert max(held) < 32 * MIB
 
 
 def test_huge_texts_in_an_arrow_dictionary_take_little_memory(tmp_path: Path) -> None:
