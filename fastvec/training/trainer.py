@@ -204,4 +204,4 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int, list[Place]] | None:
     if not found:
         return None
     step, path = max(found)
-    return path.parent, step, [Place(**place) for place in json.loads(path.read_text())]
+    return path.parent, step, [Place.from_json(place) for place in json.loads(path.read_text())]

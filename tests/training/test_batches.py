@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_a_run_goes_on_at_any_step(tmp_path: Path) -> None:
     found = taken(whole, 60)
     for step in (0, 1, 17, 40):
         later = batches(tmp_path)
-        later.start, later.near = step, [Place(**place.to_json()) for place in whole.places(step)]
+        later.start, later.near = step, [Place.from_json(place.to_json()) for place in whole.places(step)]
         assert taken(later, 5) == found[step : step + 5]
 
 
@@ -52,8 +53,9 @@ def test_ranks_see_one_batch_and_have_their_own_part(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
+    place = Place(example=7, begun=3, unread=((2, 5), (30, 31)))
     for step in (90, 100, 1000):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (90, 100):
-        (tmp_path / f"checkpoint-{step}" / PLACE).write_text('[{"example": 7}]')
-    assert newest_checkpoint(tmp_path) == (tmp_path / "checkpoint-100", 100, [Place(example=7)])
+        (tmp_path / f"checkpoint-{step}" / PLACE).write_text(json.dumps([place.to_json()]))
+    assert newest_checkpoint(tmp_path) == (tmp_path / "checkpoint-100", 100, [place])

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from fastvec.errors import InputError
 from fastvec.reader import Chunk, ChunkLimits, open_corpus
 from fastvec.training import stream
-from fastvec.training.stream import ExampleStream, Place
+from fastvec.training.stream import BLOCK_EXAMPLES, ExampleStream, Place
 from tests.corpora import texts, write_parquet
 
 ROWS = 200
@@ -23,8 +24,9 @@ def numbers_of(chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[int]:
 @pytest.fixture
 def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExampleStream[int]:
     """The numbers below 200 as rows, in two files with row groups of 30, chunks of 7 rows, blocks of 25 examples."""
+    for name, value in {"BLOCK_EXAMPLES": 25, "SIDE_BY_SIDE": 2, "STRETCH_ROWS": 20}.items():
+        monkeypatch.setattr(stream, name, value)
     monkeypatch.setattr(stream, "LIMITS", ChunkLimits(rows=7, bytes=1 << 20))
-    monkeypatch.setattr(stream, "BLOCK_EXAMPLES", 25)
     for name, first, end in (("a", 0, 110), ("b", 110, ROWS)):
         write_parquet(tmp_path / f"{name}.parquet", texts([str(i) for i in range(first, end)]), group_rows=30)
     return ExampleStream(open_corpus([tmp_path]), numbers_of, seed=3, hold_out=0.1)
@@ -46,7 +48,7 @@ def test_an_epoch_is_every_row_that_is_not_held_out_once_and_shuffled(numbers: E
         assert np.abs(np.diff(epoch)).mean() > 20  # neighbours come from a whole block
     assert first.tolist() != second.tolist()
     groups = list(dict.fromkeys((first // 60).tolist()))
-    assert groups != sorted(groups)  # row groups come in an order of their own
+    assert groups != sorted(groups)  # as they would from the beginning of the corpus to its end
 
 
 def test_a_run_goes_on_at_any_example_from_any_place_before_it(numbers: ExampleStream[int]) -> None:
@@ -54,8 +56,8 @@ def test_a_run_goes_on_at_any_example_from_any_place_before_it(numbers: ExampleS
     for start in (0, 1, 24, 25, 130, 360, 500):
         near = numbers.place_before(start)
         assert near.example <= start
+        assert Place.from_json(json.loads(json.dumps(near.to_json()))) == near
         assert taken(numbers, 40, start, near) == whole[start : start + 40]
-        assert taken(numbers, 40, start, Place(**near.to_json())) == whole[start : start + 40]
     assert numbers.place_before(500).epoch == 1
     assert numbers.place_before(500).example > 400  # no more than a block is read again
 
@@ -80,3 +82,17 @@ def test_too_little_data_for_a_batch_is_said(numbers: ExampleStream[int]) -> Non
     numbers.fewest = 1000
     with pytest.raises(InputError, match=r"too little data: it gives 3\d\d examples and a batch takes 1000: lower"):
         taken(numbers, 1000)
+
+
+def test_a_sorted_corpus_is_mixed_within_one_row_group(tmp_path: Path) -> None:
+    """Of 16 stretches of 4,096 rows eight are read side by side, 1,024 rows of each in turn: two blocks here."""
+    rows = 16 * 4096
+    write_parquet(tmp_path / "sorted.parquet", texts([str(i) for i in range(rows)]), group_rows=rows)
+    whole = ExampleStream(open_corpus([tmp_path]), numbers_of, seed=0, hold_out=0.0)
+
+    stretches = np.array(taken(whole, 2 * BLOCK_EXAMPLES)) // (2 * 4096)
+
+    counts = np.bincount(stretches, minlength=16)
+    assert np.sort(counts).tolist() == [0] * 8 + [2048] * 8
+    assert (counts > 0).tolist() != [True] * 8 + [False] * 8
+    assert len(set(stretches[:100])) == 4  # and shuffled in a block, which has two examples a row
