@@ -10,6 +10,7 @@ from fastvec.packed import Packed, pack
 
 # How far a state that must stay may move, relative to its norm. Dense models repeat to the bit; an expert's
 # matrix product rounds by how many tokens it gets (6e-7 in float32), and a half-precision one may pick another kernel.
+# What must move may do so by less than that: the bundled model's states by 0.017, of its one layer.
 STILL = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
@@ -55,7 +56,7 @@ def self_check(decoder: Checked) -> None:
     still = STILL.get(decoder.dtype, STILL[torch.float32])
     if outside > still:
         raise ModelError(f"{found} depend on other texts of the batch: they moved by {outside:.2g}; please report this")
-    if decoder.bidirectional and ahead <= still:
+    if decoder.bidirectional and ahead <= max(STILL[torch.float32], 2 * outside):
         raise ModelError(f"{found} ignore the tokens ahead though it should run bidirectional; please report this")
     if not decoder.bidirectional and ahead > still:
         raise ModelError(f"{found} depend on tokens ahead though it should run causal; please report this")

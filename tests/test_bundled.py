@@ -45,6 +45,13 @@ def test_it_is_a_bidirectional_decoder_and_takes_every_text(encoder: Encoder) ->
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_it_runs_in_half_precision(encoder: Encoder, dtype: str) -> None:
+    """As it is run where no type is named, on GPUs and on CPUs that multiply bfloat16."""
+    vectors = Encoder.from_pretrained(dtype=dtype, device="cpu").encode(SENTENCES)
+    assert (vectors * encoder.encode(SENTENCES)).sum(axis=1).min() > 0.999
+
+
 def test_sentence_transformers_and_transformers_give_the_same_vectors(encoder: Encoder) -> None:
     expected = encoder.encode(SENTENCES)
     other = SentenceTransformer(str(bundled_model()), device="cpu", model_kwargs={"dtype": torch.float32})
