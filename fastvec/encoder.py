@@ -34,7 +34,7 @@ from fastvec.quantized import quantized
 from fastvec.self_check import self_check
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.tokenize import TextTokenizer, TokenizedTexts, without_surrogates
-from fastvec_kernels import pool
+from fastvec_kernels import pool, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,10 @@ class Begun:
 
     texts: TokenizedTexts
     order: npt.NDArray[np.integer]  # [n], which text each row of `vectors` is of
-    vectors: torch.Tensor  # [n, D] on the device; NaN for those that failed
+    vectors: torch.Tensor  # [n, D] on the host; NaN for those that failed
     failed: dict[int, str]
     batch_tokens: int
+    done: torch.cuda.Event | None = None  # when `vectors` are there; None: they are
 
 
 class Encoder:
@@ -240,12 +241,17 @@ class Encoder:
                 failed[int(rows[0])] = "out_of_memory"
             begin = end
         order = np.concatenate([np.arange(0), *batches])
-        return Begun(texts=texts, order=order, vectors=out, failed=failed, batch_tokens=self.batch_tokens)
+        vectors, done = to_host(out)
+        return Begun(
+            texts=texts, order=order, vectors=vectors, failed=failed, batch_tokens=self.batch_tokens, done=done
+        )
 
     def finish(self, begun: Begun) -> Encoded:
         """Wait for a chunk; texts whose vectors are not finite are tried again, alone in float32."""
+        if begun.done is not None:
+            begun.done.synchronize()
         vectors = np.empty(begun.vectors.shape, dtype=np.float32)
-        vectors[begun.order] = begun.vectors.cpu().numpy()
+        vectors[begun.order] = begun.vectors.numpy()
         failed = dict(begun.failed)
         suspects = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()) - failed.keys()
         for row in sorted(suspects):
@@ -306,7 +312,8 @@ class Encoder:
         Tensors that are float32 already (rotary frequencies) stay as they are. The fast path is made anew each time:
         its weights are its own.
         """
-        model, fused, self._fused = self._decoder.model, self._fused, None
+        model, kept = self._decoder.model, None if self.settings.quantize is None else self._fused
+        self._fused = None
         narrow = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype == self._dtype]
         try:
             for tensor in narrow:
@@ -316,7 +323,7 @@ class Encoder:
         finally:
             for tensor in narrow:
                 tensor.data = tensor.data.to(self._dtype)
-            self._fused = self._fuse() if self.settings.quantize is None else fused
+            self._fused = self._fuse() if kept is None else kept
 
     def _quantized(self, quantize: str) -> FusedDecoder:
         if self._fused is None:

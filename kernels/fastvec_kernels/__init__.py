@@ -1,6 +1,6 @@
 """Operations over packed sequences, each with its PyTorch reference."""
 
-from fastvec_kernels._launch import to_device
+from fastvec_kernels._launch import to_device, to_host
 from fastvec_kernels.attention import AttentionPlan, attention, attention_reference
 from fastvec_kernels.dropout import dropout, dropout_reference
 from fastvec_kernels.pooling import pool, pool_reference
@@ -30,4 +30,5 @@ __all__ = [
     "swiglu",
     "swiglu_reference",
     "to_device",
+    "to_host",
 ]

@@ -17,7 +17,7 @@ from fastvec_kernels._attention_configs import Passes, configuration
 from fastvec_kernels._attention_parts import Batch, Inputs, Kind, Rule, Strides, Tile
 from fastvec_kernels._attention_plan import AttentionPlan, check_tokens, work_of
 from fastvec_kernels._attention_specialized import fits_descriptors, forward_specialized
-from fastvec_kernels._launch import INTERPRETED, architecture, launch, needs_scratch, next_power_of_2
+from fastvec_kernels._launch import INTERPRETED, architecture, call, launch, needs_scratch, next_power_of_2, operator
 from fastvec_kernels._random import drop_below
 
 LOG2E = math.log2(math.e)
@@ -40,7 +40,7 @@ def attention_triton(
 ) -> torch.Tensor:
     """As `attention`, by the kernels."""
     batch = (plan.host_lengths, plan.cu_seqlens, plan.sequence_ids)
-    o: torch.Tensor = _attention(q, k, v, sinks, *batch, scale, causal, window, softcap, dropout_p, seed)[0]
+    o: torch.Tensor = call(_attention, q, k, v, sinks, *batch, scale, causal, window, softcap, dropout_p, seed)[0]
     return o
 
 
@@ -103,7 +103,7 @@ def _prepare(
     )
 
 
-@torch.library.custom_op("fastvec::attention", mutates_args=())
+@operator("fastvec::attention")
 def _attention(
     q: torch.Tensor,
     k: torch.Tensor,

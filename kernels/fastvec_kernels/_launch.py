@@ -6,7 +6,7 @@ Without Triton (macOS, Windows) `triton` and `tl` are stand-ins: kernels are def
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +27,16 @@ else:
 __all__ = [
     "INTERPRETED",
     "architecture",
+    "call",
     "compiling_for",
     "kernels_on_cpu",
     "launch",
     "needs_scratch",
+    "operator",
     "runs_triton",
     "tl",
     "to_device",
+    "to_host",
     "triton",
 ]
 
@@ -42,6 +45,7 @@ INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # decide
 # 99 KiB of its consumer siblings sm_86 and sm_89, which share its row.
 SHARED_MEMORY = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
+_functions: dict[Any, Callable[..., Any]] = {}  # of each operator, what it was made of
 _kernels_on_cpu = False
 _compiling: "CompileOnly | None" = None
 
@@ -143,6 +147,27 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         kernel[grid](*args, **options)
 
 
+def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """As `torch.library.custom_op`, for an operator that `call` may pass by."""
+
+    def define(function: Callable[..., Any]) -> Any:
+        defined = torch.library.custom_op(name, function, mutates_args=())
+        _functions[defined] = function
+        return defined
+
+    return define
+
+
+def call(defined: Any, *args: Any) -> Any:
+    """What an operator gives; in inference by its function, where neither autograd nor the compiler looks on.
+
+    A first call of the operator imports the compiler, nearly two seconds, and each takes as long as a launch.
+    """
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        return _functions[defined](*args)
+    return defined(*args)
+
+
 def needs_scratch(device: torch.device) -> None:
     """Let the next launches on `device` make tensor descriptors there, for which Triton asks for memory."""
     if device.type == "cuda":
@@ -153,6 +178,17 @@ def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor
     """`array` on `device`; from pinned memory, as a copy from other memory waits for all that the device was given."""
     x = torch.from_numpy(array)
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+def to_host(x: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """`x` on the host, where it is once the event is done; waiting for that waits for nothing the device got later."""
+    if not x.is_cuda:
+        return x, None
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    done = torch.cuda.Event(blocking=True)  # it sleeps: others need the core
+    done.record()
+    return host, done
 
 
 def next_power_of_2(n: int) -> int:

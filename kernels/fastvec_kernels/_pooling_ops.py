@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastvec_kernels._launch import launch, next_power_of_2, to_device
+from fastvec_kernels._launch import launch, next_power_of_2, operator, to_device
 from fastvec_kernels._pooling_kernels import backward_kernel, finish_kernel, pool_kernel, sum_partials_kernel
 
 IntArray = npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ def pooled_bounds(spans: torch.Tensor, tokens: int, mode: str) -> tuple[IntArray
     return begin, end
 
 
-@torch.library.custom_op("fastvec::pool", mutates_args=())
+@operator("fastvec::pool")
 def fused_pool(
     hidden: torch.Tensor,
     spans: torch.Tensor,

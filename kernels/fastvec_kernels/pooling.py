@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import runs_triton
+from fastvec_kernels._launch import call, runs_triton
 from fastvec_kernels._pooling_ops import WIDEST, fused_pool, pooled_bounds, weighted_sums
 
 Mode = Literal["mean", "weighted_mean", "last", "first"]
@@ -102,9 +102,8 @@ def pool(
         y = weighted_sums(hidden, spans, residual, mode, weight is not None, eps, dims)
     else:
         with torch.no_grad():  # int8 and uint8 come here though their inputs may ask for a gradient
-            vectors: torch.Tensor = fused_pool(
-                hidden, spans, residual, weight, ranges, mode, eps, dims, normalize, out_dtype
-            )
+            given = (hidden, spans, residual, weight, ranges, mode, eps, dims, normalize, out_dtype)
+            vectors: torch.Tensor = call(fused_pool, *given)
         return vectors
     if weight is not None:
         y = y * weight[:dims]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import launch, next_power_of_2, runs_triton, tl, triton
+from fastvec_kernels._launch import call, launch, next_power_of_2, operator, runs_triton, tl, triton
 
 WIDEST = 32_768  # a program holds whole rows: 32 elements a thread of 32 warps
 GRADIENT_WARPS = 2048  # the warps that share a weight's gradient: a wave of 16 a multiprocessor on 128 of them
@@ -48,7 +48,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         raise ValueError(f"rms_norm needs x [T, D] and weight [D], got {tuple(x.shape)} and {tuple(weight.shape)}")
     if not _runs_kernel(x):
         return rms_norm_torch(x, weight, eps)
-    y: torch.Tensor = _rms_norm(x, weight, eps)
+    y: torch.Tensor = call(_rms_norm, x, weight, eps)
     return y
 
 
@@ -67,7 +67,7 @@ def add_rms_norm(
     if not _runs_kernel(x):
         total = x + residual
         return rms_norm_torch(total, weight, eps), total
-    y, total = _add_rms_norm(x, residual, weight, eps)
+    y, total = call(_add_rms_norm, x, residual, weight, eps)
     return y, total
 
 
@@ -112,12 +112,12 @@ def rows_of(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("fastvec::rms_norm", mutates_args=())
+@operator("fastvec::rms_norm")
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return _launch_forward(x, None, weight, eps)[0]
 
 
-@torch.library.custom_op("fastvec::add_rms_norm", mutates_args=())
+@operator("fastvec::add_rms_norm")
 def _add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

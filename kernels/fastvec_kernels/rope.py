@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fastvec_kernels._launch import runs_triton
+from fastvec_kernels._launch import call, operator, runs_triton
 from fastvec_kernels._rope_kernels import Shape, launch_rope, launch_rope_backward
 from fastvec_kernels.rms_norm import rms_norm_reference, rms_norm_torch, rows_of
 
@@ -76,7 +76,7 @@ def rope(
     if qkv.numel() == 0 or head_dim > WIDEST_HEAD or not runs_triton(qkv):
         return _rope_torch(qkv if bias is None else qkv + bias, cos, sin, heads, kv_heads, q_weight, k_weight, eps)
     with_v = bias is not None or (torch.is_grad_enabled() and qkv.requires_grad)
-    q, k, v = _rope(qkv, cos, sin, q_weight, k_weight, bias, heads, kv_heads, eps, with_v)
+    q, k, v = call(_rope, qkv, cos, sin, q_weight, k_weight, bias, heads, kv_heads, eps, with_v)
     if not with_v:
         v = qkv[:, (heads + kv_heads) * head_dim :].unflatten(1, (kv_heads, head_dim))
     return q, k, v
@@ -143,7 +143,7 @@ def _shape(qkv_width: int, cos: torch.Tensor, heads: int, kv_heads: int) -> Shap
     return Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, half=cos.shape[1])
 
 
-@torch.library.custom_op("fastvec::rope", mutates_args=())
+@operator("fastvec::rope")
 def _rope(
     qkv: torch.Tensor,
     cos: torch.Tensor,

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import launch, next_power_of_2, runs_triton, tl, triton
+from fastvec_kernels._launch import call, launch, next_power_of_2, operator, runs_triton, tl, triton
 from fastvec_kernels.rms_norm import rows_of
 
 Approximate = Literal["tanh", "none"]
@@ -40,7 +40,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     if gate_up.numel() == 0 or not runs_triton(gate_up):
         gate, up = gate_up.chunk(2, 1)
         return F.silu(gate) * up
-    y: torch.Tensor = _gated(gate_up, "silu")
+    y: torch.Tensor = call(_gated, gate_up, "silu")
     return y
 
 
@@ -55,7 +55,7 @@ def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.
     if gate_up.numel() == 0 or not runs_triton(gate_up):
         gate, up = gate_up.chunk(2, 1)
         return F.gelu(gate, approximate=approximate) * up
-    y: torch.Tensor = _gated(gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
+    y: torch.Tensor = call(_gated, gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
     return y
 
 
@@ -79,7 +79,7 @@ def tile(width: int) -> tuple[int, int]:
     return 2048 // block_f, block_f
 
 
-@torch.library.custom_op("fastvec::gated", mutates_args=())
+@operator("fastvec::gated")
 def _gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     gate_up = rows_of(gate_up)
     T, width = gate_up.shape[0], gate_up.shape[1] // 2
