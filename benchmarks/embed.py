@@ -29,7 +29,7 @@ import torch
 from benchmarks import energy
 from benchmarks.embed_contestant import NAMES, OURS
 from benchmarks.embed_engines import BATCH_SIZES, QUANTIZED, device
-from benchmarks.embed_models import MIXES, MODEL_SHAPES, read_mix, save_random_model
+from benchmarks.embed_models import MIXES, MODEL_SHAPES, ModelShape, read_mix, save_random_model
 from benchmarks.plots import picture
 from benchmarks.results import environment, write_json
 from benchmarks.roofline import product_rate
@@ -80,14 +80,16 @@ class Result:
 @click.option("--column", default="text", show_default=True)
 @click.option("--shape", type=click.Choice(list(MODEL_SHAPES)), default="25M", show_default=True)
 @click.option("--mix", type=click.Choice(list(MIXES)), default="wiki", show_default=True)
-@click.option("--rows", default=2000, show_default=True)
+@click.option(
+    "--rows", type=int, help="[default: 2,000; on a GPU as many as the corpus has, up to seconds of its time]"
+)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--dtype", "dtypes", multiple=True, help="Repeat for more. [default: what fastvec chooses here, float32]")
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Repeat for more. [default: all]")
 @click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A model folder.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="For JSON and PNG.")
 def main(
-    corpus: Path, column: str, shape: str, mix: str, rows: int, rounds: int, output: Path | None, **given: Any
+    corpus: Path, column: str, shape: str, mix: str, rows: int | None, rounds: int, output: Path | None, **given: Any
 ) -> None:
     """Time fastvec and all others that are installed."""
     dtypes = given["dtypes"] or tuple(dict.fromkeys([settle_dtype(DEVICE), *["float32"] * (DEVICE == "cpu")]))
@@ -98,7 +100,7 @@ def main(
         model = save_random_model(
             folder / "model", MODEL_SHAPES[shape], max_length=max_length, tokenizer=given["tokenizer"]
         )
-        texts = read_mix(corpus, column, mix, rows)
+        texts = read_mix(corpus, column, mix, rows, at_most=rows_for(MODEL_SHAPES[shape]))
         pq.write_table(pa.table({"text": texts}), folder / "rows.parquet")
         workload = counted(texts, model, shape, mix, max_length)
         for _ in range(rounds):
@@ -117,6 +119,11 @@ def main(
         plot(workload, results, output / f"{stem}.png")
     if any(one.cosine is not None and one.cosine < least_cosine(one) for one in results):
         raise click.ClickException("not all contestants made the same vectors")
+
+
+def rows_for(shape: ModelShape) -> int:
+    """Where no number is asked for: on a GPU more, as starting would be most of the run, and the more the smaller."""
+    return 2000 if DEVICE == "cpu" else max(2000, int(1e13 / shape.parameters))
 
 
 def least_cosine(result: Result) -> float:

@@ -127,9 +127,9 @@ def texts_of(corpus: Path, column: str) -> Iterator[str]:
         yield from batch[column].drop_null().to_pylist()
 
 
-def read_mix(corpus: Path, column: str, mix: str, rows: int) -> list[str]:
-    """The first `rows` texts of a mix; raises TooFewTexts for a corpus that has less."""
-    found = list(islice(MIXES[mix][1](texts_of(corpus, column)), rows))
-    if len(found) < rows:
+def read_mix(corpus: Path, column: str, mix: str, rows: int | None, *, at_most: int = 0) -> list[str]:
+    """The first `rows` texts of a mix, None: `at_most` of them; raises TooFewTexts for a corpus that has less."""
+    found = list(islice(MIXES[mix][1](texts_of(corpus, column)), at_most if rows is None else rows))
+    if rows is not None and len(found) < rows:
         raise TooFewTexts(f"{corpus} has {len(found)} texts of the mix {mix}, {rows} are needed")
     return found

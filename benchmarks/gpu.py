@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +35,7 @@ ATTENTION_SHAPES = (
     "d128 32/8 *", "d64 16/16 512", "d64 16/16 2048", "d64 16/16 long-tail", "d256 16/8 512", "d256 16/8 2048",
     "d128 16/16 512", "d128 16/16 2048", "d64 16/16 short", "d64 16/16 uniform", "d64 32/8 *",
 )  # fmt: skip
+GRACE_SECONDS = 10
 FLEX_SHAPES = ("d128 32/8 512", "d128 32/8 long-tail")  # compiling takes it many seconds a shape
 
 
@@ -63,7 +65,7 @@ def parts(out: Path, *, smoke: bool) -> list[Part]:
     # other versions of libraries than the repository's own may warn; that is no failure of a kernel
     pytest = ["pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *tests]
     if importlib.util.find_spec("xdist") is not None:
-        pytest += ["-n", str(min(8, os.cpu_count() or 1))]
+        pytest += ["-n", str(min(14, os.cpu_count() or 1))]
     arch = architecture(torch.device("cuda" if ON_GPU else "cpu")) or "sm_90"
     chosen = [
         Part(
@@ -71,8 +73,8 @@ def parts(out: Path, *, smoke: bool) -> list[Part]:
             arguments=("benchmarks.aot", "--arch", arch, "--out", str(out), *["--quick"] * smoke),
             seconds=90,
         ),
-        Part(name="tests", arguments=tuple(pytest), seconds=120),
-        *(benchmark(op, out, 30, smoke=smoke) for op in OPS),
+        Part(name="tests", arguments=tuple(pytest), seconds=150),
+        *(benchmark(op, out, 30, smoke=smoke, more=("--implementations", "[!r]*") * ON_GPU) for op in OPS),
     ]
     if not ON_GPU:
         return [*chosen, *(benchmark(op, out, 30, smoke=smoke) for op in ("quantize", "attention"))]
@@ -89,6 +91,10 @@ def parts(out: Path, *, smoke: bool) -> list[Part]:
             name="FlexAttention",
             shapes=FLEX_SHAPES,
             more=("--implementations", "FlexAttention"),
+        ),
+        *(  # each shape is compiled, forward and backward
+            benchmark(op, out / op, 30, smoke=smoke, name=f"{op}, compiled", more=("--implementations", "r*"))
+            for op in OPS
         ),
     ]
 
@@ -113,7 +119,10 @@ def benchmark(
 
 
 def run_part(part: Part, seconds: float, log: TextIO) -> Outcome:
-    """Run a part with its output in `log`, and end it and its children after `seconds`."""
+    """Run a part with its output in `log`, and end it and its children after `seconds`.
+
+    It is interrupted first, and killed if that does not end it: pytest then tells what had failed.
+    """
     log.write(f"\n## {part.name}: python -m {' '.join(part.arguments)}\n\n")
     log.flush()
     begin = time.monotonic()
@@ -123,7 +132,11 @@ def run_part(part: Part, seconds: float, log: TextIO) -> Outcome:
         code = process.wait(seconds)
         status = "passed" if code == 0 else f"FAILED with exit code {code}"
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         status = "FAILED: stopped by its time limit"
     return Outcome(name=part.name, status=status, seconds=time.monotonic() - begin)
