@@ -129,6 +129,7 @@ class Corpus:
                 missing -= batch.num_rows
                 if missing <= 0:
                     break
+            source.require_unchanged()
 
     def _decoded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         text = decoded(batch[self.column], pa.large_binary())

@@ -56,21 +56,24 @@ class Source:
     def batches(self, columns: Sequence[str], *, first_row: int = 0) -> Iterator[pa.RecordBatch]:
         """The named columns from `first_row` on, in order; string columns may come dictionary-encoded.
 
-        Raises InputError where the file changed since it was opened, or cannot be read, naming the row group.
+        Raises InputError where the file changed since it was opened, or cannot be read, naming the row group. An Arrow
+        file is mapped: a batch can change until it was copied, which `require_unchanged` then tells.
         """
         if first_row >= self.rows:
             return
-        self._require_unchanged()
+        self.require_unchanged()
         first_group, skip = self.group_of(first_row)
         if self.kind == "lines":
             with _reading(self.path):
                 yield from read_lines(self.path, self.starts[first_group], skip)
         else:
             read = _read_parquet if self.kind == "parquet" else _read_arrow
-            yield from read(self, list(columns), first_group, skip)
-        self._require_unchanged()
+            for batch in read(self, list(columns), first_group, skip):
+                self.require_unchanged()
+                yield batch
 
-    def _require_unchanged(self) -> None:
+    def require_unchanged(self) -> None:
+        """Raises InputError where the file is not that which was opened."""
         with _reading(self.path):
             stat = self.path.stat()
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):

@@ -1,7 +1,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import duckdb
 import numpy as np
@@ -218,6 +218,20 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(tmp_path: Path, chan
 
     with pytest.raises(InputError, match=r"b\.arrow: (changed while|cannot be read)"):
         list(corpus.chunks(ALL))
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_arrow])
+@pytest.mark.parametrize("end_row", [None, 350])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, write: Any, end_row: int | None) -> None:
+    """Rewritten in place, as large as it was; also where its last rows are not asked for."""
+    path = write(tmp_path / "corpus", texts([f"old {i:03}" for i in range(400)]), group_rows=100)
+    other = write(tmp_path / "other", texts([f"new {i:03}" for i in range(400)]), group_rows=100)
+    chunks = open_corpus([path]).chunks(ChunkLimits(rows=50, bytes=MIB), end_row=end_row)
+    next(chunks)
+    path.write_bytes(other.read_bytes())
+
+    with pytest.raises(InputError, match="changed while it was being read"):
+        list(chunks)
 
 
 def test_files_before_the_first_row_are_not_opened(tmp_path: Path) -> None:
