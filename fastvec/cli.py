@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from fastvec import __version__
+from fastvec.display import nowhere, progress_display, say
 from fastvec.errors import FastvecError
 
 ENCODER_OPTIONS = (
@@ -47,7 +48,20 @@ class TokenBudget(click.ParamType[int | None]):
         return tokens
 
 
-@click.group(context_settings={"auto_envvar_prefix": "FASTVEC", "help_option_names": ["-h", "--help"]})
+class Text(click.ParamType[str]):
+    """What a tokenizer is given. An argument's bytes that are not UTF-8 come as lone surrogates, which none takes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value!r} is not UTF-8: encode it so", param, ctx)
+        return str(value)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Turn a corpus into vectors with a decoder language model."""
@@ -65,7 +79,7 @@ def cli() -> None:
 @click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
 @click.option("--keep", multiple=True, metavar="COL", help="A column to copy to the output; repeat for more.")
 @click.option("--keep-all", is_flag=True, help="Copy every column.")
-@click.option("--instruction", help="A text before every text, which is not pooled.")
+@click.option("--instruction", type=Text(), help="A text before every text, which is not pooled.")
 @click.option("--prompt-name", help="A prompt of the checkpoint to put before every text.")
 @click.option(
     "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the checkpoint says]"
@@ -122,7 +136,6 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     A row out for each row in, in order. The same command again goes on where it stopped.
     """
     from fastvec.corpus import embed as run
-    from fastvec.display import progress_display
     from fastvec.settings import resolve_settings
 
     _log_to_stderr(quiet)
@@ -137,9 +150,9 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
         with _stop_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
             result = run(**options, encoder=settings, progress=progress, stop_signal=stop_signal)
     if as_json:
-        click.echo(json.dumps(result.to_json()))
+        _print(json.dumps(result.to_json()))
     elif not quiet:
-        click.echo(str(result), err=True)
+        say(str(result))
     sys.exit(result.return_code)
 
 
@@ -179,12 +192,12 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 @click.option("--grad-cache", type=int, metavar="N", help="N texts in memory at a time. [default: contrastive 64]")
 @click.option("--mask-probability", type=float, help="mntp: the share of hidden tokens. [default: 0.2]")
 @click.option("--mask-style", type=click.Choice(["bert", "all"]), help="mntp: 80/10/10, or all masked. [default: bert]")
-@click.option("--mask-token", help="mntp: the token that hides. [default: the tokenizer's, else _]")
+@click.option("--mask-token", type=Text(), help="mntp: the token that hides. [default: the tokenizer's, else _]")
 @click.option("--pool-tokens", type=click.Choice(["text", "all"]), help="What is pooled. [default: as the model says]")
 @click.option(
     "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the model says]"
 )
-@click.option("--instruction", help="A text before every query (simcse: every text), which is not pooled.")
+@click.option("--instruction", type=Text(), help="A text before every query (simcse: every text), which is not pooled.")
 @click.option(
     "--eval-pairs", metavar="FILE", help="CSV of sentence1, sentence2, score: Spearman before, during, after."
 )
@@ -201,7 +214,6 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     Defaults are the paper's (LLM2Vec); where four are given, those of mntp; simcse; contrastive; distil. The same
     command again goes on where it stopped.
     """
-    from fastvec.display import progress_display
     from fastvec.training.job import adapt as run
 
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
@@ -209,9 +221,9 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     with _stop_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
         report = run(**options, progress=progress, stop_signal=stop_signal)
     if as_json and first:
-        click.echo(json.dumps(report.to_json()))
+        _print(json.dumps(report.to_json()))
     elif not quiet and first:
-        click.echo(str(report), err=True)
+        say(str(report))
     sys.exit(report.return_code)
 
 
@@ -235,8 +247,17 @@ def inspect(file: str, as_json: bool) -> None:
     _print_report(run(file), as_json)
 
 
+# click names a variable after the parameter, which is `adapters` for --adapter: here it follows from what users see
+for _command in cli.commands.values():
+    for _option in _command.params:
+        if isinstance(_option, click.Option):
+            _long = next(name for name in _option.opts if name.startswith("--"))
+            _option.envvar = f"FASTVEC_{_command.name}_{_long[2:]}".upper().replace("-", "_")
+
+
 def main() -> NoReturn:
     """The entry point: every error a user can cause is one line on stderr and an exit code."""
+    _open_closed_streams()
     try:
         cli(prog_name="fastvec", standalone_mode=False)
     except FastvecError as error:
@@ -249,8 +270,24 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    click.echo(f"fastvec: {message}", err=True)
+    say(f"fastvec: {message}")
     sys.exit(exit_code)
+
+
+def _open_closed_streams() -> None:
+    """What was closed (`2>&-`) leads nowhere; else our files would get its number, and what libraries write to it."""
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers: the lowest free one is taken
+        if getattr(sys, name) is None:
+            setattr(sys, name, nowhere())
+
+
+def _print(text: str) -> None:
+    """A result, on stdout."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        sys.stdout = nowhere()  # at exit Python would try again, and complain in its own words
+        _fail(f"the result cannot be written to stdout: {error.strerror}", 1)
 
 
 def _dry_run(settings: Any, options: dict[str, Any]) -> Any:
@@ -265,7 +302,7 @@ def _dry_run(settings: Any, options: dict[str, Any]) -> Any:
 
 
 def _print_report(report: Any, as_json: bool) -> NoReturn:
-    click.echo(json.dumps(report.to_json()) if as_json else str(report))
+    _print(json.dumps(report.to_json()) if as_json else str(report))
     sys.exit(report.return_code)
 
 
@@ -273,7 +310,7 @@ class _StderrLog(logging.Handler):
     """Log lines as plain lines on whatever stderr is now, above a live progress line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        say(self.format(record))
 
 
 def _log_to_stderr(quiet: bool) -> None:

@@ -9,13 +9,11 @@ import logging
 import shutil
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +27,19 @@ from fastvec.plan import EmbedPlan, plan_embed
 from fastvec.reader import Chunk, ChunkLimits
 from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
 from fastvec.settings import EncoderSettings
+from fastvec.tokenized_chunks import TokenizedChunk, behind, tokenize_chunks
 from fastvec.vectors import FloatArray, ranges_from_json, ranges_of, to_column
-from fastvec.writer import Job, RowError, Writer, finished_rows
+from fastvec.writer import Job, RowError, Writer, finished_counts
 
 if TYPE_CHECKING:  # torch is not imported before there is work to do
     from fastvec.encoder import Begun, Encoder
-    from fastvec.tokenize import TextTokenizer, TokenizedTexts
 
 logger = logging.getLogger(__name__)
 
 FLOAT16_MAX = 65504.0
-Item = TypeVar("Item")
+# The ranges of int8 vectors, and whether quantised ones are near enough, are decided by so many texts, however few the
+# first chunk has, or by those of so many rows.
+FIRST_TEXTS, FIRST_ROWS = 256, 65_536
 
 
 def embed(
@@ -85,9 +85,9 @@ def embed(
         limit=limit,
     )
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
-    rows = finished_rows(plan.output, job, overwrite=overwrite)
-    if rows is not None:
-        return _report(plan, rows=rows, already_finished=True)
+    counts = finished_counts(plan.output, job, overwrite=overwrite)
+    if counts is not None:
+        return _report(plan, **counts, already_finished=True)
     _require_space(plan)
     if isinstance(encoder, EncoderSettings):
         from fastvec.encoder import Encoder
@@ -97,14 +97,23 @@ def embed(
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         for warning in writer.warnings:
             logger.warning("%s", warning)
-        _settle_budget(writer, encoder, batch_tokens)
-        return _Run(plan, encoder, writer, progress, stop_signal).run()
+        with _token_budget(encoder, batch_tokens, writer.batch_tokens):
+            return _Run(plan, encoder, writer, progress, stop_signal).run()
 
 
-def _settle_budget(writer: Writer, encoder: "Encoder", batch_tokens: int | None) -> None:
-    """The token budget asked for, or that of an earlier run, which may have found out how much memory there is."""
-    budgets = [budget for budget in (batch_tokens, writer.batch_tokens) if budget is not None]
-    encoder.batch_tokens = min(budgets, default=encoder.batch_tokens)
+@contextmanager
+def _token_budget(encoder: "Encoder", asked: int | None, earlier: int | None) -> Iterator[None]:
+    """The token budget asked for, or that of an earlier run, which may have found out how much memory there is.
+
+    The encoder has its own again behind it, unless it ran out of memory.
+    """
+    own = encoder.batch_tokens
+    settled = encoder.batch_tokens = min((budget for budget in (asked, earlier) if budget is not None), default=own)
+    try:
+        yield
+    finally:
+        if encoder.batch_tokens == settled:
+            encoder.batch_tokens = own
 
 
 def _require_space(plan: EmbedPlan) -> None:
@@ -115,14 +124,6 @@ def _require_space(plan: EmbedPlan) -> None:
             f"{plan.output} needs at least {plan.output_bytes:,} bytes and {have:,} are free: make room, or choose "
             "--dims or a smaller --vector-dtype"
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Tokenized:
-    chunk: Chunk
-    valid: npt.NDArray[np.bool_]  # [rows] where the text is not null
-    texts: "TokenizedTexts"  # of the valid rows
-    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +153,7 @@ class _Run:
         self._resumed_rows = self._rows = writer.rows
         self._tokens = self._padded_tokens = 0
         self._ranges: FloatArray | None = None
+        self._held: list[_Embedded] = []  # not written yet
 
     def run(self) -> Report:
         writer = self._writer
@@ -162,24 +164,26 @@ class _Run:
         try:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
-                tokenized = pipeline.run_ahead("tokenize", _tokenize(read, tokenizer), feeds="encode", depth=4)
+                tokenized = pipeline.run_ahead("tokenize", tokenize_chunks(read, tokenizer), feeds="encode", depth=4)
                 embedded = pipeline.run_ahead("encode", self._encode(tokenized, pipeline), feeds="write", depth=2)
                 for done in embedded:
                     with pipeline.working("write"):
-                        self._write(done)
+                        self._held.append(done)
+                        if self._settled():
+                            self._write_held()
                     self._progress(self._state(pipeline))
         except StoppedError:
             raise self._interrupted() from None
-        self._begin(None)
+        self._write_held()
         writer.finish(_error_lines(self._plan, writer.errors))
         return self._finished_report(pipeline)
 
-    def _encode(self, chunks: Iterator[_Tokenized], pipeline: Pipeline) -> Iterator[_Embedded]:
+    def _encode(self, chunks: Iterator[TokenizedChunk], pipeline: Pipeline) -> Iterator[_Embedded]:
         begun = ((chunk, self._encoder.begin(chunk.texts, pipeline.check)) for chunk in chunks)
-        for chunk, vectors in _behind(begun, by=self._encoder.chunks_ahead):
+        for chunk, vectors in behind(begun, by=self._encoder.chunks_ahead):
             yield self._embedded(chunk, vectors)
 
-    def _embedded(self, chunk: _Tokenized, begun: "Begun") -> _Embedded:
+    def _embedded(self, chunk: TokenizedChunk, begun: "Begun") -> _Embedded:
         encoded = self._encoder.finish(begun)
         failed = dict(encoded.failed)
         if self._plan.vector_dtype == "float16":
@@ -201,9 +205,21 @@ class _Run:
             padded_tokens=padded_tokens(chunk.texts.lengths),
         )
 
+    def _settled(self) -> bool:
+        """Whether the vectors held are enough to begin the output with."""
+        if self._writer.schema is not None or (self._plan.vector_dtype != "int8" and not self._plan.settings.quantize):
+            return True
+        valid = np.concatenate([done.valid for done in self._held])
+        return bool(valid.sum() >= FIRST_TEXTS or len(valid) >= FIRST_ROWS)
+
+    def _write_held(self) -> None:
+        self._begin()
+        for done in self._held:
+            self._write(done)
+        self._held.clear()
+
     def _write(self, done: _Embedded) -> None:
         self._check_errors(done.errors)
-        self._begin(done)
         plan, chunk = self._plan, done.chunk
         rows = np.arange(chunk.first_row, chunk.first_row + len(done.valid), dtype=np.int64)
         column = to_column(done.vectors, done.valid, plan.vector_dtype, self._ranges)
@@ -213,15 +229,13 @@ class _Run:
         self._tokens += done.counts["tokens"]
         self._padded_tokens += done.padded_tokens
 
-    def _begin(self, first: _Embedded | None) -> None:
-        """Fix the schema at the first chunk, whose vectors set the ranges of int8; a resumed output has both."""
+    def _begin(self) -> None:
+        """Fix the schema at the first chunks, whose vectors set the ranges of int8; a resumed output has both."""
         plan, writer = self._plan, self._writer
         if writer.schema is None:
             if plan.vector_dtype == "int8":
                 none = np.zeros((0, plan.settings.dims), dtype=np.float32)
-                self._ranges = (
-                    ranges_of(none, none[:, 0] > 0) if first is None else ranges_of(first.vectors, first.valid)
-                )
+                self._ranges = ranges_of(np.concatenate([none, *(done.vectors[done.valid] for done in self._held)]))
             writer.begin(plan.schema(self._ranges))
         elif plan.vector_dtype == "int8" and self._ranges is None:
             self._ranges = ranges_from_json(writer.schema.metadata[b"fastvec.ranges"])
@@ -232,12 +246,13 @@ class _Run:
         total = self._writer.counts["errors"] + len(errors)
         allowed = 0 if plan.on_error == "fail" else plan.max_errors
         if errors and allowed is not None and total > allowed:
-            first = errors[0]
-            file, _ = plan.corpus.locate(first.row)
+            error = errors[max(allowed - self._writer.counts["errors"], 0)]
+            file, _ = plan.corpus.locate(error.row)
             option = "--on-error fail" if plan.on_error == "fail" else f"--max-errors {plan.max_errors}"
+            remedy = "--on-error null" if plan.on_error == "fail" else "a larger --max-errors"
             raise RowErrorsError(
-                f"row {first.row} ({file}) has no vector ({first.code}) and {option} stops there: "
-                f"{self._rows:,} rows are safe, the same command goes on from them"
+                f"row {error.row} ({file}) has no vector ({error.code}) and {option} stops there: "
+                f"{self._rows:,} rows are safe, the same command with {remedy} goes on from them"
             )
 
     def _interrupted(self) -> InterruptedRunError:
@@ -280,38 +295,6 @@ class _Run:
             peak_memory_bytes=peak_memory_bytes(),
             agreement=None if self._encoder.agreement is None else asdict(self._encoder.agreement),
         )
-
-
-def _tokenize(chunks: Iterator[Chunk], tokenizer: "TextTokenizer") -> Iterator[_Tokenized]:
-    """Two chunks at a time, in order: one's tokens are gathered in Python while the other's are found on all cores."""
-    with ThreadPoolExecutor(2) as pool:
-        futures = (pool.submit(_tokenized, chunk, tokenizer) for chunk in chunks)
-        for future in _behind(futures, by=1):
-            yield future.result()
-
-
-def _behind(items: Iterable[Item], *, by: int) -> Iterator[Item]:
-    """The same items, each given on once `by` more were taken."""
-    taken: deque[Item] = deque()
-    for item in items:
-        taken.append(item)
-        if len(taken) > by:
-            yield taken.popleft()
-    yield from taken
-
-
-def _tokenized(chunk: Chunk, tokenizer: "TextTokenizer") -> _Tokenized:
-    valid = chunk.texts.is_valid().to_numpy(zero_copy_only=False)
-    texts = chunk.texts.drop_null().to_pylist()
-    tokenized = tokenizer(texts)
-    counts = {
-        "nulls": chunk.texts.null_count,
-        "empty": sum(not text or text.isspace() for text in texts),
-        "truncated": tokenized.truncated,
-        "repaired": chunk.repaired,
-        "tokens": len(tokenized.ids),
-    }
-    return _Tokenized(chunk=chunk, valid=valid, texts=tokenized, counts=counts)
 
 
 def _error_lines(plan: EmbedPlan, errors: Sequence[RowError]) -> Iterator[str]:

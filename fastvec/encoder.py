@@ -177,18 +177,20 @@ class Encoder:
     ) -> FloatArray:
         """The vectors [n, D] of `texts`, in order; lone surrogates are read as U+FFFD.
 
-        Raises ValueError for a text that is no string, or one for which no finite vector came.
+        Raises UsageError for a text that is no string, ModelError for one for which no finite vector came.
         """
+        if isinstance(texts, str):
+            raise UsageError("encode takes a list of texts, and was given one string: put it in a list")
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise ValueError(f"text {index} is a {type(text).__name__}, not a string: leave it out or fill it in")
+                raise UsageError(f"text {index} is a {type(text).__name__}, not a string: leave it out or fill it in")
         tokenizer = self.tokenizer(instruction, prompt_name)
         vectors = np.empty((len(texts), self.dims), dtype=np.float32)
         for begin in range(0, len(texts), ENCODE_ROWS):
             rows = [without_surrogates(text) for text in texts[begin : begin + ENCODE_ROWS]]
             encoded = self.encode_tokens(tokenizer(rows))
             for index, code in encoded.failed.items():
-                raise ValueError(f"text {begin + index} has no finite vector ({code}): try dtype float32")
+                raise ModelError(f"text {begin + index} has no finite vector ({code}): try dtype float32")
             vectors[begin : begin + len(rows)] = encoded.vectors
         return vectors
 

@@ -19,23 +19,35 @@ def locate(name: str | Path, *, revision: str | None = None) -> tuple[Path, str 
     """The folder of `name`, a path, the bundled model's name or a hub id, and the commit where it came from the hub.
 
     Without a network the hub's cache answers. Raises ModelError where there is no such folder or id, UsageError for
-    the revision of a folder.
+    the revision of what has none.
     """
     text = os.fspath(name)
     if "://" in text:  # not repeated in the message: it may hold a password
         raise ModelError("a URL was given as a model: give a folder, or a hub id such as org/model")
-    folder = Path(text).expanduser()
-    if text and folder.is_dir():
+    folder = _local(text)
+    if folder is not None:
         if revision is not None:
-            raise UsageError(f"revision {revision!r} was given with the folder {text}: only a hub id has revisions")
+            raise UsageError(f"revision {revision!r} was given with {text}, a folder here: only a hub id has revisions")
         return folder, None
-    if text == bundled.NAME:
-        return bundled.bundled_model(), None
-    if folder.is_file():
-        raise ModelError(f"{text} is a file: give the folder of a model with its config.json and *.safetensors")
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1:
         raise ModelError(f"{text}: there is no such folder")
     return _download(text, revision)
+
+
+def _local(text: str) -> Path | None:
+    """The folder of this machine that `text` names, if any; raises ModelError where it cannot be read."""
+    try:
+        folder = Path(text).expanduser()
+        if text and folder.is_dir():
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise ModelError(f"{text} cannot be read as a model: you may not look into this folder")
+            return folder
+        is_file = folder.is_file()
+    except (OSError, RuntimeError) as error:  # the latter: a home folder of nobody
+        raise ModelError(f"{text} cannot be read as a model: {getattr(error, 'strerror', error)}") from None
+    if is_file:
+        raise ModelError(f"{text} is a file: give the folder of a model with its config.json and *.safetensors")
+    return bundled.bundled_model() if text == bundled.NAME else None
 
 
 def _download(repository: str, revision: str | None) -> tuple[Path, str]:

@@ -96,9 +96,12 @@ def _right_footer(output: Output) -> bytes:
 
 def _check_columns(output: Output) -> Iterator[Check]:
     expected = {"row": pa.int64(), output.vector_column: output.vector_type}
-    names, column = output.schema.names, output.schema.field
-    found = {name: column(name).type if name in names else "missing" for name in expected}
-    wrong = [f"{name} is {found[name]}, expected {type_}" for name, type_ in expected.items() if found[name] != type_]
+    found = {name: [field.type for field in output.schema if field.name == name] for name in expected}
+    wrong = [
+        f"{name} is {' and '.join(map(str, found[name])) or 'missing'}, expected {type_}"
+        for name, type_ in expected.items()
+        if found[name] != [type_]
+    ]
     yield _check("columns", "; ".join(wrong) or None, f"row, and {output.vector_column} of {output.dims:,} dimensions")
     if output.vector_dtype == "int8":
         ranges = np.zeros(0) if output.ranges is None else output.ranges
@@ -223,6 +226,9 @@ def inspect(path: str | Path) -> Summary:
     Raises OutputError for a file that is not a finished output.
     """
     output = read_output(Path(path))
+    for check in _check_columns(output):
+        if not check.passed:
+            raise OutputError(f"{path} is not what its metadata say: {check.name}: {check.detail}")
     own, names = output.own, output.schema.names
     return Summary(
         path=str(path),

@@ -5,6 +5,7 @@ Shapes: n rows of a batch, D values of a vector.
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.ipc as ipc
 
 from fastvec import arrowfile
 from fastvec.arrowfile import Block
-from fastvec.errors import OutputError, UsageError
+from fastvec.errors import OutputError, UsageError, one_line
 from fastvec.vectors import column_type, ranges_from_json
 
 Array = npt.NDArray[Any]
@@ -50,11 +51,18 @@ class Output:
         return self.counts.get("nulls", 0) + self.counts.get("errors", 0)
 
     def batches(self, *, stride: int = 1) -> Iterator[pa.RecordBatch]:
-        """Every `stride`th batch, in slices of at most 1,024 rows; one batch is in memory at a time."""
-        with pa.OSFile(str(self.path)) as source:
+        """Every `stride`th batch, in slices of at most 1,024 rows; one batch is in memory at a time.
+
+        Raises OutputError where one is damaged so that Arrow cannot read it.
+        """
+        with pa.OSFile(os.fsencode(self.path)) as source:
             reader = ipc.open_file(source)
             for index in range(0, reader.num_record_batches, stride):
-                batch = reader.get_batch(index)
+                try:
+                    batch = reader.get_batch(index)
+                    batch.validate()
+                except (pa.ArrowException, OSError) as error:  # OSError: also of what Arrow cannot parse
+                    raise OutputError(f"{self.path}: batch {index} cannot be read: {one_line(error)}") from error
                 for begin in range(0, batch.num_rows, _ROWS_AT_ONCE):
                     yield batch.slice(begin, _ROWS_AT_ONCE)
 
@@ -80,13 +88,15 @@ class Output:
 
 def read_output(path: Path) -> Output:
     """Open the finished output at `path`. Raises OutputError, in one line, for any other file."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder, not an output")
     try:
-        with pa.memory_map(str(path)) as source:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
+            raise OutputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}, not an output")
+        with pa.memory_map(os.fsencode(path)) as source:  # its name need not be UTF-8
             reader = ipc.open_file(source)
             schema, promises = reader.schema, _decoded(reader.metadata)
             own = {key.removeprefix("fastvec."): text for key, text in _decoded(schema.metadata).items()}
+            _ = [(field.name, str(field.type)) for field in schema]  # raises here for a name that is no UTF-8 any more
     except (pa.ArrowException, ValueError) as error:
         raise OutputError(f"{path} {_what_it_is(path)}") from error
     except OSError as error:
@@ -101,9 +111,12 @@ def read_output(path: Path) -> Output:
             own=own,
             promises=promises,
             rows=int(promises["fastvec.rows"]),
-            counts=json.loads(promises["fastvec.counts"]),
+            counts={name: int(count) for name, count in json.loads(promises["fastvec.counts"]).items()},
             blocks=[Block(**block) for block in json.loads(promises["fastvec.batches"])],
-            inputs=json.loads(own["inputs"]),
+            inputs=[
+                {"uri": str(file["uri"]), "first_row": int(file["first_row"]), "rows": int(file["rows"])}
+                for file in json.loads(own["inputs"])
+            ],
             dims=int(own["dims"]),
             vector_dtype=own["vector_dtype"],
             vector_column=own["vector_column"],
@@ -111,7 +124,7 @@ def read_output(path: Path) -> Output:
             normalize=own["normalize"] == "true",
             ranges=ranges_from_json(own["ranges"]) if "ranges" in own else None,
         )
-    except (KeyError, ValueError, TypeError, UsageError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise OutputError(f"{path} has damaged metadata: {error!r}") from error
 
 

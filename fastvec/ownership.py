@@ -19,10 +19,10 @@ from fastvec.journal import Job, Journal, Json, differences
 _REMEDY = "replace it with --overwrite, or choose another -o"
 
 
-def finished_rows(output: Path, job: Job, *, overwrite: bool = False) -> int | None:
-    """Rows of the finished output of this very job; None where there is work to do, as always with `overwrite`.
+def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[str, int] | None:
+    """The `rows` of the finished output of this very job, and what else was counted; None where there is work to do.
 
-    Cheap, for before the model loads. Raises RefusedError where `output` or its unfinished files are another job's or
+    With `overwrite` there always is. Cheap, for before the model loads. Raises RefusedError where `output` or its unfinished files are another job's or
     not ours (unless `overwrite`), or held by a running process; OutputError where nothing can be written there.
     """
     with explained(output):
@@ -32,12 +32,12 @@ def finished_rows(output: Path, job: Job, *, overwrite: bool = False) -> int | N
         except FileNotFoundError:
             return finished(output, job, None, overwrite=overwrite)
         try:
-            rows = finished(output, job, journal, overwrite=overwrite)
-            if rows is not None:  # a run was killed between its rename and its last step
+            counts = finished(output, job, journal, overwrite=overwrite)
+            if counts is not None:  # a run was killed between its rename and its last step
                 discard(journal, beside(output, ".part"))
         finally:
             journal.close()
-        return rows
+        return counts
 
 
 def beside(output: Path, suffix: str) -> Path:
@@ -62,8 +62,8 @@ def remove_part(part: Path) -> None:
         sync_folder(part.parent)
 
 
-def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool) -> int | None:
-    """`finished_rows`, under the journal's lock where there is one."""
+def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool) -> dict[str, int] | None:
+    """`finished_counts`, under the journal's lock where there is one."""
     if overwrite:
         return None
     part, begun = beside(output, ".part"), journal.job if journal is not None else None
@@ -73,23 +73,24 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
     if begun is not None and unfinished:
         _refuse_another(part, begun.fingerprint, job)
     if output.exists():
-        fingerprint, rows = _published(output)
+        fingerprint, counts = _published(output)
         _refuse_another(output, fingerprint, job)
         if not (unfinished and part.exists()):  # else an --overwrite of the same job was interrupted, and goes on
-            return rows
+            return counts
     if not is_errors_file(errors_path(output)):
         raise RefusedError(f"{errors_path(output)} is not a list of row errors, yet would be replaced; {_REMEDY}")
     return None
 
 
-def _published(output: Path) -> tuple[Mapping[str, Json], int]:
-    """Fingerprint and rows of a finished output."""
+def _published(output: Path) -> tuple[Mapping[str, Json], dict[str, int]]:
+    """Fingerprint and counts of a finished output."""
     try:
         with pa.memory_map(str(output)) as source:
             reader = ipc.open_file(source)
             own, promises = reader.schema.metadata or {}, reader.metadata or {}
-        return json.loads(own[b"fastvec.fingerprint"]), int(promises[b"fastvec.rows"])
-    except (KeyError, ValueError) as error:  # ArrowInvalid is a ValueError
+        counts = {"rows": int(promises[b"fastvec.rows"]), **json.loads(promises[b"fastvec.counts"])}
+        return json.loads(own[b"fastvec.fingerprint"]), counts
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # ArrowInvalid is a ValueError
         raise RefusedError(f"{output} is not a finished output of fastvec; {_REMEDY}") from error
 
 
@@ -105,13 +106,13 @@ def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
 
 def is_errors_file(path: Path) -> bool:
     """Whether an errors file may stand at `path`: nothing there, or one of ours."""
-    if not path.exists():
-        return True
+    if not path.is_file():  # to open a pipe would be to wait for its other end
+        return not path.exists()
     with path.open("rb") as file:
         first = file.readline(10_000)
     try:
         record = json.loads(first or b'{"row": 0}')
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and "row" in record
 
@@ -122,5 +123,7 @@ def require_writable(output: Path) -> None:
         raise OutputError(f"{folder} is not a folder: make it, or choose another -o")
     if output.is_dir():
         raise OutputError(f"{output} is a folder: name a file in it, such as {output / 'vecs.arrow'}")
+    if output.exists() and not output.is_file():
+        raise OutputError(f"{output} is no regular file: choose another -o")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} is not writable: choose another -o")

@@ -1,7 +1,7 @@
 """What an embedding job is, settled before a model loads: its rows, its output's schema, its fingerprint.
 
-Two runs with one fingerprint make the same file; everything that could change a byte of it is in there, and nothing
-that could not (batch size, threads, prefetch).
+Two runs with one fingerprint make the same file, to rounding: what else could change it is in there, and nothing that
+could not (how many errors are too many, threads, prefetch). Batch size, device and versions change how sums round.
 """
 
 import json
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from fastvec import __version__, arrowfile
 from fastvec.errors import OutputError, UsageError
+from fastvec.files import explained
 from fastvec.reader import Corpus, open_corpus
 from fastvec.settings import EncoderSettings
 from fastvec.vectors import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
@@ -48,7 +49,6 @@ class EmbedPlan:
             **self.settings.fingerprint(self.instruction, self.prompt_name),
             "vector_dtype": self.vector_dtype,
             "vector_column": self.vector_column,
-            "on_error": self.on_error,
         }
 
     @property
@@ -116,6 +116,9 @@ def plan_embed(
     for name, number in {"limit": limit, "max-errors": max_errors}.items():
         if number is not None and number < 0:
             raise UsageError(f"{name} {number} is out of range: it starts at 0")
+    if vector_column == "row" or not _is_utf8(vector_column):
+        taken = "the name of the row numbers' column" if vector_column == "row" else "not UTF-8"
+        raise UsageError(f"vector column {vector_column!r} is {taken}: choose another name")
     destination = _destination(output)
     corpus = open_corpus(inputs, column=column, keep=keep, limit=limit, output=destination, vector_column=vector_column)
     plan = EmbedPlan(
@@ -137,15 +140,25 @@ def _destination(output: str | Path) -> Path:
     if "://" in str(output):
         raise OutputError(f"{output} is a remote address: this version writes local files, give -o a path")
     path = Path(output)
-    if path.is_dir() or str(output).endswith("/"):
-        raise OutputError(f"{output} is a folder: this version writes one file, name it, such as {path / 'vecs.arrow'}")
+    if not _is_utf8(str(path)):
+        raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow needs of a file's name: choose another -o")
+    with explained(path):
+        is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
+    if is_folder:
+        raise OutputError(f"{path} is a folder: this version writes one file, name it, such as {path / 'vecs.arrow'}")
     if path.suffix != ".arrow":
-        raise OutputError(
-            f"{output} does not end in .arrow: the output is an Arrow IPC file, name it {path.stem}.arrow"
-        )
-    if not path.parent.is_dir():
+        problem, name = "does not end in .arrow", path.stem
+        if path.name == ".arrow":
+            problem, name = "has nothing before its ending", "vecs"
+        raise OutputError(f"{output} {problem}: the output is an Arrow IPC file, name it {name}.arrow")
+    if not has_place:
         raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
     return path
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes of an argument that are not come as lone surrogates."""
+    return text == text.encode(errors="ignore").decode()
 
 
 def _flag(value: bool) -> str:

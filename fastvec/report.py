@@ -84,7 +84,8 @@ class Report:
 
     def __str__(self) -> str:
         if self.already_finished:
-            return f"{self.output} is already finished: {self.rows:,} rows"
+            errors = f", {self.errors:,} of them without a vector because of an error" if self.errors else ""
+            return f"{self.output} is already finished: {self.rows:,} rows{errors}"
         parts = [f"{self.rows:,} rows to {self.output} in {self.seconds:.1f} s"]
         if self.resumed_rows:
             parts.append(f"{self.resumed_rows:,} of them from an earlier run")

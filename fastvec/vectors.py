@@ -29,9 +29,9 @@ def column_type(dims: int, dtype: VectorDtype) -> pa.DataType:
     return pa.list_(_VALUE_TYPES[dtype], dims // 8 if dtype == "binary" else dims)
 
 
-def ranges_of(vectors: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
-    """The largest magnitude of each dimension over the valid rows [D]; 1 where there is none."""
-    largest = np.abs(vectors[valid]).max(axis=0, initial=0.0)
+def ranges_of(vectors: FloatArray) -> FloatArray:
+    """The largest magnitude of each dimension [D] over `vectors` [n, D]; 1 where there is none."""
+    largest = np.abs(vectors).max(axis=0, initial=0.0)
     return np.where(largest > 0, largest, 1.0).astype(np.float32)
 
 

@@ -26,9 +26,9 @@ from fastvec.arrowfile import Block
 from fastvec.errors import OutputError, RefusedError
 from fastvec.files import explained, open_file, sync_folder, write_at
 from fastvec.journal import Chunk, Job, Journal, Json, RowError, differences
-from fastvec.ownership import beside, finished_rows
+from fastvec.ownership import beside, finished_counts
 
-__all__ = ["Job", "Json", "RowError", "Writer", "finished_rows"]
+__all__ = ["Job", "Json", "RowError", "Writer", "finished_counts"]
 
 # a commit is two fsyncs: 0.2 ms on an SSD, some 50 ms on a spinning disk, and nothing if one comes every 2 s
 GROUP_BYTES = 256 << 20
@@ -72,7 +72,7 @@ class Writer:
 
         `overwrite` replaces another job's files, and a finished output, which stays readable until the new one takes
         its place. It never discards unfinished work of the same job.
-        Raises what `finished_rows` raises, and RefusedError where the output was finished meanwhile.
+        Raises what `finished_counts` raises, and RefusedError where the output was finished meanwhile.
         """
         with explained(output):
             ownership.require_writable(output)

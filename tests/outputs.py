@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastvec.journal import Json
-from fastvec.writer import Job, RowError, Writer, finished_rows
+from fastvec.writer import Job, RowError, Writer, finished_counts
 
 DIMS = 8
 ROWS = 5  # in a chunk
@@ -93,7 +93,7 @@ def run_job(
 ) -> Writer | None:
     """What the command does: nothing where the output is finished, else write what is missing; None where finished."""
     job = make_job() if job is None else job
-    if finished_rows(output, job, overwrite=overwrite) is not None:
+    if finished_counts(output, job, overwrite=overwrite) is not None:
         return None
     writer = Writer.open(output, job, overwrite=overwrite)
     try:

@@ -14,6 +14,7 @@ FLOORS = [
     {"fastvec.corpus", "fastvec.estimate", "fastvec.display", "fastvec.training.job"},
     {
         "fastvec.plan",
+        "fastvec.tokenized_chunks",
         # what an adaptation is made of
         "fastvec.training.contrast",
         "fastvec.training.course",

@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import pty
@@ -10,14 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.core import ParameterSource
 
-from fastvec.cli import main
+from fastvec.cli import cli, main
+from tests.outputs import run_job
 
 ARTICLES = Path(__file__).parent / "data" / "articles.parquet"
 ROOT = Path(__file__).parent.parent
+UNWRITTEN = "fastvec: the result cannot be written to stdout"
 
 Run = Callable[..., "Done"]
 
@@ -102,9 +108,26 @@ def test_a_dry_run_writes_nothing(fastvec: Run, tiny_llama: Path, tmp_path: Path
 
 
 def test_options_come_from_the_environment_too(fastvec: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTVEC_EMBED_MODEL", str(tiny_llama))
-    done = fastvec("embed", ARTICLES, "-o", "vecs.arrow", "--limit", "3")
-    assert done.exit_code == 0
+    for name, value in {"MODEL": str(tiny_llama), "KEEP": "id title", "BIDIRECTIONAL": "0", "JSON": "1"}.items():
+        monkeypatch.setenv(f"FASTVEC_EMBED_{name}", value)
+    done = fastvec("embed", ARTICLES, "-o", "vecs.arrow", "--column", "text", "--limit", "3")
+    assert (done.exit_code, json.loads(done.stdout)["rows"]) == (0, 3)
+    shown = json.loads(fastvec("inspect", "vecs.arrow", "--json").stdout)
+    assert (shown["kept"].keys(), shown["bidirectional"]) == ({"id", "title"}, False)
+
+
+def test_the_environment_knows_every_option_by_its_long_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = []
+    for command in cli.commands.values():
+        for option in [option for option in command.params if isinstance(option, click.Option)]:
+            long = next(name for name in option.opts if name.startswith("--"))
+            variable = f"FASTVEC_{command.name}_{long.removeprefix('--')}".replace("-", "_").upper()
+            with monkeypatch.context() as environment:
+                environment.setenv(variable, "1")
+                context = command.make_context(command.name, [], resilient_parsing=True)
+            if context.get_parameter_source(option.name or "") is not ParameterSource.ENVIRONMENT:
+                unknown.append(variable)
+    assert unknown == []
 
 
 @pytest.mark.parametrize(
@@ -117,6 +140,12 @@ def test_options_come_from_the_environment_too(fastvec: Run, tiny_llama: Path, m
         (["embed", str(ARTICLES), "-o", "v.arrow", "--keep", "id", "--keep-all"], 2, r"choose one"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--quantize", "int4"], 2, r"'int4' is not one of 'int8', 'fp8'"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--batch-tokens", "many"], 2, r"neither auto nor a number"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "row"], 2, r"'row' is the name of the row num"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "\udcff"], 2, r"column '\\udcff' is not UTF-8"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--instruction", "\udcff"], 2, r"'\\udcff' is not UTF-8: encode"),
+        (["embed", str(ARTICLES), "-o", "\udcff.arrow", "--column", "text"], 1, r"'\\udcff.arrow' is not UTF-8, which"),
+        (["embed", str(ARTICLES), "-o", "v" * 300 + ".arrow"], 1, r"vv.arrow: File name too long"),
+        (["embed", str(ARTICLES), "-o", ".arrow"], 1, r".arrow has nothing before its ending: .* name it vecs.arrow"),
         (["embed", str(ARTICLES)], 2, r"Missing option '-o'"),
         (["doctor"], 2, r"No such command 'doctor'"),
     ],
@@ -163,6 +192,42 @@ def test_a_signal_leaves_a_run_that_resumes(
     )
     assert fastvec(*arguments).exit_code == 0
     assert fastvec("verify", "vecs.arrow").exit_code == 0
+
+
+class Gone(io.StringIO):
+    """A stream that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.mark.parametrize("stderr", [None, Gone()])
+def test_a_run_that_nobody_hears_is_finished(
+    fastvec: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, stderr: Gone | None
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    done = fastvec("embed", ARTICLES, "--model", tiny_llama, "--column", "text", "--limit", "9", "-o", "vecs.arrow")
+    assert sys.stderr is not stderr
+    sys.stderr.close()  # what took its place
+    assert (done.exit_code, fastvec("verify", "vecs.arrow").exit_code) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "message"),
+    [
+        ("doctor 2>/dev/full", 2, ""),  # not 120, Python's own for a stream that cannot be flushed
+        ("verify vecs.arrow >/dev/full", 1, f"{UNWRITTEN}: No space left on device\n"),
+        ("verify vecs.arrow >/dev/full 2>&1", 1, ""),
+        ("inspect vecs.arrow >&-", 0, ""),
+    ],
+)
+def test_a_stream_that_takes_nothing_is_no_traceback(
+    tmp_path: Path, command: str, exit_code: int, message: str
+) -> None:
+    run_job(tmp_path / "vecs.arrow")
+    shell = f'exec "{sys.executable}" -m fastvec {command}'
+    done = subprocess.run(shell, shell=True, cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (exit_code, message)
 
 
 def test_progress_is_live_on_a_terminal(tiny_llama: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ NEAREST = np.argsort(-SCORES)[:3].tolist()
 
 
 def write_output(path: Path, dtype: VectorDtype = "float32") -> None:
-    ranges = ranges_of(VECTORS, VALID)
+    ranges = ranges_of(VECTORS[VALID])
     schema = pa.schema(
         [
             pa.field("id", pa.string()),
@@ -137,7 +137,7 @@ def test_int8_is_scaled_back(output: Path) -> None:
 
     vectors = run("Open", "int8")["vectors"]
 
-    half_a_step = ranges_of(VECTORS, VALID) / 127 / 2
+    half_a_step = ranges_of(VECTORS[VALID]) / 127 / 2
     assert np.all(np.abs(vectors - VECTORS)[VALID] <= half_a_step * 1.001)
 
 

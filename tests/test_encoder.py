@@ -136,7 +136,9 @@ def test_no_texts_give_no_vectors(encoder: Encoder) -> None:
 
 
 def test_none_is_not_a_text(encoder: Encoder) -> None:
-    with pytest.raises(ValueError, match="text 1 is a NoneType, not a string"):
+    with pytest.raises(UsageError, match="encode takes a list of texts"):
+        encoder.encode("a text")
+    with pytest.raises(UsageError, match="text 1 is a NoneType, not a string"):
         encoder.encode(["a", None])  # type: ignore[list-item]
 
 
@@ -205,7 +207,7 @@ def test_a_text_without_a_finite_vector_fails_alone(tmp_path: Path) -> None:
 
     assert encoded.failed == {1: "non_finite_vector"}
     assert (encoded.vectors[[0, 2]] == encoder.encode(["one:1", "one:2"])).all()
-    with pytest.raises(ValueError, match="text 1 has no finite vector"):
+    with pytest.raises(ModelError, match="text 1 has no finite vector"):
         encoder.encode(["one:1", "one:5"])
 
 

@@ -6,8 +6,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils._paths import filter_repo_objects
 
+from fastvec.bundled import NAME
 from fastvec.checkpoint import resolve
-from fastvec.errors import FastvecError, UsageError
+from fastvec.errors import FastvecError, ModelError, UsageError
 from fastvec.hub import locate
 from tests.checkpoints import COMMIT, save_to_hub_cache, use_hub_cache
 
@@ -128,9 +129,26 @@ def test_a_url_is_refused_without_its_password() -> None:
     assert "secret" not in str(error.value)
 
 
-def test_a_folder_has_no_revision(tiny_llama: Path) -> None:
+@pytest.mark.parametrize("model", ["tiny", "bundled"])
+def test_a_model_on_this_machine_has_no_revision(tiny_llama: Path, model: str) -> None:
     with pytest.raises(UsageError, match="only a hub id has revisions"):
-        locate(tiny_llama, revision="main")
+        locate(tiny_llama if model == "tiny" else NAME, revision="main")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("m" * 300, "File name too long"), ("~nobody-of-this-name/model", "Could not determine home directory.")],
+)
+def test_a_name_that_the_system_refuses(name: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=f"^{name} cannot be read as a model: {reason}$"):
+        locate(name)
+
+
+def test_a_folder_that_may_not_be_read(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read any: so the system is made to say no."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ModelError, match="cannot be read as a model: you may not look into this folder"):
+        locate(tiny_llama)
 
 
 def test_a_file_is_no_model(tiny_llama: Path) -> None:

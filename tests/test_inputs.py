@@ -31,10 +31,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["in/*.parquet"], ["in/_metadata.parquet", "in/b.parquet"]),
         (["in/**/[bc].parquet"], ["in/b.parquet", "in/deep/c.parquet"]),
         (["in/notes.txt"], ["in/notes.txt"]),
+        ("in/b.parquet", ["in/b.parquet"]),
+        (Path("in/deep"), ["in/deep/c.parquet"]),
+        (["in/d*/**"], ["in/deep/c.parquet"]),
+        (["[ei]*/"], ["in/a.arrow", "in/b.parquet", "in/deep/c.parquet"]),
     ],
 )
 def test_files_stand_in_the_order_given_and_folders_and_patterns_are_sorted(
-    folder: Path, inputs: list[str | Path], expected: list[str]
+    folder: Path, inputs: list[str | Path] | str | Path, expected: list[str]
 ) -> None:
     assert [path.as_posix() for path in find_files(inputs)] == expected
 
@@ -54,12 +58,17 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder: Path) -> No
         (["empty"], "empty: the folder holds no \\*.parquet or \\*.arrow file"),
         (["in/a.arrow", "in"], "in/a.arrow: the same file as the input in/a.arrow"),
         (["in/a.arrow", "link.arrow"], "link.arrow: the same file as the input in/a.arrow"),
+        (["in/loop.arrow", "./in/loop.arrow"], r"in/loop\.arrow: no such file or folder"),
+        (["in/" + "a" * 300], "aa: cannot be read: File name too long"),
+        (["em*"], r"em\*: no file matches the pattern"),
+        ([""], "no such file or folder"),
         (["s3://bucket/a.parquet"], "s3:// addresses are not read"),
         (["hf://datasets/x/y"], "hf:// addresses are not read"),
     ],
 )
 def test_inputs_that_cannot_be_a_corpus_are_refused(folder: Path, inputs: list[str], message: str) -> None:
     os.symlink(folder / "in/a.arrow", "link.arrow")
+    os.symlink("loop.arrow", "in/loop.arrow")
 
     with pytest.raises((InputError, UsageError), match=message):
         find_files(inputs)
@@ -80,7 +89,39 @@ def test_an_output_inside_an_input_folder_is_refused(folder: Path, output: str) 
 
 def test_an_output_that_is_an_input_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"in/a\.arrow: both an input and the output"):
-        find_files(["in/*.arrow"], output=folder / "in/a.arrow")
+        find_files(["in/a.arrow"], output=folder / "in/a.arrow")
+
+
+def test_a_pattern_leaves_out_what_a_run_makes(folder: Path) -> None:
+    """So the same command finds the same inputs when it is run again, in whatever state it was left."""
+    output, expected = Path("in/vecs.arrow"), [Path("in/a.arrow"), Path("in/b.parquet"), Path("in/deep/c.parquet")]
+    patterns = ["in/[!_n]*"]
+    assert find_files(patterns, output=output) == expected
+    for name in ("vecs.arrow", "vecs.arrow.part", "vecs.arrow.journal", "vecs.errors.jsonl", "vecs.errors.jsonl.part"):
+        Path("in", name).touch()
+    assert find_files(patterns, output=output) == expected
+    assert Path("in/vecs.arrow") in find_files(patterns, output=Path("other.arrow"))
+
+
+def test_a_pattern_that_meets_a_loop_of_links(folder: Path) -> None:
+    os.symlink("loop.arrow", "in/loop.arrow")
+    assert find_files(["in/*.arrow"], output=Path("in/loop.arrow")) == [Path("in/a.arrow")]
+    assert find_files(["in/*.arrow"], output=Path("v.arrow")) == [Path("in/a.arrow"), Path("in/loop.arrow")]
+
+
+def test_a_folder_tells_what_looks_like_data_and_is_not_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("D.PARQUET", "deep/e.Arrow", "f.parq"):
+        (folder / "in" / name).touch()
+    os.symlink("deep", "in/linked")
+    found = [path.as_posix() for path in find_files(["in"])]
+    assert found == ["in/D.PARQUET", "in/a.arrow", "in/b.parquet", "in/deep/c.parquet", "in/deep/e.Arrow"]
+    assert caplog.messages == [
+        "in: 4 left out, such as in/.hidden.parquet: of a folder its *.parquet or *.arrow files are read, but none "
+        "that begin with . or _, and none behind a link to a folder; to read such a one, name it"
+    ]
+    caplog.clear()
+    find_files(["in/deep"])
+    assert caplog.messages == []
 
 
 def test_an_output_beside_the_input_files_is_fine(folder: Path) -> None:

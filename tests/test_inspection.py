@@ -1,6 +1,7 @@
 """What `verify` finds and `inspect` shows, on files that the real writer made."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,6 +78,10 @@ def test_every_flipped_bit_is_found(output: Path) -> None:
     for i in range(len(sound)):
         output.write_bytes(sound[:i] + bytes([sound[i] ^ (1 << i % 8)]) + sound[i + 1 :])
         found.append(verify(output).return_code)
+        try:
+            str(inspect(output))  # shows what it can, or says in one line why not
+        except OutputError as error:
+            assert "\n" not in str(error)  # noqa: PT017
     assert found == [1] * len(sound)
 
 
@@ -133,6 +138,18 @@ def test_files_that_are_no_output_are_told_in_one_line(output: Path) -> None:
     output.unlink()
     output.mkdir()
     assert only_problem() == "is a folder, not an output"
+    output.rmdir()
+    os.mkfifo(output)
+    assert only_problem() == "is no regular file, not an output"
+    output = output.with_name("v" * 300)
+    assert only_problem() == "cannot be read: File name too long"
+
+
+def test_a_name_that_is_not_utf8_is_read(output: Path) -> None:
+    run_job(output)
+    renamed = output.rename(output.with_name("v\udcff.arrow"))
+    assert failures(verify(renamed)) == {}
+    assert inspect(renamed).rows == CHUNKS * ROWS
 
 
 def test_an_unfinished_output_is_told_in_one_line(output: Path) -> None:
@@ -149,10 +166,9 @@ def test_an_unfinished_output_is_told_in_one_line(output: Path) -> None:
 
 def test_metadata_that_say_nothing_usable_are_told(output: Path) -> None:
     schema = make_schema()
-    for key, value in {"dims": "many", "vector_dtype": "float64", "inputs": "{"}.items():
-        batch = pa.RecordBatch.from_pylist(
-            [], schema.with_metadata({**schema.metadata, f"fastvec.{key}".encode(): value})
-        )
+    for key, value in (("dims", "many"), ("vector_dtype", "float64"), ("inputs", "{"), ("inputs", '[{"rows": 1}]')):
+        changed = {**schema.metadata, f"fastvec.{key}".encode(): value}
+        batch = pa.RecordBatch.from_pylist([], schema.with_metadata(changed))
         write_output(output, [batch])
         assert failures(verify(output))["file"].startswith(f"{output} has damaged metadata: ")
         output.unlink()
@@ -210,13 +226,18 @@ def test_vectors_that_promise_no_length_may_have_any(output: Path) -> None:
 
 
 def test_columns_and_ranges_must_be_as_promised(output: Path) -> None:
-    def failures_with(dtype: str, **metadata: str | None) -> dict[str, str]:
+    """And what `verify` finds there, `inspect` refuses."""
+
+    def failures_with(dtype: str, names: Sequence[str] = ("id", "row", "embedding"), **metadata: str | None) -> object:
         schema = make_schema(dtype=dtype)
         changed = {f"fastvec.{key}".encode(): value for key, value in metadata.items()}
         known = {key: value for key, value in {**schema.metadata, **changed}.items() if value is not None}
-        batches = [make_chunk(index, dtype=dtype)[0].replace_schema_metadata(known) for index in range(CHUNKS)]
-        write_output(output, batches, nulls=9)
+        batches = [make_chunk(index, dtype=dtype)[0].rename_columns(names) for index in range(CHUNKS)]
+        write_output(output, [batch.replace_schema_metadata(known) for batch in batches], nulls=9)
         found = failures(verify(output))
+        for name, detail in found.items():
+            with pytest.raises(OutputError, match=re.escape(f"not what its metadata say: {name}: {detail}")):
+                inspect(output)
         output.unlink()
         return found
 
@@ -229,6 +250,8 @@ def test_columns_and_ranges_must_be_as_promised(output: Path) -> None:
     assert failures_with("float32", vector_dtype="binary", dims="64") == {
         "columns": "embedding is fixed_size_list<item: float>[8], expected fixed_size_list<item: uint8>[8]"
     }
+    twice = {"columns": "row is int64 and fixed_size_list<item: float>[8], expected fixed_size_list<item: float>[8]"}
+    assert failures_with("float32", ["id", "row", "row"], vector_column="row") == twice
     for ranges in ("[1, 1]", "[1, 1, 1, 1, 1, 1, 1, NaN]", "[1, 1, 1, 1, 1, 1, 1, 0]", None):
         assert failures_with("int8", ranges=ranges) == {"ranges": "not a positive number for each dimension"}
 
