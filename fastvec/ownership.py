@@ -22,8 +22,9 @@ _REMEDY = "replace it with --overwrite, or choose another -o"
 def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[str, int] | None:
     """The `rows` of the finished output of this very job, and what else was counted; None where there is work to do.
 
-    With `overwrite` there always is. Cheap, for before the model loads. Raises RefusedError where `output` or its unfinished files are another job's or
-    not ours (unless `overwrite`), or held by a running process; OutputError where nothing can be written there.
+    With `overwrite` there always is. Cheap, for before the model loads. Raises RefusedError where `output` or its
+    unfinished files are another job's or not ours (unless `overwrite`), or held by a running process; OutputError where
+    nothing can be written there.
     """
     with explained(output):
         require_writable(output)
