@@ -10,6 +10,21 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.integer]
 
+# Of two bytes a number. 4,096 tokens keep a CPU's matrix products busy for any model, and more leave its caches; a GPU
+# needs more to fill it.
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
+# What a GPU's forward has to do at least, some 15 ms of work: a small model's layers would be done sooner than the next
+# ones are launched. And the most tokens that are taken for it.
+FORWARD_FLOP, MOST_TOKENS = 6e12, 131_072
+
+
+def token_budget(device: str, parameters: int, bytes_a_number: int) -> int:
+    """The tokens of a forward, where none are asked for, of a model of so many `parameters`."""
+    tokens = BATCH_TOKENS[device]
+    if device == "cuda":
+        tokens = max(tokens, min(int(FORWARD_FLOP / (2 * parameters)), MOST_TOKENS))
+    return 2 * tokens // bytes_a_number
+
 
 def token_batches(lengths: IntArray, budget: int) -> list[IntArray]:
     """Split texts of `lengths` [n] tokens into batches of at most `budget` tokens; returns row indices, longest first.

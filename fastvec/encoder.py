@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from fastvec.agreement import SAMPLE, Agreement
-from fastvec.batching import token_batches
+from fastvec.batching import token_batches, token_budget
 from fastvec.dense import load_dense
 from fastvec.errors import ModelError, UsageError
 from fastvec.framing import text_tokenizer
@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
-# tokens of two bytes a number, float32 takes half as many: 4,096 keep a CPU's matrix products busy for any model, and
-# more leave its caches; a GPU needs more to fill it
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 # a rough rate, in FLOP/s, and how long a chunk should take at it: enough to sort by length, little enough to redo
 FLOPS = {"cpu": 1e11, "cuda": 2e14}
 CHUNK_SECONDS = 4
@@ -85,7 +82,6 @@ class Encoder:
         """
         self.settings = settings
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
-        self.batch_tokens = batch_tokens or 2 * BATCH_TOKENS[settings.device] // self._dtype.itemsize
         checkpoint = settings.checkpoint
         self._tokenizer = open_tokenizer(checkpoint)
         self._decoder = open_decoder(settings, self._dtype)
@@ -96,6 +92,8 @@ class Encoder:
             )
         self._dense = load_dense(checkpoint, device=settings.device)
         self.parameters = sum(parameter.numel() for parameter in self._decoder.model.parameters())
+        budget = token_budget(settings.device, self.parameters, self._dtype.itemsize)
+        self.batch_tokens = batch_tokens or budget
         self.agreement: Agreement | None = None
         with torch.inference_mode():
             self_check(self._decoder)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvec.batching import token_batches
+from fastvec.batching import token_batches, token_budget
 
 
 def test_texts_of_like_length_share_a_batch_and_the_batches_are_even() -> None:
@@ -25,6 +25,21 @@ def test_no_small_last_batch() -> None:
 
 def test_a_text_over_the_budget_is_alone() -> None:
     assert [batch.tolist() for batch in token_batches(np.array([2, 50, 3]), budget=10)] == [[1], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "bytes_a_number", "tokens"),
+    [
+        ("cpu", 25_000_000, 2, 4096),
+        ("cpu", 25_000_000, 4, 2048),
+        ("cuda", 600_000_000, 2, 32_768),
+        ("cuda", 30_000_000, 2, 100_000),  # a small model gets more: launching takes as long for it as for a large one
+        ("cuda", 30_000_000, 4, 50_000),
+        ("cuda", 1_000_000, 2, 131_072),
+    ],
+)
+def test_a_forward_has_work_enough(device: str, parameters: int, bytes_a_number: int, tokens: int) -> None:
+    assert token_budget(device, parameters, bytes_a_number) == tokens
 
 
 def test_no_texts_no_batches() -> None:
