@@ -26,7 +26,14 @@ from fastvec.model_files import (
     tokenizer_files,
     weight_files,
 )
-from fastvec.sentence_folder import DenseLayer, Pooling, SentenceFolder, read_dense, read_sentence_folder
+from fastvec.sentence_folder import (
+    DenseLayer,
+    Pooling,
+    SentenceFolder,
+    read_dense,
+    read_prompts,
+    read_sentence_folder,
+)
 
 __all__ = ["Checkpoint", "Pooling", "resolve"]
 
@@ -79,6 +86,7 @@ class Checkpoint:
     max_length: int  # tokens of a whole sequence
     weights_hash: str
     tokenizer_hash: str
+    added: tuple[str, ...] = ()  # those of the adapters that were given beside it, as they were given
 
     layout: Literal["transformers", "llm2vec", "sentence-transformers", "fastvec"] = "transformers"
     bidirectional: bool = True
@@ -96,6 +104,7 @@ class Checkpoint:
     append_eos: bool = False  # the tokenizer's EOS follows the text
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    verbatim: bool = False  # an instruction is taken as it is, without a space put behind it
 
     @property
     def vector_size(self) -> int:
@@ -118,6 +127,7 @@ def resolve(
     record = _record(stack)
     dense = _recorded_dense(record) if record else sentence.dense if sentence else ()
     checkpoint = _bare(stack, name=name, revision=commit, dense=dense)
+    checkpoint = replace(checkpoint, added=tuple(map(str, adapters)))
     if record:
         return _adapted(checkpoint, record)
     return _sentence_transformers(checkpoint, sentence) if sentence else _llm2vec(checkpoint, stack)
@@ -214,15 +224,19 @@ def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
     if pooling not in get_args(Pooling) or pooled_tokens not in ("text", "all"):
         raise ModelError(f"{path} pools {pooled_tokens!r} tokens by {pooling!r}: it is damaged")
     given = {name: setting(rules, name, kind, path) for name, kind in TEXT_RULES.items()}
-    bidirectional = setting(rules, "bidirectional", bool, path, True)
+    dims = count(rules, "dims", path)
     return replace(
         bare,
         layout="fastvec",
-        bidirectional=bidirectional,
+        bidirectional=setting(rules, "bidirectional", bool, path, True),
         bidirectional_reason="fastvec adapted it so",
         pooling=pooling,
         pooled_tokens=pooled_tokens,
+        dims=dims and min(dims, bare.vector_size),
         max_length=count(rules, "max_length", path) or DEFAULT_MAX_LENGTH,
+        prompts=read_prompts(rules, path),
+        default_prompt_name=setting(rules, "default_prompt_name", str, path),
+        verbatim=setting(rules, "verbatim", bool, path, False),
         **{name: value for name, value in given.items() if value is not None},
     )
 
@@ -240,11 +254,12 @@ def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoi
         pooled_tokens="all",
         include_prompt=folder.include_prompt,
         normalize=folder.normalize,
-        dims=None if folder.dims is None else min(folder.dims, bare.vector_size),
+        dims=folder.dims and min(folder.dims, bare.vector_size),
         max_length=folder.max_length or bare.max_length,
         lower_case=folder.lower_case,
         prompts=folder.prompts,
         default_prompt_name=folder.default_prompt_name,
+        verbatim=True,
     )
 
 

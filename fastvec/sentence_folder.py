@@ -87,7 +87,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
         lower_case=lower_case,
         dims=count(settings, "truncate_dim", settings_path),
         default_prompt_name=setting(settings, "default_prompt_name", str, settings_path),
-        prompts=_prompts(settings, settings_path),
+        prompts=read_prompts(settings, settings_path),
     )
 
 
@@ -164,7 +164,8 @@ def _refuse_other_keys(folders: list[Path]) -> None:
                 raise ModelError(f"{path} works on {settings[key]!r}: expected sentence_embedding")
 
 
-def _prompts(settings: dict[str, Any], path: Path) -> Mapping[str, str]:
+def read_prompts(settings: dict[str, Any], path: Path) -> Mapping[str, str]:
+    """The prompts by name that `settings`, read from `path`, state; raises ModelError where one is no text."""
     prompts: dict[str, Any] = setting(settings, "prompts", dict, path, {})
     if not all(isinstance(prompt, str) for prompt in prompts.values()):
         raise ModelError(f"{path} has a prompt that is no text")

@@ -37,7 +37,7 @@ class EncoderSettings:
     dims: int
 
     def prefix(self, instruction: str | None = None, prompt_name: str | None = None) -> str:
-        """What stands before every text: a prompt verbatim, an instruction with a space behind it.
+        """What stands before every text: a prompt as it is, an instruction with a space behind it unless verbatim.
 
         Raises UsageError for both at once, and for a prompt the checkpoint does not name.
         """
@@ -45,9 +45,8 @@ class EncoderSettings:
         if instruction is not None and prompt_name is not None:
             raise UsageError("an instruction and a prompt name were both given: choose one")
         if instruction is not None:
-            verbatim = checkpoint.layout == "sentence-transformers"
             stripped = instruction.strip()
-            return instruction if verbatim else f"{stripped} " if stripped else ""
+            return instruction if checkpoint.verbatim else f"{stripped} " if stripped else ""
         name = prompt_name or checkpoint.default_prompt_name
         if name is None:
             return ""

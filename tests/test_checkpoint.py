@@ -189,6 +189,7 @@ def test_adapters_lie_on_each_other_lowest_first(
     last = copy(tiny_adapter, tmp_path / "last")
     checkpoint = resolve(on_adapter, adapters=[last])
     assert (checkpoint.base, checkpoint.adapters) == (tiny_llama, (tiny_adapter, on_adapter, last))
+    assert checkpoint.added == (str(last),)
     other_order = resolve(tiny_adapter, adapters=[last, on_adapter])
     assert other_order.weights_hash != resolve(tiny_adapter, adapters=[on_adapter, last]).weights_hash
     snapshot = save_to_hub_cache(tiny_adapter, hub_cache, "org/adapter")

@@ -65,6 +65,7 @@ def test_a_folder_is_run_as_sentence_transformers_runs_it(save: Save) -> None:
     assert (checkpoint.hidden_size, checkpoint.vector_size, checkpoint.dims) == (64, 32, 16)
     assert (checkpoint.normalize, checkpoint.max_length) == (True, 77)
     assert (checkpoint.prompts, checkpoint.default_prompt_name) == ({"query": "q: ", "document": ""}, "query")
+    assert checkpoint.verbatim
 
 
 def test_nothing_is_added_to_a_plain_folder(save: Save) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastvec import __version__
-from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES
+from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES, Checkpoint
 from fastvec.files import sync_tree, write_durably
 from fastvec.model_files import ADAPTER_SETTINGS, read_json
 from fastvec.settings import EncoderSettings
@@ -47,8 +47,11 @@ KNOWN_TO_ANY_PEFT = (
     "modules_to_save",
     "init_lora_weights",
 )
-# Gemma 3 changes its window by use_bidirectional_attention too; is_causal alone says it there
-WINDOW_CHANGES = ("gemma3_text",)
+# Gemma 3 and 4 change their window by use_bidirectional_attention too; is_causal alone says it there
+WINDOW_CHANGES = ("gemma3_text", "gemma4_text")
+# these do not tell SDPA that attention is not causal, and for a text alone, without a mask, it takes it to be:
+# transformers reads the choice of eager attention from config.json
+DROPS_IS_CAUSAL = ("nemotron", "stablelm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,14 +75,21 @@ def save_adaptation(folder: Path, done: Adaptation) -> None:
         done.tokenizer.pad_token = done.tokenizer.eos_token
     done.tokenizer.save_pretrained(folder)
     if isinstance(model, PeftModel):
-        target = folder / ADAPTER_FOLDER if done.merge else folder
-        _save_adapter(model, target, done)
+        if not checkpoint.added:  # else it would lie on two: an adapter names one base
+            _save_adapter(model, folder / ADAPTER_FOLDER if done.merge else folder, done)
         if done.merge:
             model = model.merge_and_unload()
     if isinstance(model, PreTrainedModel):
         model.to(_dtype(done.settings.dtype)).save_pretrained(folder)
         _mend_config(folder / "config.json", read_json(checkpoint.base / "config.json"), done.settings)
         _save_sentence_transformers(folder, done)
+        if done.recipe.objective == "mntp" and not getattr(model.config, "tie_word_embeddings", True):
+            beside = done.merge and not checkpoint.added
+            logger.info(
+                "the weights were saved without their LM head, which mntp needs and vectors do not: to go on by mntp, "
+                "give %s as --model",
+                "the adapter in the folder adapter" if beside else "an adapter made without --merge and --full",
+            )
     if done.dense is None:
         _save_llm2vec(folder, done.settings)
     else:
@@ -101,12 +111,21 @@ def record(done: Adaptation) -> dict[str, Any]:
             "pooled_tokens": checkpoint.pooled_tokens,
             "max_length": settings.max_length,
             "dense": done.dense is not None,
+            "dims": _dims(done),
+            "prompts": dict(checkpoint.prompts),
+            "default_prompt_name": checkpoint.default_prompt_name,
+            "verbatim": checkpoint.verbatim,
             **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
         },
-        "base": {"model": checkpoint.name, "revision": checkpoint.revision},
+        "base": {"model": checkpoint.name, "revision": checkpoint.revision, "adapters": list(checkpoint.added)},
         "fingerprint": dict(done.fingerprint),
         "results": dict(done.results),
     }
+
+
+def _dims(done: Adaptation) -> int | None:
+    """Where vectors are cut, as the checkpoint cuts them; a teacher's are learned whole."""
+    return None if done.recipe.objective == "distil" else done.settings.checkpoint.dims
 
 
 def _save_llm2vec(folder: Path, settings: EncoderSettings) -> None:
@@ -134,15 +153,20 @@ def save_dense(folder: Path, dense: nn.Linear) -> None:
 
 
 def _save_adapter(model: PeftModel, folder: Path, done: Adaptation) -> None:
-    base = Path(done.settings.checkpoint.name)
     config = model.peft_config["default"]
-    config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else str(base)
+    config.base_model_name_or_path = _base_name(done.settings.checkpoint)
     config.revision = done.settings.checkpoint.revision
     config.inference_mode = True
     model.save_pretrained(str(folder), save_embedding_layers=False)
     settings = read_json(folder / ADAPTER_SETTINGS)
     kept = {name: settings[name] for name in KNOWN_TO_ANY_PEFT if name in settings}
     _write_json(folder / ADAPTER_SETTINGS, kept | {"target_modules": sorted(settings["target_modules"])})
+
+
+def _base_name(checkpoint: Checkpoint) -> str:
+    """What an adapter on this checkpoint names as its base, for peft too: a hub id, or a folder here."""
+    top = (checkpoint.base, *checkpoint.adapters)[-1]
+    return checkpoint.name if checkpoint.revision else str(top.resolve())
 
 
 def _mend_config(path: Path, base: Mapping[str, Any], settings: EncoderSettings) -> None:
@@ -152,11 +176,13 @@ def _mend_config(path: Path, base: Mapping[str, Any], settings: EncoderSettings)
     config["is_causal"] = not settings.bidirectional
     if settings.bidirectional and settings.checkpoint.model_type not in WINDOW_CHANGES:
         config["use_bidirectional_attention"] = True
+    if settings.bidirectional and settings.checkpoint.model_type in DROPS_IS_CAUSAL:
+        config["attn_implementation"] = "eager"
     _write_json(path, config)
 
 
 def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
-    settings = done.settings
+    settings, checkpoint = done.settings, done.settings.checkpoint
     specials = done.tokenizer.num_special_tokens_to_add()
     if settings.pooled_tokens == "text" and specials:
         logger.info(
@@ -167,11 +193,14 @@ def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
     save_modules(
         folder,
         pooling=ST_POOLINGS[settings.pooling],
-        hidden_size=settings.checkpoint.hidden_size,
+        hidden_size=checkpoint.hidden_size,
         max_length=settings.max_length,
         dense=done.dense is not None,
-        include_prompt=settings.checkpoint.include_prompt,
-        lower_case=settings.checkpoint.lower_case,
+        include_prompt=checkpoint.include_prompt and settings.pooled_tokens == "all",
+        lower_case=checkpoint.lower_case,
+        dims=_dims(done),
+        prompts=checkpoint.prompts,
+        default_prompt_name=checkpoint.default_prompt_name,
     )
 
 
@@ -184,6 +213,9 @@ def save_modules(
     dense: bool = False,
     include_prompt: bool = True,
     lower_case: bool = False,
+    dims: int | None = None,
+    prompts: Mapping[str, str] | None = None,
+    default_prompt_name: str | None = None,
 ) -> None:
     """What sentence-transformers reads beside a decoder: how it pools, in its own words, and normalises."""
     types = ["Transformer", "Pooling", *["Dense"] * dense, "Normalize"]
@@ -200,15 +232,16 @@ def save_modules(
         {"word_embedding_dimension": hidden_size, "pooling_mode": pooling, "include_prompt": include_prompt},
     )
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower_case})
-    _write_json(
-        folder / "config_sentence_transformers.json",
-        {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"},
-    )
+    said: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": dict(prompts or {})}
+    said |= {"default_prompt_name": default_prompt_name, "similarity_fn_name": "cosine", "truncate_dim": dims}
+    stated = {name: value for name, value in said.items() if value is not None}
+    _write_json(folder / "config_sentence_transformers.json", stated)
 
 
 def card(done: Adaptation) -> str:
     """A model card: what it is, how it was made, what was measured."""
     recipe, base = done.recipe, done.settings.checkpoint.name
+    parts = " and ".join(f"`{part}`" for part in (base, *done.settings.checkpoint.added))
     said = {name: value for name, value in recipe.to_json().items() if value not in (None, (), [])}
     measured = {name: value for name, value in done.results.items() if value is not None}
     return "\n".join(
@@ -221,7 +254,7 @@ def card(done: Adaptation) -> str:
             "",
             f"# {Path(base).name}, adapted by {recipe.objective}",
             "",
-            f"A text encoder made from `{base}` by `fastvec adapt` {__version__}, objective {recipe.objective}.",
+            f"A text encoder made from {parts} by `fastvec adapt` {__version__}, objective {recipe.objective}.",
             f"Attention is {'bidirectional' if done.settings.bidirectional else 'causal'}; vectors are the "
             f"{done.settings.pooling.replace('_', ' ')} over the {done.settings.pooled_tokens} tokens, normalised.",
             "",
@@ -229,6 +262,7 @@ def card(done: Adaptation) -> str:
             "fastvec embed corpus.parquet -o vecs.arrow --model .",
             "```",
             "",
+            *_peft_lines(done),
             "| setting | |",
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in said.items()),
@@ -241,6 +275,28 @@ def card(done: Adaptation) -> str:
             "",
         ]
     )
+
+
+def _peft_lines(done: Adaptation) -> list[str]:
+    """How peft opens an adapter on an adapter, as it would not by itself."""
+    checkpoint = done.settings.checkpoint
+    if done.merge or done.recipe.full or not checkpoint.adapters:
+        return []
+    said = "The base is an adapter itself. peft puts one in the other's place, in silence: merge the lower one first"
+    if not all((adapter / RECORD).is_file() for adapter in checkpoint.adapters):
+        return [f"{said}.", ""]  # made elsewhere, it may be on a model with its LM head, where layers have other names
+    below = [read_json(adapter / ADAPTER_SETTINGS)["base_model_name_or_path"] for adapter in checkpoint.adapters]
+    return [
+        f"{said}, here with `from peft import PeftModel` and `from transformers import AutoModel`:",
+        "",
+        "```python",
+        f"model = AutoModel.from_pretrained({below[0]!r})",
+        f"model.config.is_causal = {not done.settings.bidirectional}",
+        f"for adapter in {[*below[1:], _base_name(checkpoint), '.']}:",
+        "    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()",
+        "```",
+        "",
+    ]
 
 
 def _dtype(name: str) -> Any:

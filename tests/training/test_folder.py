@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
@@ -11,8 +13,10 @@ from transformers import AutoModel, AutoTokenizer
 
 import fastvec
 from fastvec import Encoder
+from fastvec.bundled import bundled_model
 from fastvec.loading import quiet_libraries
-from tests.checkpoints import edit_json
+from fastvec.training.folder import save_modules
+from tests.checkpoints import edit_json, save_adapter
 from tests.tiny import SENTENCES, save_decoder
 
 ARTICLES = Path(__file__).parent.parent / "data" / "articles.parquet"
@@ -138,7 +142,7 @@ def test_llm2vec_finds_its_own_settings_and_names(adapter: Path) -> None:
 
 def test_the_record_tells_how_it_was_made(adapter: Path, base: Path) -> None:
     record = json.loads((adapter / "fastvec.json").read_text())
-    assert record["base"] == {"model": str(base), "revision": None}
+    assert record["base"] == {"model": str(base), "revision": None, "adapters": []}
     fingerprint = record["fingerprint"]
     assert (fingerprint["objective"], fingerprint["steps"], fingerprint["attention_dropout"]) == ("simcse", 3, 0.3)
     assert fingerprint["data"][0][0][0] == str(ARTICLES)
@@ -156,9 +160,143 @@ def test_a_damaged_record_is_told(tiny_llama: Path, tmp_path: Path) -> None:
     edit_json(folder / "fastvec.json", format=1, encoder={"pooling": "max"})
     with pytest.raises(fastvec.FastvecError, match="by 'max': it is damaged"):
         encode(folder)
+    edit_json(folder / "fastvec.json", encoder={"prompts": {"query": 3}})
+    with pytest.raises(fastvec.FastvecError, match=r"fastvec\.json has a prompt that is no text"):
+        encode(folder)
 
 
 def test_an_adapter_below_is_merged_too(base: Path, adapter: Path, tmp_path: Path) -> None:
-    """At a learning rate of 0 nothing is added to it."""
+    """At a learning rate of 0 nothing is added to it. No adapter is saved beside: it would lie on two."""
     still = adapt(tmp_path / "out", base, adapters=[adapter], merge=True, lr=0.0)
     np.testing.assert_allclose(encode(still), encode(adapter), atol=1e-5)
+    assert not (still / "adapter").exists()
+    assert json.loads((still / "fastvec.json").read_text())["base"]["adapters"] == [str(adapter)]
+    assert f"made from `{base}` and `{adapter}` by" in (still / "README.md").read_text()
+
+
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 4,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 512,
+    "global_head_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"), [("gemma4_text", GEMMA4), ("nemotron", {}), ("stablelm", {"use_qkv_bias": True})]
+)
+def test_a_merged_folder_is_bidirectional_everywhere_for_a_text_alone(
+    family: str, sizes: dict[str, Any], tmp_path: Path
+) -> None:
+    """gemma4_text has another word for it; the others keep it from SDPA, which a text alone, without a mask, asks."""
+    base = save_decoder(tmp_path / "base", family, bos=False, **sizes)
+    merged = adapt(tmp_path / "merged", base, merge=True)
+    encoder = Encoder.from_pretrained(merged, dtype="float32", device="cpu")
+    assert encoder.settings.bidirectional
+    model, tokenizer = AutoModel.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
+    sentence_transformer = SentenceTransformer(str(merged), device="cpu")
+    for text, vector in zip(SENTENCES, encoder.encode(SENTENCES), strict=True):
+        np.testing.assert_allclose(sentence_transformer.encode([text])[0], vector, atol=1e-5)
+        ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=24)["input_ids"]
+        with torch.no_grad():
+            states = model(input_ids=ids).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(states.mean(dim=0), dim=0)
+        np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
+
+
+def test_the_card_of_an_adapter_on_an_adapter_has_the_lines_that_open_it_in_peft(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = adapt(tmp_path / "second", adapter, seed=1)
+    third = adapt(tmp_path / "third", second, seed=2)
+    lines = (third / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert len(lines.splitlines()) == 4
+    assert "```python" not in (adapter / "README.md").read_text()
+    monkeypatch.chdir(third)
+    names: dict[str, Any] = {"AutoModel": AutoModel, "PeftModel": PeftModel}
+    with quiet_libraries():
+        exec(lines, names)  # what the card tells its reader to run
+    tokenizer = AutoTokenizer.from_pretrained(third)
+    for text, vector in zip(SENTENCES, encode(third), strict=True):
+        ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=24)["input_ids"]
+        with torch.no_grad():
+            states = names["model"].eval()(input_ids=ids).last_hidden_state[0, 1:]
+        expected = torch.nn.functional.normalize(states.mean(dim=0), dim=0)
+        np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute transformers renamed
+def test_an_adapter_on_one_made_elsewhere_has_no_lines_that_might_not_fit(tiny_llama: Path, tmp_path: Path) -> None:
+    below = save_adapter(tiny_llama, tmp_path / "below")
+    card = (adapt(tmp_path / "out", below) / "README.md").read_text()
+    assert "The base is an adapter itself" in card
+    assert "```python" not in card
+
+
+@pytest.fixture(scope="module")
+def sentence_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of sentence-transformers with prompts, one of them before every text, that cuts its vectors."""
+    folder = save_decoder(tmp_path_factory.mktemp("models") / "sentence", "llama", bos=False)
+    prompts = {"query": "Instruct: find it\nQuery:", "document": ""}
+    save_modules(
+        folder, pooling="mean", hidden_size=64, max_length=24, dims=32, prompts=prompts, default_prompt_name="query"
+    )
+    edit_json(folder / "config.json", is_causal=False)
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"merge": True}, {"merge": True, "pool_tokens": "text"}])
+def test_prompts_and_dims_of_a_sentence_transformers_folder_are_kept(
+    options: dict[str, Any], sentence_model: Path, tmp_path: Path
+) -> None:
+    out = adapt(tmp_path / "out", sentence_model, lr=0.0, **options)
+    before, after = (Encoder.from_pretrained(path, dtype="float32", device="cpu") for path in (sentence_model, out))
+    trained = json.loads((out / "fastvec.json").read_text())["fingerprint"]["instruction"]
+    assert after.settings.prefix() == trained == "Instruct: find it\nQuery:"
+    assert after.settings.prefix("Query:") == "Query:"
+    assert after.dims == 32
+    for name in ("query", "document", None):
+        vectors = after.encode(SENTENCES, prompt_name=name)
+        if "pool_tokens" not in options:
+            np.testing.assert_allclose(vectors, before.encode(SENTENCES, prompt_name=name), atol=1e-5)
+        if "merge" in options:
+            own = SentenceTransformer(str(out), device="cpu").encode(SENTENCES, prompt_name=name)
+            # it cuts what it has normalised
+            np.testing.assert_allclose(vectors, own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_what_is_distilled_is_not_cut(sentence_model: Path, tmp_path: Path) -> None:
+    """Its vectors are of the teacher's space, and are learned whole."""
+    corpus, vectors = tmp_path / "corpus.parquet", tmp_path / "vectors.arrow"
+    pq.write_table(pa.table({"text": SENTENCES}), corpus)
+    fastvec.embed([corpus], vectors, encoder=Encoder.from_pretrained(sentence_model, dims=64), keep=["text"])
+    options: dict[str, Any] = {"steps": 1, "batch_size": 2, "hold_out": 0.0, "device": "cpu"}
+    out = tmp_path / "out"
+    fastvec.adapt(objective="distil", model=sentence_model, data=[vectors], column="text", output=out, **options)
+    assert encode(out).shape == (len(SENTENCES), 64)
+
+
+def test_weights_without_the_head_that_mntp_needs_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {"steps": 1, "batch_size": 2, "max_length": 24, "device": "cpu", "merge": True}
+    options = {"objective": "mntp", "data": [ARTICLES], "column": "title", **options}
+    for tied in (True, False):
+        base = save_decoder(tmp_path / f"base-{tied}", "llama", tie_word_embeddings=tied)
+        with caplog.at_level("INFO", logger="fastvec"):
+            fastvec.adapt(model=base, output=tmp_path / f"out-{tied}", **options)
+        assert ("saved without their LM head" in caplog.text) is not tied
+    assert "give the adapter in the folder adapter as --model" in caplog.text
+    fastvec.adapt(model=tmp_path / "out-False" / "adapter", output=tmp_path / "more", **options)
+
+
+def test_an_adapter_on_the_bundled_model_names_a_folder_that_peft_finds(tmp_path: Path) -> None:
+    """It has a Dense layer, which only a distillation trains."""
+    corpus, vectors = tmp_path / "corpus.parquet", tmp_path / "vectors.arrow"
+    pq.write_table(pa.table({"text": SENTENCES}), corpus)
+    fastvec.embed([corpus], vectors, encoder=Encoder.from_pretrained(device="cpu"), keep=["text"])
+    options: dict[str, Any] = {"steps": 1, "batch_size": 2, "hold_out": 0.0, "lr": 0.0, "device": "cpu"}
+    out = tmp_path / "out"
+    fastvec.adapt(objective="distil", model=None, data=[vectors], column="text", output=out, **options)
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(bundled_model().resolve())
+    np.testing.assert_allclose(encode(out), encode(bundled_model()), atol=1e-5)
