@@ -92,9 +92,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 def _refuse_unfilled(base: Path, found: dict[str, set[object]]) -> None:
     """transformers would fill with random numbers what the files do not hold."""
     if found["missing_keys"] == {"lm_head.weight"}:
-        raise ModelError(
-            f"{base} holds no LM head, which mntp needs: give what it was made from, or an adapter, as --model"
-        )
+        raise ModelError(f"{base} holds no LM head, which mntp needs: give an adapter, or what it was made from")
     for problem, what in (("missing_keys", "does not hold"), ("mismatched_keys", "holds in another shape")):
         if tensors := sorted(map(str, found[problem])):
             raise ModelError(f"{base} {what} {len(tensors)} of the tensors its config.json asks for: {tensors[0]}")

@@ -83,6 +83,10 @@ def test_weights_that_are_missing_or_of_another_shape_are_named(tiny_llama: Path
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"does not hold 1 of the tensors .*norm\.weight"):
         load(folder)
+    headless = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    save_file({**headless, "model.norm.weight": norm}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="holds no LM head, which mntp needs"):
+        load_model(resolve(folder), dtype=torch.float32, device="cpu", headed=True)
     save_file({**tensors, "model.norm.weight": norm[:3].clone()}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"holds in another shape 1 of the tensors .*norm\.weight"):
         load(folder)
