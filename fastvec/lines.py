@@ -1,5 +1,6 @@
 """Text files, a text a line, read as if they were columns: groups of lines take the place of row groups."""
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -33,9 +34,15 @@ def line_groups(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def read_lines(path: Path, start: int, skip: int) -> Iterator[pa.RecordBatch]:
-    """The lines from byte `start` on, without the first `skip` of them, in batches of bytes in a column `text`."""
+    """The lines from byte `start` on, without the first `skip` of them, in batches of bytes in a column `text`.
+
+    A byte order mark before the first line of all is no part of it.
+    """
     with path.open("rb") as file:
         file.seek(start)
         lines = islice(file, skip, None)
+        first = start == skip == 0
         while batch := [line.rstrip(b"\r\n") for line in islice(lines, BATCH_LINES)]:
+            if first:
+                batch[0], first = batch[0].removeprefix(BOM_UTF8), False
             yield pa.RecordBatch.from_arrays([pa.array(batch, pa.binary())], [COLUMN])

@@ -19,6 +19,7 @@ from fastvec.reader import Chunk
 from fastvec.tokenize import TextTokenizer
 from fastvec.training.encoding import Readout, Text, gather, holds_something, tokenized
 from fastvec.training.tasks import Batch, Pass
+from fastvec_kernels import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class _Layout:
         ]
 
         def on_device(values: Any) -> torch.Tensor:
-            return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(device, non_blocking=True)
+            return to_device(np.asarray(values, dtype=np.int64), device)
 
         return cls(
             rank=batch.rank,

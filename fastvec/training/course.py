@@ -40,13 +40,15 @@ class Course(TrainerCallback):
         self._progress, self._stop_signal = progress, stop_signal
         checkpoint = newest_checkpoint(folder)
         self.resumed_steps = 0 if checkpoint is None else checkpoint[1]
-        self._curves = Curves(folder, step=self.resumed_steps) if self._plan.rank == 0 else None
+        self._pairs = None if self._plan.pairs is None else self._plan.pairs.digest
+        first = self._plan.rank == 0
+        self._curves = Curves(folder, step=self.resumed_steps, pairs=self._pairs) if first else None
         self._started = time.perf_counter()
         self._new_tokens = 0
         learner.trainer.add_callback(self)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._curves is not None and not self._measured_at(0):
+        if self._curves is not None and state.global_step == 0 and not self._measured_at(0):
             self._measure(0)
         self._started = time.perf_counter()
 
@@ -83,9 +85,10 @@ class Course(TrainerCallback):
             "loss_last": _mean(losses[-few:]),
         }
         for name, key in REPORTED.items():
-            points = self._curves.values(name)
-            if points:
-                results |= {f"{key}_before": points[0][1], f"{key}_after": points[-1][1]}
+            points = dict(self._curves.values(name))
+            for when, step in (("before", 0), ("after", self._plan.recipe.steps)):
+                if step in points:
+                    results[f"{key}_{when}"] = points[step]
         return results
 
     def _look(self) -> None:
@@ -114,11 +117,9 @@ class Course(TrainerCallback):
             for one, loss, norm in zip(taken, losses.tolist(), norms.tolist(), strict=True)
         ]
         for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise ModelError(
-                    f"the loss is {row['loss']} at step {row['step']}: lower --lr, or compute in --dtype float32; "
-                    "the same command goes on from the last checkpoint"
-                )
+            _require_finite("loss", row["loss"], row["step"])
+            # the step was scaled by it, and left weights that are no numbers
+            _require_finite("gradient's norm", row["gradient_norm"], row["step"])
         self._new_tokens += sum(one.tokens for one in taken)
         if self._curves is not None:
             self._curves.add(rows)
@@ -126,13 +127,18 @@ class Course(TrainerCallback):
 
     def _measure(self, step: int) -> None:
         if self._curves is not None:
-            # a correlation of equal vectors is no number, and JSON has no word for it
             measured = self._learner.measure()
-            self._curves.add([{"step": step} | {name: x for name, x in measured.items() if math.isfinite(x)}])
+            _require_finite("held-out loss", measured.get("held_out_loss", 0.0), step)
+            # a correlation of equal vectors is no number, and JSON has no word for it
+            row: dict[str, Any] = {name: x for name, x in measured.items() if math.isfinite(x)}
+            if self._pairs is not None:
+                row["pairs"] = self._pairs
+            if row:
+                self._curves.add([{"step": step, **row}])
 
     def _measured_at(self, step: int) -> bool:
         return self._curves is not None and any(
-            row["step"] == step and "loss" not in row and len(row) > 1 for row in self._curves.rows
+            row["step"] == step and "loss" not in row and row.get("pairs") == self._pairs for row in self._curves.rows
         )
 
     def _show(self, step: int, loss: float) -> None:
@@ -157,6 +163,14 @@ class Course(TrainerCallback):
         flag = torch.tensor(float(stop), device=self._learner.device)
         dist.all_reduce(flag)
         return bool(flag.item() > 0)
+
+
+def _require_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise ModelError(
+            f"the {what} is {value} at step {step}: lower --lr, or compute in --dtype float32, and begin anew with "
+            "--overwrite"
+        )
 
 
 def _mean(values: list[float]) -> float | None:

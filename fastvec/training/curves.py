@@ -1,6 +1,7 @@
 """The course of a training: a JSON line for every step and evaluation, curves as a PNG, TensorBoard where installed.
 
-A run that resumes drops the lines after its checkpoint: the file reads as that of one run.
+A run that resumes drops the lines after its checkpoint, and correlations on other pairs: the file reads as that of one
+run.
 """
 
 import json
@@ -17,10 +18,15 @@ METRICS, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
 class Curves:
     """The measures in a folder, and what appends to them. `rows` are all lines so far."""
 
-    def __init__(self, folder: Path, *, step: int) -> None:
-        """Keep what was measured up to `step`."""
+    def __init__(self, folder: Path, *, step: int, pairs: str | None = None) -> None:
+        """Keep what was measured up to `step`, of correlations those on the scored pairs with the digest `pairs`."""
         self._path, self._folder = folder / METRICS, folder
-        self.rows: list[dict[str, Any]] = [row for row in read_metrics(self._path) if row["step"] <= step]
+        self.rows: list[dict[str, Any]] = []
+        for row in read_metrics(self._path):
+            if row.get("pairs") != pairs:
+                row = {name: value for name, value in row.items() if name not in ("spearman", "pairs")}
+            if row["step"] <= step and len(row) > 1:
+                self.rows.append(row)
         self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self._board = _tensorboard(folder / TENSORBOARD, purge_after=step)
 
@@ -33,7 +39,7 @@ class Curves:
         if self._board is not None:
             for row in new:
                 for name, value in row.items():
-                    if name != "step":
+                    if name not in ("step", "pairs"):
                         self._board.add_scalar(name, value, row["step"])
 
     def values(self, name: str) -> list[tuple[int, float]]:

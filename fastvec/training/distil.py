@@ -7,12 +7,13 @@ the model's own vectors to the teacher's: so what the layers learn comes on top 
 Shapes: n texts, D dimensions of the teacher's vectors, H of the model's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -22,6 +23,7 @@ from fastvec.reader import Chunk
 from fastvec.tokenize import TextTokenizer
 from fastvec.training.encoding import Readout, Text, gather, holds_something, tokenized
 from fastvec.training.tasks import Batch, Pass
+from fastvec_kernels import to_device
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -42,15 +44,35 @@ class DistilTask:
     """Distillation into `readout`'s vectors, from the kept column `vectors` of the corpus."""
 
     def __init__(
-        self, tokenizer: TextTokenizer, readout: Readout, *, vectors: str, width: int, at_once: int | None
+        self,
+        tokenizer: TextTokenizer,
+        readout: Readout,
+        *,
+        vectors: str,
+        width: int,
+        at_once: int | None,
+        file_of: Callable[[int], str],
     ) -> None:
-        """`width` is D; `at_once` texts go through the model together, omitted all of a batch."""
-        self._tokenizer, self._readout = tokenizer, readout
+        """`width` is D; `at_once` texts go through the model together, omitted all of a batch.
+
+        `file_of` says where a row of the corpus is from.
+        """
+        self._tokenizer, self._readout, self._file_of = tokenizer, readout, file_of
         self._vectors, self._width, self._at_once = vectors, width, at_once
 
     def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[Taught]:
-        """The rows of a chunk that are admitted and have a text and a finite vector that is not 0."""
-        targets = matrix(chunk.kept.column(self._vectors), self._width)
+        """The rows of a chunk that are admitted and have a text and a finite vector that is not 0.
+
+        Raises InputError where a vector has another width.
+        """
+        column = chunk.kept.column(self._vectors)
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+        if len(wrong := np.flatnonzero((lengths != 0) & (lengths != self._width))):
+            raise InputError(
+                f"{self._file_of(chunk.first_row + int(wrong[0]))}: a vector in column {self._vectors!r} has "
+                f"{lengths[wrong[0]]} dimensions: expected {self._width}, as in the first rows"
+            )
+        targets = matrix(column, lengths, self._width)
         norms = np.linalg.norm(targets, axis=1)
         usable = admitted & np.isfinite(norms) & (norms > 0)
         texts = chunk.texts.to_pylist()
@@ -91,7 +113,7 @@ class DistilTask:
 
 def targets_of(examples: Sequence[Taught], device: torch.device) -> torch.Tensor:
     """The teacher's vectors [n, D]."""
-    return torch.from_numpy(np.stack([one.target for one in examples])).to(device, non_blocking=True)
+    return to_device(np.stack([one.target for one in examples]), device)
 
 
 def fitted_dense(examples: Sequence[Taught], readout: Readout, model: Pass) -> nn.Linear:
@@ -116,17 +138,8 @@ def least_squares(hidden: torch.Tensor, targets: torch.Tensor) -> nn.Linear:
     return dense
 
 
-def matrix(column: pa.Array, width: int) -> FloatArray:
-    """A column of lists of `width` numbers as float32 [n, width]; a null row is NaN.
-
-    Raises InputError where a list has another length.
-    """
+def matrix(column: pa.Array, lengths: npt.NDArray[np.integer], width: int) -> FloatArray:
+    """A column of lists of `lengths` [n], `width` or 0, as float32 [n, width]; a null or empty row is NaN."""
     found = np.full((len(column), width), np.nan, dtype=np.float32)
-    valid = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    lists = column.drop_null()
-    values = lists.flatten()
-    if len(values) != len(valid) * width:
-        lengths = {len(one) for one in lists}
-        raise InputError(f"the vectors have {min(lengths)} to {max(lengths)} dimensions: expected {width} in each row")
-    found[valid] = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(valid), width)
+    found[lengths > 0] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     return found

@@ -22,7 +22,7 @@ from fastvec.packed import pack
 from fastvec.sentence_folder import Pooling
 from fastvec.tokenize import TextTokenizer
 from fastvec.training.tasks import Pass, split_by_length
-from fastvec_kernels import pool
+from fastvec_kernels import pool, to_device
 
 IntArray = npt.NDArray[np.integer]
 
@@ -73,7 +73,7 @@ class Readout:
         """The same, in order, of any number of texts: `at_once` of like length in a forward, omitted all."""
         parts = split_by_length([len(text.ids) for text in texts], at_once)
         vectors = torch.cat([self._part(texts, numbers, part, model) for part in parts])
-        return vectors[torch.from_numpy(np.argsort(np.concatenate(parts))).to(model.device)]
+        return vectors[to_device(np.argsort(np.concatenate(parts)), model.device)]
 
     def learn(
         self,
@@ -90,13 +90,14 @@ class Readout:
             vectors = self.encode_in_parts(texts, numbers, model, at_once=at_once)
         if len(parts) == 1:
             loss = loss_of(vectors)
-            model.backward(loss, last=True)
+            loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
         loss = loss_of(vectors.requires_grad_())
         (gradients,) = torch.autograd.grad(loss, [vectors])
         for index, part in enumerate(parts):
-            gradient = gradients[torch.tensor(part, device=model.device)]
-            model.backward(self._part(texts, numbers, part, model), gradient, last=index == len(parts) - 1)
+            gradient = gradients[to_device(np.array(part), model.device)]
+            with model.part(last=index == len(parts) - 1):
+                self._part(texts, numbers, part, model).backward(gradient)  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _part(self, texts: Sequence[Text], numbers: Sequence[int], part: Sequence[int], model: Pass) -> torch.Tensor:

@@ -47,7 +47,7 @@ class Look:
         context: AbstractContextManager[None] = torch.autocast(self.device.type, torch.bfloat16, enabled=self.narrow)
         return context
 
-    def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
+    def part(self, *, last: bool) -> AbstractContextManager[None]:
         raise NotImplementedError("a look takes no gradient")
 
 

@@ -1,7 +1,7 @@
 """The adaptation job: plan, find where an earlier run stopped, train, measure, save.
 
 The Trainer runs the steps (`trainer.py`), a task knows what a step does (`tasks.py`, `contrast.py`), the work is done
-in a folder beside the output (`workplace.py`) and becomes the output once it is whole (`adapted.py`).
+in a folder beside the output (`workplace.py`) and becomes the output once it is whole (`folder.py`).
 """
 
 import logging
@@ -15,7 +15,7 @@ from typing import Any
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
 from fastvec.training.plan import AdaptPlan, plan_adapt
-from fastvec.training.workplace import finished, part_of, publish, whole_results, workplace
+from fastvec.training.workplace import finished, part_of, publish, tidy, whole_results, workplace
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def adapt(
     )
     made = finished(plan.output, plan.fingerprint, overwrite=overwrite)
     if made is not None:
+        if plan.rank == 0:
+            tidy(plan.output)
         return _report(plan, {**made, "seconds": 0.0, "already_finished": True})
     place = workplace(plan.output, plan.fingerprint, overwrite=overwrite) if plan.rank == 0 else nullcontext()
     with place:

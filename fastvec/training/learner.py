@@ -60,9 +60,9 @@ class Learner:
         # a CPU has the memory, and would compute a third more
         self.arguments.gradient_checkpointing = self.device.type != "cpu" and inner.supports_gradient_checkpointing
         self.model = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, plan)
-        _log_what_is_trained(self.model, plan)
         self.noise = control_noise(self.model)
         self.readout = Readout(settings.pooling, self._dense())
+        _log_what_is_trained(self.model, plan)
         self.task = self._task(loaded)
         self.streams = self._streams(self.task)
         self.batches = Batches(
@@ -150,6 +150,7 @@ class Learner:
             vectors=recipe.vectors,
             width=width or settings.checkpoint.vector_size,
             at_once=recipe.grad_cache,
+            file_of=lambda row: self.plan.corpora[0].locate(row)[0],
         )
 
     def _token_task(self, causal: PreTrainedModel) -> TokenTask:

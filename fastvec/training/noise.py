@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from fastvec.decoder import Noise, derived_seed
-from fastvec_kernels import dropout
+from fastvec_kernels import dropout, to_device
 
 
 class NoiseSource:
@@ -32,7 +32,7 @@ class NoiseSource:
             return
         numbers = np.repeat(np.asarray(noise.numbers, dtype=np.int64), lengths)
         places = np.concatenate([np.arange(length) for length in lengths])
-        self._tokens = torch.from_numpy(np.stack([numbers, places], axis=1)).to(device, non_blocking=True)
+        self._tokens = to_device(np.stack([numbers, places], axis=1), device)
 
     def drop(self, x: torch.Tensor, p: float, layer: int) -> torch.Tensor:
         """`x` [..., T, D] with features dropped with probability `p`; as it is, where no noise is set."""

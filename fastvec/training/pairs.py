@@ -4,6 +4,8 @@ Shapes: n pairs.
 """
 
 import csv
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +25,24 @@ class ScoredPairs:
     second: list[str]
     scores: npt.NDArray[np.float64]  # [n]
 
+    @property
+    def digest(self) -> str:
+        """What tells these pairs from others."""
+        content = json.dumps([self.first, self.second, self.scores.tolist()])
+        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
 
 def read_scored_pairs(path: Path) -> ScoredPairs:
     """Read the columns sentence1, sentence2 and score of a CSV file, or of one with tabs (.tsv, .txt).
 
-    Without a header, they stand in this order. Raises InputError for any other file.
+    Without a header, they stand in this order; between tabs a quotation mark is one. Raises InputError for any other
+    file.
     """
-    separator = "," if path.suffix == ".csv" else "\t"
+    commas = path.suffix.lower() == ".csv"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file, delimiter=separator) if row]
+            read = csv.reader(file) if commas else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            rows = [row for row in read if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not rows:
@@ -47,6 +57,9 @@ def read_scored_pairs(path: Path) -> ScoredPairs:
     except (IndexError, ValueError):
         expected = f"expected the columns {', '.join(COLUMNS)}, by a header or in this order"
         raise InputError(f"{path}: {expected}; its first row is {', '.join(rows[0])[:100]!r}") from None
+    if not np.isfinite(values).all():
+        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise InputError(f"{path}: pair {place + 1} has the score {scores[place]!r}: expected a finite number")
     if len(values) < 2 or np.ptp(values) == 0:
         raise InputError(f"{path}: a correlation needs at least two pairs with different scores, found {len(values)}")
     return ScoredPairs(first=first, second=second, scores=values)

@@ -69,7 +69,10 @@ def plan_adapt(
 ) -> AdaptPlan:
     """Open every input and settle the job. Raises FastvecError for what cannot work, before anything is written."""
     recipe = resolve_recipe(objective, **options)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's names
     _check(recipe, data=data, column=column, adapters=adapters, dtype=dtype, merge=merge)
+    if recipe.objective in ("simcse", "contrastive") and not recipe.negatives and ranks * recipe.batch_size < 2:
+        raise UsageError("--batch-size 1 leaves a text no other to be told apart from: give 2 or more")
     for name, value in {"eval-every": eval_every, "save-every": save_every}.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value} is out of range: it starts at 1")
@@ -91,13 +94,13 @@ def plan_adapt(
         recipe=replace(recipe, max_length=settings.max_length),
         settings=settings,
         corpora=corpora,
-        output=output,
+        output=Path(os.path.realpath(output)) if output.is_symlink() else output,  # else the link would be replaced
         pairs=pairs,
         eval_every=eval_every or max(1, recipe.steps // EVALUATIONS),
         save_every=save_every or min(SAVE_EVERY, recipe.steps),
         merge=merge,
-        rank=int(os.environ.get("RANK", "0")),  # torchrun's names
-        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        rank=int(os.environ.get("RANK", "0")),
+        ranks=ranks,
         vector_width=width,
     )
 

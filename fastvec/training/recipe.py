@@ -106,7 +106,7 @@ def _check(values: Mapping[str, Any]) -> None:
         "lr": (0.0, None),
         "warmup": (0, None),
         "weight_decay": (0.0, None),
-        "seed": (0, None),
+        "seed": (0, 2**32 - 1),  # numpy's
         "lora_r": (1, None),
         "lora_alpha": (1, None),
         "lora_dropout": (0.0, 0.99),

@@ -20,6 +20,7 @@ from fastvec.packed import Packed, pack
 from fastvec.reader import Chunk
 from fastvec.tokenize import TextTokenizer
 from fastvec.training.heads import LanguageHead
+from fastvec_kernels import to_device
 
 IntArray = npt.NDArray[np.integer]
 Example = TypeVar("Example")
@@ -57,8 +58,12 @@ class Pass(Protocol):
     def autocast(self) -> AbstractContextManager[None]:
         """For what is computed of the states: in the precision of the forward."""
 
-    def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
-        """Gradients are summed over the ranks in the `last` backward of a step."""
+    def part(self, *, last: bool) -> AbstractContextManager[None]:
+        """For the forward and backward of a part of a batch: gradients are summed over the ranks in the `last`.
+
+        Around both, as DistributedDataParallel settles in a forward whether its backward sums: ranks may have unequal
+        numbers of parts, and would wait for each other.
+        """
 
 
 class TokenTask:
@@ -90,8 +95,9 @@ class TokenTask:
         parts = split_by_length([len(hidden[number].ids) for number in batch.own], self._at_once)
         for index, part in enumerate(parts):
             numbers = [batch.own[place] for place in part]
-            loss = self._loss([hidden[number] for number in numbers], numbers, model) * (batch.ranks / targets)
-            model.backward(loss, last=index == len(parts) - 1)
+            with model.part(last=index == len(parts) - 1):
+                loss = self._loss([hidden[number] for number in numbers], numbers, model) * (batch.ranks / targets)
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
@@ -131,7 +137,7 @@ def targets_of(sequences: Sequence[MaskedTokens], device: torch.device) -> tuple
     starts = np.cumsum([0, *(len(one.ids) for one in sequences[:-1])])
     places = np.concatenate([one.places + start for one, start in zip(sequences, starts, strict=True)])
     labels = np.concatenate([one.labels for one in sequences])
-    return tuple(torch.from_numpy(x.astype(np.int64)).to(device, non_blocking=True) for x in (places, labels))  # type: ignore[return-value]
+    return to_device(places.astype(np.int64), device), to_device(labels.astype(np.int64), device)
 
 
 def texts_of(chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[str]:

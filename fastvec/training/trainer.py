@@ -26,8 +26,8 @@ from fastvec.pipeline import Pipeline
 from fastvec.training.noise import NoiseSource
 from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.tasks import Batch
+from fastvec.training.workplace import PLACE
 
-PLACE = "fastvec_place.json"
 DENSE = "fastvec_dense"  # the name of the layer behind the pooling, where the model has one that is trained
 BATCHES_AHEAD = 4  # read and tokenised while steps are taken
 
@@ -112,9 +112,9 @@ class _Step:
         context: AbstractContextManager[None] = self.trainer.accelerator.autocast()
         return context
 
-    def backward(self, value: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
-        with nullcontext() if last else self.trainer.accelerator.no_sync(self.model):
-            value.backward(gradient)  # type: ignore[no-untyped-call]
+    def part(self, *, last: bool) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = self.trainer.accelerator.no_sync(self.model)
+        return nullcontext() if last else context
 
 
 class PackedTrainer(Trainer):

@@ -1,7 +1,8 @@
 """Where an adaptation is made: `OUT.part`, a folder beside the output, renamed to it when it is whole.
 
 So nothing half-made ever stands at the output's path. The job's fingerprint and its checkpoints are in `OUT.part`: the
-same command finds them and goes on.
+same command finds them and goes on. One without a checkpoint holds nothing that a run could go on from: any job may
+begin there, and so a command whose option was found wrong late can be given again with another.
 """
 
 import json
@@ -18,6 +19,7 @@ from fastvec.files import explained, locked, sync_folder, write_durably
 from fastvec.journal import Json, differences
 
 JOB, LOCK = "job.json", "lock"
+PLACE = "fastvec_place.json"  # written last into a checkpoint
 _REMEDY = "replace it with --overwrite, or choose another -o"
 
 
@@ -30,6 +32,10 @@ def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
 
     Raises RefusedError where the output is another job's or not ours, OutputError where nothing can be written there.
     """
+    if output.name in ("", ".."):
+        raise OutputError(
+            f"{output} names no folder of its own: an adaptation becomes a new folder, give its name by -o"
+        )
     if output.is_file() or part_of(output).is_file():
         raise OutputError(f"{output} is a file: an adaptation is a folder, choose another -o")
     parent = output.absolute().parent
@@ -55,16 +61,14 @@ def workplace(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) 
     part = part_of(output)
     with explained(part):
         part.mkdir(exist_ok=True)
-        if {path.name for path in part.iterdir()} - {LOCK} and not (part / JOB).exists():
+        if {path.name for path in part.iterdir()} - {LOCK, f"{JOB}.tmp"} and not (part / JOB).exists():
             raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
         with locked(part / LOCK):
             begun = _read(part / JOB)
             if begun is not None and list(differences(begun, _as_read(fingerprint), "")):
-                if not overwrite:
+                if _holds_work(part) and not overwrite:
                     _refuse_another(part, begun, fingerprint)
-                for path in part.iterdir():
-                    if path.name != LOCK:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _empty(part)
                 begun = None
             if begun is None:
                 write_durably(part / JOB, json.dumps(fingerprint))
@@ -83,15 +87,40 @@ def publish(output: Path) -> None:
     with explained(output):
         for checkpoint in part.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        for name in (JOB, LOCK):
-            (part / name).unlink(missing_ok=True)
-        replaced = output.with_name(f".{output.name}.replaced")
         if output.exists():
-            os.rename(output, replaced)
+            if _replaced(output).exists():  # a run was killed while it deleted this
+                shutil.rmtree(_replaced(output))
+            os.rename(output, _replaced(output))
         os.rename(part, output)
         sync_folder(output.absolute().parent)
-        if replaced.exists():
-            shutil.rmtree(replaced)
+    tidy(output)
+
+
+def tidy(output: Path) -> None:
+    """Delete what only an unfinished run needs, and what it replaced; a run may be killed before it has."""
+    with explained(output):
+        for name in (JOB, LOCK):
+            (output / name).unlink(missing_ok=True)
+        if _replaced(output).exists():
+            shutil.rmtree(_replaced(output))
+
+
+def _replaced(output: Path) -> Path:
+    return output.with_name(f".{output.name}.replaced")
+
+
+def _holds_work(part: Path) -> bool:
+    """Whether a run could go on from what is there, or has only to publish it."""
+    return (part / RECORD).exists() or any(part.glob(f"checkpoint-*/{PLACE}"))
+
+
+def _empty(part: Path) -> None:
+    """Delete what another job left; its name comes last, for without it the folder would be nobody's."""
+    for path in (part / RECORD, *part.glob(f"checkpoint-*/{PLACE}")):  # without these, what is left holds no work
+        path.unlink(missing_ok=True)
+    for path in sorted(part.iterdir(), key=lambda path: path.name == JOB):
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "contrastive": {
         "query": "title",
         "positive": "start",
-        "negatives": ("other",),
+        "negatives": ("other", "another"),  # of which the two processes have unequal numbers, and so of parts
+        "grad_cache": 3,
         "warmup": 0,
         "temperature": 0.5,
     },

@@ -6,7 +6,8 @@ import pytest
 
 from fastvec.reader import open_corpus
 from fastvec.training.stream import ExampleStream, Place
-from fastvec.training.trainer import PLACE, Batches, newest_checkpoint
+from fastvec.training.trainer import Batches, newest_checkpoint
+from fastvec.training.workplace import PLACE
 from tests.corpora import texts, write_parquet
 
 

@@ -24,6 +24,16 @@ def test_a_run_that_resumes_drops_what_came_after_its_checkpoint(tmp_path: Path)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 2, 3]
 
 
+def test_correlations_on_other_pairs_are_dropped_and_what_else_was_measured_stays(tmp_path: Path) -> None:
+    measured = [
+        {"step": 0, "spearman": 0.1, "pairs": "a"},
+        {"step": 2, "held_out_loss": 2.0, "spearman": 0.5, "pairs": "a"},
+    ]
+    Curves(tmp_path, step=0, pairs="a").add(measured)
+    assert Curves(tmp_path, step=2, pairs="a").rows == measured
+    assert Curves(tmp_path, step=2, pairs="b").rows == [{"step": 2, "held_out_loss": 2.0}]
+
+
 def test_curves_are_drawn(tmp_path: Path) -> None:
     drawn = Curves(tmp_path, step=0)
     drawn.add([{"step": 0, "held_out_loss": 2.0, "spearman": 0.1}, *rows(1, 2), {"step": 2, "held_out_loss": 1.0}])

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
@@ -29,7 +31,9 @@ SMALL = {"steps": 6, "batch_size": 8, "max_length": 24, "dtype": "float32", "dev
 
 def task(folder: Path, readout: Readout, *, at_once: int | None = None) -> DistilTask:
     tokenizer = text_tokenizer(folder, max_length=24, pooled="text")
-    return DistilTask(tokenizer, readout, vectors="v", width=WIDTH, at_once=at_once)
+    return DistilTask(
+        tokenizer, readout, vectors="v", width=WIDTH, at_once=at_once, file_of=lambda row: f"{row}.parquet"
+    )
 
 
 def chunk(texts: list[str | None], vectors: pa.Array) -> Chunk:
@@ -54,10 +58,19 @@ def test_rows_without_a_text_or_a_direction_are_left_out(tiny_llama: Path, type:
     assert len(task(tiny_llama, Readout("mean")).examples_of(chunk(texts, pa.array(rows, type)), admitted)) == 1
 
 
-def test_a_row_of_another_width_is_told(tiny_llama: Path) -> None:
-    vectors = pa.array([[1.0] * WIDTH, [1.0] * 3], pa.list_(pa.float32()))
-    with pytest.raises(InputError, match="the vectors have 3 to 24 dimensions: expected 24 in each row"):
-        task(tiny_llama, Readout("mean")).examples_of(chunk(["a", "b"], vectors), np.ones(2, dtype=bool))
+def test_a_vector_of_another_width_is_told_with_its_file(tiny_llama: Path) -> None:
+    """Also where the lengths of several add up."""
+    lengths = (WIDTH, 0, WIDTH - 4, WIDTH + 4)
+    vectors = pa.array([[1.0] * length for length in lengths], pa.list_(pa.float32()))
+    message = "^2.parquet: a vector in column 'v' has 20 dimensions: expected 24, as in the first rows"
+    with pytest.raises(InputError, match=message):
+        task(tiny_llama, Readout("mean")).examples_of(chunk(list("abcd"), vectors), np.ones(4, dtype=bool))
+
+
+def test_an_empty_list_is_no_vector(tiny_llama: Path) -> None:
+    vectors = pa.array([[1.0] * WIDTH, [], None, [2.0] * WIDTH], pa.list_(pa.float32()))
+    found = task(tiny_llama, Readout("mean")).examples_of(chunk(list("abcd"), vectors), np.ones(4, dtype=bool))
+    assert [one.target[0] for one in found] == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("at_once", [None, 2])
@@ -175,7 +188,15 @@ def test_distilling_goes_on_where_an_earlier_distillation_ended(
         adapt(tmp_path / "mntp", folder, vectors, objective="mntp", column="title")
 
 
-def test_a_teacher_of_the_same_width_needs_no_dense_layer(base: Path, vectors: Path, tmp_path: Path) -> None:
+def weights_of(folder: Path) -> int:
+    """The numbers in the adapter and the Dense layer that are saved in `folder`."""
+    files = folder / "adapter_model.safetensors", folder / "2_Dense" / "model.safetensors"
+    return sum(tensor.numel() for file in files for tensor in load_file(file).values())
+
+
+def test_a_teacher_of_the_same_width_needs_no_dense_layer(
+    base: Path, vectors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     titles = pq.read_table(vectors)["title"]
     teacher = Encoder.from_pretrained(base, dtype="float32", bidirectional=False)
     given = pa.array(list(teacher.encode(titles.to_pylist())), pa.list_(pa.float32(), 64))
@@ -184,7 +205,10 @@ def test_a_teacher_of_the_same_width_needs_no_dense_layer(base: Path, vectors: P
     assert report.cosine_before is not None
     assert report.cosine_before > 0.3
     assert not (tmp_path / "out" / "2_Dense").exists()
-    adapt(tmp_path / "narrow", base, vectors, steps=1)
+    with caplog.at_level("INFO", logger="fastvec"):
+        adapt(tmp_path / "narrow", base, vectors, steps=1)
+    counted = re.findall(r"; ([\d,]+) of [\d,]+ weights are trained", caplog.text)
+    assert [int(one.replace(",", "")) for one in counted] == [weights_of(tmp_path / "narrow")]
     with pytest.raises(ModelError, match="has Dense layers to 24 dimensions, and the vectors have 64"):
         adapt(tmp_path / "wider", tmp_path / "narrow", tmp_path / "wide.parquet", vectors="wide")
 

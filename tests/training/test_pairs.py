@@ -23,12 +23,19 @@ def test_spearman_by_hand_with_ties() -> None:
         ("header.csv", '\ufeffscore,sentence2,id,sentence1\n3.5,"b, c",0,a\n1,e,1,d\n'),
         ("tabs.tsv", "sentence1\tsentence2\tscore\na\tb, c\t3.5\nd\te\t1\n\n"),
         ("tabs.txt", "a\tb, c\t3.5\nd\te\t1\n"),
+        ("LOUD.CSV", 'a,"b, c",3.5\nd,e,1\n'),
     ],
 )
 def test_pairs_are_read_with_a_header_or_in_order(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     pairs = read_scored_pairs(tmp_path / name)
     assert (pairs.first, pairs.second, pairs.scores.tolist()) == (["a", "d"], ["b, c", "e"], [3.5, 1.0])
+
+
+def test_a_quotation_mark_between_tabs_swallows_nothing(tmp_path: Path) -> None:
+    (tmp_path / "quotes.tsv").write_text('"Whales\tsing\t1\n"Trains" run\tlate\t2\nno\t"\t3\n')
+    pairs = read_scored_pairs(tmp_path / "quotes.tsv")
+    assert (pairs.first, pairs.second) == (['"Whales', '"Trains" run', "no"], ["sing", "late", '"'])
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,8 @@ def test_pairs_are_read_with_a_header_or_in_order(tmp_path: Path, name: str, con
             "expected the columns sentence1, sentence2, score, by a header or in this order; its first row is 'a, b'",
         ),
         ("a,b,much\n", "its first row is 'a, b, much'"),
+        ("a,b,1\nc,d,nan\n", "pair 2 has the score 'nan': expected a finite number"),
+        ("a,b,inf\nc,d,1\n", "pair 1 has the score 'inf'"),
         ("a,b,1\nc,d,1\n", "a correlation needs at least two pairs with different scores, found 2"),
     ],
 )

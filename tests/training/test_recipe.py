@@ -40,5 +40,6 @@ def test_the_record_leaves_out_what_an_objective_does_not_have() -> None:
 def test_an_unknown_option_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(TypeError, match="adapt has no option 'learning_rate'"):
         resolve_recipe("mntp", learning_rate=1.0)
-    with pytest.raises(UsageError, match="--seed -1 is out of range"):
-        resolve_recipe("mntp", seed=-1)
+    for seed in (-1, 2**32):
+        with pytest.raises(UsageError, match=f"--seed {seed} is out of range: it goes from 0 to 4294967295"):
+            resolve_recipe("mntp", seed=seed)

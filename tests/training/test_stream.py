@@ -10,7 +10,7 @@ from fastvec.errors import InputError
 from fastvec.reader import Chunk, ChunkLimits, open_corpus
 from fastvec.training import stream
 from fastvec.training.stream import BLOCK_EXAMPLES, ExampleStream, Place
-from tests.corpora import texts, write_parquet
+from tests.corpora import read_texts, texts, write_parquet
 
 ROWS = 200
 
@@ -96,3 +96,13 @@ def test_a_sorted_corpus_is_mixed_within_one_row_group(tmp_path: Path) -> None:
     assert np.sort(counts).tolist() == [0] * 8 + [2048] * 8
     assert (counts > 0).tolist() != [True] * 8 + [False] * 8
     assert len(set(stretches[:100])) == 4  # and shuffled in a block, which has two examples a row
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [("\ufeff", [""]), ("\ufeffone\ntwo\n\ufeffthree", ["one", "two", "\ufeffthree"])]
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_text(tmp_path: Path, content: str, expected: list[str]) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(content, encoding="utf-8")
+    assert read_texts(path, lines=True) == expected
+    assert open_corpus([path], lines=True).rows == len(expected)
