@@ -147,7 +147,7 @@ class Corpus:
 
 
 def open_corpus(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path] | str | Path,
     *,
     column: str | None = None,
     keep: Sequence[str] | None = (),
@@ -156,10 +156,10 @@ def open_corpus(
     vector_column: str | None = None,
     lines: bool = False,
 ) -> Corpus:
-    """Open and check every file. `keep` None keeps all columns; `limit` is the number of rows used over all files.
+    """Open and check every file.
 
-    `output` and its `vector_column` are what the rows are embedded into. With `lines`, files of text lines (.txt) are
-    read too.
+    `keep` None keeps all columns, a name alone that one; `limit` is the number of rows used over all files. `output`
+    and its `vector_column` are what the rows are embedded into. With `lines`, files of text lines (.txt) are read too.
 
     Raises InputError for a file or column that cannot be read, before anything is, and UsageError for inputs or kept
     columns that contradict each other or the output.
@@ -167,7 +167,7 @@ def open_corpus(
     sources = [open_source(path, lines=lines) for path in find_files(inputs, output=output)]
     first = sources[0]
     column = _text_column(first) if column is None else column
-    names = first.schema.names if keep is None else list(keep)
+    names = first.schema.names if keep is None else [keep] if isinstance(keep, str) else list(keep)
     for name, count in Counter(names).items():
         if vector_column is not None and name in ("row", vector_column):
             raise UsageError(f"kept column {name!r} would clash with the output's own; leave it out, or rename it")

@@ -239,7 +239,7 @@ def test_files_may_differ_in_what_does_not_matter(tmp_path: Path) -> None:
     paths = [write_parquet(tmp_path / f"{n}.parquet", table) for n, table in enumerate(tables)]
     paths += [write_arrow(tmp_path / f"{n}.arrow", table) for n, table in enumerate(tables)]
 
-    (chunk,) = read(*paths, keep=["id"])
+    (chunk,) = read(*paths, keep="id")
 
     assert chunk.texts.to_pylist() == [*"abcdabcd"]
     assert chunk.kept["id"].to_pylist() == [[1], [2], [3], [4]] * 2

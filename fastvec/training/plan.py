@@ -165,7 +165,8 @@ def _open_data(recipe: Recipe, data: Sequence[str | Path], column: str | None) -
         corpora = [open_corpus(data, column=column, lines=True)]
     else:
         keep = [recipe.positive, *recipe.negatives]
-        corpora = [open_corpus([one], column=recipe.query, keep=keep) for one in data]
+        each = [data] if isinstance(data, str | Path) else data
+        corpora = [open_corpus(one, column=recipe.query, keep=keep) for one in each]
     for corpus in corpora:
         uri = corpus.files[0].uri
         if not corpus.rows:

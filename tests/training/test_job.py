@@ -123,7 +123,7 @@ def test_stages_follow_each_other_and_each_is_an_encoder(
     first = adapt(simcse, mntp[0], **options, grad_cache=3)
     assert first.held_out_before is not None
     columns = {"query": "question", "positive": "passage", "negatives": ["other"], "column": None}
-    options = {"objective": "contrastive", "data": [questions], "instruction": "Find it."}
+    options = {"objective": "contrastive", "data": questions, "instruction": "Find it."}
     adapt(final, simcse, **options, **columns, temperature=0.05, lr=1e-2)
     rows = read_metrics(final / "metrics.jsonl")
     assert {"held_out_loss", "held_out_alignment", "held_out_uniformity"} <= rows[0].keys()
