@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import AttentionPlan, attention, attention_reference
+from tests.kernels import examples
 from tests.kernels.attention_cases import (
     KINDS,
     Case,
@@ -16,6 +17,7 @@ from tests.kernels.attention_cases import (
     plain_attention,
     random_case,
     score_rounding,
+    windows,
 )
 
 pytestmark = pytest.mark.usefixtures("attention_tiles")
@@ -38,7 +40,7 @@ def test_the_definition_on_numbers_worked_by_hand() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_attention_matches_the_reference(data: st.DataObject, device: str) -> None:
     case = data.draw(cases(device))
     output = case.run()
@@ -47,8 +49,8 @@ def test_attention_matches_the_reference(data: st.DataObject, device: str) -> No
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str) -> None:
-    for window in (*range(1, 35), 68, 69, 70):  # its ends fall on every place of a small tile, and on the last keys
+def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str, attention_tiles: str) -> None:
+    for window in windows(attention_tiles):
         case = random_case([70], device, all_heads=(1, 1, 1), causal=causal, window=window)
         torch.testing.assert_close(case.run(), case.reference(), rtol=1e-5, atol=1e-5)
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import AttentionPlan, attention_reference
+from tests.kernels import examples
 from tests.kernels.attention_cases import (
     KINDS,
     Case,
@@ -14,6 +15,7 @@ from tests.kernels.attention_cases import (
     kind_name,
     plain_attention,
     random_case,
+    windows,
 )
 
 pytestmark = pytest.mark.usefixtures("attention_tiles")
@@ -43,7 +45,7 @@ def differences(case: Case) -> float:
 
 
 @given(data=st.data())
-@settings(max_examples=14)
+@settings(max_examples=examples(14))
 def test_gradients_match_the_definition(data: st.DataObject, device: str) -> None:
     case = data.draw(cases(device))
     weights = weights_for(case)
@@ -57,8 +59,8 @@ def test_gradients_match_the_definition(data: st.DataObject, device: str) -> Non
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str) -> None:
-    for window in (*range(1, 35), 68, 69, 70):  # its ends fall on every place of a small tile, and on the last keys
+def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str, attention_tiles: str) -> None:
+    for window in windows(attention_tiles):
         case = random_case([70], device, all_heads=(1, 1, 1), causal=causal, window=window)
         weights = weights_for(case)
         expected = gradients(case, Case.reference, weights)

@@ -9,6 +9,7 @@ from fastvec_kernels import AttentionPlan, attention, attention_reference
 from fastvec_kernels._attention_configs import forcing
 from fastvec_kernels._attention_parts import Tile
 from fastvec_kernels._attention_specialized import fits_descriptors
+from tests.kernels import examples
 from tests.kernels.attention_cases import Case, assert_as_exact
 
 pytestmark = pytest.mark.usefixtures("only_kernels")
@@ -38,7 +39,7 @@ def half_case(lengths: list[int], heads: int, kv_heads: int, head_dim: int, caus
     head_dim=st.sampled_from([16, 64, 80]),
     causal=st.booleans(),
 )
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_it_matches_the_reference(
     lengths: list[int], heads: tuple[int, int], head_dim: int, causal: bool, device: str
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fastvec_kernels import pool, pool_reference
 from fastvec_kernels._pooling_ops import fused_pool, weighted_sums, weighted_sums_backward
 from fastvec_kernels.pooling import Mode
+from tests.kernels import examples
 
 pytestmark = pytest.mark.usefixtures("only_kernels")
 
@@ -41,7 +42,7 @@ def gradients(pooling: Any, inputs: list[torch.Tensor], spans: Any, mode: Mode, 
     normalize=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_gradients_match_the_references(
     layout: str, mode: Mode, width: int, inputs: int, truncate: bool, normalize: bool, seed: int, device: str
 ) -> None:

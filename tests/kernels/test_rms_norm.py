@@ -16,6 +16,7 @@ from fastvec_kernels.rms_norm import (
     forward_tile,
     gradient_programs,
 )
+from tests.kernels import examples
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 sizes = {
@@ -59,7 +60,7 @@ def gradients(op: Callable[..., Any], tensors: list[torch.Tensor], upstream: lis
 
 
 @given(**sizes)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_rms_norm_is_as_exact_as_pytorch(
     T: int, D: int, dtype: torch.dtype, weight_dtype: torch.dtype, seed: int, device: str
 ) -> None:
@@ -73,7 +74,7 @@ def test_rms_norm_is_as_exact_as_pytorch(
 
 
 @given(**sizes)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_add_rms_norm_is_the_norm_of_the_rounded_sum(
     T: int, D: int, dtype: torch.dtype, weight_dtype: torch.dtype, seed: int, device: str
 ) -> None:
@@ -90,7 +91,7 @@ def test_add_rms_norm_is_the_norm_of_the_rounded_sum(
 
 # not D = 1: dx is then a difference of equals
 @given(**(sizes | {"D": st.sampled_from([8, 63, 100, 896, 1024, 2560])}), backward_of_total=st.booleans())
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_gradients_are_as_exact_as_pytorch(
     T: int, D: int, dtype: torch.dtype, weight_dtype: torch.dtype, seed: int, backward_of_total: bool, device: str
 ) -> None:

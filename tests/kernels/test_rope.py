@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fastvec_kernels import rope, rope_reference
 from fastvec_kernels._rope_kernels import Shape, Tiling
 from fastvec_kernels.rope import _rope, _rope_backward
+from tests.kernels import examples
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HEADS = [(1, 1), (4, 1), (14, 2), (16, 8), (9, 3)]
@@ -111,7 +112,7 @@ def gradients(op: Callable[..., Any], inputs: dict[str, Any], upstream: list[tor
 
 
 @given(**cases)
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_rope_is_as_exact_as_pytorch(device: str, **case: Any) -> None:
     inputs = make_inputs(**case, device=device)
     found, expected = rope(**inputs), rope_reference(**in_float32(inputs))
@@ -122,7 +123,7 @@ def test_rope_is_as_exact_as_pytorch(device: str, **case: Any) -> None:
 
 
 @given(**cases)
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_gradients_are_as_exact_as_pytorch(device: str, **case: Any) -> None:
     inputs = make_inputs(**case, device=device)
     upstream = [torch.randn(out.shape).to(out) for out in rope(**inputs)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fastvec_kernels import geglu, geglu_reference, swiglu, swiglu_reference
 from fastvec_kernels.swiglu import _gated, _gated_backward, tile
+from tests.kernels import examples
 
 Op = Callable[[torch.Tensor], torch.Tensor]
 # numpy's, in the interpreter, where a sigmoid is 1 / (1 + inf)
@@ -59,7 +60,7 @@ def gradient(op: Op, gate_up: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
 
 
 @given(**cases)
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_outputs_and_gradients_are_as_exact_as_pytorch(
     name: str, T: int, width: int, dtype: torch.dtype, seed: int, device: str
 ) -> None:
