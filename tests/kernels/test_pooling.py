@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fastvec_kernels import pool, pool_reference
 from fastvec_kernels.pooling import Mode
+from tests.kernels import examples
 
 MODES = get_args(Mode)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-12}
@@ -44,7 +45,7 @@ def surrounded(x: torch.Tensor) -> torch.Tensor:
     out_dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_pool_matches_the_reference(
     spans: list[list[int]],
     mode: Mode,
