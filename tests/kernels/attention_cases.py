@@ -117,7 +117,7 @@ def random_case(
 
 
 def windows(tiles: str) -> list[int]:
-    """Of 70 tokens: ends on every place of 16 keys, around 32 rows, and on the last keys; shipped tiles hold them all."""
+    """Of 70 tokens: ends on every place of 16 keys, around 32 rows, on the last keys; shipped tiles hold them all."""
     return [*(range(1, 18) if tiles == "small" else (1, 2)), 31, 32, 33, 68, 69, 70]
 
 
