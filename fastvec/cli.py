@@ -48,19 +48,6 @@ class TokenBudget(click.ParamType[int | None]):
         return tokens
 
 
-class Text(click.ParamType[str]):
-    """What a tokenizer is given. An argument's bytes that are not UTF-8 come as lone surrogates, which none takes."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            str(value).encode()
-        except UnicodeEncodeError:
-            self.fail(f"{value!r} is not UTF-8: encode it so", param, ctx)
-        return str(value)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
@@ -79,7 +66,7 @@ def cli() -> None:
 @click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
 @click.option("--keep", multiple=True, metavar="COL", help="A column to copy to the output; repeat for more.")
 @click.option("--keep-all", is_flag=True, help="Copy every column.")
-@click.option("--instruction", type=Text(), help="A text before every text, which is not pooled.")
+@click.option("--instruction", help="A text before every text, which is not pooled.")
 @click.option("--prompt-name", help="A prompt of the checkpoint to put before every text.")
 @click.option(
     "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the checkpoint says]"
@@ -192,12 +179,12 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 @click.option("--grad-cache", type=int, metavar="N", help="N texts in memory at a time. [default: contrastive 64]")
 @click.option("--mask-probability", type=float, help="mntp: the share of hidden tokens. [default: 0.2]")
 @click.option("--mask-style", type=click.Choice(["bert", "all"]), help="mntp: 80/10/10, or all masked. [default: bert]")
-@click.option("--mask-token", type=Text(), help="mntp: the token that hides. [default: the tokenizer's, else _]")
+@click.option("--mask-token", help="mntp: the token that hides. [default: the tokenizer's, else _]")
 @click.option("--pool-tokens", type=click.Choice(["text", "all"]), help="What is pooled. [default: as the model says]")
 @click.option(
     "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the model says]"
 )
-@click.option("--instruction", type=Text(), help="A text before every query (simcse: every text), which is not pooled.")
+@click.option("--instruction", help="A text before every query (simcse: every text), which is not pooled.")
 @click.option(
     "--eval-pairs", metavar="FILE", help="CSV of sentence1, sentence2, score: Spearman before, during, after."
 )

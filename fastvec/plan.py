@@ -17,6 +17,7 @@ from fastvec.errors import OutputError, UsageError
 from fastvec.files import explained
 from fastvec.reader import Corpus, open_corpus
 from fastvec.settings import EncoderSettings
+from fastvec.tokenize import is_utf8
 from fastvec.vectors import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
@@ -116,7 +117,7 @@ def plan_embed(
     for name, number in {"limit": limit, "max-errors": max_errors}.items():
         if number is not None and number < 0:
             raise UsageError(f"{name} {number} is out of range: it starts at 0")
-    if vector_column == "row" or not _is_utf8(vector_column):
+    if vector_column == "row" or not is_utf8(vector_column):
         taken = "the name of the row numbers' column" if vector_column == "row" else "not UTF-8"
         raise UsageError(f"vector column {vector_column!r} is {taken}: choose another name")
     destination = _destination(output)
@@ -140,7 +141,7 @@ def _destination(output: str | Path) -> Path:
     if "://" in str(output):
         raise OutputError(f"{output} is a remote address: this version writes local files, give -o a path")
     path = Path(output)
-    if not _is_utf8(str(path)):
+    if not is_utf8(str(path)):
         raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow needs of a file's name: choose another -o")
     with explained(path):
         is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
@@ -154,11 +155,6 @@ def _destination(output: str | Path) -> Path:
     if not has_place:
         raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
     return path
-
-
-def _is_utf8(text: str) -> bool:
-    """Bytes of an argument that are not come as lone surrogates."""
-    return text == text.encode(errors="ignore").decode()
 
 
 def _flag(value: bool) -> str:

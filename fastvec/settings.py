@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from fastvec.checkpoint import TEXT_RULES, Checkpoint, Pooling, resolve
 from fastvec.errors import UsageError
+from fastvec.tokenize import is_utf8
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -39,12 +40,14 @@ class EncoderSettings:
     def prefix(self, instruction: str | None = None, prompt_name: str | None = None) -> str:
         """What stands before every text: a prompt as it is, an instruction with a space behind it unless verbatim.
 
-        Raises UsageError for both at once, and for a prompt the checkpoint does not name.
+        Raises UsageError for both at once, an instruction that is not UTF-8, a prompt the checkpoint does not name.
         """
         checkpoint = self.checkpoint
         if instruction is not None and prompt_name is not None:
             raise UsageError("an instruction and a prompt name were both given: choose one")
         if instruction is not None:
+            if not is_utf8(instruction):
+                raise UsageError(f"the instruction {instruction!r} is not UTF-8: encode it so")
             stripped = instruction.strip()
             return instruction if checkpoint.verbatim else f"{stripped} " if stripped else ""
         name = prompt_name or checkpoint.default_prompt_name

@@ -217,3 +217,8 @@ def without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold `text`: bytes of an argument that were none come as lone surrogates."""
+    return text == without_surrogates(text)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from fastvec.errors import UsageError
+from fastvec.tokenize import is_utf8
 
 Objective = Literal["mntp", "simcse", "contrastive", "distil"]
 Schedule = Literal["linear", "cosine"]
@@ -128,6 +129,8 @@ def _check(values: Mapping[str, Any]) -> None:
     }.items():
         if (value := values.get(name)) is not None and value not in known:
             raise UsageError(f"--{_flag(name)} {value!r} is not known: choose {', '.join(known)}")
+    if (token := values.get("mask_token")) is not None and not is_utf8(token):
+        raise UsageError(f"--mask-token {token!r} is not UTF-8: encode it so")
     if unknown := values.keys() - {field.name for field in fields(Recipe)}:
         raise TypeError(f"adapt has no option {sorted(unknown)[0]!r}")
 

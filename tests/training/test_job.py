@@ -269,6 +269,8 @@ def test_two_runs_are_kept_from_one_output(tiny_llama: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"objective": "simcse", "instruction": "\udcff"}, UsageError, r"the instruction '\\udcff' is not UTF-8"),
+        ({"mask_token": "\udcff"}, UsageError, r"--mask-token '\\udcff' is not UTF-8"),
         ({"objective": "clm"}, UsageError, "objective 'clm' is not known: choose mntp, simcse, contrastive"),
         ({"temperature": 0.1}, UsageError, "--temperature is no option of --objective mntp"),
         ({"full": True, "lora_r": 4}, UsageError, "--lora-r and --full were both given"),
