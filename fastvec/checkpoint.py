@@ -26,6 +26,7 @@ from fastvec.model_files import (
     tokenizer_files,
     weight_files,
 )
+from fastvec.published import MODEL_TYPES, is_bidirectional_class, own_class, special_token_flags
 from fastvec.sentence_folder import (
     DenseLayer,
     Pooling,
@@ -89,7 +90,7 @@ class Checkpoint:
     added: tuple[str, ...] = ()  # those of the adapters that were given beside it, as they were given
 
     layout: Literal["transformers", "llm2vec", "sentence-transformers", "fastvec"] = "transformers"
-    bidirectional: bool = True
+    bidirectional: bool | None = True  # None: code of its own decides, and `bidirectional_reason` names it
     bidirectional_reason: str = "a bare decoder is run so"
     pooling: Pooling = "mean"
     pooled_tokens: Literal["text", "all"] = "text"
@@ -102,6 +103,8 @@ class Checkpoint:
     strip: bool = False  # white space at the end of a text is dropped
     chat_template: bool = False  # instruction and text stand in a user turn of the tokenizer's chat template
     append_eos: bool = False  # the tokenizer's EOS follows the text
+    flags: Mapping[str, bool] = field(default_factory=dict)  # add_bos_token and add_eos_token, over tokenizer.json
+    unsettled_flags: Mapping[str, bool] = field(default_factory=dict)  # stated, and of unknown effect
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     verbatim: bool = False  # an instruction is taken as it is, without a space put behind it
@@ -155,6 +158,7 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     model_type = setting(config, "model_type", str, path)
     if model_type is None:
         raise ModelError(f"{path} names no model_type: it is not the folder of a transformers model")
+    stated_type, model_type = model_type, MODEL_TYPES.get(model_type, model_type)
     require_supported(model_type)
     if config.get("quantization_config"):
         raise ModelError(f"{stack.base} holds quantised weights: give the float model they were made from")
@@ -166,7 +170,8 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     stated = count(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
     hidden_size = _hidden_size(config, path)
     _check_chain(hidden_size, dense)
-    return Checkpoint(
+    flags, unsettled_flags = special_token_flags(tokenizer)
+    checkpoint = Checkpoint(
         name=name,
         revision=revision,
         base=stack.base,
@@ -179,7 +184,12 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
         weights_hash=hash_files(_parts(stack, dense)),
         tokenizer_hash=hash_files((file.name, file) for file in tokenizer_files(tokenizer)),
         dense=dense,
+        flags=flags,
+        unsettled_flags=unsettled_flags,
     )
+    if stated_type == model_type:
+        return checkpoint
+    return replace(checkpoint, bidirectional_reason=f"{stated_type} is {model_type} with bidirectional attention")
 
 
 def _parts(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[str, Path]]:
@@ -242,14 +252,13 @@ def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
 
 
 def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoint:
-    """`bare` with what its sentence-transformers folder says: as that tool runs it, causal unless it says otherwise."""
-    bidirectional = _says_bidirectional(read_json(bare.base / "config.json"))
+    """`bare` with what its sentence-transformers folder says, and run as the tool that wrote it would run it."""
+    bidirectional, reason = _attention(bare, read_json(bare.base / "config.json"))
     return replace(
         bare,
         layout="sentence-transformers",
-        bidirectional=bidirectional is not None,
-        bidirectional_reason="config.json says "
-        + (bidirectional or "neither is_causal: false nor use_bidirectional_attention: true"),
+        bidirectional=bidirectional,
+        bidirectional_reason=reason,
         pooling=folder.pooling,
         pooled_tokens="all",
         include_prompt=folder.include_prompt,
@@ -263,13 +272,24 @@ def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoi
     )
 
 
-def _says_bidirectional(config: dict[str, Any]) -> str | None:
-    for part in (config, config.get("text_config") or {}):
+def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, str]:
+    """Whether a sentence-transformers folder is bidirectional, and what says so; None and the class that decides."""
+    parts = (config, config.get("text_config") or {})
+    for part in parts:
         if part.get("is_causal") is False:
-            return "is_causal: false"
+            return True, "config.json says is_causal: false"
         if part.get("use_bidirectional_attention") in (True, "all"):
-            return "use_bidirectional_attention: true"
-    return None
+            return True, "config.json says use_bidirectional_attention: true"
+    code = own_class(config)
+    if config.get("model_type") in MODEL_TYPES:
+        return True, bare.bidirectional_reason
+    if code is not None and is_bidirectional_class(code):
+        return True, f"{code} was published so"
+    if any(part.get("is_causal") is True for part in parts):
+        return False, "config.json says is_causal: true"
+    if code is not None:
+        return None, code
+    return False, "config.json says neither is_causal: false nor use_bidirectional_attention: true"
 
 
 def _llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
@@ -305,6 +325,4 @@ def _llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
 
 def _names_llm2vec_code(config: dict[str, Any]) -> bool:
     """The published checkpoints have no llm2vec_config.json; their config.json names LLM2Vec's own model code."""
-    auto_map = config.get("auto_map")
-    code = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None
-    return re.search(r"modeling_\w+_encoder\.\w+EncoderModel$", str(code)) is not None
+    return re.search(r"modeling_\w+_encoder\.\w+EncoderModel$", own_class(config) or "") is not None

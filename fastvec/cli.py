@@ -23,6 +23,7 @@ ENCODER_OPTIONS = (
     "pooling",
     "normalize",
     "bidirectional",
+    "eos",
     "dims",
     "max_length",
     "device",
@@ -73,6 +74,7 @@ def cli() -> None:
 )
 @click.option("--normalize/--no-normalize", default=None, help="Vectors of length 1. [default: as the checkpoint says]")
 @click.option("--bidirectional/--causal", default=None, help="What attention sees. [default: as the checkpoint says]")
+@click.option("--eos/--no-eos", default=None, help="EOS ends every sequence. [default: as the checkpoint says]")
 @click.option("--dims", type=int, help="Keep the first N dimensions. [default: as the checkpoint says]")
 @click.option(
     "--vector-dtype",

@@ -9,7 +9,7 @@ Shapes: n texts, T packed tokens, D dimensions of a vector.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -33,7 +33,7 @@ from fastvec.plain import PlainDecoder
 from fastvec.quantized import quantized
 from fastvec.self_check import self_check
 from fastvec.settings import EncoderSettings, resolve_settings
-from fastvec.tokenize import TextTokenizer, TokenizedTexts, without_surrogates
+from fastvec.tokenize import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
 from fastvec_kernels import pool, to_host
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ class Encoder:
         checkpoint = settings.checkpoint
         self._tokenizer = open_tokenizer(checkpoint)
         self._decoder = open_decoder(settings, self._dtype)
+        require_embeddings(self._tokenizer, len(self._decoder.embeddings), checkpoint.name)
         longest = self._decoder.longest
         if longest is not None and settings.max_length > longest:
             raise UsageError(
@@ -119,11 +120,13 @@ class Encoder:
         normalize: bool | None = None,
         max_length: int | None = None,
         bidirectional: bool | None = None,
+        eos: bool | None = None,
         dims: int | None = None,
     ) -> Self:
         """Load a transformers, LLM2Vec, PEFT or sentence-transformers folder or hub id; None: as the checkpoint says.
 
-        `adapters` are PEFT folders or ids, merged in this order; `dtype` is of the computation, vectors are float32.
+        `adapters` are PEFT folders or ids, merged in this order; `dtype` is of the computation, vectors are float32;
+        `eos` says whether the tokenizer's EOS ends every sequence.
         Raises ModelError for a checkpoint that cannot be used, UsageError for a choice that cannot be met.
         """
         settings = resolve_settings(
@@ -137,6 +140,7 @@ class Encoder:
             normalize=normalize,
             max_length=max_length,
             bidirectional=bidirectional,
+            eos=eos,
             dims=dims,
         )
         return cls(settings)
@@ -188,7 +192,8 @@ class Encoder:
             rows = [without_surrogates(text) for text in texts[begin : begin + ENCODE_ROWS]]
             encoded = self.encode_tokens(tokenizer(rows))
             for index, code in encoded.failed.items():
-                raise ModelError(f"text {begin + index} has no finite vector ({code}): try dtype float32")
+                remedy = "leave it out" if code == "token_without_embedding" else "try dtype float32"
+                raise ModelError(f"text {begin + index} has no vector ({code}): {remedy}")
             vectors[begin : begin + len(rows)] = encoded.vectors
         return vectors
 
@@ -226,9 +231,12 @@ class Encoder:
             logger.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
 
     def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Begun:
+        embeddings = len(self._decoder.embeddings)
+        failed = {int(row): "token_without_embedding" for row in texts.beyond(embeddings)}
+        if failed:  # in its place in a batch stays a text of as many tokens
+            texts = replace(texts, ids=np.minimum(texts.ids, embeddings - 1))
         batches = token_batches(texts.lengths, self.batch_tokens)
         out = torch.full((len(texts), self.dims), torch.nan, device=self.settings.device)
-        failed: dict[int, str] = {}
         begin = 0
         for rows in batches:
             between_batches()
@@ -253,6 +261,7 @@ class Encoder:
         vectors = np.empty(begun.vectors.shape, dtype=np.float32)
         vectors[begun.order] = begun.vectors.numpy()
         failed = dict(begun.failed)
+        vectors[list(failed)] = np.nan
         suspects = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()) - failed.keys()
         for row in sorted(suspects):
             with torch.inference_mode():

@@ -4,9 +4,12 @@ transformers is handed tensors, not a folder: so the files that are loaded are t
 what else it does with a folder (read pickles, follow an adapter to the hub, run code) cannot happen.
 """
 
+import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,33 @@ import transformers
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from fastvec.adapters import merge_adapter
 from fastvec.checkpoint import Checkpoint
 from fastvec.decoder import ATTENTION
 from fastvec.errors import ModelError, one_line
-from fastvec.framing import lower_if_asked
-from fastvec.model_files import weight_files
+from fastvec.framing import frame_if_asked, lower_if_asked
+from fastvec.model_files import read_json, weight_files
+
+logger = logging.getLogger(__name__)
+
+WRAPPERS = ("_orig_mod.", "module.")
+TEXT_PART = "they are the text part of a model with several; save that part alone, with its own config.json"
+FOREIGN_PREFIXES = {
+    "base_model.model.": "PEFT saved them inside its wrapper; merge the adapter (merge_and_unload) and save the result",
+    "language_model.": TEXT_PART,
+    "model.language_model.": TEXT_PART,
+}
+# Tensors that no hidden state depends on, or that are computed anew: heads and the layers of multi-token prediction,
+# buffers of rotary frequencies and causal masks, scales of a quantised key-value cache, towers for images and sound.
+HARMLESS = re.compile(
+    r"(^|\.)(lm_head|embed_out|score|classifier|v_head|mtp|mtp_layers|rotary_emb|masked_bias|k_scale|v_scale"
+    r"|visual|vision_\w+|vision|audio_\w+|embed_vision|embed_audio|multi_modal_projector|mm_projector)(\.|$)"
+    r"|\.attn(\.attention)?\.bias$"
+)
+LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 
 
 def load_model(
@@ -32,12 +54,10 @@ def load_model(
 
     Causal or not is `Decoder`'s part. Raises ModelError where a tensor is missing or does not fit.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(checkpoint.base):
-        tensors |= load_file(file)
+    tensors = _tensors(checkpoint.base)
     with quiet_libraries():
         try:
-            config = AutoConfig.from_pretrained(checkpoint.base, trust_remote_code=False, local_files_only=True)
+            config = _config(checkpoint)
             _silence(config)
             mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING if headed else MODEL_MAPPING
             model, found = mapping[type(config)].from_pretrained(
@@ -55,10 +75,42 @@ def load_model(
         except Exception as error:  # transformers computes with a config's values and raises what comes
             raise ModelError(f"{checkpoint.base / 'config.json'} makes no model: {one_line(error)}") from None
         _refuse_unfilled(checkpoint.base, found)
+        _refuse_unread(checkpoint.base, config, found["unexpected_keys"])
         for adapter in checkpoint.adapters:
             merge_adapter(model.base_model, adapter)
     decoder: PreTrainedModel = model.requires_grad_(False).eval()
     return decoder
+
+
+def _config(checkpoint: Checkpoint) -> PretrainedConfig:
+    path = checkpoint.base / "config.json"
+    content = read_json(path)
+    if content["model_type"] == checkpoint.model_type:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            checkpoint.base, trust_remote_code=False, local_files_only=True
+        )
+    else:  # a type of a folder's own code, which has the settings of one of transformers'
+        config = CONFIG_MAPPING[checkpoint.model_type].from_dict(content | {"model_type": checkpoint.model_type})
+    return config
+
+
+def _tensors(base: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model, without what torch.compile and DistributedDataParallel put before every name.
+
+    Raises ModelError where every name begins with what another wrapper puts there.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weight_files(base):
+        tensors |= load_file(file)
+    while prefix := _common_prefix(tensors, WRAPPERS):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if prefix := _common_prefix(tensors, tuple(FOREIGN_PREFIXES)):
+        raise ModelError(f"the names of all tensors in {base} begin with {prefix}: {FOREIGN_PREFIXES[prefix]}")
+    return tensors
+
+
+def _common_prefix(names: Collection[str], prefixes: Collection[str]) -> str | None:
+    return next((prefix for prefix in prefixes if names and all(name.startswith(prefix) for name in names)), None)
 
 
 def _silence(config: PretrainedConfig) -> None:
@@ -73,20 +125,35 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     Raises ModelError where its files make none.
     """
+    folder = checkpoint.tokenizer
+    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
+        _require_sentencepiece(folder)
     with quiet_libraries():
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                checkpoint.tokenizer, trust_remote_code=False, local_files_only=True
+                folder, trust_remote_code=False, local_files_only=True
             )
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            if isinstance(backend, Tokenizer):
+                backend.encode("a")  # a class that does not fit the vocabulary fails here
         except Exception as error:  # the tokenizers library raises nothing more precise
             own_code = "trust_remote_code" in str(error)
             reason = "it needs code of its own, and fastvec runs no code from a model" if own_code else one_line(error)
-            raise ModelError(f"the tokenizer in {checkpoint.tokenizer} cannot be loaded: {reason}") from None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
     if not isinstance(backend, Tokenizer):
-        raise ModelError(f"{checkpoint.tokenizer} has no fast tokenizer: expected a tokenizer.json")
+        raise ModelError(f"{folder} has no fast tokenizer: expected a tokenizer.json")
     lower_if_asked(checkpoint, backend)
+    frame_if_asked(checkpoint, tokenizer)
     return tokenizer
+
+
+def _require_sentencepiece(folder: Path) -> None:
+    """transformers reads the file by it, and without it names another package."""
+    if find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"the tokenizer in {folder} is a tokenizer.model alone, which needs sentencepiece: "
+            "pip install 'fastvec[sentencepiece]'"
+        )
 
 
 def _refuse_unfilled(base: Path, found: dict[str, set[object]]) -> None:
@@ -96,6 +163,23 @@ def _refuse_unfilled(base: Path, found: dict[str, set[object]]) -> None:
     for problem, what in (("missing_keys", "does not hold"), ("mismatched_keys", "holds in another shape")):
         if tensors := sorted(map(str, found[problem])):
             raise ModelError(f"{base} {what} {len(tensors)} of the tensors its config.json asks for: {tensors[0]}")
+
+
+def _refuse_unread(base: Path, config: PretrainedConfig, names: Collection[str]) -> None:
+    """Tensors that transformers would drop in silence are a part of the model that config.json does not ask for."""
+    layers = int(getattr(config.get_text_config(), "num_hidden_layers", 0))
+    unread = sorted(name for name in names if not HARMLESS.search(name))
+    further = [name for name in unread if (found := LAYER.search(name)) and int(found[1]) >= layers]
+    if lost := [name for name in unread if name not in further]:
+        shown = ", ".join(lost[:3])
+        raise ModelError(
+            f"{base} holds {len(lost)} tensors that a {config.model_type} model of its config.json does not read: "
+            f"{shown}; correct model_type and settings there, or take the weights they belong to"
+        )
+    if further:
+        logger.warning(
+            "%s holds more layers than the %d of num_hidden_layers in its config.json: they are not run", base, layers
+        )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from fastvec.checkpoint import Checkpoint
-from fastvec.framing import lower_if_asked
+from fastvec.framing import frame_if_asked, lower_if_asked
 from fastvec.fused import Attending, FusedDecoder
 from fastvec.model_files import read_json, read_json_if_any, weight_files
 from fastvec.packed import Packed
@@ -313,4 +313,8 @@ def plain_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer | None:
         return None
     lower_if_asked(checkpoint, backend)
     held = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    return PlainTokenizer(backend, special) if set(special.values()) <= held else None
+    if not set(special.values()) <= held:
+        return None
+    tokenizer = PlainTokenizer(backend, special)
+    frame_if_asked(checkpoint, tokenizer)
+    return tokenizer

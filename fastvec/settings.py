@@ -4,12 +4,12 @@ No weight is loaded here, so that a finished or a refused job is told apart in a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastvec.checkpoint import TEXT_RULES, Checkpoint, Pooling, resolve
-from fastvec.errors import UsageError
+from fastvec.errors import ModelError, UsageError
 from fastvec.tokenize import is_utf8
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -101,6 +101,7 @@ class EncoderSettings:
             "dims": self.dims,
             "dtype": self.arithmetic,
             **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
+            **checkpoint.flags,
         }
 
 
@@ -116,9 +117,12 @@ def resolve_settings(
     normalize: bool | None = None,
     max_length: int | None = None,
     bidirectional: bool | None = None,
+    eos: bool | None = None,
     dims: int | None = None,
 ) -> EncoderSettings:
     """Read a checkpoint's small files and settle every choice; None leaves a choice to the checkpoint.
+
+    `eos` says whether the tokenizer's EOS ends every sequence.
 
     Raises ModelError for a checkpoint that cannot be used, UsageError for a choice that cannot be met.
     """
@@ -130,10 +134,9 @@ def resolve_settings(
         _one_of("quantize", quantize, get_args(Quantize))
     checkpoint = resolve(model, adapters=adapters, revision=revision)
     settled_device = _settle_device(device)
-    if bidirectional is None:
-        bidirectional, reason = checkpoint.bidirectional, checkpoint.bidirectional_reason
-    else:
-        reason = "as asked for"
+    if eos is not None:
+        checkpoint = replace(checkpoint, flags={**checkpoint.flags, "add_eos_token": eos})
+    reason = checkpoint.bidirectional_reason if bidirectional is None else "as asked for"
     return EncoderSettings(
         checkpoint=checkpoint,
         device=settled_device,
@@ -143,7 +146,7 @@ def resolve_settings(
         pooling=pooling or checkpoint.pooling,  # type: ignore[arg-type]  # checked against its values above
         normalize=checkpoint.normalize if normalize is None else normalize,
         max_length=_within("max_length", max_length, checkpoint.max_length, checkpoint.max_positions, "positions"),
-        bidirectional=bidirectional,
+        bidirectional=_settle_attention(checkpoint) if bidirectional is None else bidirectional,
         bidirectional_reason=reason,
         dims=_within("dims", dims, checkpoint.dims or checkpoint.vector_size, checkpoint.vector_size, "dimensions"),
     )
@@ -161,6 +164,16 @@ def _within(name: str, value: int | None, default: int, limit: int | None, unit:
         at_most = "" if limit is None else f" to {limit}, the {unit} of the model"
         raise UsageError(f"{name} {value} is out of range: it goes from 1{at_most}")
     return value
+
+
+def _settle_attention(checkpoint: Checkpoint) -> bool:
+    if checkpoint.bidirectional is None:
+        raise ModelError(
+            f"{checkpoint.name} leaves its attention to code of its own, {checkpoint.bidirectional_reason}, which "
+            "fastvec does not run: say what its model card says by --bidirectional or --causal, or by is_causal in "
+            "its config.json"
+        )
+    return checkpoint.bidirectional
 
 
 def _settle_device(device: str) -> str:

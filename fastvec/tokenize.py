@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastvec.errors import UsageError
+from fastvec.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -80,6 +80,11 @@ class TokenizedTexts:
     def sequence(self, index: int) -> IntArray:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
+    def beyond(self, rows: int) -> IntArray:
+        """The texts that have a token beyond `rows` embeddings."""
+        tokens = np.flatnonzero(self.ids >= rows)
+        return np.unique(np.searchsorted(self.offsets, tokens, side="right") - 1)
+
     def sample(self, count: int) -> "TokenizedTexts":
         """At most `count` texts, evenly from first to last."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
@@ -89,6 +94,24 @@ class TokenizedTexts:
             offsets=np.append(0, np.cumsum(self.lengths[rows])),
             spans=self.spans[rows],
             truncated=0,
+        )
+
+
+def require_embeddings(tokenizer: LoadedTokenizer, rows: int, name: str) -> None:
+    """Raises ModelError where the tokenizer of the model `name` has tokens beyond its `rows` embeddings.
+
+    Special tokens may lie there, a padding token that was added later for one, unless one stands around every text.
+    """
+    backend = tokenizer.backend_tokenizer
+    added = backend.get_added_tokens_decoder()
+    special = {token for token in added if added[token].special} - set(chain(*special_tokens(backend)))
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    beyond = [token for token, index in vocabulary.items() if index >= rows and index not in special]
+    if beyond:
+        token = min(beyond, key=vocabulary.__getitem__)
+        raise ModelError(
+            f"the tokenizer of {name} has {len(beyond)} tokens beyond the {rows} embeddings of the model, as {token!r} "
+            f"({vocabulary[token]}): give both from one checkpoint"
         )
 
 
@@ -103,7 +126,7 @@ class TextTokenizer:
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._before, self._after = _special_tokens(self._backend)
+        self._before, self._after = special_tokens(self._backend)
         candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
         self._stand_in = [next(token for token in candidates if token is not None)]
         prefix, suffix = (
@@ -203,7 +226,7 @@ def _tokens_until(encoding: "Encoding", character: int, guess: int) -> int:
     return count
 
 
-def _special_tokens(backend: "Tokenizer") -> tuple[list[int], list[int]]:
+def special_tokens(backend: "Tokenizer") -> tuple[list[int], list[int]]:
     """The ids the tokenizer's template puts before and after every text."""
     with_specials = backend.encode("a")
     own = [i for i, special in enumerate(with_specials.special_tokens_mask) if not special]

@@ -41,6 +41,7 @@ FLOORS = [
         "fastvec.settings",
         "fastvec.loading",
         "fastvec.checkpoint",
+        "fastvec.published",
         "fastvec.sentence_folder",
         "fastvec.adapters",
         "fastvec.bundled",

@@ -207,7 +207,7 @@ def test_a_text_without_a_finite_vector_fails_alone(tmp_path: Path) -> None:
 
     assert encoded.failed == {1: "non_finite_vector"}
     assert (encoded.vectors[[0, 2]] == encoder.encode(["one:1", "one:2"])).all()
-    with pytest.raises(ModelError, match="text 1 has no finite vector"):
+    with pytest.raises(ModelError, match="text 1 has no vector"):
         encoder.encode(["one:1", "one:5"])
 
 

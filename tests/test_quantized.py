@@ -231,7 +231,7 @@ def test_the_benchmark_measures_also_what_is_refused(
     corpus = write_parquet(tmp_path / "corpus.parquet", texts(list(TEXTS)))
     arguments = [str(corpus), "--mix", "wiki", "--rows", "5", "--rounds", "1"]
     done = CliRunner().invoke(benchmark.main, arguments, catch_exceptions=False)
-    speed, agreement, *refusal = done.output.splitlines()
+    speed, agreement, *refusal = done.stdout.splitlines()
     assert "products in int8" in speed
     assert agreement.endswith("on 5 texts")
     assert bool(refusal) == refused

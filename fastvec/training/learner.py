@@ -19,7 +19,7 @@ from fastvec.framing import text_tokenizer
 from fastvec.loading import load_model, load_tokenizer
 from fastvec.objectives import MaskRule, mask_tokens
 from fastvec.self_check import self_check
-from fastvec.tokenize import TextRecipe, TextTokenizer
+from fastvec.tokenize import TextRecipe, TextTokenizer, require_embeddings
 from fastvec.training.contrast import ContrastTask
 from fastvec.training.distil import FIT_TEXTS, DistilTask, fitted_dense
 from fastvec.training.encoding import Readout
@@ -56,6 +56,7 @@ class Learner:
         decoder = Decoder(inner, bidirectional=settings.bidirectional)
         if decoder.longest is not None and settings.max_length > decoder.longest:
             raise UsageError(f"--max-length {settings.max_length}: {settings.checkpoint.name} has {decoder.longest}")
+        require_embeddings(self.tokenizer, len(decoder.embeddings), settings.checkpoint.name)
         self_check(decoder)
         # a CPU has the memory, and would compute a third more
         self.arguments.gradient_checkpointing = self.device.type != "cpu" and inner.supports_gradient_checkpointing
