@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test check lint aot clean
+.PHONY: demo test test-slow test-isa check lint aot clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -17,8 +17,22 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/python -m tests.demo .demo
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(PYTEST)
+
+# What takes too long for every day, and all cases of what `make test` samples.
+test-slow: $(VENV)/.installed
+	FASTVEC_TESTS=thorough $(PYTEST) -m 'slow or sampled'
+
+# What is computed, as a processor with fewer instructions computes it: SSE4.1 alone, then AVX2. One that has no more than
+# these runs the second as it runs `make test`.
+NUMERIC := tests/kernels tests/training $(patsubst %,tests/test_%.py,decoder encoder first_texts fused loading \
+	objectives operators plain published quantized sentence_transformers vectors)
+test-isa: $(VENV)/.installed
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

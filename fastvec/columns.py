@@ -16,15 +16,58 @@ VIEW_BYTES = 16  # one element of a string_view or binary_view; its first 4 byte
 
 
 def is_string(type: pa.DataType) -> bool:
-    """Whether values of `type` are declared to be text, dictionary-encoded or not."""
-    value = type.value_type if types.is_dictionary(type) else type
-    return value in (pa.string(), pa.large_string(), pa.string_view())
+    """Whether values of `type` are declared to be text, dictionary-encoded or not, or as JSON."""
+    return _value_type(type) in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def is_binary(type: pa.DataType) -> bool:
     """Whether values of `type` are bytes of any length, dictionary-encoded or not: text, where they hold UTF-8."""
+    return _value_type(type) in (pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def holds_text(type: pa.DataType) -> bool:
+    """Whether a column of `type` can be embedded; of type null it is all null, as some write a column of no value."""
+    return is_string(type) or is_binary(type) or types.is_null(type)
+
+
+def _value_type(type: pa.DataType) -> pa.DataType:
     value = type.value_type if types.is_dictionary(type) else type
-    return value in (pa.binary(), pa.large_binary(), pa.binary_view())
+    return value.storage_type if isinstance(value, pa.BaseExtensionType) else value
+
+
+def path_to(schema: pa.Schema | pa.StructType, name: str) -> tuple[str, ...] | None:
+    """The column of that name, or the field of a struct whose names `name` holds with dots between; None: neither."""
+    if name in (schema.names if isinstance(schema, pa.Schema) else [field.name for field in schema]):
+        return (name,)
+    for dot in (i for i, character in enumerate(name) if character == "."):
+        path = path_to(schema, name[:dot])
+        if path == (name[:dot],) and types.is_struct(schema.field(name[:dot]).type):
+            below = path_to(schema.field(name[:dot]).type, name[dot + 1 :])
+            if below is not None:
+                return path + below
+    return None
+
+
+def field_at(schema: pa.Schema, path: tuple[str, ...]) -> pa.Field:
+    """The field at a path that `path_to` found; nullable where a struct above it is."""
+    field = schema.field(path[0])
+    for name in path[1:]:
+        below = field.type.field(name)
+        field = below.with_nullable(below.nullable or field.nullable)
+    return field
+
+
+def array_at(batch: pa.RecordBatch, path: tuple[str, ...]) -> pa.Array:
+    """The values there, checked; null where a struct above them is.
+
+    Raises pa.ArrowException where the buffers are damaged, as `check` does.
+    """
+    array = batch[path[0]]
+    for name in path[1:]:
+        array.validate()  # a struct's own buffers; those of the field are looked at below
+        array = pc.struct_field(array, name)
+    check(array)
+    return array
 
 
 def plain_type(type: pa.DataType) -> pa.DataType:

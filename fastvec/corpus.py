@@ -89,6 +89,7 @@ def embed(
     if counts is not None:
         return _report(plan, **counts, already_finished=True)
     _require_space(plan)
+    plan.corpus.say_column()
     if isinstance(encoder, EncoderSettings):
         from fastvec.encoder import Encoder
 

@@ -48,6 +48,7 @@ class Estimate:
 
 def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     """Sample the corpus, time the model on a part of the sample, and scale both to all rows."""
+    plan.corpus.say_column()
     texts = _sample(plan)
     tokenizer = encoder.tokenizer(plan.instruction, plan.prompt_name)
     present = [text for text in texts if text is not None]

@@ -100,7 +100,14 @@ def mismatch(begun: Mapping[str, Json], job: Job) -> list[str]:
 
 
 def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
-    if found := mismatch(begun, job):
+    found = mismatch(begun, job)
+    rows, asked = begun.get("rows"), job.fingerprint.get("rows")
+    if len(found) == 1 and isinstance(rows, int) and isinstance(asked, int) and rows != asked:
+        raise RefusedError(
+            f"{path} is of {rows:,} rows of these inputs and {asked:,} are asked for (--limit): its header states its "
+            f"rows, so that it cannot be shortened or go on; {_REMEDY}"
+        )
+    if found:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
         raise RefusedError(f"{path} belongs to another job: {'; '.join(found[:5])}{more}; {_REMEDY}")
 

@@ -4,6 +4,7 @@ A chunk is a run of consecutive rows over all files. Where it ends depends on no
 on, not on files or row groups: a run that resumes at a chunk's first row cuts the very same chunks.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastvec.columns import decoded, is_binary, is_string, plain_type, repaired, row_bytes
+from fastvec.columns import (
+    decoded,
+    field_at,
+    holds_text,
+    is_binary,
+    is_string,
+    path_to,
+    plain_type,
+    repaired,
+    row_bytes,
+)
 from fastvec.errors import InputError, UsageError
 from fastvec.inputs import find_files
 from fastvec.sources import Source, open_source
+
+logger = logging.getLogger(__name__)
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "sentence")
 MAX_CHUNK_BYTES = 1 << 29  # a repaired byte takes three: a column of strings stays under 2 GiB, where its offsets end
@@ -69,7 +82,13 @@ class Corpus:
     column: str
     kept_schema: pa.Schema
     rows: int
+    column_reason: str  # why this column, where none was named
     _sources: tuple[Source, ...] = field(repr=False)
+
+    def say_column(self) -> None:
+        """Name the column that was taken in a line, where it was not asked for."""
+        if self.column_reason:
+            logger.info("text column: %s, %s", self.column, self.column_reason)
 
     def chunks(
         self, limits: ChunkLimits, *, first_row: int = 0, first_index: int = 0, end_row: int | None = None
@@ -166,7 +185,7 @@ def open_corpus(
     """
     sources = [open_source(path, lines=lines) for path in find_files(inputs, output=output)]
     first = sources[0]
-    column = _text_column(first) if column is None else column
+    column, reason = _text_column(first) if column is None else (column, "")
     names = first.schema.names if keep is None else [keep] if isinstance(keep, str) else list(keep)
     for name, count in Counter(names).items():
         if vector_column is not None and name in ("row", vector_column):
@@ -185,6 +204,7 @@ def open_corpus(
         column=column,
         kept_schema=kept_schema,
         rows=sum(file.rows for file in files),
+        column_reason=reason,
         _sources=tuple(sources),
     )
 
@@ -201,15 +221,23 @@ def _files(sources: Sequence[Source], limit: int | None) -> tuple[InputFile, ...
     return tuple(files)
 
 
-def _text_column(source: Source) -> str:
+def _text_column(source: Source) -> tuple[str, str]:
+    """The column that is taken where none is named, and why it is.
+
+    A column by a usual name that holds something else was meant to be the text: no other is taken in its place.
+    """
     strings: list[str] = [field.name for field in source.schema if is_string(field.type)]
-    if len(strings) == 1:
-        return strings[0]
-    texts = [field.name for field in source.schema if is_string(field.type) or is_binary(field.type)]
-    for name in TEXT_NAMES:
-        if name in texts:
-            return name
-    problem = "cannot tell which column is the text, name it with --column" if texts else "no column holds text"
+    usual = [name for name in TEXT_NAMES if name in source.schema.names]
+    texts = [name for name in usual if holds_text(source.schema.field(name).type)]
+    if len(strings) == 1 and (strings[0] in usual or not usual):
+        return strings[0], "the only one of text"
+    if texts:
+        return texts[0], "by its name"
+    some = bool(strings) or any(is_binary(field.type) for field in source.schema)
+    problem = "cannot tell which column is the text, name it with --column" if some else "no column holds text"
+    if usual:
+        problem = f"column {usual[0]!r} is {str(source.schema.field(usual[0]).type)[:30]}, not text"
+        problem += "; name another with --column" if some else ""
     raise InputError(f"{source.path}: {problem}. {_columns(source)}")
 
 
@@ -222,9 +250,9 @@ def _kept_type(source: Source, name: str) -> pa.DataType:
 
 def _require_same_columns(source: Source, first: Source, column: str, kept_schema: pa.Schema) -> None:
     text, first_text = _field(source, column).type, _field(first, column).type
-    if not is_string(text) and not is_binary(text):
+    if not holds_text(text):
         raise InputError(f"{source.path}: column {column!r} is {text}, not text. {_columns(source)}")
-    if is_string(text) != is_string(first_text):
+    if (is_string(text) and is_binary(first_text)) or (is_binary(text) and is_string(first_text)):
         raise InputError(f"{source.path}: column {column!r} is {text}, but {first_text} in {first.path}")
     for kept in kept_schema:
         type = _kept_type(source, kept.name)
@@ -233,9 +261,10 @@ def _require_same_columns(source: Source, first: Source, column: str, kept_schem
 
 
 def _field(source: Source, name: str) -> pa.Field:
-    if name not in source.schema.names:
+    path = path_to(source.schema, name)
+    if path is None:
         raise InputError(f"{source.path}: there is no column {name!r}. {_columns(source)}")
-    return source.schema.field(name)
+    return field_at(source.schema, path)
 
 
 def _columns(source: Source) -> str:

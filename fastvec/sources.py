@@ -7,6 +7,7 @@ group's texts all fit into one, and cannot read delta encodings.) Arrow files ar
 whole: a page of Parquet, and a compressed record batch of Arrow.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import ipc
 
-from fastvec.columns import check, row_bytes
+from fastvec.columns import array_at, path_to, row_bytes
 from fastvec.errors import InputError
 from fastvec.inputs import SUFFIXES
 from fastvec.lines import COLUMN, SUFFIX, line_groups, read_lines
@@ -26,6 +27,7 @@ from fastvec.lines import COLUMN, SUFFIX, line_groups, read_lines
 FIRST_READ_ROWS = 16  # nothing is known about a row's size yet
 MAX_READ_ROWS = 256  # what a jump from small rows to huge ones costs; more is no faster
 READ_BYTES = 8 << 20  # what one read of Parquet aims at
+ENCRYPTED = "encrypted Parquet; write it without encryption"
 BUFFER_BYTES = 1 << 20  # of a Parquet column chunk's compressed bytes; unbuffered or pre-buffered it is read whole
 
 
@@ -55,6 +57,8 @@ class Source:
 
     def batches(self, columns: Sequence[str], *, first_row: int = 0) -> Iterator[pa.RecordBatch]:
         """The named columns from `first_row` on, in order; string columns may come dictionary-encoded.
+
+        `a.b` names the field b of the struct a, where no column has that name.
 
         Raises InputError where the file changed since it was opened, or cannot be read, naming the row group. An Arrow
         file is mapped: a batch can change until it was copied, which `require_unchanged` then tells.
@@ -132,7 +136,7 @@ def _is_parquet(path: Path, size: int) -> bool:
 
 def _what_it_is(path: Path, head: bytes, tail: bytes) -> str:
     if head.startswith(b"PARE") or tail.endswith(b"PARE"):
-        return "encrypted Parquet; write it without encryption"
+        return ENCRYPTED
     if head.startswith((b"PAR1", b"ARROW1")):
         return f"ends without its footer after {path.stat().st_size} bytes: truncated, or still being written"
     if head.startswith(b"version https://git-lfs"):
@@ -177,7 +181,7 @@ def _read_parquet(source: Source, columns: list[str], first_group: int, skip: in
             with _reading(source.path, group):
                 missing = source.group_rows[group]
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
-                    batch = _checked(batch.select(columns))
+                    batch = _select(batch, columns)
                     if skip < batch.num_rows:
                         yield batch.slice(skip)
                     skip = max(skip - batch.num_rows, 0)
@@ -190,7 +194,8 @@ def _read_parquet(source: Source, columns: list[str], first_group: int, skip: in
 
 
 def _read_arrow(source: Source, columns: list[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
-    options = ipc.IpcReadOptions(included_fields=[source.schema.get_field_index(name) for name in columns])
+    paths = [path_to(source.schema, name) or (name,) for name in columns]
+    options = ipc.IpcReadOptions(included_fields=sorted({source.schema.get_field_index(path[0]) for path in paths}))
     with (
         _reading(source.path),
         pa.memory_map(str(source.path)) as memory,
@@ -199,14 +204,16 @@ def _read_arrow(source: Source, columns: list[str], first_group: int, skip: int)
         for group in range(first_group, len(source.group_rows)):
             with _reading(source.path, group):
                 batch = file.get_batch(group)
-                yield _checked(batch.select(columns)).slice(skip)
+                yield _select(batch, columns).slice(skip)
             skip = 0
 
 
-def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    for column in batch.columns:
-        check(column)
-    return batch
+def _select(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
+    """The columns by their names, checked; a batch without columns keeps its number of rows."""
+    if not columns:
+        return batch.select([])
+    arrays = [array_at(batch, path_to(batch.schema, name) or (name,)) for name in columns]
+    return pa.RecordBatch.from_arrays(arrays, columns)
 
 
 @contextmanager
@@ -219,4 +226,6 @@ def _reading(path: Path, group: int | None = None) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column name that is not UTF-8
         place = "" if group is None else f" row group {group}"
         reason = str(error).partition("\n")[0][:200]
+        if re.search("encrypt|decrypt", reason, re.IGNORECASE):
+            raise InputError(f"{path}: {ENCRYPTED}") from error
         raise InputError(f"{path}:{place} cannot be read: {reason}") from error

@@ -116,7 +116,7 @@ def measure(model: str, bidirectional: bool, seed: int, options: dict[str, Any])
         inner: Any = causal.base_model
         look = Look(model=Decoder(inner, bidirectional=bidirectional).model, device=torch.device(settings.device))
         rule = MaskRule(
-            mask_id=mask_id(tokenizer, options["mask_token"]),
+            mask_id=mask_id(tokenizer, options["mask_token"], int(causal.config.vocab_size)),
             vocabulary=len(tokenizer),
             special_ids=frozenset(tokenizer.all_special_ids),
             style="all",

@@ -47,6 +47,7 @@ def run_without_interpreter(arguments: Sequence[str], cache: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason="needs Triton's compiler")
 def test_one_configuration_of_every_kernel_passes(tmp_path: Path) -> None:
     output = run_without_interpreter(["benchmarks.aot", "--quick", "--jobs", "2"], tmp_path)
@@ -60,6 +61,7 @@ def test_one_configuration_of_every_kernel_passes(tmp_path: Path) -> None:
         assert f"  {case}" in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason="needs Triton's compiler")
 def test_kernels_that_spill_or_take_too_much_shared_memory_are_refused(tmp_path: Path) -> None:
     first, header, spilling, large, second = run_without_interpreter(["tests.bad_kernels"], tmp_path).splitlines()

@@ -217,6 +217,7 @@ def test_every_op_has_a_workload_whose_reference_is_right(op: str) -> None:
         assert [row.status for row in rows] == ["right"] * len(workload.bytes)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_results_are_checked_and_kernels_compiled(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.kernels", "swiglu", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

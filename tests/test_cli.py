@@ -167,7 +167,9 @@ def test_a_mistake_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_run_that_resumes(
     fastvec: Run, tiny_llama: Path, tmp_path: Path, number: int, exit_code: int
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_signal_leaves_a_run_that_resumes(
         text=True,
     )
     assert process.stderr is not None
+    assert "text column: " in process.stderr.readline()
     assert "runs bidirectional" in process.stderr.readline()
     time.sleep(0.2)
     process.send_signal(number)

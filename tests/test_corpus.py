@@ -143,7 +143,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("vector_dtype", ["float32", "int8"])
+@pytest.mark.parametrize("vector_dtype", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 def test_a_run_resumed_after_any_chunk_is_the_same_to_the_byte(
     encoder: Encoder, tmp_path: Path, vector_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +234,16 @@ def test_another_jobs_output_is_refused_naming_what_differs(encoder: Encoder, ti
 
     embed([ARTICLES], output, encoder=other, column="text", limit=5, overwrite=True)
     assert vectors_of(read(output)).shape == (5, 8)
+
+
+@pytest.mark.parametrize(("before", "after"), [(5, None), (20, 5)])
+def test_another_limit_is_said_to_be_one(encoder: Encoder, output: Path, before: int | None, after: int | None) -> None:
+    embed([ARTICLES], output, encoder=encoder, column="text", limit=before)
+    rows = after or pq.read_metadata(ARTICLES).num_rows
+    with pytest.raises(
+        RefusedError, match=rf"is of {before} rows of these inputs and {rows} are asked for \(--limit\)"
+    ):
+        embed([ARTICLES], output, encoder=encoder, column="text", limit=after)
 
 
 def test_changed_input_is_another_job(encoder: Encoder, tmp_path: Path, output: Path) -> None:

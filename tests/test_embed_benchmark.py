@@ -85,6 +85,7 @@ def test_vectors_are_compared_row_by_row(tmp_path: Path) -> None:
     assert (first.cosine, other.cosine) == (1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_all_contestants_make_the_same_vectors(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(embed_models.MODEL_SHAPES, "25M", TINY)
     monkeypatch.setattr(embed, "matrix_rate", lambda dtype: 1e12)

@@ -61,7 +61,7 @@ def test_fewer_texts_than_that_are_written_at_the_end(encoder: Encoder, tmp_path
     np.testing.assert_allclose(ranges_in(output), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stopped_at", [1, 38])
+@pytest.mark.parametrize("stopped_at", [pytest.param(1, marks=pytest.mark.slow), 38])
 def test_a_run_that_was_stopped_makes_the_same_file(encoder: Encoder, tmp_path: Path, stopped_at: int) -> None:
     whole, resumed, chunks = tmp_path / "whole.arrow", tmp_path / "resumed.arrow", 0
 

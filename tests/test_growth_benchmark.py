@@ -26,6 +26,7 @@ def test_with_the_length_it_is_of_the_time_a_token() -> None:
     assert exponent("length", flat) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_rows_are_counted_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = tmp_path / "corpus.parquet"
     pq.write_table(pa.table({"text": ["The whale dives into the sea."] * 20}), corpus)

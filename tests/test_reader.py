@@ -65,12 +65,17 @@ def test_a_limit_counts_rows_over_all_files(tmp_path: Path, limit: int, expected
         ({"image": pa.binary(), "prose": pa.string()}, None, "prose"),
         ({"image": pa.binary(), "text": pa.binary()}, None, "text"),
         ({"a.b": pa.string(), "a": pa.struct([("b", pa.string())])}, "a.b", "a.b"),
+        ({"id": pa.string(), "text": pa.large_string()}, None, "text"),
+        ({"id": pa.int64(), "text": pa.json_()}, None, "text"),
     ],
 )
 def test_the_text_column_is_chosen(
     tmp_path: Path, columns: dict[str, pa.DataType], column: str | None, chosen: str
 ) -> None:
-    row = {name: {"b": "other"} if name == "a" else 1 if name == "n" else name for name in columns}
+    row = {
+        name: {"b": "other"} if name == "a" else 1 if name == "n" or columns[name] == pa.int64() else name
+        for name in columns
+    }
     arrays = [
         pa.array([row[name]]).dictionary_encode() if pa.types.is_dictionary(type) else pa.array([row[name]], type)
         for name, type in columns.items()
@@ -93,6 +98,14 @@ TWO = {"title": pa.array(["t"]), "name": pa.array(["n"])}
         ({"n": pa.array([1])}, {}, "no column holds text. Its columns: n (int64)"),
         ({"tags": pa.array([["a"]])}, {"column": "tags"}, "column 'tags' is list<item: string>, not text"),
         ({"n": pa.array([1])}, {"column": "n"}, "column 'n' is int64, not text"),
+        (
+            {"id": pa.array(["7"]), "text": pa.array([["a"]])},
+            {},
+            "column 'text' is list<item: string>, not text; name another with --column. Its columns: id (string)",
+        ),
+        ({"text": pa.array([1])}, {}, "column 'text' is int64, not text. Its columns: text (int64)"),
+        ({"doc": pa.array([{"a": 1}])}, {"column": "doc.a"}, "column 'doc.a' is int64, not text"),
+        ({"doc": pa.array([{"a": "b"}])}, {"column": "doc.b"}, "there is no column 'doc.b'. Its columns: doc (struct<"),
         (TWO, {"column": "text"}, "there is no column 'text'. Its columns: title (string), name (string)"),
         (TWO, {"column": "name", "keep": ["id"]}, "there is no column 'id'"),
         (TWO, {"column": "name", "keep": ["title", "title"]}, "column 'title' is kept twice"),

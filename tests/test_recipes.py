@@ -35,6 +35,7 @@ def test_a_pretrained_decoder_opens_in_transformers_causal_and_knows_more_than_c
     assert not (decoder / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_stages_are_measured_and_tabled(decoder: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("\n".join(f'"{SENTENCES[i]}","{SENTENCES[j]}",{i * j % 5}' for i in range(5) for j in range(i)))

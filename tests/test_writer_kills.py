@@ -70,6 +70,7 @@ def left_by_kills(machine: Machine, program: Callable[[], object], start: Files)
     return left
 
 
+@pytest.mark.slow
 def test_killed_and_killed_again_at_every_system_call(machine: Machine, expected: Files) -> None:
     """From every folder that kills and power cuts can lead to, however many, the command ends in the same bytes."""
     job = job_of(machine)
@@ -135,6 +136,7 @@ def test_sigkill_at_every_system_call(machine: Machine, expected: Files) -> None
         assert machine.files() == expected, f"killed at call {kill_at}, midway: {midway}"
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four runs, which sleep for 0.7 s in all, are killed seven times each, every time after at most 0.1 s."""
     write = Writer.write

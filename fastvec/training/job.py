@@ -89,6 +89,7 @@ def _run(
     from fastvec.training.learner import Learner
 
     folder = part_of(plan.output)
+    plan.corpora[0].say_column()
     with quiet_libraries():
         learner = Learner(plan, folder)
         course = Course(learner, folder, progress, stop_signal)

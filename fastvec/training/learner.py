@@ -1,6 +1,7 @@
 """What an adaptation trains, put together from its plan: model with adapter, task, data, Trainer, measures."""
 
 import logging
+import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,8 @@ from fastvec.training.trainer import DENSE, Batches, PackedTrainer
 logger = logging.getLogger(__name__)
 
 HELD_OUT_EXAMPLES = 256
+# a token that a vocabulary holds for later uses: <|reserved_special_token_0|>, <unused0>, <extra_id_0>, [unused1]
+RESERVED = re.compile(r"[<\[].*(reserved|unused|extra|placeholder).*[>\]]")
 
 
 class Learner:
@@ -157,7 +160,7 @@ class Learner:
     def _token_task(self, causal: PreTrainedModel) -> TokenTask:
         recipe = self.plan.recipe
         rule = MaskRule(
-            mask_id=mask_id(self.tokenizer, recipe.mask_token),
+            mask_id=mask_id(self.tokenizer, recipe.mask_token, int(causal.config.vocab_size)),
             vocabulary=min(len(self.tokenizer), int(causal.config.vocab_size)),
             special_ids=frozenset(self.tokenizer.all_special_ids),
             probability=recipe.mask_probability,
@@ -185,19 +188,34 @@ class Learner:
         )
 
 
-def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None) -> int:
-    """The token that hides others: the one asked for, the tokenizer's own, or `_` where that is one known token.
+def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None, embeddings: int) -> int:
+    """The token that hides others: the one asked for, the tokenizer's own, `_`, unk, or the last of the reserved ones.
 
-    Raises UsageError where there is none.
+    It is one of the first `embeddings` ones. Raises UsageError where there is none.
     """
-    if given is None and tokenizer.mask_token_id is not None:
-        return int(tokenizer.mask_token_id)
-    token = given or "_"
-    found: int | None = tokenizer.backend_tokenizer.token_to_id(token)
-    if found is None or found == tokenizer.unk_token_id:
-        what = f"{token!r} is none of its tokens" if given else "it names none, and '_' is none of its tokens"
-        raise UsageError(f"the tokenizer has no mask token: {what}; give one that texts rarely hold by --mask-token")
-    return found
+    backend, unknown = tokenizer.backend_tokenizer, tokenizer.unk_token_id
+    if given is not None:
+        found: int | None = backend.token_to_id(given)
+        if found is None or found == unknown or found >= embeddings:
+            what = f"{given!r} is none of its tokens, or has no embedding"
+            raise UsageError(f"the tokenizer has no such mask token: {what}; give one that texts rarely hold")
+        return found
+    reserved = [index for token, index in backend.get_vocab().items() if RESERVED.fullmatch(token)]
+    underscore = backend.token_to_id("_")
+    candidates = {
+        "its mask token": tokenizer.mask_token_id,
+        "an underscore": None if underscore == unknown else underscore,
+        "its unknown token": unknown,
+        "the last of its reserved tokens": max((index for index in reserved if index < embeddings), default=None),
+    }
+    for what, index in candidates.items():
+        if index is not None and index < embeddings:
+            logger.info("hidden tokens are replaced by %r, %s", backend.id_to_token(index), what)
+            return int(index)
+    raise UsageError(
+        "the tokenizer has no mask token, no '_', no unknown and no reserved token: give one that texts rarely hold by "
+        "--mask-token"
+    )
 
 
 def lora_targets(model: nn.Module) -> list[str]:

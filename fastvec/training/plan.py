@@ -1,5 +1,6 @@
 """What an adaptation is, settled before a model loads: its recipe, its rows, its checkpoint, its fingerprint."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from fastvec.reader import ChunkLimits, Corpus, open_corpus
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.training.pairs import ScoredPairs, read_scored_pairs
 from fastvec.training.recipe import Recipe, resolve_recipe
+
+logger = logging.getLogger(__name__)
 
 EVALUATIONS = 10  # of a run, where nothing else is asked for
 SAVE_EVERY = 100
@@ -88,6 +91,7 @@ def plan_adapt(
     )
     settings = _for_training(settings, recipe, asked="max_length" in options and options["max_length"] is not None)
     corpora = _open_data(recipe, data, column)
+    _warn(recipe)
     width = _vector_width(corpora[0], recipe.vectors) if objective == "distil" else None
     _check_dense(settings, width)
     return AdaptPlan(
@@ -127,6 +131,14 @@ def _check(
         raise UsageError("training in float16 is not offered, its gradients underflow: choose bfloat16 or float32")
     if not data:
         raise UsageError("no data was given: name Parquet, Arrow or text files with --data")
+
+
+def _warn(recipe: Recipe) -> None:
+    """Say in a line each what runs and is hardly meant."""
+    if recipe.lr == 0:
+        logger.warning("--lr 0 trains nothing: the weights stay as they are")
+    if recipe.query is not None and recipe.query == recipe.positive:
+        logger.warning("--query and --positive are both %r: pairs of a text with itself teach nothing", recipe.query)
 
 
 def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> EncoderSettings:

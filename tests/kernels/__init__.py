@@ -1,6 +1,10 @@
 import torch
 
+from tests import THOROUGH
+
 
 def examples(count: int) -> int:
-    """Of a property: in the interpreter, where each takes seconds, half as many; every run draws new ones."""
-    return count if torch.cuda.is_available() else count // 2
+    """Of a property: `count` on a GPU, fewer in the interpreter, where each takes seconds; every run draws new ones."""
+    if torch.cuda.is_available():
+        return count
+    return count // 2 if THOROUGH else max(count // 8, 2)

@@ -4,11 +4,13 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
 from fastvec_kernels import AttentionPlan, attention, attention_reference
 from fastvec_kernels._attention_parts import Tile
+from tests import THOROUGH
 
 LENGTHS = st.lists(
     st.one_of(st.just(1), st.integers(2, 9), st.sampled_from([15, 16, 17, 31, 32, 33, 63, 64, 65, 70])),
@@ -118,7 +120,8 @@ def random_case(
 
 def windows(tiles: str) -> list[int]:
     """Of 70 tokens: ends on every place of 16 keys, around 32 rows, on the last keys; shipped tiles hold them all."""
-    return [*(range(1, 18) if tiles == "small" else (1, 2)), 31, 32, 33, 68, 69, 70]
+    found = [*(range(1, 18) if tiles == "small" else (1, 2)), 31, 32, 33, 68, 69, 70]
+    return found if THOROUGH else [window for window in found if window in (1, 15, 16, 17, 32, 33, 69, 70)]
 
 
 KINDS: list[dict[str, Any]] = [
@@ -142,6 +145,17 @@ KINDS: list[dict[str, Any]] = [
 
 def kind_name(options: dict[str, Any]) -> str:
     return "+".join(options) or "plain"
+
+
+def kinds(*, dropout: bool = True) -> list[Any]:
+    """The kinds of attention as parameters of a test: all rules at once, and, slow, none and each alone."""
+    leave_out = () if dropout else ("dropout_p", "seed")
+    found = [{name: value for name, value in kind.items() if name not in leave_out} for kind in KINDS]
+    by_name = {kind_name(kind): kind for kind in found}
+    at_once = kind_name(found[-1])
+    return [
+        pytest.param(kind, id=name, marks=() if name == at_once else pytest.mark.slow) for name, kind in by_name.items()
+    ]
 
 
 def plain_attention(case: Case) -> torch.Tensor:

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from fastvec_kernels import AttentionPlan, attention, attention_reference
 from tests.kernels import examples
 from tests.kernels.attention_cases import (
-    KINDS,
     Case,
     assert_as_exact,
     cases,
-    kind_name,
+    kinds,
     plain_attention,
     random_case,
     score_rounding,
@@ -48,6 +47,7 @@ def test_attention_matches_the_reference(data: st.DataObject, device: str) -> No
     assert_as_exact(output, case.to(torch.float64).reference(), case.reference(), score_rounding(case))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("causal", [False, True])
 def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str, attention_tiles: str) -> None:
     for window in windows(attention_tiles):
@@ -55,7 +55,7 @@ def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str,
         torch.testing.assert_close(case.run(), case.reference(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [kind for kind in KINDS if "dropout_p" not in kind], ids=kind_name)
+@pytest.mark.parametrize("options", kinds(dropout=False))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_as_exact_as_pytorch_can_be(dtype: torch.dtype, options: dict[str, Any], device: str) -> None:
     case = random_case([5, 33, 33, 1], device, dtype, **options)
@@ -65,7 +65,7 @@ def test_half_precision_is_as_exact_as_pytorch_can_be(dtype: torch.dtype, option
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, in the interpreter
-@pytest.mark.parametrize("options", KINDS, ids=kind_name)
+@pytest.mark.parametrize("options", kinds())
 def test_a_nan_stays_in_its_sequence(options: dict[str, Any], device: str) -> None:
     case = random_case([4, 4, 4, 40], device, **options)
     clean = case.run()
@@ -77,7 +77,7 @@ def test_a_nan_stays_in_its_sequence(options: dict[str, Any], device: str) -> No
     assert torch.equal(poisoned[others], clean[others])
 
 
-@pytest.mark.parametrize("options", KINDS, ids=kind_name)
+@pytest.mark.parametrize("options", kinds())
 def test_a_sequence_attends_the_same_alone_and_in_any_order(options: dict[str, Any], device: str) -> None:
     lengths = [1, 7, 7, 40]
     case = random_case(lengths, device, **options)
@@ -95,7 +95,7 @@ def test_a_sequence_attends_the_same_alone_and_in_any_order(options: dict[str, A
     torch.testing.assert_close(run(order), torch.cat([packed[index] for index in order]))
 
 
-@pytest.mark.parametrize("options", KINDS, ids=kind_name)
+@pytest.mark.parametrize("options", kinds())
 def test_the_same_bits_come_again(options: dict[str, Any], device: str) -> None:
     case = random_case([3, 70, 20], device, **options)
     assert torch.equal(case.run(), case.run())

@@ -13,6 +13,7 @@ from tests.kernels.attention_cases import KINDS, Case, kind_name, random_case
 pytestmark = pytest.mark.usefixtures("only_kernels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [KINDS[0], KINDS[-1]], ids=kind_name)
 def test_the_ops_keep_pytorchs_rules(options: dict[str, Any], device: str) -> None:
     case = random_case([3, 40, 130], device, all_heads=(4, 1, 1), **options)
@@ -36,6 +37,7 @@ def test_offsets_in_a_sequence_never_pass_what_int32_holds() -> None:
     assert not addressable(2**25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("options", [KINDS[0], KINDS[-1]], ids=kind_name)
 def test_attention_compiles_into_one_graph_for_every_batch(options: dict[str, Any], trains: bool, device: str) -> None:

@@ -117,6 +117,7 @@ def test_a_wide_row_is_pooled_as_a_narrow_one(device: str) -> None:
         torch.testing.assert_close(pool(hidden, torch.tensor([[1, 67]]), "mean", **options), expected)
 
 
+@pytest.mark.slow
 def test_the_ops_keep_pytorchs_rules(device: str) -> None:
     hidden, residual, weight = states(80, 16, device=device), states(80, 16, device=device), states(16, device=device)
     spans = torch.tensor([[0, 70], [72, 80]])

@@ -192,6 +192,7 @@ def test_the_references_gradients_are_right(rotary_dim: int) -> None:
     assert torch.autograd.gradcheck(lambda *x: rope_reference(**(inputs | dict(zip(names, x, strict=True)))), leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_kernels")
 @pytest.mark.parametrize("with_norm", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])

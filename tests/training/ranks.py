@@ -1,10 +1,19 @@
-"""Every objective, a few steps each; run by torchrun as one of several processes, or called in one."""
+"""Every objective, a few steps each; run by torchrun as one of several processes, or called in one.
+
+By SGD, whose step is in proportion to the gradient. Adam's is not: where a gradient is the rounding of a zero, it makes
+a step of full size, in a direction that depends on the processor.
+"""
 
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 import fastvec
+from fastvec.training import learner
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "mntp": {"column": "text", "lora_dropout": 0.1},
@@ -19,24 +28,33 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
     "distil": {"column": "title", "vectors": "vector", "grad_cache": 3},
 }
+LEARNING_RATE = 0.5
 
 
 def train(objective: str, model: Path, data: Path, folder: Path, *, processes: int) -> None:
     """Eight examples a step, whatever the number of processes."""
-    fastvec.adapt(
-        objective=objective,
-        model=model,
-        data=[data],
-        output=folder / objective,
-        steps=4,
-        batch_size=8 // processes,
-        max_length=24,
-        lr=1e-3,
-        dtype="float32",
-        device="cpu",
-        save_every=2,
-        **OBJECTIVES[objective],
-    )
+    arguments_of = learner._arguments
+
+    def with_sgd(*arguments: Any) -> TrainingArguments:
+        found = arguments_of(*arguments)
+        found.optim = OptimizerNames.SGD
+        return found
+
+    with mock.patch.object(learner, "_arguments", with_sgd):
+        fastvec.adapt(
+            objective=objective,
+            model=model,
+            data=[data],
+            output=folder / objective,
+            steps=4,
+            batch_size=8 // processes,
+            max_length=24,
+            lr=LEARNING_RATE,
+            dtype="float32",
+            device="cpu",
+            save_every=2,
+            **OBJECTIVES[objective],
+        )
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_a_student_comes_nearer_to_its_teacher(adapter: tuple[Path, AdaptReport]
     assert not (folder / "llm2vec_config.json").exists()  # LLM2Vec knows no Dense layer
 
 
-@pytest.mark.parametrize("options", [{"merge": True}, {"full": True}])
+@pytest.mark.parametrize("options", [pytest.param({"merge": True}, marks=pytest.mark.slow), {"full": True}])
 def test_whole_weights_give_the_same_vectors_in_sentence_transformers(
     base: Path, vectors: Path, adapter: tuple[Path, AdaptReport], tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -160,6 +160,7 @@ def test_whole_weights_give_the_same_vectors_in_sentence_transformers(
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [None, True])
 def test_a_run_that_was_stopped_goes_on_with_the_same_losses(
     base: Path, vectors: Path, tmp_path: Path, full: bool | None

@@ -1,10 +1,12 @@
+import logging
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import CONFIG_MAPPING, AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 from fastvec.decoder import Decoder, Noise, forward_packed
 from fastvec.errors import UsageError
@@ -53,12 +55,34 @@ def test_every_family_takes_an_adapter_whose_every_weight_learns(model_type: str
         assert targets == LLAMA
 
 
-def test_the_mask_token_is_the_one_asked_for_the_tokenizers_or_an_underscore(tiny_llama: object) -> None:
+def test_the_mask_token_is_the_one_asked_for_the_tokenizers_or_an_underscore(
+    tiny_llama: object, caplog: pytest.LogCaptureFixture
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    assert mask_id(tokenizer, None) == tokenizer.mask_token_id == 2
+    size = len(tokenizer)
+    assert mask_id(tokenizer, None, size) == tokenizer.mask_token_id == 2
     underscore = tokenizer.convert_tokens_to_ids("_")
-    assert mask_id(tokenizer, "_") == underscore
+    assert mask_id(tokenizer, "_", size) == underscore
     tokenizer.mask_token = None
-    assert mask_id(tokenizer, None) == underscore
-    with pytest.raises(UsageError, match="'two words' is none of its tokens"):
-        mask_id(tokenizer, "two words")
+    with caplog.at_level(logging.INFO, "fastvec"):
+        assert mask_id(tokenizer, None, size) == underscore
+    assert caplog.messages == ["hidden tokens are replaced by '_', an underscore"]
+    for given, embeddings in (("two words", size), ("_", underscore)):
+        with pytest.raises(UsageError, match=f"'{given}' is none of its tokens, or has no embedding"):
+            mask_id(tokenizer, given, embeddings)
+
+
+def test_a_tokenizer_without_mask_and_underscore_gives_unk_or_a_reserved_token(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reserved = ["<|reserved_special_token_0|>", "<unused1>", "[unused2]"]
+    vocabulary = {token: index for index, token in enumerate(["a", "b", "extra", "<unk>", *reserved])}
+    bare = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    with_unknown = PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="<unk>")
+    assert mask_id(with_unknown, None, 7) == 3
+    without = PreTrainedTokenizerFast(tokenizer_object=bare)
+    with caplog.at_level(logging.INFO, "fastvec"):
+        assert [mask_id(without, None, embeddings) for embeddings in (7, 6)] == [6, 5]
+    assert caplog.messages[0] == "hidden tokens are replaced by '[unused2]', the last of its reserved tokens"
+    with pytest.raises(UsageError, match="no mask token, no '_', no unknown and no reserved token: give one"):
+        mask_id(without, None, 4)

@@ -45,6 +45,7 @@ def by_two(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_two_processes_equal_one_with_the_double_batch(
     tiny_llama: Path, data: Path, by_two: Path, tmp_path: Path, objective: str
@@ -59,6 +60,7 @@ def test_two_processes_equal_one_with_the_double_batch(
     if objective == "distil":
         dense, other_dense = (load_file(folder / "2_Dense" / "model.safetensors") for folder in folders)
         weights, other = weights | dense, other | other_dense
+    # A gradient is a sum over at most 8 · 24 tokens, in another order by two processes: 192 roundings of 2⁻²⁴ are 1e-5
+    # of the sum of its terms' sizes. Of the largest entry, whose terms cancel by less than ten, that is 1e-4.
     for name, tensor in weights.items():
-        # a step of Adam moves an entry by up to 1e-3
-        torch.testing.assert_close(other[name], tensor, rtol=0, atol=5e-5, msg=name)
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4 * tensor.abs().max().item(), msg=name)

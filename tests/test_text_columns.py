@@ -1,0 +1,67 @@
+"""Which column is the text, and the columns of other types that are: JSON, all null, a field of a struct."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from fastvec.reader import open_corpus
+from tests.corpora import ALL, read_kept, read_texts, texts, write_arrow, write_parquet
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        ({"n": [1], "title": ["t"]}, "text column: title, the only one of text"),
+        ({"title": ["t"], "body": ["b"]}, "text column: body, by its name"),
+    ],
+)
+def test_the_column_that_was_taken_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, columns: dict[str, list[Any]], line: str
+) -> None:
+    path = write_parquet(tmp_path / "c.parquet", pa.table(columns))
+    with caplog.at_level(logging.INFO, "fastvec"):
+        open_corpus([path]).say_column()
+        open_corpus([path], column=line.split()[2].removesuffix(",")).say_column()
+    assert caplog.messages == [line]
+
+
+def json_table() -> pa.Table:
+    values = pa.array(['{"a": 1}', None, '"b"'])
+    return pa.table({"text": pa.ExtensionArray.from_storage(pa.json_(), values), "id": pa.array([1, 2, 3])})
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_arrow])
+def test_json_is_text_and_is_kept(tmp_path: Path, write: Callable[[Path, pa.Table], Path]) -> None:
+    path = write(tmp_path / "corpus", json_table())
+    assert read_texts(path) == ['{"a": 1}', None, '"b"']
+    assert read_kept(open_corpus([path], keep=["text"]))["text"].to_pylist() == ['{"a": 1}', None, '"b"']
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_arrow])
+def test_a_column_of_type_null_is_all_null(tmp_path: Path, write: Callable[[Path, pa.Table], Path]) -> None:
+    nulls = write(tmp_path / "a", pa.table({"text": pa.nulls(2), "n": pa.nulls(2)}))
+    words = write(tmp_path / "b", texts(["one", None]))
+    assert read_texts(nulls) == [None, None]
+    assert read_texts(nulls, words) == [None, None, "one", None]
+    assert read_texts(words, nulls) == ["one", None, None, None]
+    assert read_kept(open_corpus([nulls], keep=["n"]))["n"].to_pylist() == [None, None]
+
+
+DOCUMENTS = [{"text": "one", "more": {"n": 1}}, None, {"text": None, "more": None}, {"text": "four", "more": {"n": 4}}]
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_arrow])
+def test_fields_of_structs_are_columns(tmp_path: Path, write: Callable[..., Path]) -> None:
+    table = pa.table({"id": pa.array([1, 2, 3, 4]), "doc": pa.array(DOCUMENTS)})
+    path = write(tmp_path / "corpus", table, group_rows=3)
+    corpus = open_corpus([path], column="doc.text", keep=["doc.more.n", "id"])
+    assert corpus.column == "doc.text"
+    chunks = list(corpus.chunks(ALL))
+    assert [text for chunk in chunks for text in chunk.texts.to_pylist()] == ["one", None, None, "four"]
+    assert read_kept(corpus).to_pydict() == {"doc.more.n": [1, None, None, 4], "id": [1, 2, 3, 4]}
+    resumed = [text for chunk in corpus.chunks(ALL, first_row=3) for text in chunk.texts.to_pylist()]
+    assert resumed == ["four"]
