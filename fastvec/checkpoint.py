@@ -26,7 +26,7 @@ from fastvec.model_files import (
     tokenizer_files,
     weight_files,
 )
-from fastvec.published import MODEL_TYPES, is_bidirectional_class, own_class, special_token_flags
+from fastvec.published import MODEL_TYPES, SpecialTokens, is_bidirectional_class, own_class, special_tokens_of
 from fastvec.sentence_folder import (
     DenseLayer,
     Pooling,
@@ -103,8 +103,7 @@ class Checkpoint:
     strip: bool = False  # white space at the end of a text is dropped
     chat_template: bool = False  # instruction and text stand in a user turn of the tokenizer's chat template
     append_eos: bool = False  # the tokenizer's EOS follows the text
-    flags: Mapping[str, bool] = field(default_factory=dict)  # add_bos_token and add_eos_token, over tokenizer.json
-    unsettled_flags: Mapping[str, bool] = field(default_factory=dict)  # stated, and of unknown effect
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)  # around every text, over tokenizer.json
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     verbatim: bool = False  # an instruction is taken as it is, without a space put behind it
@@ -170,7 +169,6 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     stated = count(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
     hidden_size = _hidden_size(config, path)
     _check_chain(hidden_size, dense)
-    flags, unsettled_flags = special_token_flags(tokenizer)
     checkpoint = Checkpoint(
         name=name,
         revision=revision,
@@ -184,8 +182,7 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
         weights_hash=hash_files(_parts(stack, dense)),
         tokenizer_hash=hash_files((file.name, file) for file in tokenizer_files(tokenizer)),
         dense=dense,
-        flags=flags,
-        unsettled_flags=unsettled_flags,
+        special_tokens=special_tokens_of(tokenizer, config),
     )
     if stated_type == model_type:
         return checkpoint
@@ -285,6 +282,8 @@ def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, s
         return True, bare.bidirectional_reason
     if code is not None and is_bidirectional_class(code):
         return True, f"{code} was published so"
+    if _names_llm2vec_code(config):
+        return True, "LLM2Vec trained it so"
     if any(part.get("is_causal") is True for part in parts):
         return False, "config.json says is_causal: true"
     if code is not None:

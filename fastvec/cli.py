@@ -186,6 +186,8 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 @click.option(
     "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the model says]"
 )
+@click.option("--bidirectional/--causal", default=None, help="What attention sees. [default: as the model says]")
+@click.option("--eos/--no-eos", default=None, help="EOS ends every sequence. [default: as the model says]")
 @click.option("--instruction", help="A text before every query (simcse: every text), which is not pooled.")
 @click.option(
     "--eval-pairs", metavar="FILE", help="CSV of sentence1, sentence2, score: Spearman before, during, after."

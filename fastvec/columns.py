@@ -37,7 +37,7 @@ def _value_type(type: pa.DataType) -> pa.DataType:
 
 def path_to(schema: pa.Schema | pa.StructType, name: str) -> tuple[str, ...] | None:
     """The column of that name, or the field of a struct whose names `name` holds with dots between; None: neither."""
-    if name in (schema.names if isinstance(schema, pa.Schema) else [field.name for field in schema]):
+    if schema.get_field_index(name) >= 0:  # below 0 also where two fields have the name
         return (name,)
     for dot in (i for i, character in enumerate(name) if character == "."):
         path = path_to(schema, name[:dot])
@@ -156,7 +156,9 @@ def check(array: pa.Array) -> None:
 
     Invalid UTF-8 in a column of strings passes, since `repaired` mends it; inside lists and structs it does not.
     """
-    if types.is_dictionary(array.type):
+    if isinstance(array.type, pa.BaseExtensionType):
+        check(array.storage)
+    elif types.is_dictionary(array.type):
         check(array.dictionary)
         array.indices.validate(full=True)
         pa.DictionaryArray.from_arrays(array.indices, array.dictionary, safe=True)  # are the indices in range?
@@ -179,6 +181,9 @@ def repaired(array: pa.Array) -> tuple[pa.Array, int]:
 
     The whole array is validated at once; only one that fails is looked at row by row.
     """
+    if isinstance(array.type, pa.BaseExtensionType):
+        storage, count = repaired(array.storage)
+        return pa.ExtensionArray.from_storage(array.type, storage), count
     try:
         array.validate(full=True)
     except pa.ArrowInvalid:

@@ -25,8 +25,9 @@ from fastvec.adapters import merge_adapter
 from fastvec.checkpoint import Checkpoint
 from fastvec.decoder import ATTENTION
 from fastvec.errors import ModelError, one_line
-from fastvec.framing import frame_if_asked, lower_if_asked
+from fastvec.framing import lower_if_asked
 from fastvec.model_files import read_json, weight_files
+from fastvec.special_tokens import settle_special_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,10 @@ FOREIGN_PREFIXES = {
 # Tensors that no hidden state depends on, or that are computed anew: heads and the layers of multi-token prediction,
 # buffers of rotary frequencies and causal masks, scales of a quantised key-value cache, towers for images and sound.
 HARMLESS = re.compile(
-    r"(^|\.)(lm_head|embed_out|score|classifier|v_head|mtp|mtp_layers|rotary_emb|masked_bias|k_scale|v_scale"
+    r"(^|\.)(lm_head|embed_out|mtp|mtp_layers|rotary_emb|masked_bias|k_scale|v_scale"
     r"|visual|vision_\w+|vision|audio_\w+|embed_vision|embed_audio|multi_modal_projector|mm_projector)(\.|$)"
     r"|\.attn(\.attention)?\.bias$"
+    r"|^(score|classifier|decoder|head|output_projection|qa_outputs|(v|value|reward|regression)_head)\."
 )
 LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 
@@ -143,7 +145,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     if not isinstance(backend, Tokenizer):
         raise ModelError(f"{folder} has no fast tokenizer: expected a tokenizer.json")
     lower_if_asked(checkpoint, backend)
-    frame_if_asked(checkpoint, tokenizer)
+    settle_special_tokens(checkpoint, tokenizer)
     return tokenizer
 
 

@@ -19,11 +19,12 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from fastvec.checkpoint import Checkpoint
-from fastvec.framing import frame_if_asked, lower_if_asked
+from fastvec.framing import lower_if_asked
 from fastvec.fused import Attending, FusedDecoder
 from fastvec.model_files import read_json, read_json_if_any, weight_files
 from fastvec.packed import Packed
 from fastvec.skeleton import NotTheSkeleton, layer_of, norm_of
+from fastvec.special_tokens import settle_special_tokens
 
 COUNTS = (
     "hidden_size",
@@ -305,7 +306,7 @@ def plain_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer | None:
     if settings.pop("tokenizer_class", None) not in TOKENIZER_CLASSES:
         return None
     special = {name: settings.pop(name) for name in SPECIAL if settings.get(name) is not None}
-    if any(value is not None for value in settings.values()):
+    if any(value is not None for value in settings.values()) or not all(isinstance(t, str) for t in special.values()):
         return None
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -316,5 +317,5 @@ def plain_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer | None:
     if not set(special.values()) <= held:
         return None
     tokenizer = PlainTokenizer(backend, special)
-    frame_if_asked(checkpoint, tokenizer)
+    settle_special_tokens(checkpoint, tokenizer)
     return tokenizer

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import types
 
 from fastvec.columns import (
     decoded,
@@ -192,9 +193,9 @@ def open_corpus(
             raise UsageError(f"kept column {name!r} would clash with the output's own; leave it out, or rename it")
         if count > 1:
             raise UsageError(f"column {name!r} is kept twice; name it once")
-    kept_schema = pa.schema([(name, _kept_type(first, name)) for name in names])
+    kept_schema = pa.schema([(name, _kept_type(_first_with_values(sources, name), name)) for name in names])
     for source in sources:
-        _require_same_columns(source, first, column, kept_schema)
+        _require_same_columns(source, _first_with_values(sources, column), column, kept_schema)
     files = _files(sources, limit)
     for file, source in zip(files, sources, strict=True):
         if file.rows:  # the first rows tell of encrypted columns and unknown codecs, which a footer does not
@@ -207,6 +208,12 @@ def open_corpus(
         column_reason=reason,
         _sources=tuple(sources),
     )
+
+
+def _first_with_values(sources: Sequence[Source], name: str) -> Source:
+    """The first file in which the column is not of type null; the first one where it is so in all."""
+    typed = (source for source in sources if not types.is_null(_field(source, name).type))
+    return next(typed, sources[0])
 
 
 def _files(sources: Sequence[Source], limit: int | None) -> tuple[InputFile, ...]:
@@ -229,6 +236,8 @@ def _text_column(source: Source) -> tuple[str, str]:
     strings: list[str] = [field.name for field in source.schema if is_string(field.type)]
     usual = [name for name in TEXT_NAMES if name in source.schema.names]
     texts = [name for name in usual if holds_text(source.schema.field(name).type)]
+    if strings:  # one of no value was hardly meant beside them
+        texts = [name for name in texts if not types.is_null(source.schema.field(name).type)]
     if len(strings) == 1 and (strings[0] in usual or not usual):
         return strings[0], "the only one of text"
     if texts:
@@ -256,7 +265,7 @@ def _require_same_columns(source: Source, first: Source, column: str, kept_schem
         raise InputError(f"{source.path}: column {column!r} is {text}, but {first_text} in {first.path}")
     for kept in kept_schema:
         type = _kept_type(source, kept.name)
-        if type != kept.type:
+        if type != kept.type and not types.is_null(type):
             raise InputError(f"{source.path}: kept column {kept.name!r} is {type}, but {kept.type} in {first.path}")
 
 

@@ -101,7 +101,7 @@ class EncoderSettings:
             "dims": self.dims,
             "dtype": self.arithmetic,
             **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
-            **checkpoint.flags,
+            **checkpoint.special_tokens.fingerprint,
         }
 
 
@@ -135,7 +135,7 @@ def resolve_settings(
     checkpoint = resolve(model, adapters=adapters, revision=revision)
     settled_device = _settle_device(device)
     if eos is not None:
-        checkpoint = replace(checkpoint, flags={**checkpoint.flags, "add_eos_token": eos})
+        checkpoint = _with_eos(checkpoint, eos)
     reason = checkpoint.bidirectional_reason if bidirectional is None else "as asked for"
     return EncoderSettings(
         checkpoint=checkpoint,
@@ -164,6 +164,13 @@ def _within(name: str, value: int | None, default: int, limit: int | None, unit:
         at_most = "" if limit is None else f" to {limit}, the {unit} of the model"
         raise UsageError(f"{name} {value} is out of range: it goes from 1{at_most}")
     return value
+
+
+def _with_eos(checkpoint: Checkpoint, eos: bool) -> Checkpoint:
+    """EOS once or not at all, be it a part of the text's frame (LLM2Vec) or one of the special tokens."""
+    if checkpoint.append_eos and eos:
+        return checkpoint
+    return replace(checkpoint, append_eos=False, special_tokens=checkpoint.special_tokens.with_eos(eos))
 
 
 def _settle_attention(checkpoint: Checkpoint) -> bool:

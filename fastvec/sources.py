@@ -226,6 +226,7 @@ def _reading(path: Path, group: int | None = None) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column name that is not UTF-8
         place = "" if group is None else f" row group {group}"
         reason = str(error).partition("\n")[0][:200]
-        if re.search("encrypt|decrypt", reason, re.IGNORECASE):
+        told_by_arrow = not isinstance(error, OSError) or error.errno is None
+        if told_by_arrow and re.search("encrypt|decrypt", reason.replace(str(path), ""), re.IGNORECASE):
             raise InputError(f"{path}: {ENCRYPTED}") from error
         raise InputError(f"{path}:{place} cannot be read: {reason}") from error

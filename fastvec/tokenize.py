@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastvec.errors import ModelError, UsageError
+from fastvec.errors import InputError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -121,8 +121,9 @@ class TextTokenizer:
     Raises UsageError when the prefix, the suffix and the special tokens leave no room for a text in `max_length`.
     """
 
-    def __init__(self, tokenizer: LoadedTokenizer, recipe: TextRecipe) -> None:
-        self.recipe = recipe
+    def __init__(self, tokenizer: LoadedTokenizer, recipe: TextRecipe, *, embeddings: int | None = None) -> None:
+        """With `embeddings`, their number, texts that hold a token without one raise InputError."""
+        self.recipe, self._embeddings = recipe, embeddings
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -160,12 +161,16 @@ class TextTokenizer:
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         for i in np.flatnonzero(lengths == 0):
             ids[i], lengths[i] = self._stand_in, 1
-        return TokenizedTexts(
+        found = TokenizedTexts(
             ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             spans=self._spans(lengths, begins),
             truncated=len(too_long),
         )
+        if self._embeddings is not None and len(beyond := found.beyond(self._embeddings)):
+            token = self._backend.id_to_token(int(found.sequence(beyond[0]).max()))
+            raise InputError(f"a text holds {token!r}, a token that the model has no embedding for: leave the text out")
+        return found
 
     def _encode(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
         """Each text's encoding, without special tokens, and which of its tokens, begin to end, are the text's own."""
@@ -228,9 +233,12 @@ def _tokens_until(encoding: "Encoding", character: int, guess: int) -> int:
 
 def special_tokens(backend: "Tokenizer") -> tuple[list[int], list[int]]:
     """The ids the tokenizer's template puts before and after every text."""
-    with_specials = backend.encode("a")
-    own = [i for i, special in enumerate(with_specials.special_tokens_mask) if not special]
-    return with_specials.ids[: own[0]], with_specials.ids[own[-1] + 1 :]
+    for probe in chain("a", map(backend.id_to_token, range(backend.get_vocab_size()))):  # "a" may be no token's part
+        with_specials = backend.encode(probe or "")
+        own = [i for i, special in enumerate(with_specials.special_tokens_mask) if not special]
+        if own:
+            return with_specials.ids[: own[0]], with_specials.ids[own[-1] + 1 :]
+    raise ModelError("the tokenizer makes no token of any text: its vocabulary is empty or damaged")
 
 
 def without_surrogates(text: str) -> str:

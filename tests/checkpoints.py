@@ -7,10 +7,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from tests.tiny import SENTENCES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -25,6 +29,16 @@ def edit_json(path: Path, **changes: Any) -> None:
     content = json.loads(path.read_text()) if path.is_file() else {}
     content.update(changes)
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def add_tokens(folder: Path, *contents: str, special: bool) -> None:
+    """Give the tokenizer tokens that the model has no embeddings for."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    size = max(token["id"] for token in content["added_tokens"]) + len(content["model"]["vocab"])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    content["added_tokens"] += [{"id": size + i, "content": text, **flags} for i, text in enumerate(contents)]
+    path.write_text(json.dumps(content))
 
 
 def save_adapter(base: Path, target: Path, *, headed: bool = True, seed: int = 1, **settings: Any) -> Path:
@@ -70,3 +84,29 @@ def use_hub_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make `cache` the one that the hub's client looks into."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     return cache
+
+
+def last_token_folder(folder: Path) -> Path:
+    """The layout of e5-mistral and its kin: sentence-transformers' modules, the last token pooled."""
+    (folder / "1_Pooling").mkdir()
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    edit_json(folder / "1_Pooling" / "config.json", word_embedding_dimension=64, pooling_mode_lasttoken=True)
+    return folder
+
+
+def last_states(folder: Path, before: list[int], after: list[int], *, causal: bool = True) -> npt.NDArray[np.float32]:
+    """The last hidden state of each sentence between these special tokens, by transformers, one sentence at a time."""
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    model.config.is_causal = causal
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    states = []
+    for text in SENTENCES:
+        ids = [*before, *tokenizer(text, add_special_tokens=False).input_ids, *after]
+        with torch.no_grad():
+            states.append(model(torch.tensor([ids])).last_hidden_state[0, -1].numpy())
+    return np.stack(states)

@@ -42,6 +42,7 @@ FLOORS = [
         "fastvec.loading",
         "fastvec.checkpoint",
         "fastvec.published",
+        "fastvec.special_tokens",
         "fastvec.sentence_folder",
         "fastvec.adapters",
         "fastvec.bundled",

@@ -7,6 +7,7 @@ from pyarrow.parquet import encryption
 
 from fastvec.errors import InputError
 from fastvec.reader import open_corpus
+from fastvec.sources import _reading
 from tests.corpora import texts
 
 
@@ -33,3 +34,10 @@ def test_encrypted_parquet_is_named(tmp_path: Path, plaintext_footer: bool) -> N
         file.write_table(table)
     with pytest.raises(InputError, match=f"^{path}: encrypted Parquet; write it without encryption$"):
         open_corpus([path])
+
+
+def test_a_path_that_says_so_is_not_encrypted() -> None:
+    path = Path("/encrypted/c.parquet")
+    for error in (PermissionError(13, "Permission denied", str(path)), ValueError(f"{path} is damaged")):
+        with pytest.raises(InputError, match=f"{path}: cannot be read: "), _reading(path):
+            raise error

@@ -1,23 +1,21 @@
-"""Checkpoints as they are published: what their publishers' tools did is done here, or they are refused."""
+"""Checkpoints as they are published: what their publishers' code did is done here, or they are refused."""
 
-import json
-import logging
-import sys
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from fastvec import Encoder
 from fastvec.checkpoint import resolve
 from fastvec.errors import ModelError
-from fastvec.settings import resolve_settings
-from tests.checkpoints import copy, edit_json
-from tests.tiny import SENTENCES, save_decoder
+from fastvec.families import FAMILIES
+from fastvec.loading import HARMLESS
+from tests.checkpoints import add_tokens, copy, edit_json, last_states, last_token_folder
+from tests.tiny import SENTENCES
+from tests.tiny_families import tiny_config
 
 FLOAT32_ROUNDING = 1e-5  # two layers of 64 dimensions, states near 1: tens of roundings of 6e-8 each
 
@@ -27,107 +25,7 @@ def llama(tiny_llama: Path, tmp_path: Path) -> Path:
     return copy(tiny_llama, tmp_path / "model")
 
 
-def last_token_folder(folder: Path) -> Path:
-    """The layout of e5-mistral and its kin: sentence-transformers' modules, the last token pooled."""
-    (folder / "1_Pooling").mkdir()
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds.items())
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    edit_json(folder / "1_Pooling" / "config.json", word_embedding_dimension=64, pooling_mode_lasttoken=True)
-    return folder
-
-
-def last_states(folder: Path, before: list[int], after: list[int], *, causal: bool = True) -> npt.NDArray[np.float32]:
-    """The last hidden state of each sentence between these special tokens, by transformers, one sentence at a time."""
-    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    model.config.is_causal = causal
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    states = []
-    for text in SENTENCES:
-        ids = [*before, *tokenizer(text, add_special_tokens=False).input_ids, *after]
-        with torch.no_grad():
-            states.append(model(torch.tensor([ids])).last_hidden_state[0, -1].numpy())
-    return np.stack(states)
-
-
-BOS, EOS = [0], [1]  # the ids in the tiny tokenizer, whose template holds BOS alone
-
-
-@pytest.mark.parametrize(
-    ("settings", "before", "after"),
-    [
-        # e5-mistral, SFR-Embedding, Linq
-        ({"tokenizer_class": "LlamaTokenizer", "add_eos_token": True}, BOS, EOS),
-        ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False, "add_eos_token": True}, [], EOS),
-        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}, BOS, []),
-        # gte-Qwen2
-        (
-            {
-                "tokenizer_class": "Qwen2Tokenizer",
-                "auto_map": {"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", None]},
-                "add_bos_token": False,
-                "add_eos_token": True,
-            },
-            [],
-            EOS,
-        ),
-    ],
-)
-def test_bos_and_eos_are_those_the_publisher_trained_with(
-    llama: Path, settings: dict[str, object], before: list[int], after: list[int]
-) -> None:
-    edit_json(last_token_folder(llama) / "tokenizer_config.json", backend=None, **settings)
-    expected = last_states(llama, before, after)
-    vectors = Encoder.from_pretrained(llama, dtype="float32", normalize=False).encode(SENTENCES)
-    np.testing.assert_allclose(vectors, expected, atol=FLOAT32_ROUNDING)
-
-
-def test_one_line_says_what_the_flags_changed(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit_json(llama / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_eos_token=True)
-    with caplog.at_level(logging.INFO, "fastvec"):
-        Encoder.from_pretrained(llama)
-    lines = [line for line in caplog.messages if "add_eos_token" in line]
-    assert lines == [f"{llama}: sequences are <s> text </s> (in tokenizer.json <s> text): add_eos_token: true"]
-
-
-def test_flags_that_agree_with_the_template_change_nothing(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit_json(llama / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=True)
-    with caplog.at_level(logging.INFO, "fastvec"):
-        Encoder.from_pretrained(llama)
-    assert not [line for line in caplog.messages if "sequences are" in line]
-
-
-def test_a_flag_of_a_class_that_did_not_read_it_is_left_to_the_user(
-    llama: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    edit_json(last_token_folder(llama) / "tokenizer_config.json", add_eos_token=True)
-    with_template, with_eos = last_states(llama, BOS, []), last_states(llama, BOS, EOS)
-    for eos, expected, warned in ((None, with_template, 1), (True, with_eos, 0), (False, with_template, 0)):
-        caplog.clear()
-        encoder = Encoder.from_pretrained(llama, dtype="float32", normalize=False, eos=eos)
-        np.testing.assert_allclose(encoder.encode(SENTENCES), expected, atol=FLOAT32_ROUNDING)
-        assert len([line for line in caplog.messages if "--eos or --no-eos" in line]) == warned
-
-
-def test_eos_can_be_taken_off_a_template(tmp_path: Path) -> None:
-    folder = last_token_folder(save_decoder(tmp_path / "model", "qwen3", bos=False, eos=True))
-    expected = last_states(folder, [], [])
-    encoder = Encoder.from_pretrained(folder, dtype="float32", normalize=False, eos=False)
-    np.testing.assert_allclose(encoder.encode(SENTENCES), expected, atol=FLOAT32_ROUNDING)
-
-
-def test_another_eos_is_another_job(llama: Path) -> None:
-    fingerprints = [resolve_settings(llama, eos=eos).fingerprint(None, None) for eos in (None, True, False)]
-    assert len({str(fingerprint) for fingerprint in fingerprints}) == 3
-
-
-def test_eos_of_a_tokenizer_that_names_none(llama: Path) -> None:
-    edit_json(llama / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(ModelError, match="add_eos_token: true, and its tokenizer names no such token"):
-        Encoder.from_pretrained(llama, eos=True)
+BOS = [0]  # in the tiny tokenizer
 
 
 def test_what_own_code_decides_is_asked_for(llama: Path) -> None:
@@ -233,15 +131,6 @@ def test_other_prefixes_are_named(llama: Path, prefix: str, remedy: str) -> None
         Encoder.from_pretrained(prefixed(llama, prefix))
 
 
-def add_tokens(folder: Path, *contents: str, special: bool) -> None:
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text())
-    size = max(token["id"] for token in content["added_tokens"]) + len(content["model"]["vocab"])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
-    content["added_tokens"] += [{"id": size + i, "content": text, **flags} for i, text in enumerate(contents)]
-    path.write_text(json.dumps(content))
-
-
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(llama: Path) -> None:
     add_tokens(llama, "whale", special=False)
     with pytest.raises(ModelError, match=r"has 1 tokens beyond the \d+ embeddings of the model, as 'whale'"):
@@ -261,36 +150,21 @@ def test_a_special_token_without_an_embedding_fails_the_texts_that_hold_it(llama
         encoder.encode(["<pad>"])
 
 
-@pytest.fixture
-def sentencepiece_alone(tmp_path: Path) -> Path:
-    """A model whose tokenizer is a SentencePiece model, as the first Llama and Mistral were published."""
-    import sentencepiece
-
-    folder = save_decoder(tmp_path / "model", "llama", vocab_size=400)
-    (folder / "tokenizer.json").unlink()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 50),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=360,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        minloglevel=2,
-    )
-    edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", backend=None, mask_token=None)
-    return folder
+def test_llm2vecs_own_class_is_bidirectional_in_a_sentence_transformers_folder_too(llama: Path) -> None:
+    code = {"AutoModel": "modeling_llama_encoder.LlamaEncoderModel"}
+    edit_json(last_token_folder(llama) / "config.json", auto_map=code)
+    checkpoint = resolve(llama)
+    assert (checkpoint.bidirectional, checkpoint.bidirectional_reason) == (True, "LLM2Vec trained it so")
 
 
-def test_a_sentencepiece_model_alone_makes_its_own_tokens(sentencepiece_alone: Path) -> None:
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(str(sentencepiece_alone / "tokenizer.model"))
-    texts = Encoder.from_pretrained(sentencepiece_alone).tokenizer()(SENTENCES)
-    for row, text in enumerate(SENTENCES):
-        assert texts.sequence(row).tolist() == [processor.bos_id(), *processor.encode(text)]
-
-
-def test_the_package_it_needs_is_named(sentencepiece_alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(ModelError, match=r"needs sentencepiece: pip install 'fastvec\[sentencepiece\]'"):
-        Encoder.from_pretrained(sentencepiece_alone)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_heads_of_no_family_are_taken_for_unread_tensors(model_type: str) -> None:
+    config = tiny_config(model_type)
+    config.tie_word_embeddings = False
+    try:
+        model = AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        pytest.skip("transformers has no language model of it")
+    prefix = f"{model.base_model_prefix}."
+    unread = [name for name in model.state_dict() if not name.startswith(prefix)]
+    assert [name for name in unread if not HARMLESS.search(name)] == []

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from fastvec.errors import InputError
 from fastvec.reader import open_corpus
 from tests.corpora import ALL, read_kept, read_texts, texts, write_arrow, write_parquet
 
@@ -49,6 +50,34 @@ def test_a_column_of_type_null_is_all_null(tmp_path: Path, write: Callable[[Path
     assert read_texts(nulls, words) == [None, None, "one", None]
     assert read_texts(words, nulls) == ["one", None, None, None]
     assert read_kept(open_corpus([nulls], keep=["n"]))["n"].to_pylist() == [None, None]
+
+
+def test_json_that_is_not_utf8_is_repaired_like_any_text(tmp_path: Path) -> None:
+    storage = pa.array([b"b\xff", b"c"]).view(pa.string())
+    path = write_arrow(tmp_path / "c", pa.table({"text": pa.ExtensionArray.from_storage(pa.json_(), storage)}))
+    (chunk,) = open_corpus([path], keep=["text"]).chunks(ALL)
+    assert (chunk.texts.to_pylist(), chunk.repaired) == (["b\ufffd", "c"], 1)
+    assert chunk.kept["text"].to_pylist() == ["b\ufffd", "c"]
+
+
+def test_a_null_column_takes_the_type_it_has_in_other_files(tmp_path: Path) -> None:
+    nulls = write_parquet(tmp_path / "a", pa.table({"text": ["one"], "title": pa.nulls(1)}))
+    words = write_parquet(tmp_path / "b", pa.table({"text": ["two"], "title": ["t"]}))
+    for files, expected in (([nulls, words], [None, "t"]), ([words, nulls], ["t", None])):
+        kept = read_kept(open_corpus(files, keep=["title"]))
+        assert (kept["title"].to_pylist(), kept.schema.field("title").type) == (expected, pa.string())
+
+
+def test_a_null_column_is_not_taken_beside_one_of_text(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "c", pa.table({"text": pa.nulls(1), "title": ["t"]}))
+    with pytest.raises(InputError, match="column 'text' is null, not text; name another with --column"):
+        open_corpus([path])
+
+
+def test_fields_of_one_name_are_no_column(tmp_path: Path) -> None:
+    twice = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["t", "t"])
+    with pytest.raises(InputError, match=r"there is no column 'doc\.t'"):
+        open_corpus([write_arrow(tmp_path / "c", pa.table({"doc": twice}))], column="doc.t")
 
 
 DOCUMENTS = [{"text": "one", "more": {"n": 1}}, None, {"text": None, "more": None}, {"text": "four", "more": {"n": 4}}]

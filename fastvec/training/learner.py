@@ -59,7 +59,8 @@ class Learner:
         decoder = Decoder(inner, bidirectional=settings.bidirectional)
         if decoder.longest is not None and settings.max_length > decoder.longest:
             raise UsageError(f"--max-length {settings.max_length}: {settings.checkpoint.name} has {decoder.longest}")
-        require_embeddings(self.tokenizer, len(decoder.embeddings), settings.checkpoint.name)
+        self._embeddings = len(decoder.embeddings)
+        require_embeddings(self.tokenizer, self._embeddings, settings.checkpoint.name)
         self_check(decoder)
         # a CPU has the memory, and would compute a third more
         self.arguments.gradient_checkpointing = self.device.type != "cpu" and inner.supports_gradient_checkpointing
@@ -86,7 +87,7 @@ class Learner:
         )
         self.trainer.remove_callback(PrinterCallback)
         # made before batches are read ahead: to make one changes the tokenizer, which another thread would be using
-        self._pairs_tokenizer = text_tokenizer(settings, self.tokenizer)
+        self._pairs_tokenizer = text_tokenizer(settings, self.tokenizer, embeddings=self._embeddings)
         self._held_out: list[Any] | None = None
 
     def measure(self) -> dict[str, float]:
@@ -149,7 +150,7 @@ class Learner:
     def _distil_task(self, readout: Readout) -> DistilTask:
         recipe, settings, width = self.plan.recipe, self.plan.settings, self.plan.vector_width
         return DistilTask(
-            text_tokenizer(settings, self.tokenizer, recipe.instruction),
+            text_tokenizer(settings, self.tokenizer, recipe.instruction, embeddings=self._embeddings),
             readout,
             vectors=recipe.vectors,
             width=width or settings.checkpoint.vector_size,
@@ -160,14 +161,14 @@ class Learner:
     def _token_task(self, causal: PreTrainedModel) -> TokenTask:
         recipe = self.plan.recipe
         rule = MaskRule(
-            mask_id=mask_id(self.tokenizer, recipe.mask_token, int(causal.config.vocab_size)),
+            mask_id=mask_id(self.tokenizer, recipe.mask_token, self._embeddings),
             vocabulary=min(len(self.tokenizer), int(causal.config.vocab_size)),
             special_ids=frozenset(self.tokenizer.all_special_ids),
             probability=recipe.mask_probability,
             style=recipe.mask_style,
         )
         return TokenTask(
-            TextTokenizer(self.tokenizer, TextRecipe(max_length=1 << 30)),
+            TextTokenizer(self.tokenizer, TextRecipe(max_length=1 << 30), embeddings=self._embeddings),
             LanguageHead(causal),
             lambda ids, random: mask_tokens(ids, rule, random),
             max_length=self.plan.settings.max_length,
@@ -178,8 +179,8 @@ class Learner:
         recipe, settings = self.plan.recipe, self.plan.settings
         pairs = recipe.objective == "contrastive"
         return ContrastTask(
-            text_tokenizer(settings, self.tokenizer, recipe.instruction),
-            text_tokenizer(settings, self.tokenizer),
+            text_tokenizer(settings, self.tokenizer, recipe.instruction, embeddings=self._embeddings),
+            text_tokenizer(settings, self.tokenizer, embeddings=self._embeddings),
             positive=recipe.positive if pairs else None,
             negatives=recipe.negatives,
             readout=self.readout,

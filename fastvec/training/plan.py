@@ -61,6 +61,8 @@ def plan_adapt(
     output: Path,
     adapters: Sequence[str | Path],
     revision: str | None,
+    bidirectional: bool | None = None,
+    eos: bool | None = None,
     column: str | None,
     device: str,
     dtype: str,
@@ -76,6 +78,8 @@ def plan_adapt(
     _check(recipe, data=data, column=column, adapters=adapters, dtype=dtype, merge=merge)
     if recipe.objective in ("simcse", "contrastive") and not recipe.negatives and ranks * recipe.batch_size < 2:
         raise UsageError("--batch-size 1 leaves a text no other to be told apart from: give 2 or more")
+    if recipe.objective == "mntp" and bidirectional is False:
+        raise UsageError("--objective mntp teaches bidirectional attention: leave --causal out")
     for name, value in {"eval-every": eval_every, "save-every": save_every}.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value} is out of range: it starts at 1")
@@ -87,7 +91,8 @@ def plan_adapt(
         device=device,
         dtype=dtype,
         pooling=recipe.pooling,
-        bidirectional=True if objective == "mntp" else None,
+        bidirectional=True if objective == "mntp" else bidirectional,
+        eos=eos,
     )
     settings = _for_training(settings, recipe, asked="max_length" in options and options["max_length"] is not None)
     corpora = _open_data(recipe, data, column)
