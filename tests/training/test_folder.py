@@ -38,7 +38,7 @@ def adapt(output: Path, model: Path, **options: Any) -> Path:
     return output
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3_text"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gemma 3's windows depend on what the config says of attention's direction."""
     return save_decoder(tmp_path_factory.mktemp("models") / request.param, request.param)

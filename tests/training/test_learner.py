@@ -21,7 +21,13 @@ from tests.tiny_families import tiny_config, tiny_model
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+# what most decoders are, a projection of all three, experts, learned positions; the others are slow
+DAILY = {"llama", "qwen2", "gemma2", "phi3", "mixtral", "gpt_neox", "gpt2"}
+
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(one, marks=() if one in DAILY else pytest.mark.slow) for one in FAMILIES]
+)
 def test_every_family_takes_an_adapter_whose_every_weight_learns(model_type: str) -> None:
     """A weight without a gradient would also stop DistributedDataParallel."""
     if model_type not in CONFIG_MAPPING:
