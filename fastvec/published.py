@@ -87,11 +87,13 @@ def special_tokens_of(folder: Path, config: Mapping[str, Any]) -> SpecialTokens:
     auto_map = settings.get("auto_map")
     if isinstance(auto_map, dict) and auto_map.get("AutoTokenizer") is not None:
         return SpecialTokens(bos=bos, eos=eos, stated=stated)
-    by_type = CLASSES.get(str(config.get("model_type")))
-    name = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or by_type).removesuffix("Fast")
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    name = str(named or CLASSES.get(str(config.get("model_type")))).removesuffix("Fast")
     if name not in FLAG_READERS:
         return SpecialTokens(unsettled=stated)
-    if "backend" in settings:  # transformers 5 wrote the file, and tokenizer.json holds what its template had become
+    # With a backend transformers 5 wrote the file, and tokenizer.json holds what its template had become; without a
+    # class nothing tells who wrote it.
+    if (folder / "tokenizer.json").is_file() and ("backend" in settings or not named):
         return SpecialTokens(bos=bos, eos=eos, stated=stated)
     default_bos, default_eos = FLAG_READERS[name]
     return SpecialTokens(

@@ -31,7 +31,8 @@ def settle_special_tokens(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) ->
             f"{checkpoint.name} ends its sequences with {ends!r}, which is not its EOS token {tokenizer.eos_token!r}: "
             "leave --eos and --no-eos out"
         )
-    before, after = ([], []) if wanted.alone else own
+    nameless = (wanted.bos and bos is None) or (wanted.eos and eos is None)
+    before, after = ([], []) if wanted.alone and not nameless else own
     settled = (_with_or_without(before, bos, wanted.bos, 0), _with_or_without(after, eos, wanted.eos, len(after)))
     if settled != own:
         backend.post_processor = _template(backend, settled)

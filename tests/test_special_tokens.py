@@ -136,7 +136,15 @@ def test_the_class_is_config_jsons_or_the_model_types_where_none_is_named(
 ) -> None:
     edit_json(llama / "tokenizer_config.json", tokenizer_class=None, backend=None)
     edit_json(llama / "config.json", model_type=model_type, **named_by)
+    (llama / "tokenizer.json").rename(llama / "tokenizer.model")  # is not opened here
     assert resolve(llama).special_tokens.bos is bos
+
+
+def test_a_template_stays_where_nothing_tells_who_wrote_it(llama: Path) -> None:
+    (llama / "tokenizer_config.json").unlink()
+    assert Encoder.from_pretrained(llama).tokenizer()(["a"]).ids[0] == BOS[0]
+    edit_json(llama / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", bos_token=None)
+    assert Encoder.from_pretrained(llama).tokenizer()(["a"]).ids[0] == BOS[0]
 
 
 def test_gpt_neox_has_no_special_tokens_unless_told(llama: Path) -> None:
