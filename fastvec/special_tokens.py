@@ -42,7 +42,7 @@ def settle_special_tokens(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) ->
             checkpoint.name,
             _shown(backend, settled),
             _shown(backend, own),
-            stated or "its class of tokenizer adds them so",
+            "as asked for" if wanted.asked else stated or "its class of tokenizer adds them so",
         )
     _warn_of_unsettled(checkpoint, tokenizer, settled)
 
