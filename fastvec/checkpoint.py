@@ -185,7 +185,10 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
         special_tokens=special_tokens_of(tokenizer, config),
     )
     if stated_type == model_type:
-        return checkpoint
+        reason = checkpoint.bidirectional_reason + (
+            f"; its own code, {code}, is not" if (code := own_class(config)) else ""
+        )
+        return replace(checkpoint, bidirectional_reason=reason)
     return replace(checkpoint, bidirectional_reason=f"{stated_type} is {model_type} with bidirectional attention")
 
 

@@ -176,6 +176,7 @@ class Summary:
     revision: str
     weights: str
     bidirectional: bool
+    eos: bool | None  # whether EOS ends every sequence; None: as tokenizer.json says
     pooling: str
     pooled_tokens: str
     instruction: str
@@ -208,6 +209,7 @@ class Summary:
             "revision": self.revision or "none",
             "weights": self.weights[:12],
             "attention": "bidirectional" if self.bidirectional else "causal",
+            **({} if self.eos is None else {"eos": "ends every sequence" if self.eos else "left out"}),
             "pooling": f"{self.pooling}, {self.pooled_tokens} tokens",
             "instruction": self.instruction or "none",
             "rows": f"{self.rows:,}, {self.nulls:,} of them without a vector",
@@ -238,6 +240,7 @@ def inspect(path: str | Path) -> Summary:
         revision=own.get("revision", ""),
         weights=own.get("weights", ""),
         bidirectional=own.get("bidirectional") == "true",
+        eos={"true": True, "false": False}.get(own.get("eos", "")),
         pooling=own.get("pooling", ""),
         pooled_tokens=own.get("pooled_tokens", ""),
         instruction=own.get("instruction", ""),

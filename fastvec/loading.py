@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 WRAPPERS = ("_orig_mod.", "module.")
 TEXT_PART = "they are the text part of a model with several; save that part alone, with its own config.json"
 FOREIGN_PREFIXES = {
-    "base_model.model.": "PEFT saved them inside its wrapper; merge the adapter (merge_and_unload) and save the result",
+    "base_model.model.": "PEFT saved them inside its wrapper; save what its merge_and_unload() gives",
     "language_model.": TEXT_PART,
     "model.language_model.": TEXT_PART,
 }

@@ -104,8 +104,8 @@ def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
     rows, asked = begun.get("rows"), job.fingerprint.get("rows")
     if len(found) == 1 and isinstance(rows, int) and isinstance(asked, int) and rows != asked:
         raise RefusedError(
-            f"{path} is for {rows:,} rows of these inputs, and this command for {asked:,} (--limit): a file states its "
-            f"rows in its header, so none is extended; {_REMEDY}"
+            f"{path} is for {rows:,} rows of these inputs, and this command for {asked:,} (see --limit): a file "
+            f"states its rows in its header, so they stay what they are; {_REMEDY}"
         )
     if found:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""

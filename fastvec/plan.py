@@ -85,6 +85,8 @@ class EmbedPlan:
             "vector_column": self.vector_column,
             "inputs": json.dumps(files),
         }
+        if checkpoint.special_tokens.eos is not None:
+            metadata["eos"] = _flag(checkpoint.special_tokens.eos)
         if ranges is not None:
             metadata["ranges"] = ranges_to_json(ranges)
         # what a file name or an argument holds that is not UTF-8 is written out, as \udcff

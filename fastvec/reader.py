@@ -244,10 +244,20 @@ def _text_column(source: Source) -> tuple[str, str]:
         return texts[0], "by its name"
     some = bool(strings) or any(is_binary(field.type) for field in source.schema)
     problem = "cannot tell which column is the text, name it with --column" if some else "no column holds text"
+    if not some and (inside := _text_inside(source)):
+        problem = f"no column holds text by itself, name a field of a struct: --column {inside}"
     if usual:
-        problem = f"column {usual[0]!r} is {str(source.schema.field(usual[0]).type)[:30]}, not text"
+        problem = f"column {usual[0]!r} is {_short(source.schema.field(usual[0]).type)}, not text"
         problem += "; name another with --column" if some else ""
     raise InputError(f"{source.path}: {problem}. {_columns(source)}")
+
+
+def _text_inside(source: Source) -> str | None:
+    """A field of a struct that holds text, as --column names it."""
+    structs = (column for column in source.schema if types.is_struct(column.type))
+    return next(
+        (f"{column.name}.{below.name}" for column in structs for below in column.type if is_string(below.type)), None
+    )
 
 
 def _kept_type(source: Source, name: str) -> pa.DataType:
@@ -276,8 +286,13 @@ def _field(source: Source, name: str) -> pa.Field:
     return field_at(source.schema, path)
 
 
+def _short(type: pa.DataType) -> str:
+    text = str(type)
+    return text if len(text) <= 30 else f"{text[:29]}…"
+
+
 def _columns(source: Source) -> str:
     """What the columns are, in a sentence; neither a wide table nor a deep type is spelled out."""
-    names = [f"{field.name} ({str(field.type)[:30]})" for field in source.schema]
+    names = [f"{field.name} ({_short(field.type)})" for field in source.schema]
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"Its columns: {', '.join(names[:20])}{more}" if names else "It has no columns"

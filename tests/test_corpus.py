@@ -240,7 +240,7 @@ def test_another_jobs_output_is_refused_naming_what_differs(encoder: Encoder, ti
 def test_another_limit_is_said_to_be_one(encoder: Encoder, output: Path, before: int | None, after: int | None) -> None:
     embed([ARTICLES], output, encoder=encoder, column="text", limit=before)
     rows = after or pq.read_metadata(ARTICLES).num_rows
-    message = rf"is for {before} rows of these inputs, and this command for {rows} \(--limit\)"
+    message = rf"is for {before} rows of these inputs, and this command for {rows} \(see --limit\)"
     with pytest.raises(RefusedError, match=message):
         embed([ARTICLES], output, encoder=encoder, column="text", limit=after)
 

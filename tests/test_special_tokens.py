@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from fastvec import Encoder
+from fastvec import Encoder, embed
 from fastvec.checkpoint import resolve
 from fastvec.errors import ModelError, UsageError
+from fastvec.inspection import inspect
 from fastvec.loading import load_tokenizer
 from fastvec.settings import resolve_settings
 from tests.checkpoints import copy, edit_json, last_states, last_token_folder
@@ -103,6 +106,18 @@ def test_eos_can_be_taken_off_a_template(tmp_path: Path) -> None:
 def test_another_eos_is_another_job(llama: Path) -> None:
     fingerprints = [resolve_settings(llama, eos=eos).fingerprint(None, None) for eos in (None, True, False)]
     assert len({str(fingerprint) for fingerprint in fingerprints}) == 3
+
+
+@pytest.mark.parametrize(
+    ("eos", "lines"), [(None, []), (True, ["eos          ends every sequence"]), (False, ["eos          left out"])]
+)
+def test_an_output_says_whether_eos_ends_its_sequences(
+    llama: Path, tmp_path: Path, eos: bool | None, lines: list[str]
+) -> None:
+    corpus, output = tmp_path / "c.parquet", tmp_path / "v.arrow"
+    pq.write_table(pa.table({"text": SENTENCES}), corpus)
+    embed([corpus], output, encoder=resolve_settings(llama, eos=eos))
+    assert [line for line in str(inspect(output)).splitlines() if line.startswith("eos")] == lines
 
 
 def test_eos_of_a_tokenizer_that_names_none(llama: Path) -> None:

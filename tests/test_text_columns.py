@@ -74,6 +74,12 @@ def test_a_null_column_is_not_taken_beside_one_of_text(tmp_path: Path) -> None:
         open_corpus([path])
 
 
+def test_the_text_of_a_struct_is_pointed_at(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "c", pa.table({"n": [1], "doc": [{"m": 1, "a": "b"}]}))
+    with pytest.raises(InputError, match=r"no column holds text by itself, name a field of a struct: --column doc\.a"):
+        open_corpus([path])
+
+
 def test_fields_of_one_name_are_no_column(tmp_path: Path) -> None:
     twice = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["t", "t"])
     with pytest.raises(InputError, match=r"there is no column 'doc\.t'"):
