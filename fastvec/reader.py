@@ -233,22 +233,25 @@ def _text_column(source: Source) -> tuple[str, str]:
 
     A column by a usual name that holds something else was meant to be the text: no other is taken in its place.
     """
-    strings: list[str] = [field.name for field in source.schema if is_string(field.type)]
-    usual = [name for name in TEXT_NAMES if name in source.schema.names]
-    texts = [name for name in usual if holds_text(source.schema.field(name).type)]
-    if strings:  # one of no value was hardly meant beside them
-        texts = [name for name in texts if not types.is_null(source.schema.field(name).type)]
+    by_name = {field.name: field.type for field in source.schema}
+    strings = [name for name, type in by_name.items() if is_string(type)]
+    usual = [name for name in TEXT_NAMES if name in by_name]
     if len(strings) == 1 and (strings[0] in usual or not usual):
         return strings[0], "the only one of text"
-    if texts:
-        return texts[0], "by its name"
-    some = bool(strings) or any(is_binary(field.type) for field in source.schema)
-    problem = "cannot tell which column is the text, name it with --column" if some else "no column holds text"
-    if not some and (inside := _text_inside(source)):
-        problem = f"no column holds text by itself, name a field of a struct: --column {inside}"
+    for name in usual:
+        # one of no value was hardly meant beside strings
+        if holds_text(by_name[name]) and not (strings and types.is_null(by_name[name])):
+            return name, "by its name"
+    some = bool(strings) or any(map(is_binary, by_name.values()))
     if usual:
-        problem = f"column {usual[0]!r} is {_short(source.schema.field(usual[0]).type)}, not text"
+        problem = f"column {usual[0]!r} is {_short(by_name[usual[0]])}, not text"
         problem += "; name another with --column" if some else ""
+    elif some:
+        problem = "cannot tell which column is the text, name it with --column"
+    elif inside := _text_inside(source):
+        problem = f"no column holds text by itself, name a field of a struct: --column {inside}"
+    else:
+        problem = "no column holds text"
     raise InputError(f"{source.path}: {problem}. {_columns(source)}")
 
 

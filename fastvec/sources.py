@@ -9,7 +9,7 @@ whole: a page of Parquet, and a compressed record batch of Arrow.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ MAX_READ_ROWS = 256  # what a jump from small rows to huge ones costs; more is n
 READ_BYTES = 8 << 20  # what one read of Parquet aims at
 ENCRYPTED = "encrypted Parquet; write it without encryption"
 BUFFER_BYTES = 1 << 20  # of a Parquet column chunk's compressed bytes; unbuffered or pre-buffered it is read whole
+
+
+Paths = Mapping[str, tuple[str, ...]]  # by a column's name, where it is in a schema
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +75,8 @@ class Source:
                 yield from read_lines(self.path, self.starts[first_group], skip)
         else:
             read = _read_parquet if self.kind == "parquet" else _read_arrow
-            for batch in read(self, list(columns), first_group, skip):
+            paths = {name: path_to(self.schema, name) or (name,) for name in columns}
+            for batch in read(self, paths, first_group, skip):
                 self.require_unchanged()
                 yield batch
 
@@ -169,7 +173,7 @@ def _arrow_footer(path: Path) -> tuple[pa.Schema, tuple[int, ...]]:
             return schema, tuple(file.get_batch(group).num_rows for group in range(file.num_record_batches))
 
 
-def _read_parquet(source: Source, columns: list[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
+def _read_parquet(source: Source, paths: Paths, first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
     rows = FIRST_READ_ROWS
     with (
         _reading(source.path),
@@ -180,8 +184,8 @@ def _read_parquet(source: Source, columns: list[str], first_group: int, skip: in
         for group in range(first_group, len(source.group_rows)):
             with _reading(source.path, group):
                 missing = source.group_rows[group]
-                for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
-                    batch = _select(batch, columns)
+                for batch in file.iter_batches(rows, row_groups=[group], columns=list(paths)):
+                    batch = _select(batch, paths)
                     if skip < batch.num_rows:
                         yield batch.slice(skip)
                     skip = max(skip - batch.num_rows, 0)
@@ -193,9 +197,9 @@ def _read_parquet(source: Source, columns: list[str], first_group: int, skip: in
                     raise InputError(f"{source.path}: row group {group} is {missing} rows short: it is corrupt")
 
 
-def _read_arrow(source: Source, columns: list[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
-    paths = [path_to(source.schema, name) or (name,) for name in columns]
-    options = ipc.IpcReadOptions(included_fields=sorted({source.schema.get_field_index(path[0]) for path in paths}))
+def _read_arrow(source: Source, paths: Paths, first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
+    tops = {source.schema.get_field_index(path[0]) for path in paths.values()}
+    options = ipc.IpcReadOptions(included_fields=sorted(tops))
     with (
         _reading(source.path),
         pa.memory_map(str(source.path)) as memory,
@@ -204,16 +208,15 @@ def _read_arrow(source: Source, columns: list[str], first_group: int, skip: int)
         for group in range(first_group, len(source.group_rows)):
             with _reading(source.path, group):
                 batch = file.get_batch(group)
-                yield _select(batch, columns).slice(skip)
+                yield _select(batch, paths).slice(skip)
             skip = 0
 
 
-def _select(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
-    """The columns by their names, checked; a batch without columns keeps its number of rows."""
-    if not columns:
+def _select(batch: pa.RecordBatch, paths: Paths) -> pa.RecordBatch:
+    """The columns at `paths`, checked; a batch without columns keeps its number of rows."""
+    if not paths:
         return batch.select([])
-    arrays = [array_at(batch, path_to(batch.schema, name) or (name,)) for name in columns]
-    return pa.RecordBatch.from_arrays(arrays, columns)
+    return pa.RecordBatch.from_arrays([array_at(batch, path) for path in paths.values()], list(paths))
 
 
 @contextmanager

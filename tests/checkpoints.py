@@ -16,6 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import SENTENCES
 
+# of tiny decoders: two layers of 64 dimensions, states near 1, tens of roundings of 6e-8 each
+FLOAT32_ROUNDING = 1e-5
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

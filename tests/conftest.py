@@ -1,6 +1,7 @@
 """What all tests share: no network, poisoned memory, one tiny model."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,9 @@ def poison_uninitialised_memory() -> Iterator[None]:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama decoder of 64 dimensions, 2 layers, and a byte-level BPE tokenizer with a BOS."""
     return save_decoder(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture
+def llama(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny Llama to change."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "llama"))

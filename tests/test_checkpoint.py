@@ -12,12 +12,6 @@ from tests.checkpoints import copy, edit_json, save_adapter, save_to_hub_cache, 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute transformers renamed
 
 
-@pytest.fixture
-def llama(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny Llama to change."""
-    return copy(tiny_llama, tmp_path / "llama")
-
-
 @pytest.fixture(scope="session")
 def tiny_adapter(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(tiny_llama, tmp_path_factory.mktemp("adapters") / "mntp", headed=False)

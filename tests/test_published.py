@@ -13,17 +13,9 @@ from fastvec.checkpoint import resolve
 from fastvec.errors import ModelError
 from fastvec.families import FAMILIES
 from fastvec.loading import HARMLESS
-from tests.checkpoints import add_tokens, copy, edit_json, last_states, last_token_folder
+from tests.checkpoints import FLOAT32_ROUNDING, add_tokens, edit_json, last_states, last_token_folder
 from tests.tiny import SENTENCES
 from tests.tiny_families import tiny_config
-
-FLOAT32_ROUNDING = 1e-5  # two layers of 64 dimensions, states near 1: tens of roundings of 6e-8 each
-
-
-@pytest.fixture
-def llama(tiny_llama: Path, tmp_path: Path) -> Path:
-    return copy(tiny_llama, tmp_path / "model")
-
 
 BOS = [0]  # in the tiny tokenizer
 

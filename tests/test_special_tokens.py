@@ -17,16 +17,8 @@ from fastvec.errors import ModelError, UsageError
 from fastvec.inspection import inspect
 from fastvec.loading import load_tokenizer
 from fastvec.settings import resolve_settings
-from tests.checkpoints import copy, edit_json, last_states, last_token_folder
+from tests.checkpoints import FLOAT32_ROUNDING, edit_json, last_states, last_token_folder
 from tests.tiny import SENTENCES, save_decoder
-
-FLOAT32_ROUNDING = 1e-5  # two layers of 64 dimensions, states near 1: tens of roundings of 6e-8 each
-
-
-@pytest.fixture
-def llama(tiny_llama: Path, tmp_path: Path) -> Path:
-    return copy(tiny_llama, tmp_path / "model")
-
 
 BOS, EOS = [0], [1]  # the ids in the tiny tokenizer, whose template holds BOS alone
 

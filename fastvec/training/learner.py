@@ -87,7 +87,7 @@ class Learner:
         )
         self.trainer.remove_callback(PrinterCallback)
         # made before batches are read ahead: to make one changes the tokenizer, which another thread would be using
-        self._pairs_tokenizer = text_tokenizer(settings, self.tokenizer, embeddings=self._embeddings)
+        self._pairs_tokenizer = self._texts()
         self._held_out: list[Any] | None = None
 
     def measure(self) -> dict[str, float]:
@@ -147,10 +147,13 @@ class Learner:
         self.model.add_module(DENSE, dense)
         return dense
 
+    def _texts(self, instruction: str | None = None) -> TextTokenizer:
+        return text_tokenizer(self.plan.settings, self.tokenizer, instruction, embeddings=self._embeddings)
+
     def _distil_task(self, readout: Readout) -> DistilTask:
         recipe, settings, width = self.plan.recipe, self.plan.settings, self.plan.vector_width
         return DistilTask(
-            text_tokenizer(settings, self.tokenizer, recipe.instruction, embeddings=self._embeddings),
+            self._texts(recipe.instruction),
             readout,
             vectors=recipe.vectors,
             width=width or settings.checkpoint.vector_size,
@@ -176,11 +179,11 @@ class Learner:
         )
 
     def _contrast_task(self) -> ContrastTask:
-        recipe, settings = self.plan.recipe, self.plan.settings
+        recipe = self.plan.recipe
         pairs = recipe.objective == "contrastive"
         return ContrastTask(
-            text_tokenizer(settings, self.tokenizer, recipe.instruction, embeddings=self._embeddings),
-            text_tokenizer(settings, self.tokenizer, embeddings=self._embeddings),
+            self._texts(recipe.instruction),
+            self._texts(),
             positive=recipe.positive if pairs else None,
             negatives=recipe.negatives,
             readout=self.readout,
