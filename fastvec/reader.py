@@ -234,7 +234,8 @@ def _text_column(source: Source) -> tuple[str, str]:
     A column by a usual name that holds something else was meant to be the text: no other is taken in its place.
     """
     by_name = {field.name: field.type for field in source.schema}
-    strings = [name for name, type in by_name.items() if is_string(type)]
+    # JSON is text where it is asked for, or has a text's name; else it is metadata
+    strings = [n for n, type in by_name.items() if is_string(type) and not isinstance(type, pa.BaseExtensionType)]
     usual = [name for name in TEXT_NAMES if name in by_name]
     if len(strings) == 1 and (strings[0] in usual or not usual):
         return strings[0], "the only one of text"
@@ -242,7 +243,7 @@ def _text_column(source: Source) -> tuple[str, str]:
         # one of no value was hardly meant beside strings
         if holds_text(by_name[name]) and not (strings and types.is_null(by_name[name])):
             return name, "by its name"
-    some = bool(strings) or any(map(is_binary, by_name.values()))
+    some = any(is_string(type) or is_binary(type) for type in by_name.values())
     if usual:
         problem = f"column {usual[0]!r} is {_short(by_name[usual[0]])}, not text"
         problem += "; name another with --column" if some else ""

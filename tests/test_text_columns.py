@@ -52,6 +52,13 @@ def test_a_column_of_type_null_is_all_null(tmp_path: Path, write: Callable[[Path
     assert read_kept(open_corpus([nulls], keep=["n"]))["n"].to_pylist() == [None, None]
 
 
+def test_json_is_not_taken_by_itself(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "c", json_table().rename_columns(["meta", "id"]))
+    with pytest.raises(InputError, match="cannot tell which column is the text, name it with --column"):
+        open_corpus([path])
+    assert read_texts(path, column="meta") == ['{"a": 1}', None, '"b"']
+
+
 def test_json_that_is_not_utf8_is_repaired_like_any_text(tmp_path: Path) -> None:
     storage = pa.array([b"b\xff", b"c"]).view(pa.string())
     path = write_arrow(tmp_path / "c", pa.table({"text": pa.ExtensionArray.from_storage(pa.json_(), storage)}))
