@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
-from fastvec.loading import quiet_libraries
+from fastvec.decoders.from_transformers import quiet_libraries
 from fastvec.training.learner import Learner, lora_targets
+from fastvec.training.objectives.mntp import Batch
 from fastvec.training.plan import plan_adapt
-from fastvec.training.tasks import Batch
 
 MAX_GRAD_NORM = 1.0
 

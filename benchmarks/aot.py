@@ -19,8 +19,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks.compile_cases import cases
-from benchmarks.machine_code import SPILL_EXEMPTIONS, MachineCode, read
+from benchmarks.ops.compile_cases import cases
+from benchmarks.ops.machine_code import SPILL_EXEMPTIONS, MachineCode, read
 from fastvec_kernels._launch import SHARED_MEMORY, compiling_for
 
 OPS = list(dict.fromkeys(case.op for case in cases()))

@@ -26,17 +26,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks import energy
-from benchmarks.embed_contestant import NAMES, OURS
-from benchmarks.embed_engines import BATCH_SIZES, QUANTIZED, device
-from benchmarks.embed_models import MIXES, MODEL_SHAPES, ModelShape, read_mix, save_random_model
-from benchmarks.plots import picture
-from benchmarks.results import environment, write_json
-from benchmarks.roofline import product_rate
-from fastvec.checkpoint import resolve
-from fastvec.plain import plain_tokenizer
-from fastvec.settings import settle_dtype
-from fastvec.tokenize import TextRecipe, TextTokenizer
+from benchmarks.engines import energy
+from benchmarks.engines.contestant import NAMES, OURS
+from benchmarks.engines.engines import BATCH_SIZES, QUANTIZED, device
+from benchmarks.engines.models import MIXES, MODEL_SHAPES, ModelShape, read_mix, save_random_model
+from benchmarks.ops.roofline import product_rate
+from benchmarks.reporting.plots import picture
+from benchmarks.reporting.results import environment, write_json
+from fastvec.checkpoints.checkpoint import resolve
+from fastvec.checkpoints.settings import settle_dtype
+from fastvec.decoders.from_files import plain_tokenizer
+from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 
 DEVICE = device()
 CPU_MATRIX = 2048
@@ -166,7 +166,7 @@ def take_turn(result: Result, workload: Workload, ceiling: float, model: Path, f
         return
     vectors = vectors_of(result, folder)
     arguments = [result.name, model, folder / "rows.parquet", vectors, result.dtype, max_length]
-    command = [sys.executable, "-m", "benchmarks.embed_contestant", *map(str, arguments)]
+    command = [sys.executable, "-m", "benchmarks.engines.contestant", *map(str, arguments)]
     before, started = energy.counters(), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     whole, joules = time.perf_counter() - started, energy.used(before, energy.counters())

@@ -26,7 +26,7 @@ import click
 import torch
 
 from benchmarks.kernels import ON_GPU, WITHOUT_GPU
-from benchmarks.results import environment, write_json
+from benchmarks.reporting.results import environment, write_json
 from fastvec_kernels._launch import architecture
 
 OPS = ("rms_norm", "rope", "swiglu", "dropout", "pooling")

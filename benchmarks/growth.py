@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.embed_models import MODEL_SHAPES, read_mix, save_random_model
+from benchmarks.engines.models import MODEL_SHAPES, read_mix, save_random_model
 from benchmarks.memory import embed
-from benchmarks.plots import picture
-from benchmarks.results import environment, write_json
+from benchmarks.reporting.plots import picture
+from benchmarks.reporting.results import environment, write_json
 
 ROWS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 ROWS_MAX_LENGTH = 16  # tokens: reading, tokenising and writing have their part

@@ -18,13 +18,13 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.attention_tiles import tile_report
-from benchmarks.attention_tuning import tune
-from benchmarks.measurement import MAKERS, OURS, rows_of
-from benchmarks.plots import plot
-from benchmarks.results import HEADER, Row, as_json, environment, write_json
-from benchmarks.roofline import Ceilings, measure_ceilings
-from benchmarks.shapes import SHAPES, SMALL_SHAPES, Shape, with_real_lengths
+from benchmarks.ops.attention_tiles import tile_report
+from benchmarks.ops.attention_tuning import tune
+from benchmarks.ops.measurement import MAKERS, OURS, rows_of
+from benchmarks.ops.roofline import Ceilings, measure_ceilings
+from benchmarks.ops.shapes import SHAPES, SMALL_SHAPES, Shape, with_real_lengths
+from benchmarks.reporting.plots import plot
+from benchmarks.reporting.results import HEADER, Row, as_json, environment, write_json
 from fastvec_kernels._launch import kernels_on_cpu
 
 WITHOUT_GPU = """No GPU here: no time, no rate and no ceiling can be measured, and no other library's kernel can run.

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.embed_models import texts_of
+from benchmarks.engines.models import texts_of
 from fastvec import Encoder, embed
 from fastvec.encoder import Begun
-from fastvec.tokenize import CHARACTERS_PER_TOKEN, TokenizedTexts
+from fastvec.texts.tokenizer import CHARACTERS_PER_TOKEN, TokenizedTexts
 
 BATCH = 8192  # texts of one `encode_batch`
 

@@ -17,11 +17,11 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.plots import picture
-from benchmarks.quality_tasks import Embed, Task, load_tasks
-from benchmarks.results import environment, write_json
+from benchmarks.engines.quality_tasks import Embed, Task, load_tasks
+from benchmarks.reporting.plots import picture
+from benchmarks.reporting.results import environment, write_json
 from fastvec import Encoder
-from fastvec.loading import quiet_libraries
+from fastvec.decoders.from_transformers import quiet_libraries
 
 Array = npt.NDArray[Any]
 TFIDF = "TF-IDF"

@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.embed_models import MIXES, MODEL_SHAPES, read_mix, save_random_model
+from benchmarks.engines.models import MIXES, MODEL_SHAPES, read_mix, save_random_model
 from fastvec import Encoder
-from fastvec.agreement import Agreement
+from fastvec.decoders.agreement import Agreement
 from fastvec.errors import ModelError
 
 COMPARED = 1000  # texts whose nearest neighbours are looked for among themselves

@@ -14,14 +14,14 @@ for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "16")
 
 if TYPE_CHECKING:
-    from fastvec.corpus import embed
+    from fastvec.embedding.job import embed
     from fastvec.encoder import Encoder
     from fastvec.training.job import adapt
 
 __version__ = "0.1.0"
 __all__ = ["Encoder", "FastvecError", "__version__", "adapt", "embed"]
 
-_HOMES = {"Encoder": "fastvec.encoder", "adapt": "fastvec.training.job", "embed": "fastvec.corpus"}
+_HOMES = {"Encoder": "fastvec.encoder", "adapt": "fastvec.training.job", "embed": "fastvec.embedding.job"}
 
 
 def __getattr__(name: str) -> Any:

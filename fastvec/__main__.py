@@ -1,3 +1,3 @@
-from fastvec.cli import main
+from fastvec.cli.entry import main
 
 main()

@@ -21,19 +21,19 @@ import tokenizers
 import torch
 from torch.nn import functional as F
 
-from fastvec.agreement import SAMPLE, Agreement
-from fastvec.batching import token_batches, token_budget
-from fastvec.dense import load_dense
+from fastvec.checkpoints.settings import EncoderSettings, resolve_settings
+from fastvec.decoders.agreement import SAMPLE, Agreement
+from fastvec.decoders.dense import load_dense
+from fastvec.decoders.from_files import PlainDecoder
+from fastvec.decoders.fused import FusedDecoder
+from fastvec.decoders.load import open_decoder, open_tokenizer
+from fastvec.decoders.quantized import quantized
+from fastvec.decoders.self_check import self_check
 from fastvec.errors import ModelError, UsageError
-from fastvec.framing import text_tokenizer
-from fastvec.fused import FusedDecoder
-from fastvec.opening import open_decoder, open_tokenizer
-from fastvec.packed import Packed, pack
-from fastvec.plain import PlainDecoder
-from fastvec.quantized import quantized
-from fastvec.self_check import self_check
-from fastvec.settings import EncoderSettings, resolve_settings
-from fastvec.tokenize import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
+from fastvec.texts.batching import token_batches, token_budget
+from fastvec.texts.packing import Packed, pack
+from fastvec.texts.prompt import text_tokenizer
+from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
 from fastvec_kernels import pool, to_host
 
 logger = logging.getLogger(__name__)
@@ -345,6 +345,6 @@ class Encoder:
     def _fuse(self) -> FusedDecoder | None:
         if isinstance(self._decoder, PlainDecoder):
             return self._decoder.fuse()
-        from fastvec.recognition import fuse
+        from fastvec.decoders.detection import fuse
 
         return fuse(self._decoder, self.settings.max_length)

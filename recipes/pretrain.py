@@ -18,14 +18,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from fastvec.decoder import Decoder
-from fastvec.objectives import next_tokens
-from fastvec.reader import ChunkLimits, Corpus, open_corpus
-from fastvec.tokenize import TextRecipe, TextTokenizer
-from fastvec.training.heads import LanguageHead
-from fastvec.training.noise import NoiseSource
+from fastvec.corpus.reader import ChunkLimits, Corpus, open_corpus
+from fastvec.decoders.packed_transformers import Decoder
+from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
+from fastvec.training.objectives.language_head import LanguageHead
+from fastvec.training.objectives.losses import next_tokens
+from fastvec.training.objectives.mntp import TokenTask
+from fastvec.training.objectives.noise import NoiseSource
 from fastvec.training.stream import ExampleStream
-from fastvec.training.tasks import TokenTask
 from fastvec.training.trainer import Batches, PackedTrainer
 
 logger = logging.getLogger("recipes.pretrain")

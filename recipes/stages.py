@@ -20,20 +20,20 @@ import pyarrow.parquet as pq
 import torch
 
 from fastvec import adapt
-from fastvec.decoder import Decoder
-from fastvec.framing import text_tokenizer
-from fastvec.loading import load_model, load_tokenizer, quiet_libraries
-from fastvec.objectives import MaskRule, mask_tokens
-from fastvec.reader import ChunkLimits, open_corpus
-from fastvec.settings import resolve_settings
-from fastvec.tokenize import TextRecipe, TextTokenizer
-from fastvec.training.encoding import Readout
+from fastvec.checkpoints.settings import resolve_settings
+from fastvec.corpus.reader import ChunkLimits, open_corpus
+from fastvec.decoders.from_transformers import load_model, load_tokenizer, quiet_libraries
+from fastvec.decoders.packed_transformers import Decoder
+from fastvec.texts.prompt import text_tokenizer
+from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 from fastvec.training.evaluation import Look, similarity
-from fastvec.training.heads import LanguageHead
 from fastvec.training.learner import mask_id
-from fastvec.training.pairs import read_scored_pairs
+from fastvec.training.objectives.language_head import LanguageHead
+from fastvec.training.objectives.losses import MaskRule, mask_tokens
+from fastvec.training.objectives.mntp import TokenTask
+from fastvec.training.objectives.readout import Readout
+from fastvec.training.scored_pairs import read_scored_pairs
 from fastvec.training.stream import ExampleStream
-from fastvec.training.tasks import TokenTask
 from recipes.sentences import sentences_of, within
 
 STAGES = {"uni": "causal, as pretrained", "bi": "bidirectional, untrained", "mntp": "+ MNTP", "simcse": "+ SimCSE"}

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined; only the tests of kernels run them
 
-from tests.tiny import save_decoder
+from tests.helpers.tiny import save_decoder
 
 # how fast examples come says something about the machine only
 settings.register_profile("fastvec", deadline=None, suppress_health_check=[HealthCheck.too_slow])

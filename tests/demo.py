@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 
 from fastvec import Encoder
+from tests import ARTICLES
 
-CORPUS = Path(__file__).parent / "data" / "articles.parquet"
 QUERIES = ("silent films of the late 1920s", "bacteria that live in soil", "women racing on skis")
 
 
 def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     output = folder / "vecs.arrow"
-    run("embed", str(CORPUS), "-o", str(output), "--column", "text", "--keep", "title", "--overwrite")
+    run("embed", str(ARTICLES), "-o", str(output), "--column", "text", "--keep", "title", "--overwrite")
     run("verify", str(output))
     run("inspect", str(output))
     search(output)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from fastvec.vectors import VectorDtype, column_type, ranges_of, ranges_to_json, to_column
-from fastvec.writer import Job, Writer
+from fastvec.output.vector_column import VectorDtype, column_type, ranges_of, ranges_to_json, to_column
+from fastvec.output.writer import Job, Writer
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 RECIPES = (ROOT / "README.md").read_text() + (ROOT / "docs/reading.md").read_text()
 ROWS, DIMS = 10, 16
 VALID = np.array([row not in (2, 6) for row in range(ROWS)])

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from fastvec.checkpoints.settings import resolve_settings
 from fastvec.encoder import Begun, Encoder
 from fastvec.errors import ModelError, UsageError
-from fastvec.packed import Packed
-from fastvec.settings import resolve_settings
-from fastvec.tokenize import TokenizedTexts
-from tests.tiny import SENTENCES, save_decoder
+from fastvec.texts.packing import Packed
+from fastvec.texts.tokenizer import TokenizedTexts
+from tests.helpers.tiny import SENTENCES, save_decoder
 
 TEXTS = [*SENTENCES, "sea", "a longer one, " * 20]
 Vectors = npt.NDArray[np.float32]

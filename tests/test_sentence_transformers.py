@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from fastvec import Encoder
-from tests.checkpoints import edit_json
-from tests.tiny import SENTENCES, save_decoder
+from tests.helpers.checkpoints import edit_json
+from tests.helpers.tiny import SENTENCES, save_decoder
 
 TEXTS = [*SENTENCES, "sea", "a longer one, " * 20, ""]
 PROMPTS = {"query": "Instruct: find the like of it\nQuery: ", "document": ""}

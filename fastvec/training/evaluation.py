@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastvec.decoder import Noise, forward_packed
-from fastvec.packed import Packed
-from fastvec.tokenize import TextTokenizer
-from fastvec.training.encoding import Readout, tokenized
-from fastvec.training.noise import NoiseSource
-from fastvec.training.pairs import ScoredPairs, spearman
+from fastvec.decoders.packed_transformers import Noise, forward_packed
+from fastvec.texts.packing import Packed
+from fastvec.texts.tokenizer import TextTokenizer
+from fastvec.training.objectives.noise import NoiseSource
+from fastvec.training.objectives.readout import Readout, tokenized
+from fastvec.training.scored_pairs import ScoredPairs, spearman
 
 TEXTS_AT_ONCE = 64
 

@@ -15,7 +15,7 @@ from typing import Any
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
 from fastvec.training.plan import AdaptPlan, plan_adapt
-from fastvec.training.workplace import finished, part_of, publish, tidy, whole_results, workplace
+from fastvec.training.work_folder import finished, part_of, publish, tidy, whole_results, workplace
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +87,10 @@ def _run(
     """Train to the end in the workplace and save there; returns the results."""
     import torch
 
-    from fastvec.loading import quiet_libraries
-    from fastvec.training.course import Course
-    from fastvec.training.folder import Adaptation, save_adaptation
+    from fastvec.decoders.from_transformers import quiet_libraries
     from fastvec.training.learner import Learner
+    from fastvec.training.monitor import Course
+    from fastvec.training.saved_folder import Adaptation, save_adaptation
 
     folder = part_of(plan.output)
     plan.corpora[0].say_column()

@@ -13,23 +13,23 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from fastvec.decoder import Decoder
-from fastvec.dense import load_dense
+from fastvec.decoders.dense import load_dense
+from fastvec.decoders.from_transformers import load_model, load_tokenizer
+from fastvec.decoders.packed_transformers import Decoder
+from fastvec.decoders.self_check import self_check
 from fastvec.errors import ModelError, UsageError
-from fastvec.framing import text_tokenizer
-from fastvec.loading import load_model, load_tokenizer
-from fastvec.objectives import MaskRule, mask_tokens
-from fastvec.self_check import self_check
-from fastvec.tokenize import TextRecipe, TextTokenizer, require_embeddings
-from fastvec.training.contrast import ContrastTask
-from fastvec.training.distil import FIT_TEXTS, DistilTask, fitted_dense
-from fastvec.training.encoding import Readout
+from fastvec.texts.prompt import text_tokenizer
+from fastvec.texts.tokenizer import TextRecipe, TextTokenizer, require_embeddings
 from fastvec.training.evaluation import Look, similarity
-from fastvec.training.heads import LanguageHead
-from fastvec.training.noise import control_noise
+from fastvec.training.objectives.contrastive import ContrastTask
+from fastvec.training.objectives.distillation import FIT_TEXTS, DistilTask, fitted_dense
+from fastvec.training.objectives.language_head import LanguageHead
+from fastvec.training.objectives.losses import MaskRule, mask_tokens
+from fastvec.training.objectives.mntp import TokenTask
+from fastvec.training.objectives.noise import control_noise
+from fastvec.training.objectives.readout import Readout
 from fastvec.training.plan import AdaptPlan
 from fastvec.training.stream import ExampleStream
-from fastvec.training.tasks import TokenTask
 from fastvec.training.trainer import DENSE, Batches, PackedTrainer
 
 logger = logging.getLogger(__name__)

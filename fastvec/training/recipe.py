@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from fastvec.errors import UsageError
-from fastvec.tokenize import is_utf8
+from fastvec.texts.tokenizer import is_utf8
 
 Objective = Literal["mntp", "simcse", "contrastive", "distil"]
 Schedule = Literal["linear", "cosine"]

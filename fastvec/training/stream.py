@@ -15,8 +15,8 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fastvec.corpus.reader import Chunk, ChunkLimits, Corpus
 from fastvec.errors import InputError
-from fastvec.reader import Chunk, ChunkLimits, Corpus
 
 Example = TypeVar("Example")
 Rows = tuple[tuple[int, int], ...]  # first and end of some stretches

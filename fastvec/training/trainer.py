@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fastvec.decoder import Noise, derived_seed, forward_packed
-from fastvec.files import sync_tree, write_durably
-from fastvec.packed import Packed
-from fastvec.pipeline import Pipeline
-from fastvec.training.noise import NoiseSource
+from fastvec.decoders.packed_transformers import Noise, derived_seed, forward_packed
+from fastvec.system.durable_files import sync_tree, write_durably
+from fastvec.system.pipeline import Pipeline
+from fastvec.texts.packing import Packed
+from fastvec.training.objectives.mntp import Batch
+from fastvec.training.objectives.noise import NoiseSource
 from fastvec.training.stream import ExampleStream, Place
-from fastvec.training.tasks import Batch
-from fastvec.training.workplace import PLACE
+from fastvec.training.work_folder import PLACE
 
 DENSE = "fastvec_dense"  # the name of the layer behind the pooling, where the model has one that is trained
 BATCHES_AHEAD = 4  # read and tokenised while steps are taken

@@ -1,12 +1,12 @@
 """Operations over packed sequences, each with its PyTorch reference."""
 
 from fastvec_kernels._launch import to_device, to_host
-from fastvec_kernels.attention import AttentionPlan, attention, attention_reference
+from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference
 from fastvec_kernels.dropout import dropout, dropout_reference
-from fastvec_kernels.pooling import pool, pool_reference
+from fastvec_kernels.pooling.interface import pool, pool_reference
 from fastvec_kernels.quantize import quantize_rows, quantize_rows_reference
 from fastvec_kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
-from fastvec_kernels.rope import rope, rope_reference
+from fastvec_kernels.rope.interface import rope, rope_reference
 from fastvec_kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 
 __all__ = [

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from fastvec.checkpoint import DENSE_FOLDER, RECORD
-from fastvec.model_files import read_json
-from fastvec.training.folder import save_dense
+from fastvec.checkpoints.checkpoint import DENSE_FOLDER, RECORD
+from fastvec.checkpoints.model_files import read_json
+from fastvec.training.saved_folder import save_dense
 from recipes.bundled.words import batches, rarity, weigh, widen
 
 FILES = (

@@ -22,10 +22,10 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastvec.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT
-from fastvec.objectives import distillation
-from fastvec.training.distil import FIT_TEXTS, least_squares
-from fastvec.training.folder import save_dense
+from fastvec.checkpoints.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT
+from fastvec.training.objectives.distillation import FIT_TEXTS, least_squares
+from fastvec.training.objectives.losses import distillation
+from fastvec.training.saved_folder import save_dense
 from recipes.bundled.bags import Texts, read
 from recipes.pretrain import shape
 

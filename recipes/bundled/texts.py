@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastvec.reader import ChunkLimits, open_corpus
+from fastvec.corpus.reader import ChunkLimits, open_corpus
 from recipes.sentences import sentences_of, within
 
 LIMITS = ChunkLimits(rows=512, bytes=4 << 20)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from fastvec_kernels import AttentionPlan, attention, attention_reference
-from fastvec_kernels._attention_parts import Tile
+from fastvec_kernels.attention.parts import Tile
 from tests import THOROUGH
 
 LENGTHS = st.lists(

@@ -1,4 +1,3 @@
-import sys
 from typing import Any
 
 import pytest
@@ -7,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import AttentionPlan, attention, attention_reference
+from fastvec_kernels.attention import torch_ops
 from tests.kernels import examples
 from tests.kernels.attention_cases import (
     Case,
@@ -104,17 +104,14 @@ def test_the_same_bits_come_again(options: dict[str, Any], device: str) -> None:
 def test_scores_larger_than_memory_should_hold_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     case = random_case([6] * 5 + [9], "cpu", softcap=2.0, dropout_p=0.25, seed=3)
     whole = attention_torch(case)
-    monkeypatch.setattr(
-        "fastvec_kernels._attention_torch.SCORES_AT_ONCE", 2 * 4 * 6 * 6
-    )  # two of 6 at a time, none of 9
+    monkeypatch.setattr(torch_ops, "SCORES_AT_ONCE", 2 * 4 * 6 * 6)  # two of 6 at a time, none of 9
     torch.testing.assert_close(attention_torch(case), whole)
 
 
 def attention_torch(case: Case) -> torch.Tensor:
     """PyTorch's operations, whatever runs elsewhere in this test."""
-    module = sys.modules["fastvec_kernels._attention_torch"]
     options = {"causal": False, "window": None, "sinks": None, **case.options}
-    output: torch.Tensor = module.attention_torch(case.q, case.k, case.v, case.plan, **options)
+    output: torch.Tensor = torch_ops.attention_torch(case.q, case.k, case.v, case.plan, **options)
     return output
 
 

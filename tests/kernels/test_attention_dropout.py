@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fastvec_kernels import AttentionPlan, attention
-from fastvec_kernels._attention_torch import dropout_keeps
+from fastvec_kernels.attention.torch_ops import dropout_keeps
 from tests import THOROUGH
 
 pytestmark = pytest.mark.usefixtures("attention_tiles")

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastvec_kernels import attention
-from fastvec_kernels._attention_op import _addressable, _attention, _attention_backward
+from fastvec_kernels.attention.op import _addressable, _attention, _attention_backward
 from tests.kernels.attention_cases import KINDS, Case, kind_name, random_case
 
 pytestmark = pytest.mark.usefixtures("only_kernels")

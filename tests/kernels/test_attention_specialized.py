@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import AttentionPlan, attention, attention_reference
-from fastvec_kernels._attention_configs import forcing
-from fastvec_kernels._attention_parts import Tile
-from fastvec_kernels._attention_specialized import fits_descriptors
+from fastvec_kernels.attention.configs import forcing
+from fastvec_kernels.attention.parts import Tile
+from fastvec_kernels.attention.specialized import fits_descriptors
 from tests.kernels import examples
 from tests.kernels.attention_cases import Case, assert_as_exact
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import pool, pool_reference
-from fastvec_kernels.pooling import Mode
+from fastvec_kernels.pooling.interface import Mode
 from tests.kernels import examples
 
 MODES = get_args(Mode)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import pool, pool_reference
-from fastvec_kernels._pooling_ops import fused_pool, weighted_sums, weighted_sums_backward
-from fastvec_kernels.pooling import Mode
+from fastvec_kernels.pooling.interface import Mode
+from fastvec_kernels.pooling.op import fused_pool, weighted_sums, weighted_sums_backward
 from tests.kernels import examples
 
 pytestmark = pytest.mark.usefixtures("only_kernels")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import rope, rope_reference
-from fastvec_kernels._rope_kernels import Shape, Tiling
-from fastvec_kernels.rope import _rope, _rope_backward
+from fastvec_kernels.rope.interface import _rope, _rope_backward
+from fastvec_kernels.rope.kernels import Shape, Tiling
 from tests.kernels import examples
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

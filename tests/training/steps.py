@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from fastvec.decoder import Decoder, Noise, forward_packed
-from fastvec.packed import Packed
-from fastvec.reader import Chunk
-from fastvec.tokenize import TextRecipe, TextTokenizer
+from fastvec.corpus.reader import Chunk
+from fastvec.decoders.packed_transformers import Decoder, Noise, forward_packed
+from fastvec.texts.packing import Packed
+from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 
 
 @dataclass

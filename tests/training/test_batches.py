@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from fastvec.reader import open_corpus
+from fastvec.corpus.reader import open_corpus
 from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.trainer import Batches, newest_checkpoint
-from fastvec.training.workplace import PLACE
-from tests.corpora import texts, write_parquet
+from fastvec.training.work_folder import PLACE
+from tests.helpers.corpora import texts, write_parquet
 
 
 def texts_of(chunk: Any, admitted: Any) -> list[str]:

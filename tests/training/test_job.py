@@ -17,11 +17,11 @@ import fastvec
 from fastvec import Encoder
 from fastvec.errors import InputError, InterruptedRunError, ModelError, OutputError, RefusedError, UsageError
 from fastvec.report import AdaptProgress, AdaptReport
-from fastvec.training.curves import read_metrics
-from fastvec.training.pairs import spearman
-from tests.tiny import SENTENCES, save_decoder
+from fastvec.training.metrics import read_metrics
+from fastvec.training.scored_pairs import spearman
+from tests import ROOT
+from tests.helpers.tiny import SENTENCES, save_decoder
 
-ROOT = Path(__file__).parent.parent.parent
 ARTICLES = ROOT / "tests" / "data" / "articles.parquet"
 # what makes a run short; float32 so that two runs agree to the last digit
 SMALL = {"steps": 6, "batch_size": 4, "max_length": 32, "dtype": "float32", "device": "cpu"}
@@ -220,7 +220,7 @@ def test_a_run_killed_while_it_saves_takes_no_step_more(
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for place in ("fastvec.training.folder.save_adaptation", "fastvec.training.job.publish"):
+    for place in ("fastvec.training.saved_folder.save_adaptation", "fastvec.training.job.publish"):
         with monkeypatch.context() as patch:
             patch.setattr(place, die)
             with pytest.raises(KeyboardInterrupt):
@@ -334,7 +334,7 @@ def test_running_out_of_memory_names_the_remedy(
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastvec.training.tasks.TokenTask.learn", run_out)
+        patch.setattr("fastvec.training.objectives.mntp.TokenTask.learn", run_out)
         with pytest.raises(ModelError, match="cpu ran out of memory with 4 texts at a time: give --grad-cache 2"):
             adapt(tmp_path / "out", tiny_llama)
     adapt(tmp_path / "out", tiny_llama, grad_cache=2)

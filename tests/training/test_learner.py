@@ -8,15 +8,15 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
-from fastvec.decoder import Decoder, Noise, forward_packed
+from fastvec.checkpoints.families import FAMILIES
+from fastvec.decoders.from_transformers import quiet_libraries
+from fastvec.decoders.packed_transformers import Decoder, Noise, forward_packed
 from fastvec.errors import UsageError
-from fastvec.families import FAMILIES
-from fastvec.loading import quiet_libraries
-from fastvec.packed import pack
+from fastvec.texts.packing import pack
 from fastvec.training.learner import lora_targets, mask_id
-from fastvec.training.noise import control_noise
-from tests.test_decoder import random_sequences
-from tests.tiny_families import tiny_config, tiny_model
+from fastvec.training.objectives.noise import control_noise
+from tests.decoders.test_packed_transformers import random_sequences
+from tests.helpers.tiny_families import tiny_config, tiny_model
 
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 

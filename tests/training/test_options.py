@@ -8,8 +8,8 @@ import pytest
 
 import fastvec
 from fastvec.errors import InputError, UsageError
-from tests.checkpoints import add_tokens, copy
-from tests.tiny import SENTENCES
+from tests.helpers.checkpoints import add_tokens, copy
+from tests.helpers.tiny import SENTENCES
 
 
 def test_what_is_hardly_meant_is_told(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

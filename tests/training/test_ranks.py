@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastvec.training.curves import read_metrics
+from fastvec.training.metrics import read_metrics
+from tests import ROOT
 from tests.training.ranks import OBJECTIVES, train
 
-ROOT = Path(__file__).parent.parent.parent
 ARTICLES = ROOT / "tests" / "data" / "articles.parquet"
 
 

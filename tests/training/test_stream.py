@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fastvec.corpus.reader import Chunk, ChunkLimits, open_corpus
 from fastvec.errors import InputError
-from fastvec.reader import Chunk, ChunkLimits, open_corpus
 from fastvec.training import stream
 from fastvec.training.stream import BLOCK_EXAMPLES, ExampleStream, Place
-from tests.corpora import read_texts, texts, write_parquet
+from tests.helpers.corpora import read_texts, texts, write_parquet
 
 ROWS = 200
 

@@ -1,0 +1,77 @@
+"""One contestant of `benchmarks.embed`, in a process of its own: loads a model, embeds the rows, prints one JSON line.
+
+    python -m benchmarks.engines.contestant NAME MODEL ROWS.parquet VECTORS.npy DTYPE MAX_LENGTH
+
+fastvec is the whole command, from the file to the file, and the caller times its process from start to end. Of the
+others only the encoding is timed, the model loaded and warm and the texts in memory.
+"""
+
+import json
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.engines import energy
+from benchmarks.engines.engines import BATCH_SIZES, ENGINES, Missing
+from fastvec.report import peak_memory_bytes
+
+CHECKED = 256  # vectors that are compared
+
+
+def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, quantize: str) -> dict[str, Any]:
+    import fastvec.cli.entry
+    from fastvec.errors import FastvecError
+
+    command: Any = fastvec.cli.entry.embed
+    output = vectors.with_suffix(".arrow")
+    arguments = [str(rows), "-o", str(output), "--model", model, "--dtype", dtype, "--overwrite", "--column", "text"]
+    arguments += ["--max-length", str(max_length), *(["--quantize", quantize] if quantize else [])]
+    try:
+        with suppress(SystemExit):  # the command ends its process; one that failed leaves no file
+            command.main(args=arguments)
+    except FastvecError as error:
+        raise Missing(str(error)) from None
+    with pa.memory_map(str(output)) as source:
+        column = pa.ipc.open_file(source).get_batch(0).column("embedding")[:CHECKED]
+        np.save(vectors, column.flatten().to_numpy().reshape(len(column), -1))
+    return {}
+
+
+OURS = {"fastvec": "", "fastvec, int8": "int8", "fastvec, fp8": "fp8"}
+NAMES = (*OURS, *ENGINES)
+
+
+def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length: int) -> dict[str, Any]:
+    """`seconds` and `joules` of the encoding for all but fastvec, and what it took at most of both memories."""
+    found: dict[str, Any] = {}
+    if name in OURS:
+        found = fastvec(model, rows, vectors, dtype, max_length, OURS[name])
+    else:
+        texts = pq.read_table(rows)["text"].to_pylist()
+        encode = ENGINES[name](model, dtype, max_length)
+        encode(texts[: max(BATCH_SIZES.values())])
+        before, started = energy.counters(), time.perf_counter()
+        result = encode(texts)
+        found["seconds"] = time.perf_counter() - started
+        found["joules"] = energy.used(before, energy.counters())
+        np.save(vectors, result[:CHECKED].astype(np.float32))
+    import torch
+
+    found["memory"] = peak_memory_bytes() or 0
+    found["device_memory"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return found
+
+
+if __name__ == "__main__":
+    name, model, rows, vectors, dtype, max_length = sys.argv[1:]
+    try:
+        result = run(name, model, Path(rows), Path(vectors), dtype, int(max_length))
+    except (ImportError, Missing) as reason:
+        result = {"missing": str(reason)}
+    print(json.dumps(result))

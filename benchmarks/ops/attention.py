@@ -1,0 +1,170 @@
+"""Attention as it is measured: ours beside SDPA, varlen_attn, FlexAttention and flash_attn."""
+
+import inspect
+import itertools
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.ops.roofline import attention_bytes, attention_flops
+from benchmarks.ops.shapes import Shape
+from benchmarks.ops.workload import Implementation, Tensors, Unavailable, Workload, optional
+from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference
+
+LONG = 1024  # from here on the float32 reference runs one key head at a time: a head's scores take 256 MiB at 8k
+
+
+def attention_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
+    lengths = shape.lengths
+    plan = AttentionPlan.build(lengths, device)
+    scale = shape.head_dim**-0.5
+
+    def inputs() -> Tensors:
+        heads = (shape.heads, shape.kv_heads, shape.kv_heads)
+        return tuple(torch.randn(sum(lengths), h, shape.head_dim, device=device, dtype=dtype) for h in heads)
+
+    def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
+        return (attention(q, k, v, plan, scale=scale),)
+
+    def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
+        if max(lengths) <= LONG:
+            return (attention_reference(q, k, v, plan, scale=scale),)
+        heads = zip(q.chunk(k.shape[1], dim=1), torch.split(k, 1, dim=1), torch.split(v, 1, dim=1), strict=True)
+        each = (checkpoint(attention_reference, *one, plan, scale=scale, use_reentrant=False) for one in heads)
+        return (torch.cat(list(each), dim=1),)
+
+    makers: dict[str, Callable[[], Implementation]] = {
+        "fastvec": lambda: Implementation(call=ours),
+        "reference": lambda: Implementation(call=lambda q, k, v: (attention_reference(q, k, v, plan, scale=scale),)),
+        "SDPA cuDNN, padded": partial(padded_sdpa, lengths, device, SDPBackend.CUDNN_ATTENTION),
+        "SDPA flash, padded": partial(padded_sdpa, lengths, device, SDPBackend.FLASH_ATTENTION),
+        "SDPA, sorted runs": partial(runs_sdpa, lengths, device),
+        "varlen_attn": partial(varlen, plan),
+        "FlexAttention": partial(flex, lengths, device),
+        "flash_attn": partial(flash, plan),
+    }
+    sizes = (shape.heads, shape.kv_heads, shape.head_dim)
+    return Workload(
+        op="attention",
+        shape=shape,
+        inputs=inputs,
+        gradients=3,
+        reference=reference,
+        implementations=makers,
+        bytes={
+            "forward": attention_bytes(sum(lengths), *sizes),
+            "backward": attention_bytes(sum(lengths), *sizes, backward=True),
+        },
+        flops={
+            "forward": attention_flops(lengths, shape.heads, shape.head_dim),
+            "backward": attention_flops(lengths, shape.heads, shape.head_dim, backward=True),
+        },
+    )
+
+
+def padded_sdpa(lengths: tuple[int, ...], device: str, backend: SDPBackend) -> Implementation:
+    """[n, H, longest, D] with a mask of the paddings, as a padded model runs it."""
+    n, longest = len(lengths), max(lengths)
+    ragged = min(lengths) < longest
+    if ragged and backend == SDPBackend.FLASH_ATTENTION:
+        raise Unavailable("takes no mask of paddings")
+    valid = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]  # [n, longest]
+    place = valid.flatten().cumsum(0).sub(1).clamp(min=0).to(device)  # a padding repeats the token before it
+    tokens = valid.flatten().nonzero()[:, 0].to(device)
+    mask = valid[:, None, None, :].to(device) if ragged else None
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
+        with sdpa_kernel(backend):
+            grouped = q.shape[1] != k.shape[1]
+            return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped),)
+
+    def prepare(tensors: Tensors) -> Tensors:
+        return tuple(x[place].view(n, longest, *x.shape[1:]).transpose(1, 2) for x in tensors)
+
+    def restore(outputs: Tensors) -> Tensors:
+        return tuple(o.transpose(1, 2).flatten(0, 1)[tokens] for o in outputs)
+
+    return Implementation(call=call, prepare=prepare, restore=restore)
+
+
+def runs_sdpa(lengths: tuple[int, ...], device: str) -> Implementation:
+    """Sequences sorted by length, each run of equal lengths an SDPA call of PyTorch's choice."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    starts = [0, *itertools.accumulate(lengths)]
+    tokens = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in order]).to(device)
+    back = tokens.argsort()
+    runs = [(length, len(list(run))) for length, run in itertools.groupby(lengths[i] for i in order)]
+    sizes = [length * n for length, n in runs]
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
+        grouped = q.shape[1] != k.shape[1]
+        outputs = []
+        for (_, n), *own in zip(runs, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
+            one, other, value = (x.view(n, -1, *x.shape[1:]).transpose(1, 2) for x in own)
+            outputs.append(
+                F.scaled_dot_product_attention(one, other, value, enable_gqa=grouped).transpose(1, 2).flatten(0, 1)
+            )
+        return (torch.cat(outputs),)
+
+    return Implementation(
+        call=call,
+        prepare=lambda tensors: tuple(x[tokens] for x in tensors),
+        restore=lambda outputs: tuple(o[back] for o in outputs),
+    )
+
+
+def varlen(plan: AttentionPlan) -> Implementation:
+    varlen_attn = optional("torch.nn.attention.varlen").varlen_attn
+    takes = inspect.signature(varlen_attn).parameters
+    longest = max(plan.lengths)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
+        options = {"enable_gqa": True} if "enable_gqa" in takes and q.shape[1] != k.shape[1] else {}
+        return (varlen_attn(q, k, v, plan.cu_seqlens, plan.cu_seqlens, longest, longest, **options),)
+
+    return Implementation(call=call)
+
+
+@cache
+def _compiled_flex() -> Callable[..., torch.Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    torch._functorch.config.donated_buffer = False  # a measurement runs the backward pass of one graph many times
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex(lengths: tuple[int, ...], device: str) -> Implementation:
+    """[1, H, T, D] with a mask of documents."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    tokens = sum(lengths)
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+
+    def in_document(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return document[query] == document[key]
+
+    torch._dynamo.reset()  # after 8 shapes it would stop compiling
+    mask = create_block_mask(in_document, None, None, tokens, tokens, device=device)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
+        return (_compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]),)
+
+    return Implementation(
+        call=call,
+        prepare=lambda tensors: tuple(x.transpose(0, 1)[None] for x in tensors),
+        restore=lambda outputs: tuple(o[0].transpose(0, 1) for o in outputs),
+    )
+
+
+def flash(plan: AttentionPlan) -> Implementation:
+    flash_attn_varlen_func = optional("flash_attn").flash_attn_varlen_func
+    longest = max(plan.lengths)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
+        return (flash_attn_varlen_func(q, k, v, plan.cu_seqlens, plan.cu_seqlens, longest, longest),)
+
+    return Implementation(call=call)

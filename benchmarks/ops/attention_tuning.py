@@ -1,0 +1,116 @@
+"""Which tiles attention should take on this device: every candidate of its configuration table, checked and timed.
+
+A pass is timed through the public op, alone varied. What is printed last are the cells in the order that was measured,
+best first, to be put into the table.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.ops.attention import attention_workload
+from benchmarks.ops.measurement import OURS, rows_of
+from benchmarks.ops.roofline import measure_ceilings
+from benchmarks.ops.shapes import TOKENS, Direction, Shape
+from benchmarks.reporting.results import HEADER, Row, as_json, write_json
+from fastvec_kernels._launch import architecture
+from fastvec_kernels.attention.configs import CLASSES, TABLES, forcing
+from fastvec_kernels.attention.parts import Tile
+
+WIDTHS = (128, 64, 256)  # head sizes, the most used first
+LONG_LENGTHS = (512, 2048)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One cell of the table: a pass, a head size, and what may serve them."""
+
+    pass_name: str
+    width: int
+    candidates: tuple[Tile | None, ...]  # None: no class of its own, the long kernel serves these sequences
+
+    @property
+    def direction(self) -> Direction:
+        return "forward" if self.pass_name.startswith("forward") else "backward"
+
+    @property
+    def lengths(self) -> tuple[tuple[int, ...], ...]:
+        """The batches that show this pass at work."""
+        limit = self.pass_name.split("_")[1]
+        if not limit.isdecimal():
+            return tuple((length,) * (TOKENS // length) for length in LONG_LENGTHS)
+        shorter = max((one for one in CLASSES if one < int(limit)), default=0)
+        lengths = range(shorter + 1, int(limit) + 1)
+        return (tuple(lengths) * (TOKENS // sum(lengths)),)
+
+
+def cells(row: str) -> Iterator[Cell]:
+    """Cells of a row of the table that leave a choice."""
+    for width in WIDTHS:
+        for pass_name, by_width in TABLES[row].items():
+            fitting = min((widest for widest in by_width if widest >= width), default=None)
+            tiles: tuple[Tile | None, ...] = () if fitting is None else by_width[fitting]
+            if tiles and pass_name.split("_")[1].isdecimal():
+                tiles = (*tiles, None)
+            if len(tiles) > 1:
+                yield Cell(pass_name=pass_name, width=width, candidates=tiles)
+
+
+def tune(seconds: float, out: Path | None) -> int:
+    """Print every candidate's rows, then the best order of each cell; 1 where a candidate was wrong."""
+    row_name = architecture(torch.device("cuda"))
+    if row_name is None:
+        raise ValueError(f"the configuration tables have no row for {torch.cuda.get_device_name()}")
+    ceilings, begin = measure_ceilings(), time.monotonic()
+    print(ceilings, HEADER, sep="\n")
+    rows: list[Row] = []
+    orders = []
+    for cell in cells(row_name):
+        if time.monotonic() - begin > seconds:
+            print(f"{cell.pass_name} at {cell.width} not begun after {seconds:.0f} s")
+            continue
+        costs = {}
+        for tile in cell.candidates:
+            own = [replace(row, implementation=spelled(tile)) for row in timed(cell, tile)]
+            print(*own, sep="\n", flush=True)
+            rows += own
+            costs[tile] = geometric_mean([row.timing.median if row.timing else math.inf for row in own])
+        orders.append(
+            f"{cell.pass_name}, {cell.width}: {', '.join(map(spelled, sorted(costs, key=costs.__getitem__)))}"
+        )
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "attention.json", {**as_json(rows, ceilings), "orders": orders})
+    print(f"\n{row_name}, best first:", *orders, sep="\n")
+    return int(any(row.failed for row in rows))
+
+
+def timed(cell: Cell, tile: Tile | None) -> Iterator[Row]:
+    for lengths in cell.lengths:
+        shape = Shape(
+            group=cell.pass_name,
+            name=f"{cell.pass_name} d{cell.width} to {max(lengths)}",
+            given=lengths,
+            heads=32,
+            kv_heads=8,
+            head_dim=cell.width,
+        )
+        workload = attention_workload(shape, "cuda", torch.bfloat16)
+        with forcing(**{cell.pass_name: () if tile is None else (tile,)}):
+            yield from rows_of(workload, None, directions=(cell.direction,), implementations=OURS)
+
+
+def spelled(tile: Tile | None) -> str:
+    """As the table has it."""
+    if tile is None:
+        return "none"
+    values = [repr(value) for value in tile]
+    return f"Tile({', '.join(values)})"
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.inf

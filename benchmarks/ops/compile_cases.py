@@ -1,0 +1,243 @@
+"""Calls that together launch every kernel configuration that ships: what the ahead-of-time gate compiles.
+
+Tensors are on the CPU and uninitialised; sizes are a real batch's, for Triton specialises on what 16 divides. T is odd.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from fastvec_kernels import (
+    AttentionPlan,
+    add_rms_norm,
+    attention,
+    dropout,
+    geglu,
+    pool,
+    quantize_rows,
+    rms_norm,
+    rope,
+    swiglu,
+)
+from fastvec_kernels.attention.configs import TABLES, forcing
+from fastvec_kernels.attention.parts import Tile
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+LENGTHS = (20, 50, 100, 300, 1501)  # every length class
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    op: str
+    name: str
+    call: Callable[[], None]
+    quick: bool = False  # one of the few that show a kernel at all
+    arch: str | None = None  # the only architecture it is about
+
+
+def empty(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
+
+
+def differentiate(outputs: torch.Tensor | tuple[torch.Tensor, ...], *inputs: torch.Tensor) -> None:
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    torch.autograd.grad(outputs, inputs, tuple(torch.empty_like(x) for x in outputs))
+
+
+def run_attention(
+    head_dim: int,
+    *,
+    heads: tuple[int, int] = (32, 8),
+    dtype: torch.dtype = BF16,
+    value_dim: int | None = None,
+    sinks: bool = False,
+    lengths: tuple[int, ...] = LENGTHS,
+    backward: bool = True,
+    **options: Any,
+) -> None:
+    plan = AttentionPlan.build(lengths)
+    q = empty(plan.tokens, heads[0], head_dim, dtype=dtype)
+    k = empty(plan.tokens, heads[1], head_dim, dtype=dtype)
+    v = empty(plan.tokens, heads[1], value_dim or head_dim, dtype=dtype)
+    if sinks:
+        options["sinks"] = empty(heads[0], dtype=dtype)
+    with torch.set_grad_enabled(backward):
+        o = attention(q, k, v, plan, scale=head_dim**-0.5, **options)
+    if backward:
+        differentiate(o, q, k, v, *([options["sinks"]] if sinks else []))
+
+
+def attention_cases() -> list[Case]:
+    cases = []
+
+    def add(name: str, head_dim: int, *, quick: bool = False, **options: Any) -> None:
+        call = partial(run_attention, head_dim, **options)
+        cases.append(Case(op="attention", name=f"d{head_dim} {name}", call=call, quick=quick))
+
+    masks: dict[str, Any] = {"causal": True, "window": 64, "softcap": 50.0, "sinks": True}
+    for head_dim in (64, 128, 256):
+        add("bf16", head_dim, quick=head_dim == 128)
+        add("bf16 window", head_dim, window=64)
+        add("bf16 causal window softcap sinks", head_dim, **masks)
+        add("bf16 dropout", head_dim, dropout_p=0.1)
+        add("bf16 causal window softcap sinks dropout", head_dim, **masks, dropout_p=0.1)
+    for head_dim in (32, 80, 96):
+        add("bf16", head_dim)
+    add("bf16 16/16", 128, heads=(16, 16))
+    add("fp32", 128, dtype=FP32)
+    add("bf16 causal", 128, causal=True)
+    add("bf16 window dropout", 128, window=64, dropout_p=0.1)
+    return cases
+
+
+def run_candidate(pass_name: str, tile: Tile, head_dim: int, dtype: torch.dtype) -> None:
+    """One pass of attention with another of its tiles, and only the sequences that take this pass."""
+    limit = pass_name.split("_")[1]
+    lengths = (int(limit),) if limit.isdecimal() else (LENGTHS[-1],)
+    with forcing(**{pass_name: (tile,)}):
+        run_attention(head_dim, dtype=dtype, lengths=lengths, backward=pass_name.startswith("backward"))
+
+
+def candidate_cases() -> list[Case]:
+    """What the configuration tables offer beside what they ship."""
+    return [
+        Case(
+            op="attention",
+            name=f"d{widest} {'fp32' if 'float32' in row else 'bf16'}, candidate for {pass_name}",
+            call=partial(run_candidate, pass_name, tile, widest, FP32 if "float32" in row else BF16),
+            arch=row.split()[0],
+        )
+        for row, passes in TABLES.items()
+        for pass_name, cells in passes.items()
+        for widest, tiles in cells.items()
+        for tile in tiles[1:]
+    ]
+
+
+def run_pool(
+    width: int,
+    mode: Any,
+    *,
+    dtype: torch.dtype = BF16,
+    norm: bool = True,
+    residual: bool = True,
+    training: bool = False,
+    dims: int | None = None,
+    out_dtype: torch.dtype = FP32,
+) -> None:
+    ends = list(itertools.accumulate(LENGTHS))
+    spans = torch.tensor(list(zip([0, *ends[:-1]], ends, strict=True)))
+    states = [empty(ends[-1], width, dtype=dtype) for _ in range(2 if residual else 1)]
+    weight = empty(width, dtype=dtype) if norm else None
+    with torch.set_grad_enabled(training):
+        y = pool(
+            states[0],
+            spans,
+            mode,
+            residual=states[1] if residual else None,
+            weight=weight,
+            dims=dims,
+            normalize=True,
+            out_dtype=out_dtype,
+            ranges=torch.empty(dims or width) if out_dtype == torch.int8 else None,
+        )
+    if training:
+        differentiate(y, *states, *([] if weight is None else [weight]))
+
+
+def pooling_cases() -> list[Case]:
+    calls: list[tuple[str, dict[str, Any]]] = [
+        *((f"{width} {mode}", {"width": width, "mode": mode}) for width in (1024, 4096) for mode in ("mean", "last")),
+        ("1024 weighted_mean", {"width": 1024, "mode": "weighted_mean"}),
+        ("896 mean", {"width": 896, "mode": "mean"}),
+        ("8192 mean", {"width": 8192, "mode": "mean"}),
+        ("1024 mean fp32", {"width": 1024, "mode": "mean", "dtype": FP32}),
+        ("1024 mean, no norm, no residual", {"width": 1024, "mode": "mean", "norm": False, "residual": False}),
+        ("1024 mean, training", {"width": 1024, "mode": "mean", "training": True}),
+        ("4096 last, training", {"width": 4096, "mode": "last", "training": True}),
+        ("1024 mean to 256 float16", {"width": 1024, "mode": "mean", "dims": 256, "out_dtype": FP16}),
+        ("1024 mean to int8", {"width": 1024, "mode": "mean", "out_dtype": torch.int8}),
+        ("1024 mean to binary", {"width": 1024, "mode": "mean", "out_dtype": torch.uint8}),
+    ]
+    quick = ("1024 mean", "1024 mean, training")
+    return [
+        Case(op="pooling", name=name, call=partial(run_pool, **options), quick=name in quick) for name, options in calls
+    ]
+
+
+def run_rms_norm(width: int, dtype: torch.dtype) -> None:
+    x, residual, weight = empty(2049, width, dtype=dtype), empty(2049, width, dtype=dtype), empty(width, dtype=dtype)
+    differentiate(rms_norm(x, weight, 1e-6), x, weight)
+    differentiate(add_rms_norm(x, residual, weight, 1e-6), x, residual, weight)
+
+
+def run_rope(head_dim: int, dtype: torch.dtype, heads: int, kv_heads: int, *, norm: bool, bias: bool) -> None:
+    width = (heads + 2 * kv_heads) * head_dim
+    qkv, cos, sin = empty(2049, width, dtype=dtype), torch.empty(2049, head_dim // 2), torch.empty(2049, head_dim // 2)
+    weights = [empty(head_dim, dtype=dtype) for _ in range(2)] if norm else [None, None]
+    offset = empty(width, dtype=dtype) if bias else None
+    outputs = rope(qkv, cos, sin, heads=heads, kv_heads=kv_heads, q_weight=weights[0], k_weight=weights[1], bias=offset)
+    differentiate(outputs, *(x for x in (qkv, *weights, offset) if x is not None))
+
+
+def run_swiglu(op: Callable[[torch.Tensor], torch.Tensor], width: int, dtype: torch.dtype) -> None:
+    gate_up = empty(2049, 2 * width, dtype=dtype)
+    differentiate(op(gate_up), gate_up)
+
+
+def run_dropout(width: int, dtype: torch.dtype) -> None:
+    x = empty(2049, width, dtype=dtype)
+    differentiate(dropout(x, torch.zeros(2049, 2, dtype=torch.int64), p=0.05, seed=2**62), x)
+
+
+def run_quantize(width: int) -> None:
+    quantize_rows(torch.empty(2049, width, dtype=BF16))
+
+
+def wide_cases() -> list[Case]:
+    cases = [
+        Case(op="rms_norm", name=f"{width} {dtype}", call=partial(run_rms_norm, width, dtype), quick=width == 1024)
+        for width, dtype in [*((width, BF16) for width in (128, 896, 1024, 2048, 4096, 8192)), (4096, FP32)]
+    ]
+    cases += [
+        Case(
+            op="rope",
+            name=f"d{head_dim} {heads}/{kv_heads} {dtype}{' norm' * norm}{' bias' * bias}",
+            call=partial(run_rope, head_dim, dtype, heads, kv_heads, norm=norm, bias=bias),
+            quick=head_dim == 128,
+        )
+        for head_dim, heads, kv_heads, dtype in (
+            (128, 16, 8, BF16),
+            (64, 32, 8, BF16),
+            (80, 32, 32, BF16),
+            (256, 4, 1, FP32),
+        )
+        for norm, bias in ((False, False), (True, False), (False, True))
+    ]
+    cases += [
+        Case(op="dropout", name=f"{width} {dtype}", call=partial(run_dropout, width, dtype), quick=width == 1024)
+        for width, dtype in ((1024, BF16), (4096, BF16), (14_336, BF16), (4096, FP32))
+    ]
+    cases += [
+        Case(op="quantize", name=f"{width}", call=partial(run_quantize, width), quick=width == 1024, arch=arch)
+        for width in (1024, 3072, 4096, 14_336)
+        for arch in ("sm_90", "sm_100")  # those that multiply E4M3
+    ]
+    return cases + [
+        Case(
+            op="swiglu",
+            name=f"{op.__name__} {width} {dtype}",
+            call=partial(run_swiglu, op, width, dtype),
+            quick=width == 3072,
+        )
+        for op in (swiglu, geglu)
+        for width, dtype in ((3072, BF16), (4864, BF16), (14_336, BF16), (3072, FP32))
+    ]
+
+
+def cases() -> list[Case]:
+    return attention_cases() + candidate_cases() + pooling_cases() + wide_cases()

@@ -1,0 +1,125 @@
+"""Workloads into rows: each implementation checked, then timed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fnmatch import fnmatch
+
+import torch
+
+from benchmarks.ops.attention import attention_workload
+from benchmarks.ops.roofline import Ceilings, sets_of_inputs
+from benchmarks.ops.shapes import DIRECTIONS, Direction, Shape
+from benchmarks.ops.timing import measure
+from benchmarks.ops.wide import (
+    dropout_workload,
+    pooling_workload,
+    quantize_workload,
+    rms_norm_workload,
+    rope_workload,
+    swiglu_workload,
+)
+from benchmarks.ops.workload import Expected, Implementation, Run, Unavailable, Workload, check, expect
+from benchmarks.reporting.results import Row
+
+OURS = "fastvec"
+
+
+MAKERS: dict[str, Callable[[Shape, str, torch.dtype], Workload]] = {
+    "attention": attention_workload,
+    "pooling": pooling_workload,
+    "rms_norm": rms_norm_workload,
+    "rope": rope_workload,
+    "swiglu": swiglu_workload,
+    "dropout": dropout_workload,
+    "quantize": quantize_workload,
+}
+
+
+def rows_of(
+    workload: Workload,
+    ceilings: Ceilings | None,
+    *,
+    directions: tuple[Direction, ...] = DIRECTIONS,
+    implementations: str = "*",
+    timed: bool = True,
+) -> Iterator[Row]:
+    """A row for each implementation whose name matches the glob, and each direction that there is."""
+    directions = tuple(direction for direction in directions if direction in workload.bytes)
+    inputs = workload.inputs()
+    expected = expect(workload, inputs)
+    for name, make in workload.implementations.items():
+        if not fnmatch(name, implementations):
+            continue
+        try:
+            implementation = make()
+        except Unavailable as reason:
+            yield from (_row(workload, name, direction, ceilings, status=str(reason)) for direction in directions)
+            continue
+        for direction in directions:
+            try:
+                yield _measured(workload, name, implementation, expected, direction, ceilings, timed)
+            except torch.cuda.OutOfMemoryError:
+                yield _row(workload, name, direction, ceilings, status="out of memory")
+            except Exception as error:  # whatever a library raises, the others are still measured
+                status = f"{'FAILED' if name == OURS else 'cannot'}: {type(error).__name__}: {_first_line(error)}"
+                yield _row(workload, name, direction, ceilings, status=status)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _measured(
+    workload: Workload,
+    name: str,
+    implementation: Implementation,
+    expected: Expected,
+    direction: Direction,
+    ceilings: Ceilings | None,
+    timed: bool,
+) -> Row:
+    run = Run(implementation, workload, expected.inputs, expected.upstream)
+    if direction == "backward":
+        run.prepare_backward()
+    wanted = expected.outputs if direction == "forward" else expected.gradients
+    error, failure = check(run.result(direction), wanted, direction, implementation.rounds_to)
+    if failure is not None:
+        return _row(workload, name, direction, ceilings, status=f"FAILED: {failure}", error=error)
+    if not timed:
+        return _row(workload, name, direction, ceilings, status="right", error=error)
+    runs = [run]
+    for _ in range(sets_of_inputs(*expected.inputs) - 1):
+        runs.append(Run(implementation, workload, workload.inputs(), expected.upstream))
+        if direction == "backward":
+            runs[-1].prepare_backward()
+    timing = measure(Run.forward if direction == "forward" else Run.backward, runs)
+    return replace(_row(workload, name, direction, ceilings, status="ok", error=error), timing=timing)
+
+
+def _row(
+    workload: Workload,
+    name: str,
+    direction: Direction,
+    ceilings: Ceilings | None,
+    *,
+    status: str,
+    error: float | None = None,
+) -> Row:
+    flops = None if workload.flops is None else workload.flops[direction]
+    ceiling = None
+    if ceilings is not None:
+        ceiling = ceilings.copy if flops is None else ceilings.matrix
+    return Row(
+        op=workload.op,
+        group=workload.shape.group,
+        shape=workload.shape.name,
+        implementation=name,
+        direction=direction,
+        status=status,
+        error=error,
+        bytes=workload.bytes[direction],
+        flops=flops,
+        ceiling=ceiling,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:120]

@@ -1,0 +1,336 @@
+"""What a checkpoint says about itself, in every layout we load: transformers, PEFT, LLM2Vec, sentence-transformers.
+
+Only small files are read here, and weights are hashed; nothing is imported that would take seconds. The rules of a bare
+decoder are the defaults of `Checkpoint`; an LLM2Vec or sentence-transformers folder replaces those it states.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fastvec.checkpoints import bundled
+from fastvec.checkpoints.families import require_supported
+from fastvec.checkpoints.hub import ModelStack, locate, locate_stack
+from fastvec.checkpoints.model_files import (
+    ADAPTER_SETTINGS,
+    ADAPTER_WEIGHTS,
+    check_safetensors,
+    count,
+    hash_files,
+    read_json,
+    read_json_if_any,
+    setting,
+    tokenizer_files,
+    weight_files,
+)
+from fastvec.checkpoints.remote_code import (
+    MODEL_TYPES,
+    SpecialTokens,
+    is_bidirectional_class,
+    own_class,
+    special_tokens_of,
+)
+from fastvec.checkpoints.sentence_transformers import (
+    DenseLayer,
+    Pooling,
+    SentenceFolder,
+    read_dense,
+    read_prompts,
+    read_sentence_folder,
+)
+from fastvec.errors import ModelError
+
+__all__ = ["Checkpoint", "Pooling", "resolve"]
+
+RECORD = "fastvec.json"  # what `fastvec adapt` writes beside a model: how it was made, and how it is run
+RECORD_FORMAT = 1
+DENSE_FOLDER = "2_Dense"  # beside the record, where it says that there is a Dense layer
+# how a text becomes a sequence, and which of its tokens are pooled; `Checkpoint` says what each means
+TEXT_RULES: Mapping[str, type] = {
+    "text_max_length": int,
+    "lower_case": bool,
+    "strip": bool,
+    "chat_template": bool,
+    "append_eos": bool,
+    "include_prompt": bool,
+}
+DEFAULT_MAX_LENGTH = 512
+# The bases whose chat template LLM2Vec put around its texts. It compares names, so the checkpoints made from any other
+# Instruct model (Llama 3.1, Qwen2.5) were trained without a template, and get none here.
+CHAT_BASES = frozenset(
+    {
+        "Meta-Llama-3-8B-Instruct",
+        "Mistral-7B-Instruct-v0.2",
+        "Llama-2-7b-chat-hf",
+        "gemma-2-9b-it",
+        "Qwen2-1.5B-Instruct",
+        "Qwen2-7B-Instruct",
+    }
+)
+LLM2VEC_POOLINGS: dict[str, Pooling] = {
+    "mean": "mean",
+    "weighted_mean": "weighted_mean",
+    "eos_token": "last",
+    "last_token": "last",
+    "bos_token": "first",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A model, what is done to a text before it, and to its hidden states after it."""
+
+    name: str  # as it was given
+    revision: str | None  # the commit of a hub repository
+    base: Path  # a folder with config.json and *.safetensors
+    adapters: tuple[Path, ...]  # PEFT folders, merged in this order
+    tokenizer: Path
+    model_type: str
+    hidden_size: int
+    max_positions: int | None  # what config.json says the model was made for
+    max_length: int  # tokens of a whole sequence
+    weights_hash: str
+    tokenizer_hash: str
+    added: tuple[str, ...] = ()  # those of the adapters that were given beside it, as they were given
+
+    layout: Literal["transformers", "llm2vec", "sentence-transformers", "fastvec"] = "transformers"
+    bidirectional: bool | None = True  # None: code of its own decides, and `bidirectional_reason` names it
+    bidirectional_reason: str = "a bare decoder is run so"
+    pooling: Pooling = "mean"
+    pooled_tokens: Literal["text", "all"] = "text"
+    include_prompt: bool = False  # whether the tokens of a prompt are pooled too
+    dense: tuple[DenseLayer, ...] = ()
+    normalize: bool = True
+    dims: int | None = None  # of the vectors, where the checkpoint cuts them
+    text_max_length: int | None = None  # tokens of the text alone
+    lower_case: bool = False  # the tokenizer lower-cases; `load_tokenizer` sees to it
+    strip: bool = False  # white space at the end of a text is dropped
+    chat_template: bool = False  # instruction and text stand in a user turn of the tokenizer's chat template
+    append_eos: bool = False  # the tokenizer's EOS follows the text
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)  # around every text, over tokenizer.json
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    verbatim: bool = False  # an instruction is taken as it is, without a space put behind it
+
+    @property
+    def vector_size(self) -> int:
+        """The width of the vectors before `dims`."""
+        return self.dense[-1].out_features if self.dense else self.hidden_size
+
+
+def resolve(
+    model: str | Path | None, *, adapters: Sequence[str | Path] = (), revision: str | None = None
+) -> Checkpoint:
+    """Find a model by its folder or hub id, omitted the bundled one, with PEFT adapters to merge, and read its rules.
+
+    Raises ModelError where a part is missing, damaged or not supported, UsageError for the revision of a folder.
+    """
+    name = bundled.NAME if model is None else str(model)
+    folder, commit = locate(bundled.bundled_model() if model is None else model, revision=revision)
+    sentence = read_sentence_folder(folder) if (folder / "modules.json").is_file() else None
+    added = [locate(adapter)[0] for adapter in adapters]
+    stack = locate_stack(name, sentence.transformer if sentence else folder, added)
+    record = _record(stack)
+    dense = _recorded_dense(record) if record else sentence.dense if sentence else ()
+    checkpoint = _bare(stack, name=name, revision=commit, dense=dense)
+    checkpoint = replace(checkpoint, added=tuple(map(str, adapters)))
+    if record:
+        return _adapted(checkpoint, record)
+    return _sentence_transformers(checkpoint, sentence) if sentence else _llm2vec(checkpoint, stack)
+
+
+def _record(stack: ModelStack) -> Path | None:
+    """The record of the last adaptation, where it was fastvec that made it."""
+    for place in (*stack.adapters[::-1], *stack.folders):
+        if (place / RECORD).is_file():
+            return place / RECORD
+        if (place / "llm2vec_config.json").is_file():
+            break
+    return None
+
+
+def _recorded_dense(record: Path) -> tuple[DenseLayer, ...]:
+    rules = setting(read_json(record), "encoder", dict, record, {})
+    return (read_dense(record.parent / DENSE_FOLDER),) if setting(rules, "dense", bool, record, False) else ()
+
+
+def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[DenseLayer, ...]) -> Checkpoint:
+    """The checkpoint by the rules of a bare decoder."""
+    path = stack.base / "config.json"
+    config = read_json(path)
+    model_type = setting(config, "model_type", str, path)
+    if model_type is None:
+        raise ModelError(f"{path} names no model_type: it is not the folder of a transformers model")
+    stated_type, model_type = model_type, MODEL_TYPES.get(model_type, model_type)
+    require_supported(model_type)
+    if config.get("quantization_config"):
+        raise ModelError(f"{stack.base} holds quantised weights: give the float model they were made from")
+    tokenizer = next((folder for folder in (*stack.folders, *stack.adapters[::-1]) if tokenizer_files(folder)), None)
+    if tokenizer is None:
+        raise ModelError(f"{stack.folders[0]} has no tokenizer: expected tokenizer.json, tokenizer.model or vocab.json")
+    max_positions = count(config, "max_position_embeddings", path) or count(config, "n_positions", path)
+    tokenizer_path = tokenizer / "tokenizer_config.json"
+    stated = count(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
+    hidden_size = _hidden_size(config, path)
+    _check_chain(hidden_size, dense)
+    checkpoint = Checkpoint(
+        name=name,
+        revision=revision,
+        base=stack.base,
+        adapters=stack.adapters,
+        tokenizer=tokenizer,
+        model_type=model_type,
+        hidden_size=hidden_size,
+        max_positions=max_positions,
+        max_length=min(stated, max_positions or stated),
+        weights_hash=hash_files(_parts(stack, dense)),
+        tokenizer_hash=hash_files((file.name, file) for file in tokenizer_files(tokenizer)),
+        dense=dense,
+        special_tokens=special_tokens_of(tokenizer, config),
+    )
+    if stated_type == model_type:
+        reason = checkpoint.bidirectional_reason + (
+            f"; its own code, {code}, is not" if (code := own_class(config)) else ""
+        )
+        return replace(checkpoint, bidirectional_reason=reason)
+    return replace(checkpoint, bidirectional_reason=f"{stated_type} is {model_type} with bidirectional attention")
+
+
+def _parts(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[str, Path]]:
+    """Every file that decides what the model computes, under a name that tells its place."""
+    yield "base/config.json", stack.base / "config.json"
+    for file in weight_files(stack.base):
+        yield f"base/{file.name}", file
+    for index, adapter in enumerate(stack.adapters):
+        check_safetensors(adapter / ADAPTER_WEIGHTS)
+        for name in (ADAPTER_SETTINGS, ADAPTER_WEIGHTS):
+            yield f"adapter {index}/{name}", adapter / name
+    for index, layer in enumerate(dense):
+        for file in (layer.weights, layer.weights.with_name("config.json")):
+            yield f"dense {index}/{file.name}", file
+
+
+def _hidden_size(config: dict[str, Any], path: Path) -> int:
+    """The width of the hidden states; a model with several parts says it of its text part."""
+    for part in (config, setting(config, "text_config", dict, path, {})):
+        # word_embed_proj_dim: an OPT may project its last hidden states back to it
+        for name in ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model"):
+            if size := count(part, name, path):
+                return size
+    raise ModelError(f"{path} states no hidden_size: it is not the folder of a decoder")
+
+
+def _check_chain(width: int, dense: tuple[DenseLayer, ...]) -> None:
+    for layer in dense:
+        if layer.in_features != width:
+            raise ModelError(f"{layer.weights.parent} takes {layer.in_features} dimensions and is given {width}")
+        width = layer.out_features
+
+
+def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
+    """`bare` with what the record of an adaptation says."""
+    record = read_json(path)
+    if record.get("format") != RECORD_FORMAT:
+        raise ModelError(f"{path} is of format {record.get('format')!r}: this version reads format {RECORD_FORMAT}")
+    rules: dict[str, Any] = setting(record, "encoder", dict, path, {})
+    pooling = setting(rules, "pooling", str, path, "mean")
+    pooled_tokens = setting(rules, "pooled_tokens", str, path, "text")
+    if pooling not in get_args(Pooling) or pooled_tokens not in ("text", "all"):
+        raise ModelError(f"{path} pools {pooled_tokens!r} tokens by {pooling!r}: it is damaged")
+    given = {name: setting(rules, name, kind, path) for name, kind in TEXT_RULES.items()}
+    dims = count(rules, "dims", path)
+    return replace(
+        bare,
+        layout="fastvec",
+        bidirectional=setting(rules, "bidirectional", bool, path, True),
+        bidirectional_reason="fastvec adapted it so",
+        pooling=pooling,
+        pooled_tokens=pooled_tokens,
+        dims=dims and min(dims, bare.vector_size),
+        max_length=count(rules, "max_length", path) or DEFAULT_MAX_LENGTH,
+        prompts=read_prompts(rules, path),
+        default_prompt_name=setting(rules, "default_prompt_name", str, path),
+        verbatim=setting(rules, "verbatim", bool, path, False),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoint:
+    """`bare` with what its sentence-transformers folder says, and run as the tool that wrote it would run it."""
+    bidirectional, reason = _attention(bare, read_json(bare.base / "config.json"))
+    return replace(
+        bare,
+        layout="sentence-transformers",
+        bidirectional=bidirectional,
+        bidirectional_reason=reason,
+        pooling=folder.pooling,
+        pooled_tokens="all",
+        include_prompt=folder.include_prompt,
+        normalize=folder.normalize,
+        dims=folder.dims and min(folder.dims, bare.vector_size),
+        max_length=folder.max_length or bare.max_length,
+        lower_case=folder.lower_case,
+        prompts=folder.prompts,
+        default_prompt_name=folder.default_prompt_name,
+        verbatim=True,
+    )
+
+
+def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, str]:
+    """Whether a sentence-transformers folder is bidirectional, and what says so; None and the class that decides."""
+    parts = (config, config.get("text_config") or {})
+    for part in parts:
+        if part.get("is_causal") is False:
+            return True, "config.json says is_causal: false"
+        if part.get("use_bidirectional_attention") in (True, "all"):
+            return True, "config.json says use_bidirectional_attention: true"
+    code = own_class(config)
+    if config.get("model_type") in MODEL_TYPES:
+        return True, bare.bidirectional_reason
+    if code is not None and is_bidirectional_class(code):
+        return True, f"{code} was published so"
+    if _names_llm2vec_code(config):
+        return True, "LLM2Vec trained it so"
+    if any(part.get("is_causal") is True for part in parts):
+        return False, "config.json says is_causal: true"
+    if code is not None:
+        return None, code
+    return False, "config.json says neither is_causal: false nor use_bidirectional_attention: true"
+
+
+def _llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
+    """`bare` with LLM2Vec's rules and what `llm2vec_config.json` says, where it is LLM2Vec's."""
+    folders = (*stack.adapters[::-1], *stack.folders)
+    path = next((file for folder in folders if (file := folder / "llm2vec_config.json").is_file()), None)
+    configs = [read_json_if_any(folder / "config.json") for folder in folders]
+    if path is None and not any(map(_names_llm2vec_code, configs)):
+        return bare
+    settings = {} if path is None else read_json(path)
+    path = path or stack.folders[0]
+    pooling = setting(settings, "pooling_mode", str, path, "mean")
+    if pooling not in LLM2VEC_POOLINGS:
+        raise ModelError(f"{path} pools by {pooling!r}: expected one of {', '.join(LLM2VEC_POOLINGS)}")
+    skip_instruction = setting(settings, "skip_instruction", bool, path, True)
+    names = {*stack.names, *(str(config.get("_name_or_path", "")) for config in configs)}
+    chat_template = any(Path(name).name in CHAT_BASES for name in names)
+    return replace(
+        bare,
+        layout="llm2vec",
+        bidirectional_reason="LLM2Vec trained it so",
+        pooling=LLM2VEC_POOLINGS[pooling],
+        pooled_tokens="text" if skip_instruction else "all",
+        include_prompt=not skip_instruction,
+        normalize=False,
+        max_length=count(settings, "max_length", path) or DEFAULT_MAX_LENGTH,
+        text_max_length=count(settings, "doc_max_length", path) or 400,
+        strip=chat_template or pooling == "eos_token",
+        chat_template=chat_template,
+        append_eos=pooling == "eos_token",
+    )
+
+
+def _names_llm2vec_code(config: dict[str, Any]) -> bool:
+    """The published checkpoints have no llm2vec_config.json; their config.json names LLM2Vec's own model code."""
+    return re.search(r"modeling_\w+_encoder\.\w+EncoderModel$", own_class(config) or "") is not None

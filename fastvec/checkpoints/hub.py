@@ -1,0 +1,119 @@
+"""A model's name to folders on this machine: a path as it is, a hub id by the hub's cache, an adapter with its base."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvec.checkpoints import bundled
+from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, read_json, setting
+from fastvec.errors import ModelError, UsageError
+
+# What a checkpoint is made of: no pickles and no Python. Some repositories hold the weights a second time
+# (Mistral's consolidated.safetensors is 14 GB), or exports and training states; those are left out.
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+UNWANTED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "checkpoint-*", "runs/*")
+
+
+def locate(name: str | Path, *, revision: str | None = None) -> tuple[Path, str | None]:
+    """The folder of `name`, a path, the bundled model's name or a hub id, and the commit where it came from the hub.
+
+    Without a network the hub's cache answers. Raises ModelError where there is no such folder or id, UsageError for
+    the revision of what has none.
+    """
+    text = os.fspath(name)
+    if "://" in text:  # not repeated in the message: it may hold a password
+        raise ModelError("a URL was given as a model: give a folder, or a hub id such as org/model")
+    folder = _local(text)
+    if folder is not None:
+        if revision is not None:
+            raise UsageError(f"revision {revision!r} was given with {text}, a folder here: only a hub id has revisions")
+        return folder, None
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1:
+        raise ModelError(f"{text}: there is no such folder")
+    return _download(text, revision)
+
+
+def _local(text: str) -> Path | None:
+    """The folder of this machine that `text` names, if any; raises ModelError where it cannot be read."""
+    try:
+        folder = Path(text).expanduser()
+        if text and folder.is_dir():
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise ModelError(f"{text} cannot be read as a model: you may not look into this folder")
+            return folder
+        is_file = folder.is_file()
+    except (OSError, RuntimeError) as error:  # the latter: a home folder of nobody
+        raise ModelError(f"{text} cannot be read as a model: {getattr(error, 'strerror', error)}") from None
+    if is_file:
+        raise ModelError(f"{text} is a file: give the folder of a model with its config.json and *.safetensors")
+    return bundled.bundled_model() if text == bundled.NAME else None
+
+
+def _download(repository: str, revision: str | None) -> tuple[Path, str]:
+    """The snapshot of a hub repository, from the cache where it is whole; its folder is named by its commit."""
+    from huggingface_hub import errors, snapshot_download
+
+    at = "" if revision is None else f" at revision {revision!r}"
+    try:
+        snapshot = snapshot_download(
+            repository, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+        )
+    except errors.HFValidationError:
+        problem = "there is no such folder, and it is no hub id (org/model)"
+    except errors.GatedRepoError:
+        problem = "gated on the hub: accept its terms on its page there, then log in with `hf auth login`"
+    except errors.RevisionNotFoundError:
+        problem = "the hub has no such revision: check its spelling, or leave it out"
+    except errors.RepositoryNotFoundError:
+        problem = "there is no such folder, and no such repository on the hub, or a private one (`hf auth login`)"
+    except errors.LocalEntryNotFoundError:
+        problem = "there is no such folder, it is not whole in the hub's cache, and the hub cannot be reached"
+    except Exception as error:  # whichever HTTP library the hub's client uses raises its own
+        problem = f"the download failed ({type(error).__name__}): run again, it goes on where it stopped"
+    else:
+        return Path(snapshot), Path(snapshot).name
+    raise ModelError(f"{repository or 'an empty name'}{at}: {problem}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelStack:
+    """A base model and the adapters that lie on it."""
+
+    base: Path
+    adapters: tuple[Path, ...]  # in the order they are merged
+    folders: tuple[Path, ...]  # from the given folder down to the base
+    names: frozenset[str]  # what the model, and every model an adapter was trained on, is called
+
+
+def locate_stack(name: str, folder: Path, added: Sequence[Path] = ()) -> ModelStack:
+    """Follow an adapter to the model it was trained on, down to one with weights; `added` adapters lie on top.
+
+    A folder that holds weights and an adapter is a base merged with its own adapter. Raises ModelError where an adapter
+    leads nowhere.
+    """
+    names = {name, *filter(None, map(_base_of, added))}
+    folders, adapters = [folder], list(added)
+    while (folder / ADAPTER_SETTINGS).is_file():
+        adapters.insert(0, folder)
+        if any(folder.glob("model*.safetensors")):
+            break
+        base = _base_of(folder)
+        if base is None:
+            raise ModelError(f"{folder} is an adapter that names no base model: give the base, and this as its adapter")
+        try:
+            lower = locate(base)[0]
+        except ModelError as error:
+            raise ModelError(f"{folder} is an adapter on a base model that cannot be had: {error}") from None
+        if lower in folders:
+            raise ModelError(f"{folder} is an adapter on itself: give the base, and this as its adapter")
+        folder = lower
+        folders.append(folder)
+        names.add(base)
+    return ModelStack(base=folder, adapters=tuple(adapters), folders=tuple(folders), names=frozenset(names))
+
+
+def _base_of(adapter: Path) -> str | None:
+    path = adapter / ADAPTER_SETTINGS
+    base: str | None = setting(read_json(path), "base_model_name_or_path", str, path)
+    return base

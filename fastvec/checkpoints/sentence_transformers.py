@@ -1,0 +1,179 @@
+"""A sentence-transformers folder: `modules.json` lists a Transformer, a Pooling, and what is done to the vector then.
+
+The types in it are read as names from a list of four and never imported, and so are activations: a folder is data.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal
+
+from fastvec.checkpoints.model_files import (
+    check_safetensors,
+    count,
+    read_json,
+    read_json_if_any,
+    read_json_list,
+    setting,
+)
+from fastvec.errors import ModelError
+
+Pooling = Literal["mean", "weighted_mean", "last", "first"]
+
+# one class has had several paths: sentence_transformers.models.Pooling and, from version 5.4 on, two others
+MODULE = re.compile(
+    r"sentence_transformers\.(?:models|base\.modules|sentence_transformer\.modules)\.(?:\w+\.)?"
+    r"(Transformer|Pooling|Dense|Normalize)"
+)
+POOLINGS: dict[str, Pooling] = {"mean": "mean", "weightedmean": "weighted_mean", "lasttoken": "last", "cls": "first"}
+# before version 5.4, a flag for each mode
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseLayer:
+    """A linear layer on the pooled vector and its activation, one of `torch.nn` by its bare name."""
+
+    weights: Path
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentenceFolder:
+    """What the folder says; None where it says nothing."""
+
+    transformer: Path
+    pooling: Pooling
+    include_prompt: bool
+    dense: tuple[DenseLayer, ...]
+    normalize: bool
+    max_length: int | None
+    lower_case: bool
+    dims: int | None
+    default_prompt_name: str | None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_sentence_folder(folder: Path) -> SentenceFolder:
+    """Read `modules.json` and the small files it leads to.
+
+    Raises ModelError for a module, a pooling mode or an order of modules that fastvec does not do the same way.
+    """
+    modules = read_json_list(folder / "modules.json")
+    kinds = [_kind(module, folder) for module in modules]
+    paths = [_path(module, folder) for module in modules]
+    order = " ".join(kinds)
+    if not re.fullmatch(r"Transformer Pooling( Dense)*( Normalize)*", order):
+        raise ModelError(f"{folder} is a chain of {order}: expected Transformer, Pooling, Dense and Normalize in order")
+    _refuse_other_keys(paths[2:])
+    settings_path = folder / "config_sentence_transformers.json"
+    settings = read_json_if_any(settings_path)
+    if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        raise ModelError(f"{folder} is a {settings['model_type']}: expected a SentenceTransformer, one vector a text")
+    pooling, include_prompt = _pooling(paths[1] / "config.json")
+    max_length, lower_case = _transformer(paths[0])
+    return SentenceFolder(
+        transformer=paths[0],
+        pooling=pooling,
+        include_prompt=include_prompt,
+        dense=tuple(read_dense(path) for kind, path in zip(kinds, paths, strict=True) if kind == "Dense"),
+        normalize="Normalize" in kinds,
+        max_length=max_length,
+        lower_case=lower_case,
+        dims=count(settings, "truncate_dim", settings_path),
+        default_prompt_name=setting(settings, "default_prompt_name", str, settings_path),
+        prompts=read_prompts(settings, settings_path),
+    )
+
+
+def _kind(module: dict[str, Any], folder: Path) -> str:
+    match = MODULE.fullmatch(str(module.get("type")))
+    if match is None:
+        raise ModelError(
+            f"{folder} has a module of type {module.get('type')!r}: fastvec does sentence-transformers' Transformer, "
+            "Pooling, Dense and Normalize, and never runs code from a model"
+        )
+    return match[1]
+
+
+def _path(module: dict[str, Any], folder: Path) -> Path:
+    path = module.get("path")
+    windows = PureWindowsPath(str(path))  # reads / and \ alike, and knows drives
+    if not isinstance(path, str) or windows.anchor or ".." in windows.parts:
+        raise ModelError(f"{folder} has a module at {path!r}: expected a folder inside it")
+    return folder / path
+
+
+def _transformer(folder: Path) -> tuple[int | None, bool]:
+    """The maximum length and whether texts are lower-cased."""
+    path = folder / "sentence_bert_config.json"
+    settings = read_json_if_any(path)
+    task = settings.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise ModelError(f"{path} asks for the task {task!r}: expected feature-extraction")
+    if "message" in setting(settings, "modality_config", dict, path, {}):
+        raise ModelError(f"{path} puts texts into a chat template (modality message): fastvec does not for this layout")
+    return count(settings, "max_seq_length", path), setting(settings, "do_lower_case", bool, path, False)
+
+
+def _pooling(path: Path) -> tuple[Pooling, bool]:
+    settings = read_json(path)
+    mode = settings.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else mode
+    if modes is None:
+        modes = [name for flag, name in POOLING_FLAGS.items() if settings.get(flag)] or ["mean"]
+    if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in POOLINGS:
+        raise ModelError(f"{path} pools by {modes}: fastvec pools by one of {', '.join(POOLINGS)}")
+    return POOLINGS[str(modes[0])], setting(settings, "include_prompt", bool, path, True)
+
+
+def read_dense(folder: Path) -> DenseLayer:
+    """A Dense module; raises ModelError for an activation or a residual that fastvec does not compute."""
+    path = folder / "config.json"
+    settings = read_json(path)
+    # Tanh is what sentence-transformers applies where the file names none
+    activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    name = activation.rpartition(".")[2]
+    if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
+        raise ModelError(f"{path} has the activation {activation}: fastvec has torch.nn's {', '.join(ACTIVATIONS)}")
+    if settings.get("use_residual"):
+        raise ModelError(f"{path} adds a residual to a Dense layer, which fastvec does not")
+    weights = folder / "model.safetensors"
+    check_safetensors(weights)
+    return DenseLayer(
+        weights=weights,
+        in_features=count(settings, "in_features", path) or 0,
+        out_features=count(settings, "out_features", path) or 0,
+        bias=setting(settings, "bias", bool, path, True),
+        activation=name,
+    )
+
+
+def _refuse_other_keys(folders: list[Path]) -> None:
+    """Dense and Normalize can be told to work on other features than the pooled vector."""
+    for folder in folders:
+        path = folder / "config.json"
+        settings = read_json_if_any(path)
+        for key in ("module_input_name", "module_output_name"):
+            if settings.get(key) not in (None, "sentence_embedding"):
+                raise ModelError(f"{path} works on {settings[key]!r}: expected sentence_embedding")
+
+
+def read_prompts(settings: dict[str, Any], path: Path) -> Mapping[str, str]:
+    """The prompts by name that `settings`, read from `path`, state; raises ModelError where one is no text."""
+    prompts: dict[str, Any] = setting(settings, "prompts", dict, path, {})
+    if not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise ModelError(f"{path} has a prompt that is no text")
+    return prompts

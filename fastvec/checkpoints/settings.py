@@ -1,0 +1,239 @@
+"""Everything that decides what a vector is: the checkpoint's own rules and what the user says instead.
+
+No weight is loaded here, so that a finished or a refused job is told apart in a moment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fastvec.checkpoints.checkpoint import TEXT_RULES, Checkpoint, Pooling, resolve
+from fastvec.errors import ModelError, UsageError
+from fastvec.texts.tokenizer import is_utf8
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["int8", "fp8"]
+FP8_CAPABILITY = (9, 0)  # Hopper's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSettings:
+    """A checkpoint with every choice made. `dims` is the width of the vectors, `device` and `dtype` of the forward.
+
+    Where `quantize` is not None, its layers' linear maps multiply in that type, their weights in `weight_bits` bits.
+    """
+
+    checkpoint: Checkpoint
+    device: str
+    dtype: str
+    quantize: str | None
+    weight_bits: int
+    pooling: Pooling
+    normalize: bool
+    max_length: int
+    bidirectional: bool
+    bidirectional_reason: str
+    dims: int
+
+    def prefix(self, instruction: str | None = None, prompt_name: str | None = None) -> str:
+        """What stands before every text: a prompt as it is, an instruction with a space behind it unless verbatim.
+
+        Raises UsageError for both at once, an instruction that is not UTF-8, a prompt the checkpoint does not name.
+        """
+        checkpoint = self.checkpoint
+        if instruction is not None and prompt_name is not None:
+            raise UsageError("an instruction and a prompt name were both given: choose one")
+        if instruction is not None:
+            if not is_utf8(instruction):
+                raise UsageError(f"the instruction {instruction!r} is not UTF-8: encode it so")
+            stripped = instruction.strip()
+            return instruction if checkpoint.verbatim else f"{stripped} " if stripped else ""
+        name = prompt_name or checkpoint.default_prompt_name
+        if name is None:
+            return ""
+        if name not in checkpoint.prompts:
+            known = ", ".join(sorted(checkpoint.prompts)) or "none"
+            raise UsageError(f"{checkpoint.name} has no prompt named {name!r}: it has {known}")
+        return checkpoint.prompts[name]
+
+    @property
+    def arithmetic(self) -> str:
+        """What the forward computes in, for the output's metadata."""
+        if self.quantize is None:
+            return self.dtype
+        return f"{self.dtype}, products in {self.quantize} with weights of {self.weight_bits} bits"
+
+    @property
+    def pooled_tokens(self) -> str:
+        """`last` and `first` are of the whole sequence, EOS and BOS counted."""
+        return "all" if self.pooling in ("last", "first") else self.checkpoint.pooled_tokens
+
+    def pooled_span(self, prefix: str) -> Literal["sequence", "text", "after_prefix"]:
+        """Which tokens of a sequence with this prefix are pooled.
+
+        Raises UsageError for the one combination that would not match sentence-transformers, whose weights go on
+        counting over a prompt that is not pooled.
+        """
+        if self.pooled_tokens == "text":
+            return "text"
+        excluded = self.checkpoint.pooled_tokens == "all" and not self.checkpoint.include_prompt and prefix
+        if self.pooling == "last" or not excluded:
+            return "sequence"
+        if self.pooling == "weighted_mean":
+            raise UsageError("weighted_mean with a prompt that is not pooled is not available: choose another pooling")
+        return "after_prefix"
+
+    def fingerprint(self, instruction: str | None, prompt_name: str | None) -> dict[str, Any]:
+        """What two runs must share for their vectors to be the same."""
+        checkpoint = self.checkpoint
+        return {
+            "weights": checkpoint.weights_hash,
+            "tokenizer": checkpoint.tokenizer_hash,
+            "revision": checkpoint.revision,
+            "bidirectional": self.bidirectional,
+            "instruction": self.prefix(instruction, prompt_name),
+            "pooling": self.pooling,
+            "pooled_tokens": self.pooled_tokens,
+            "max_length": self.max_length,
+            "normalize": self.normalize,
+            "dims": self.dims,
+            "dtype": self.arithmetic,
+            **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
+            **checkpoint.special_tokens.fingerprint,
+        }
+
+
+def resolve_settings(
+    model: str | Path | None = None,
+    *,
+    adapters: Sequence[str | Path] = (),
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    max_length: int | None = None,
+    bidirectional: bool | None = None,
+    eos: bool | None = None,
+    dims: int | None = None,
+) -> EncoderSettings:
+    """Read a checkpoint's small files and settle every choice; None leaves a choice to the checkpoint.
+
+    `eos` says whether the tokenizer's EOS ends every sequence.
+
+    Raises ModelError for a checkpoint that cannot be used, UsageError for a choice that cannot be met.
+    """
+    _one_of("device", device, get_args(Device))
+    _one_of("dtype", dtype, get_args(Dtype))
+    if pooling is not None:
+        _one_of("pooling", pooling, get_args(Pooling))
+    if quantize is not None:
+        _one_of("quantize", quantize, get_args(Quantize))
+    checkpoint = resolve(model, adapters=adapters, revision=revision)
+    settled_device = _settle_device(device)
+    if eos is not None:
+        checkpoint = _with_eos(checkpoint, eos)
+    reason = checkpoint.bidirectional_reason if bidirectional is None else "as asked for"
+    return EncoderSettings(
+        checkpoint=checkpoint,
+        device=settled_device,
+        dtype=settle_dtype(settled_device) if dtype == "auto" else dtype,
+        quantize=quantize,
+        weight_bits=_weight_bits(quantize, settled_device),
+        pooling=pooling or checkpoint.pooling,  # type: ignore[arg-type]  # checked against its values above
+        normalize=checkpoint.normalize if normalize is None else normalize,
+        max_length=_within("max_length", max_length, checkpoint.max_length, checkpoint.max_positions, "positions"),
+        bidirectional=_settle_attention(checkpoint) if bidirectional is None else bidirectional,
+        bidirectional_reason=reason,
+        dims=_within("dims", dims, checkpoint.dims or checkpoint.vector_size, checkpoint.vector_size, "dimensions"),
+    )
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} {value!r} is not known: choose {', '.join(known)}")
+
+
+def _within(name: str, value: int | None, default: int, limit: int | None, unit: str) -> int:
+    if value is None:
+        return default
+    if value < 1 or (limit is not None and value > limit):
+        at_most = "" if limit is None else f" to {limit}, the {unit} of the model"
+        raise UsageError(f"{name} {value} is out of range: it goes from 1{at_most}")
+    return value
+
+
+def _with_eos(checkpoint: Checkpoint, eos: bool) -> Checkpoint:
+    """EOS once or not at all, be it a part of the text's frame (LLM2Vec) or one of the special tokens."""
+    if checkpoint.append_eos and eos:
+        return checkpoint
+    return replace(checkpoint, append_eos=False, special_tokens=checkpoint.special_tokens.with_eos(eos))
+
+
+def _settle_attention(checkpoint: Checkpoint) -> bool:
+    if checkpoint.bidirectional is None:
+        raise ModelError(
+            f"{checkpoint.name} leaves its attention to code of its own, {checkpoint.bidirectional_reason}, which "
+            "fastvec does not run: say what its model card says by --bidirectional or --causal, or by is_causal in "
+            "its config.json"
+        )
+    return checkpoint.bidirectional
+
+
+def _settle_device(device: str) -> str:
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UsageError("device cuda was asked for and torch sees no GPU here: choose cpu, or install a CUDA build")
+    return "cuda" if device == "auto" and available else "cpu" if device == "auto" else device
+
+
+def _weight_bits(quantize: str | None, device: str) -> int:
+    """The bits of a quantised weight; raises UsageError where this hardware has no fast product of such numbers."""
+    if quantize == "fp8":
+        _require_fp8(device)
+    if quantize != "int8":
+        return 8
+    if device != "cpu":
+        raise UsageError("quantize int8 is for CPUs and the device is cuda: choose fp8, or device cpu")
+    from fastvec.decoders.quantized import int8_bits
+
+    bits = int8_bits()
+    if bits is None:
+        raise UsageError("quantize int8 needs an x86-64 CPU with AVX2 or VNNI, and torch finds none here: leave it out")
+    return bits
+
+
+def _require_fp8(device: str) -> None:
+    import torch
+
+    found = "the device is cpu"
+    if device == "cuda":
+        capability = torch.cuda.get_device_capability()
+        if torch.version.hip is None and capability >= FP8_CAPABILITY:
+            return
+        found = f"{torch.cuda.get_device_name()} has {'.'.join(map(str, capability))}"
+    raise UsageError(
+        f"quantize fp8 needs an NVIDIA GPU of compute capability 9.0 (Hopper) or newer, and {found}: "
+        "leave it out, or choose int8 on a CPU"
+    )
+
+
+def settle_dtype(device: str) -> str:
+    """bfloat16 where the hardware multiplies it, else float32 on a CPU and float16 on a GPU (before Ampere)."""
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
+    return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
+
+
+def _cpu_multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has bfloat16 instructions; elsewhere bfloat16 is emulated and slower than float32."""
+    if not cpuinfo.exists():  # not Linux: float32 is right there, if not the fastest
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo.read_text().split())

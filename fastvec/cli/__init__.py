@@ -1,0 +1,3 @@
+from fastvec.cli.entry import main
+
+__all__ = ["main"]

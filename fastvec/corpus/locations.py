@@ -1,0 +1,109 @@
+"""Which files a corpus is made of, and in which order: files, folders and patterns as they were given."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from glob import glob
+from pathlib import Path
+
+from fastvec.errors import InputError, UsageError
+from fastvec.output.ownership import beside, errors_path
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".parquet", ".arrow")  # what a folder is searched for; a file given by name may have any suffix
+_OTHER_SUFFIXES = (".parq", ".pq", ".feather", ".ipc")  # others' names for the same formats
+_WANTED = " or ".join("*" + suffix for suffix in SUFFIXES)
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None = None) -> list[Path]:
+    """The files of `inputs`, or of one, in the order given; a folder's, searched recursively, and a pattern's sorted.
+
+    Raises InputError for an input that is not there, and UsageError where a file would be read twice or `output`
+    would be read as well.
+    """
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    if not given:
+        raise UsageError("no input was given: name a Parquet or Arrow file, a folder or a pattern")
+    found = [file for one in given for file in _files(str(one), output)]
+    seen: dict[str, Path] = {}
+    for file in found:
+        real = os.path.realpath(file)  # unlike Path.resolve it raises nothing, be it a loop of links
+        if real in seen:
+            raise UsageError(f"{file}: the same file as the input {seen[real]}; name it once")
+        if output is not None and real == os.path.realpath(output):
+            raise UsageError(f"{file}: both an input and the output; choose another output")
+        seen[real] = file
+    return found
+
+
+def _files(given: str, output: Path | None) -> list[Path]:
+    if scheme := SCHEME.match(given):  # an address may hold a password: only its scheme is repeated
+        raise InputError(f"{scheme[1]}:// addresses are not read: download the files and name them by their paths")
+    try:
+        exists = bool(given) and Path(given).exists()
+    except OSError as error:
+        raise InputError(f"{given}: cannot be read: {error.strerror}") from error
+    if exists:
+        if files := _expanded(Path(given), output):
+            return files
+        raise InputError(f"{given}: the folder holds no {_WANTED} file")
+    if not any(character in given for character in "*?["):
+        raise InputError(f"{given}: no such file or folder")
+    made = _made(output)
+    paths = sorted(Path(path) for path in glob(given, recursive=True) if os.path.realpath(path) not in made)
+    files = list(dict.fromkeys(file for path in paths for file in _expanded(path, output)))  # ** gives some twice
+    if not files:
+        raise InputError(f"{given}: no file matches the pattern")
+    return files
+
+
+def _made(output: Path | None) -> set[str]:
+    """The files that a run makes. A pattern leaves them out: the same command must find the same inputs again."""
+    if output is None:
+        return set()
+    errors = errors_path(output)
+    made = (output, beside(output, ".part"), beside(output, ".journal"), errors, beside(errors, ".part"))
+    return set(map(os.path.realpath, made))
+
+
+def _expanded(path: Path, output: Path | None) -> list[Path]:
+    """A folder's files, sorted; any other path itself."""
+    if not os.path.isdir(path):
+        return [path]
+    if output is not None and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(path)):
+        raise UsageError(f"{output}: the output is inside the input folder {path}; put it elsewhere")
+    left_out: list[Path] = []
+    files = sorted(_walk(path, left_out))
+    if left_out:
+        logger.warning(
+            "%s: %d left out, such as %s: of a folder its %s files are read, but none that begin with . or _, and none "
+            "behind a link to a folder; to read such a one, name it",
+            path,
+            len(left_out),
+            min(left_out),
+            _WANTED,
+        )
+    return files
+
+
+def _walk(folder: Path, left_out: list[Path]) -> Iterator[Path]:
+    """Like dataset readers, skip the hidden and the bookkeeping: names that begin with a dot or an underscore.
+
+    What looks like data and is skipped all the same goes to `left_out`.
+    """
+    for parent, folders, names in os.walk(folder, onerror=_raise_unreadable):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        left_out += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES and not name.startswith((".", "_")):
+                yield Path(parent, name)
+            elif suffix in SUFFIXES + _OTHER_SUFFIXES:
+                left_out.append(Path(parent, name))
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error

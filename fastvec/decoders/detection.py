@@ -1,0 +1,152 @@
+"""Which decoders have Llama's skeleton, and where their weights go in it.
+
+A layer is recognised by its parts, not by its name: which linear maps and norms it has says where they stand. What a
+norm or an activation computes is found by trying it, how a layer attends by watching transformers' own forward. Then
+both paths run the first layers, as many as show every kind, in float32: a decoder for which they differ runs through
+transformers, as do all with other parts.
+
+Shapes: T packed tokens, D hidden size, P positions, R rotary dimensions.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastvec.decoders.fused import Attending, FusedDecoder
+from fastvec.decoders.llama_layers import LAYER_PARTS, NotTheSkeleton, layer_of, norm_of, require_parts
+from fastvec.decoders.packed_transformers import Decoder, packed_attention, watched
+from fastvec.texts.packing import Packed, pack
+from fastvec_kernels import AttentionPlan
+
+logger = logging.getLogger(__name__)
+
+AGREEMENT = 1e-4  # how far the two paths may be apart in float32, relative to a state's norm
+TRIAL = (12, 5)  # tokens of the sequences that are tried
+ANY, STILL = "any", "still"  # kinds of rotary tables: one for all layers, and of a layer that does not turn
+
+
+def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
+    """The fast path of `decoder` for sequences of up to `positions` tokens, None where it has another skeleton.
+
+    Fused weights take the place of the decoder's own, which become views of them. Run under `inference_mode`.
+    """
+    model, positions = decoder.model, max(positions, *TRIAL)
+    try:
+        seen = _watch(model)
+        first = _layers_of_every_kind(model, seen)
+        with _first_layers_in_float32(model, first):
+            apart = _difference(model, _recognised(model, seen[:first], positions))
+        if not apart <= AGREEMENT:
+            raise NotTheSkeleton(f"the two paths are {apart:.2g} apart")
+        return _recognised(model, seen, positions)
+    except NotTheSkeleton as reason:
+        logger.debug("%s runs through transformers: %s", model.config.model_type, reason)
+        return None
+
+
+def _layers_of_every_kind(model: Any, seen: Sequence[Attending]) -> int:
+    """The length of the shortest run of first layers in which each way to attend and to turn occurs."""
+    kinds = [
+        (how.heads, how.kv_heads, how.scale, how.window, how.softcap, how.sinks is None, kind)
+        for how, kind in zip(seen, _rotary_kinds(model), strict=True)
+    ]
+    return max(kinds.index(kind) for kind in kinds) + 1
+
+
+@contextmanager
+def _first_layers_in_float32(model: Any, count: int) -> Iterator[None]:
+    """Cut the model to its first layers, widened; the weights come back as they were."""
+    whole = model.layers
+    model.layers = whole[:count]
+    parameters = [*model.layers.parameters(), *model.norm.parameters()]
+    before = [parameter.data for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter, data in zip(parameters, before, strict=True):
+            parameter.data = data
+        model.layers = whole
+
+
+def _watch(model: Any) -> list[Attending]:
+    """How each layer attends; raises NotTheSkeleton unless the model is a plain row of layers that attend once."""
+    parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
+    require_parts(model, parts, needed=parts)
+    norm_of(model.norm)
+    for layer in model.layers:
+        require_parts(layer, LAYER_PARTS, needed={"self_attn", "mlp"})
+    with watched() as seen:
+        _states(model, *_trial(model))
+    if len(seen) != len(model.layers):
+        raise NotTheSkeleton(f"{len(seen)} attentions in {len(model.layers)} layers")
+    return seen
+
+
+def _recognised(model: Any, seen: Sequence[Attending], positions: int) -> FusedDecoder:
+    """The fast path of a model whose layers attend as was `seen`."""
+    kinds = _rotary_kinds(model)
+    order = list(dict.fromkeys(kinds))
+    layers = [
+        layer_of(layer, attending, rotary=order.index(kind))
+        for layer, attending, kind in zip(model.layers, seen, kinds, strict=True)
+    ]
+    return FusedDecoder(
+        model.embed_tokens,
+        float(getattr(model, "embedding_multiplier", 1.0)),
+        layers,
+        [_table(model, kind, positions) for kind in order],
+        norm_of(model.norm),
+    )
+
+
+def _rotary_kinds(model: Any) -> list[str]:
+    """What tells a layer's table from another's: its type where rotary_emb asks for one, and whether it turns."""
+    asks = "layer_type" in inspect.signature(model.rotary_emb.forward).parameters
+    types = model.config.layer_types[: len(model.layers)] if asks else [ANY] * len(model.layers)
+    return [
+        kind if getattr(layer.self_attn, "use_rope", True) else STILL
+        for layer, kind in zip(model.layers, types, strict=True)
+    ]
+
+
+def _table(model: Any, kind: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of half of the rotary dimensions, whose second half repeats the first: [P, R / 2]."""
+    device = model.norm.weight.device
+    if kind == STILL:
+        return torch.ones(positions, 1, device=device), torch.zeros(positions, 1, device=device)
+    ids = torch.arange(positions, device=device)[None]
+    x = torch.empty(1, 1, device=device)  # tells device and dtype
+    pair = model.rotary_emb(x, ids) if kind == ANY else model.rotary_emb(x, ids, kind)
+    cos, sin = (half[0].float()[:, : half.shape[-1] // 2].contiguous() for half in pair)
+    return cos, sin
+
+
+def _trial(model: Any) -> tuple[torch.Tensor, Packed]:
+    """Random embeddings [T, D] of two sequences, in the layers' dtype."""
+    packed = pack([np.zeros(length, dtype=np.int32) for length in TRIAL], device=model.device)
+    width, weight = model.config.hidden_size, model.norm.weight
+    embeddings = torch.randn(sum(TRIAL), width, generator=torch.Generator().manual_seed(0))
+    return embeddings.to(weight.device, weight.dtype), packed
+
+
+def _states(model: Any, embeddings: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """What transformers makes of them [T, D]."""
+    with packed_attention(AttentionPlan.build(packed.lengths, embeddings.device)):
+        output = model(inputs_embeds=embeddings[None], position_ids=packed.positions[None], use_cache=False)
+    states: torch.Tensor = output.last_hidden_state[0]
+    return states
+
+
+def _difference(model: Any, fused: FusedDecoder) -> float:
+    """The largest distance of a token's two states, relative to their norm."""
+    embeddings, packed = _trial(model)
+    found = fused.states(packed, embeddings)
+    expected = _states(model, embeddings, packed)
+    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

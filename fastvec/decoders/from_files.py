@@ -1,0 +1,321 @@
+"""Decoders of Llama's plain layout straight from their files to the fast path, and tokenizers from tokenizer.json.
+
+Importing transformers' models takes longer than embedding a few thousand short texts. Llama, Mistral, Qwen2 and Qwen3
+need it neither to be recognised nor to be run: `config.json` is compared with a list of all that may stand in it, and
+the tensors must be exactly those it asks for. Whatever is not so, an adapter or a long context's rotation for one, is
+left to transformers (`loading`, `recognition`), which also says what is wrong with it.
+
+Shapes: D hidden size, H and KV heads of size d, P positions.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import nn
+
+from fastvec.checkpoints.checkpoint import Checkpoint
+from fastvec.checkpoints.model_files import read_json, read_json_if_any, weight_files
+from fastvec.decoders.fused import Attending, FusedDecoder
+from fastvec.decoders.llama_layers import NotTheSkeleton, layer_of, norm_of
+from fastvec.texts.packing import Packed
+from fastvec.texts.prompt import lower_if_asked
+from fastvec.texts.special_tokens import settle_special_tokens
+
+COUNTS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
+# settings that do not reach the states, whatever they say; a window's layers count only where there is a window
+IGNORED = {
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "is_causal",
+    "max_position_embeddings",
+    "max_window_layers",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_bidirectional_attention",
+    "use_cache",
+}
+# settings with the values that the plain layout has
+PLAIN: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "pretraining_tp": (1,),
+    "rope_scaling": (None,),
+    "use_sliding_window": (False,),
+}
+ALL_FOUR = ("q_proj", "k_proj", "v_proj", "o_proj")
+LEAST_POSITIONS = 8  # for `self_check`
+TOKENIZER_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+SPECIAL = ("bos_token", "eos_token", "pad_token", "mask_token", "unk_token")
+TOKENIZER_IGNORED = {"backend", "clean_up_tokenization_spaces", "is_local", "local_files_only", "model_max_length"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What config.json says of a decoder of the plain layout."""
+
+    family: str
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head: int
+    layers: int
+    vocabulary: int
+    eps: float
+    theta: float
+    attention_biases: tuple[str, ...]
+    mlp_bias: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Raises NotTheSkeleton where the layout is another, or a setting is unknown or left to a default."""
+        family, rest = config.get("model_type"), {name: config[name] for name in config if name not in IGNORED}
+        if family not in ("llama", "mistral", "qwen2", "qwen3"):
+            raise NotTheSkeleton(f"{family} is no plain layout")
+        del rest["model_type"]
+        for name, values in PLAIN.items():
+            if rest.pop(name, values[0]) not in values:
+                raise NotTheSkeleton(f"{name} is {config[name]!r}")
+        if set(rest.pop("layer_types", None) or ["full_attention"]) != {"full_attention"}:
+            raise NotTheSkeleton("some layers have a window")
+        window = rest.pop("sliding_window", "absent")
+        if family == "mistral" and window is not None:
+            raise NotTheSkeleton("all layers have a window")
+        hidden, intermediate, heads, kv_heads, layers, vocabulary = (_number(rest, name, int) for name in COUNTS)
+        head = _number(rest, "head_dim", int) if family == "qwen3" or "head_dim" in rest else hidden // heads
+        eps, theta = _number(rest, "rms_norm_eps", float), _theta(rest)
+        biases: tuple[str, ...] = ALL_FOUR[:3] if family == "qwen2" else ()
+        if family in ("llama", "qwen3") and rest.pop("attention_bias", False):
+            biases = ALL_FOUR
+        shape = cls(
+            family=family,
+            hidden=hidden,
+            intermediate=intermediate,
+            heads=heads,
+            kv_heads=kv_heads,
+            head=head,
+            layers=layers,
+            vocabulary=vocabulary,
+            eps=eps,
+            theta=theta,
+            attention_biases=biases,
+            mlp_bias=bool(rest.pop("mlp_bias", False)) if family == "llama" else False,
+        )
+        if rest:
+            raise NotTheSkeleton(f"{', '.join(sorted(rest))} may mean something")
+        return shape
+
+
+def _number(settings: dict[str, Any], name: str, kind: type) -> Any:
+    value = settings.pop(name, None)
+    if type(value) not in (int, kind) or not value > 0:
+        raise NotTheSkeleton(f"{name} is {value!r}")
+    return value
+
+
+def _theta(settings: dict[str, Any]) -> float:
+    """The base of the rotary frequencies; `rope_theta` stands by itself in older configurations."""
+    rope = settings.pop("rope_parameters", None)
+    if rope is None:
+        return float(_number(settings, "rope_theta", float))
+    settings.pop("rope_theta", None)
+    if not isinstance(rope, dict) or rope.get("rope_type") != "default" or rope.keys() != {"rope_type", "rope_theta"}:
+        raise NotTheSkeleton(f"the rotation is {rope!r}")
+    return float(_number(dict(rope), "rope_theta", float))
+
+
+class PlainDecoder:
+    """A decoder of the plain layout, over packed batches: `Decoder` without transformers.
+
+    `model` holds the weights by transformers' names. `fuse` joins them to what computes, and is called again after they
+    were given another dtype.
+    """
+
+    longest: int | None = None  # default rotary positions set no limit
+
+    def __init__(self, model: nn.Module, shape: Shape, *, bidirectional: bool, positions: int) -> None:
+        self.model = model
+        self.bidirectional = bidirectional
+        self.family, self.vocabulary = shape.family, shape.vocabulary
+        self._shape, self._positions = shape, max(positions, LEAST_POSITIONS)
+        self._joined: FusedDecoder | None = None  # between calls, until `fuse` hands it over
+
+    @property
+    def device(self) -> torch.device:
+        return self.embeddings.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embeddings.dtype
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """The table [V, D] of the tokens."""
+        table: torch.Tensor = self.model.embed_tokens.weight  # type: ignore[assignment, union-attr]
+        return table
+
+    def fuse(self) -> FusedDecoder:
+        joined, self._joined = self._joined or self._join(), None
+        return joined
+
+    def _join(self) -> FusedDecoder:
+        model: Any = self.model
+        shape = self._shape
+        how = Attending(
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            scale=shape.head**-0.5,
+            causal=not self.bidirectional,
+            window=None,
+            softcap=None,
+            sinks=None,
+        )
+        return FusedDecoder(
+            model.embed_tokens,
+            1.0,
+            [layer_of(layer, how, rotary=0) for layer in model.layers],
+            [_table(shape.theta, shape.head, self._positions, self.device)],
+            norm_of(model.norm),
+        )
+
+    def __call__(self, packed: Packed) -> torch.Tensor:
+        """The hidden states [T, D] after the final norm."""
+        self._joined = self._joined or self._join()
+        return self._joined.states(packed)
+
+
+def plain_decoder(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str, bidirectional: bool, positions: int
+) -> PlainDecoder | None:
+    """The decoder in `checkpoint`, for sequences of up to `positions` tokens; None where it needs transformers."""
+    if checkpoint.adapters:
+        return None
+    try:
+        shape = Shape.of(read_json(checkpoint.base / "config.json"))
+        tensors: dict[str, torch.Tensor] = {}
+        for file in weight_files(checkpoint.base):
+            for name, tensor in load_file(file).items():
+                tensors[name.removeprefix("model.")] = tensor.to(device=device, dtype=dtype)
+        tensors.pop("lm_head.weight", None)
+        model = _tree(shape)
+        model.load_state_dict(tensors, assign=True)
+        model.requires_grad_(False).eval()
+        return PlainDecoder(model, shape, bidirectional=bidirectional, positions=positions)
+    except (NotTheSkeleton, RuntimeError):  # tensors that do not fit; memory that ends
+        return None
+
+
+def _tree(shape: Shape) -> nn.Module:
+    """Modules by transformers' names, without a value and without a forward of their own.
+
+    The context manager `torch.device("meta")`, and drawing an embedding on that device, would import torch's compiler,
+    which takes a second.
+    """
+    norm = functools.partial(nn.RMSNorm, eps=shape.eps, device="meta")
+    linear = functools.partial(nn.Linear, device="meta")
+    attention = {
+        "q_proj": (shape.hidden, shape.heads * shape.head),
+        "k_proj": (shape.hidden, shape.kv_heads * shape.head),
+        "v_proj": (shape.hidden, shape.kv_heads * shape.head),
+        "o_proj": (shape.heads * shape.head, shape.hidden),
+    }
+    mlp = {
+        "gate_proj": (shape.hidden, shape.intermediate),
+        "up_proj": (shape.hidden, shape.intermediate),
+        "down_proj": (shape.intermediate, shape.hidden),
+    }
+    head_norms = ("q_norm", "k_norm") if shape.family == "qwen3" else ()
+    layers = [
+        _node(
+            self_attn=_node(
+                **{name: linear(*sizes, bias=name in shape.attention_biases) for name, sizes in attention.items()},
+                **{name: norm(shape.head) for name in head_norms},
+            ),
+            mlp=_node(**{name: linear(*sizes, bias=shape.mlp_bias) for name, sizes in mlp.items()}, act_fn=nn.SiLU()),
+            input_layernorm=norm(shape.hidden),
+            post_attention_layernorm=norm(shape.hidden),
+        )
+        for _ in range(shape.layers)
+    ]
+    embeddings: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+        torch.empty(shape.vocabulary, shape.hidden, device="meta")
+    )
+    return _node(embed_tokens=embeddings, layers=nn.ModuleList(layers), norm=norm(shape.hidden))
+
+
+def _node(**children: nn.Module) -> nn.Module:
+    node = nn.Module()
+    for name, child in children.items():
+        node.add_module(name, child)
+    return node
+
+
+def _table(theta: float, size: int, positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine [P, d / 2] of every position times θ^(−2i/d) (Su et al., 2021)."""
+    frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
+    angles = torch.arange(positions).float()[:, None] * frequencies
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+class PlainTokenizer:
+    """A tokenizer.json with the names of its special tokens: of transformers' tokenizers what fastvec asks for."""
+
+    def __init__(self, backend: Tokenizer, special: Mapping[str, str]) -> None:
+        self.backend_tokenizer = backend
+        self.bos_token, self.eos_token, self.pad_token = (special.get(name) for name in SPECIAL[:3])
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = (
+            None if token is None else backend.token_to_id(token)
+            for token in (self.bos_token, self.eos_token, self.pad_token)
+        )
+        ids = (backend.token_to_id(token) for token in dict.fromkeys(special.values()))
+        self.all_special_ids = [token for token in ids if token is not None]
+
+
+def plain_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer | None:
+    """The tokenizer of `checkpoint` where its files say all of it; None where transformers has a part in it.
+
+    A class of transformers may build another tokenizer than the file holds, and adds tokens that the file has not.
+    """
+    folder = checkpoint.tokenizer
+    if checkpoint.chat_template or not (folder / "tokenizer.json").is_file():
+        return None
+    if any((folder / name).exists() for name in ("special_tokens_map.json", "added_tokens.json")):
+        return None
+    settings = {
+        name: value
+        for name, value in read_json_if_any(folder / "tokenizer_config.json").items()
+        if name not in TOKENIZER_IGNORED
+    }
+    if settings.pop("tokenizer_class", None) not in TOKENIZER_CLASSES:
+        return None
+    special = {name: settings.pop(name) for name in SPECIAL if settings.get(name) is not None}
+    if any(value is not None for value in settings.values()) or not all(isinstance(t, str) for t in special.values()):
+        return None
+    try:
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # the tokenizers library raises nothing more precise; transformers' loader tells the user
+        return None
+    lower_if_asked(checkpoint, backend)
+    held = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    if not set(special.values()) <= held:
+        return None
+    tokenizer = PlainTokenizer(backend, special)
+    settle_special_tokens(checkpoint, tokenizer)
+    return tokenizer

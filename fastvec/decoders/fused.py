@@ -1,0 +1,202 @@
+"""The fast inference path: a decoder with Llama's skeleton, from the same weights, by fewer and larger operations.
+
+    residual ← embed(tokens)
+    each layer   q, k, v ← rope(norm(residual) · W_qkv)          one product; bias, head norms and rotation in one pass
+                 residual ← residual + attend(q, k, v) · W_o     the sum and the next norm in one pass
+                 residual ← residual + act(gate) · up · W_down   gate and up by one product, from norm(residual)
+    the last sum and the last norm are left to pooling
+
+Which decoders have this skeleton, and where their weights go in it, is `recognition.py`'s part.
+
+Shapes: T packed tokens, D hidden size, H and KV heads of size d, F feed-forward size, P positions, R rotary dimensions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+import torch.nn.functional as F
+
+from fastvec.texts.packing import Packed
+from fastvec_kernels import AttentionPlan, add_rms_norm, attention, geglu, rms_norm, rope, swiglu
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attending:
+    """How a layer was seen to attend."""
+
+    heads: int
+    kv_heads: int
+    scale: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None  # [heads]
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """x / rms(x) · weight [D]."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+class LinearMap(Protocol):
+    """x · Wᵀ + bias, however it is computed."""
+
+    @property
+    def bias(self) -> torch.Tensor | None: ...
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x · Wᵀ alone."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x · weightᵀ + bias, weight [out, in]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """The weights of a layer, and how it computes with them; a norm that it has not is None."""
+
+    heads: int
+    kv_heads: int
+    qkv: LinearMap  # [(H + 2 KV) · d, D]; its bias is added by rope
+    q_norm: Norm | None  # of a head [d], or of all heads at once [H · d]
+    k_norm: Norm | None
+    rotary: int  # which of the decoder's tables
+    attending: Attending
+    output: LinearMap  # [D, H · d]
+    gate_up: LinearMap  # [2F, D]
+    activation: str
+    down: LinearMap  # [D, F]
+    before_attention: Norm | None
+    after_attention: Norm | None
+    before_mlp: Norm | None
+    after_mlp: Norm | None
+    scale: float  # of what is added to the residual
+
+
+class FusedDecoder:
+    """A decoder's layers from its embeddings to just before its last norm, which is `norm`."""
+
+    def __init__(
+        self,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        embed_scale: float,
+        layers: Sequence[Layer],
+        tables: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        norm: Norm,
+    ) -> None:
+        """`embed` makes [T, D] of token ids [T]; `tables` hold the cosine and sine [P, R / 2] of every position."""
+        self._embed, self._embed_scale = embed, embed_scale
+        self._layers, self._tables = layers, tables
+        self.norm = norm
+
+    def with_linears(self, make: Callable[[torch.Tensor, torch.Tensor | None], LinearMap]) -> Self:
+        """The same decoder with what `make` makes of weight and bias for each of its layers' `Linear`s."""
+
+        def made(linear: LinearMap) -> LinearMap:
+            return make(linear.weight, linear.bias) if isinstance(linear, Linear) else linear
+
+        layers = [
+            replace(
+                layer,
+                qkv=made(layer.qkv),
+                output=made(layer.output),
+                gate_up=made(layer.gate_up),
+                down=made(layer.down),
+            )
+            for layer in self._layers
+        ]
+        return type(self)(self._embed, self._embed_scale, layers, self._tables, self.norm)
+
+    def __call__(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x, residual), [T, D] each: the states are `norm` of their sum."""
+        return self.run(self._embed(packed.token_ids), packed)
+
+    def states(self, packed: Packed, embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        """The hidden states [T, D] after the last norm, of the tokens or of `embeddings` [T, D] in their place."""
+        x, residual = self(packed) if embeddings is None else self.run(embeddings, packed)
+        return add_rms_norm(x, residual, self.norm.weight, self.norm.eps)[0]
+
+    def run(self, embeddings: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from the tokens' `embeddings` [T, D]."""
+        plan = AttentionPlan.build(packed.lengths, packed.token_ids.device)
+        angles = [(cos[packed.positions], sin[packed.positions]) for cos, sin in self._tables]
+        residual = embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
+        x: torch.Tensor | None = None  # what the layer before adds to the residual
+        for layer in self._layers:
+            normed, residual = _add_norm(x, residual, layer.before_attention)
+            x = _finished(_attend(layer, normed, plan, angles), layer.after_attention, layer.scale)
+            normed, residual = _add_norm(x, residual, layer.before_mlp)
+            x = _finished(_feed_forward(layer, normed), layer.after_mlp, layer.scale)
+        if x is None:
+            raise ValueError("a decoder has at least one layer")
+        return x, residual
+
+
+def _add_norm(x: torch.Tensor | None, residual: torch.Tensor, norm: Norm | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of x + residual, and that sum."""
+    if norm is None:
+        total = residual if x is None else x + residual
+        return total, total
+    if x is None:
+        return rms_norm(residual, norm.weight, norm.eps), residual
+    return add_rms_norm(x, residual, norm.weight, norm.eps)
+
+
+def _finished(x: torch.Tensor, norm: Norm | None, scale: float) -> torch.Tensor:
+    if norm is not None:
+        x = rms_norm(x, norm.weight, norm.eps)
+    return x if scale == 1 else x * scale
+
+
+def _attend(
+    layer: Layer, x: torch.Tensor, plan: AttentionPlan, angles: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    qkv = layer.qkv.product(x)
+    q_norm, k_norm = layer.q_norm, layer.k_norm
+    size = qkv.shape[1] // (layer.heads + 2 * layer.kv_heads)
+    if q_norm is not None and k_norm is not None and len(q_norm.weight) != size:
+        ends = [layer.heads * size, (layer.heads + layer.kv_heads) * size]
+        q, k, v = qkv.tensor_split(ends, dim=1)
+        qkv = torch.cat([rms_norm(q, q_norm.weight, q_norm.eps), rms_norm(k, k_norm.weight, k_norm.eps), v], dim=1)
+        q_norm = k_norm = None
+    cos, sin = angles[layer.rotary]
+    q, k, v = rope(
+        qkv,
+        cos,
+        sin,
+        heads=layer.heads,
+        kv_heads=layer.kv_heads,
+        q_weight=None if q_norm is None else q_norm.weight,
+        k_weight=None if k_norm is None else k_norm.weight,
+        eps=1e-6 if q_norm is None else q_norm.eps,
+        bias=layer.qkv.bias,
+    )
+    how = layer.attending
+    o = attention(
+        q, k, v, plan, scale=how.scale, causal=how.causal, window=how.window, softcap=how.softcap, sinks=how.sinks
+    )
+    return layer.output(o.flatten(1))
+
+
+def _feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    gate_up = layer.gate_up(x)
+    if layer.activation == "silu":
+        return layer.down(swiglu(gate_up))
+    return layer.down(geglu(gate_up, approximate="tanh" if layer.activation == "gelu_tanh" else "none"))

@@ -1,0 +1,87 @@
+"""`--dry-run`: what a job would take, from a sample of its rows and a short trial of the model."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastvec.corpus.reader import ChunkLimits
+from fastvec.decoders.agreement import SAMPLE as COMPARED
+from fastvec.embedding.plan import EmbedPlan
+
+if TYPE_CHECKING:
+    from fastvec.encoder import Encoder
+
+SAMPLE_PLACES = 8  # spread over the corpus, since one end of it is seldom like the other
+SAMPLE_ROWS = 64  # at each place
+TRIAL_SECONDS = 5.0
+TRIAL_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    rows: int
+    tokens: int  # of all rows, from the sample's mean
+    sampled_rows: int
+    output_bytes: int  # vectors and row numbers, without kept columns
+    seconds: float  # for all rows, from the trial's rate
+    tokens_per_second: float
+    output: str
+    model: str
+    device: str
+
+    @property
+    def return_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} rows, about {self.tokens:,} tokens (by {self.sampled_rows:,} sampled rows), "
+            f"{self.output_bytes / 1e6:,.1f} MB to {self.output}, about {self.seconds:,.0f} s on {self.device} "
+            f"at {self.tokens_per_second:,.0f} tokens/s; nothing was written"
+        )
+
+
+def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
+    """Sample the corpus, time the model on a part of the sample, and scale both to all rows."""
+    plan.corpus.say_column()
+    texts = _sample(plan)
+    tokenizer = encoder.tokenizer(plan.instruction, plan.prompt_name)
+    present = [text for text in texts if text is not None]
+    shuffled = [present[i] for i in np.random.default_rng(0).permutation(len(present))]
+    groups = [tokenizer(shuffled[i : i + TRIAL_ROWS]) for i in range(0, len(shuffled), TRIAL_ROWS)]
+    tokens = round(sum(len(group.ids) for group in groups) / max(len(texts), 1) * plan.corpus.rows)
+    if groups:  # the first forward also allocates and warms up, and those of a quantised model are compared
+        encoder.encode_tokens(groups[0] if plan.settings.quantize is None else tokenizer(shuffled[:COMPARED]))
+    tried, started = 0, time.perf_counter()
+    for group in groups:
+        encoder.encode_tokens(group)
+        tried += len(group.ids)
+        if time.perf_counter() - started > TRIAL_SECONDS:
+            break
+    rate = tried / (time.perf_counter() - started)
+    return Estimate(
+        rows=plan.corpus.rows,
+        tokens=tokens,
+        sampled_rows=len(texts),
+        output_bytes=plan.output_bytes,
+        seconds=tokens / rate if rate else 0.0,
+        tokens_per_second=rate,
+        output=str(plan.output),
+        model=plan.settings.checkpoint.name,
+        device=plan.settings.device,
+    )
+
+
+def _sample(plan: EmbedPlan) -> list[str | None]:
+    """The texts of up to `SAMPLE_ROWS` rows at `SAMPLE_PLACES` places, no row twice."""
+    rows = plan.corpus.rows
+    places = range(0, rows, max(rows // SAMPLE_PLACES, SAMPLE_ROWS))
+    limits = ChunkLimits(rows=SAMPLE_ROWS, bytes=1 << 20)
+    return [
+        text for place in places for text in next(iter(plan.corpus.chunks(limits, first_row=place))).texts.to_pylist()
+    ]

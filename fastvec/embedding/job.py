@@ -1,0 +1,316 @@
+"""The embedding job: read, tokenise, pack, encode, write; in order, resumable, each row exactly once.
+
+A chunk, a run of input rows, is the unit of all of it: batches never cross a chunk, and a chunk is one record batch of
+the output. So a resumed run makes the very batches that an uninterrupted one would have made.
+"""
+
+import json
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fastvec.checkpoints import bundled
+from fastvec.checkpoints.settings import EncoderSettings
+from fastvec.corpus.reader import Chunk, ChunkLimits
+from fastvec.embedding.plan import EmbedPlan, plan_embed
+from fastvec.embedding.tokenized_chunks import TokenizedChunk, behind, tokenize_chunks
+from fastvec.errors import DiskFullError, InterruptedRunError, RowErrorsError
+from fastvec.output.ownership import beside
+from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
+from fastvec.output.writer import Job, RowError, Writer, finished_counts
+from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
+from fastvec.system.pipeline import Pipeline, StoppedError
+
+if TYPE_CHECKING:  # torch is not imported before there is work to do
+    from fastvec.encoder import Begun, Encoder
+
+logger = logging.getLogger(__name__)
+
+FLOAT16_MAX = 65504.0
+# The ranges of int8 vectors, and whether quantised ones are near enough, are decided by so many texts, however few the
+# first chunk has, or by those of so many rows.
+FIRST_TEXTS, FIRST_ROWS = 256, 65_536
+
+
+def embed(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    encoder: "Encoder | EncoderSettings",
+    column: str | None = None,
+    keep: Sequence[str] | None = (),
+    instruction: str | None = None,
+    prompt_name: str | None = None,
+    vector_dtype: str = "float32",
+    vector_column: str = "embedding",
+    batch_tokens: int | None = None,
+    on_error: str = "null",
+    max_errors: int | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    stop_signal: Callable[[], int | None] = lambda: None,
+) -> Report:
+    """Embed the text column of Parquet or Arrow files into one Arrow file, a row out for each row in, in order.
+
+    The same call again resumes an unfinished output and leaves a finished one alone. Given settings instead of an
+    encoder, the model loads only where there is work to do. `keep` names columns to copy, None all of them. `progress`
+    is called after each chunk; `stop_signal` is asked often and ends the run with the signal it returns.
+
+    Raises FastvecError: its subclasses say what went wrong, and what is durable stays.
+    """
+    settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
+    plan = plan_embed(
+        inputs,
+        output,
+        settings=settings,
+        column=column,
+        keep=keep,
+        instruction=instruction,
+        prompt_name=prompt_name,
+        vector_dtype=vector_dtype,
+        vector_column=vector_column,
+        on_error=on_error,
+        max_errors=max_errors,
+        limit=limit,
+    )
+    job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
+    counts = finished_counts(plan.output, job, overwrite=overwrite)
+    if counts is not None:
+        return _report(plan, **counts, already_finished=True)
+    _require_space(plan)
+    plan.corpus.say_column()
+    if isinstance(encoder, EncoderSettings):
+        from fastvec.encoder import Encoder
+
+        encoder = Encoder(encoder)
+    job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits)
+    with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
+        for warning in writer.warnings:
+            logger.warning("%s", warning)
+        with _token_budget(encoder, batch_tokens, writer.batch_tokens):
+            return _Run(plan, encoder, writer, progress, stop_signal).run()
+
+
+@contextmanager
+def _token_budget(encoder: "Encoder", asked: int | None, earlier: int | None) -> Iterator[None]:
+    """The token budget asked for, or that of an earlier run, which may have found out how much memory there is.
+
+    The encoder has its own again behind it, unless it ran out of memory.
+    """
+    own = encoder.batch_tokens
+    settled = encoder.batch_tokens = min((budget for budget in (asked, earlier) if budget is not None), default=own)
+    try:
+        yield
+    finally:
+        if encoder.batch_tokens == settled:
+            encoder.batch_tokens = own
+
+
+def _require_space(plan: EmbedPlan) -> None:
+    part = beside(plan.output, ".part")
+    have = shutil.disk_usage(plan.output.parent).free + (part.stat().st_size if part.exists() else 0)
+    if have < plan.output_bytes:
+        raise DiskFullError(
+            f"{plan.output} needs at least {plan.output_bytes:,} bytes and {have:,} are free: make room, or choose "
+            "--dims or a smaller --vector-dtype"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Embedded:
+    chunk: Chunk
+    vectors: FloatArray  # [rows, D]
+    valid: npt.NDArray[np.bool_]  # [rows] where there is a vector
+    counts: Mapping[str, int]
+    errors: Sequence[RowError]
+    batch_tokens: int
+    padded_tokens: int
+
+
+class _Run:
+    """The stages of one job, the last of which, writing, runs in the caller's thread."""
+
+    def __init__(
+        self,
+        plan: EmbedPlan,
+        encoder: "Encoder",
+        writer: Writer,
+        progress: Callable[[Progress], None],
+        stop_signal: Callable[[], int | None],
+    ) -> None:
+        self._plan, self._encoder, self._writer = plan, encoder, writer
+        self._started, self._progress, self._stop_signal = time.perf_counter(), progress, stop_signal
+        self._resumed_rows = self._rows = writer.rows
+        self._tokens = self._padded_tokens = 0
+        self._ranges: FloatArray | None = None
+        self._held: list[_Embedded] = []  # not written yet
+
+    def run(self) -> Report:
+        writer = self._writer
+        chunks = self._plan.corpus.chunks(
+            ChunkLimits(**writer.limits), first_row=writer.rows, first_index=writer.chunks
+        )
+        tokenizer = self._encoder.tokenizer(self._plan.instruction, self._plan.prompt_name)
+        try:
+            with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
+                read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
+                tokenized = pipeline.run_ahead("tokenize", tokenize_chunks(read, tokenizer), feeds="encode", depth=4)
+                embedded = pipeline.run_ahead("encode", self._encode(tokenized, pipeline), feeds="write", depth=2)
+                for done in embedded:
+                    with pipeline.working("write"):
+                        self._held.append(done)
+                        if self._settled():
+                            self._write_held()
+                    self._progress(self._state(pipeline))
+        except StoppedError:
+            raise self._interrupted() from None
+        self._write_held()
+        writer.finish(_error_lines(self._plan, writer.errors))
+        return self._finished_report(pipeline)
+
+    def _encode(self, chunks: Iterator[TokenizedChunk], pipeline: Pipeline) -> Iterator[_Embedded]:
+        begun = ((chunk, self._encoder.begin(chunk.texts, pipeline.check)) for chunk in chunks)
+        for chunk, vectors in behind(begun, by=self._encoder.chunks_ahead):
+            yield self._embedded(chunk, vectors)
+
+    def _embedded(self, chunk: TokenizedChunk, begun: "Begun") -> _Embedded:
+        encoded = self._encoder.finish(begun)
+        failed = dict(encoded.failed)
+        if self._plan.vector_dtype == "float16":
+            too_large = (np.abs(encoded.vectors) > FLOAT16_MAX).any(axis=1)
+            failed |= {int(index): "float16_overflow" for index in np.flatnonzero(too_large)}
+        rows = np.flatnonzero(chunk.valid)
+        vectors = np.zeros((len(chunk.valid), self._encoder.dims), dtype=np.float32)
+        vectors[rows] = encoded.vectors
+        valid = chunk.valid.copy()
+        valid[rows[list(failed)]] = False
+        first_row = chunk.chunk.first_row
+        return _Embedded(
+            chunk=chunk.chunk,
+            vectors=vectors,
+            valid=valid,
+            counts={**chunk.counts, "errors": len(failed)},
+            errors=[RowError(row=first_row + int(rows[i]), code=code) for i, code in sorted(failed.items())],
+            batch_tokens=begun.batch_tokens,
+            padded_tokens=padded_tokens(chunk.texts.lengths),
+        )
+
+    def _settled(self) -> bool:
+        """Whether the vectors held are enough to begin the output with."""
+        if self._writer.schema is not None or (self._plan.vector_dtype != "int8" and not self._plan.settings.quantize):
+            return True
+        valid = np.concatenate([done.valid for done in self._held])
+        return bool(valid.sum() >= FIRST_TEXTS or len(valid) >= FIRST_ROWS)
+
+    def _write_held(self) -> None:
+        self._begin()
+        for done in self._held:
+            self._write(done)
+        self._held.clear()
+
+    def _write(self, done: _Embedded) -> None:
+        self._check_errors(done.errors)
+        plan, chunk = self._plan, done.chunk
+        rows = np.arange(chunk.first_row, chunk.first_row + len(done.valid), dtype=np.int64)
+        column = to_column(done.vectors, done.valid, plan.vector_dtype, self._ranges)
+        batch = pa.RecordBatch.from_arrays([*chunk.kept.columns, pa.array(rows), column], schema=self._writer.schema)
+        self._writer.write(batch, counts=done.counts, errors=done.errors, batch_tokens=done.batch_tokens)
+        self._rows += len(rows)
+        self._tokens += done.counts["tokens"]
+        self._padded_tokens += done.padded_tokens
+
+    def _begin(self) -> None:
+        """Fix the schema at the first chunks, whose vectors set the ranges of int8; a resumed output has both."""
+        plan, writer = self._plan, self._writer
+        if writer.schema is None:
+            if plan.vector_dtype == "int8":
+                none = np.zeros((0, plan.settings.dims), dtype=np.float32)
+                self._ranges = ranges_of(np.concatenate([none, *(done.vectors[done.valid] for done in self._held)]))
+            writer.begin(plan.schema(self._ranges))
+        elif plan.vector_dtype == "int8" and self._ranges is None:
+            self._ranges = ranges_from_json(writer.schema.metadata[b"fastvec.ranges"])
+
+    def _check_errors(self, errors: Sequence[RowError]) -> None:
+        """Raises RowErrorsError before a chunk is written that has one error too many."""
+        plan = self._plan
+        total = self._writer.counts["errors"] + len(errors)
+        allowed = 0 if plan.on_error == "fail" else plan.max_errors
+        if errors and allowed is not None and total > allowed:
+            error = errors[max(allowed - self._writer.counts["errors"], 0)]
+            file, _ = plan.corpus.locate(error.row)
+            option = "--on-error fail" if plan.on_error == "fail" else f"--max-errors {plan.max_errors}"
+            remedy = "--on-error null" if plan.on_error == "fail" else "a larger --max-errors"
+            raise RowErrorsError(
+                f"row {error.row} ({file}) has no vector ({error.code}) and {option} stops there: "
+                f"{self._rows:,} rows are safe, the same command with {remedy} goes on from them"
+            )
+
+    def _interrupted(self) -> InterruptedRunError:
+        number = self._stop_signal() or signal.SIGINT
+        self._writer.close()
+        return InterruptedRunError(
+            f"stopped by {signal.Signals(number).name} at row {self._writer.rows:,} of {self._plan.corpus.rows:,}: "
+            "the same command goes on from there",
+            number,
+        )
+
+    def _state(self, pipeline: Pipeline) -> Progress:
+        return Progress(
+            rows=self._rows,
+            total_rows=self._plan.corpus.rows,
+            new_rows=self._rows - self._resumed_rows,
+            tokens=self._tokens,
+            seconds=time.perf_counter() - self._started,
+            waits=dict(pipeline.waits),
+        )
+
+    def _finished_report(self, pipeline: Pipeline) -> Report:
+        state, counts = self._state(pipeline), self._writer.counts
+        return _report(
+            self._plan,
+            rows=state.rows,
+            nulls=counts["nulls"],
+            empty=counts["empty"],
+            truncated=counts["truncated"],
+            repaired=counts["repaired"],
+            errors=counts["errors"],
+            tokens=counts["tokens"],
+            resumed_rows=self._resumed_rows,
+            seconds=state.seconds,
+            rows_per_second=state.rows_per_second,
+            tokens_per_second=state.tokens_per_second,
+            padding_saved=1 - self._tokens / self._padded_tokens if self._padded_tokens else 0.0,
+            waits=state.waits,
+            bottleneck=max(pipeline.busy, key=pipeline.busy.__getitem__, default=""),
+            peak_memory_bytes=peak_memory_bytes(),
+            agreement=None if self._encoder.agreement is None else asdict(self._encoder.agreement),
+        )
+
+
+def _error_lines(plan: EmbedPlan, errors: Sequence[RowError]) -> Iterator[str]:
+    for error in errors:
+        file, row_group = plan.corpus.locate(error.row)
+        yield json.dumps({"row": error.row, "file": file, "row_group": row_group, "code": error.code})
+
+
+def _report(plan: EmbedPlan, *, rows: int, **fields: object) -> Report:
+    checkpoint = plan.settings.checkpoint
+    return Report(
+        output=str(plan.output),
+        model=checkpoint.name,
+        device=plan.settings.device,
+        rows=rows,
+        note=bundled.NOTE if checkpoint.name == bundled.NAME else "",
+        **fields,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,164 @@
+"""What an embedding job is, settled before a model loads: its rows, its output's schema, its fingerprint.
+
+Two runs with one fingerprint make the same file, to rounding: what else could change it is in there, and nothing that
+could not (how many errors are too many, threads, prefetch). Batch size, device and versions change how sums round.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fastvec import __version__
+from fastvec.checkpoints.settings import EncoderSettings
+from fastvec.corpus.reader import Corpus, open_corpus
+from fastvec.errors import OutputError, UsageError
+from fastvec.output import arrow_file
+from fastvec.output.vector_column import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
+from fastvec.system.durable_files import explained
+from fastvec.texts.tokenizer import is_utf8
+
+BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedPlan:
+    """One job: which rows, by which encoder, into which file."""
+
+    corpus: Corpus
+    output: Path
+    settings: EncoderSettings
+    instruction: str | None
+    prompt_name: str | None
+    vector_dtype: VectorDtype
+    vector_column: str
+    on_error: str
+    max_errors: int | None
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Field by field what identifies the job."""
+        corpus = self.corpus
+        return {
+            "format": arrow_file.FORMAT,
+            "inputs": [[file.uri, file.size, file.mtime_ns] for file in corpus.files],
+            "column": corpus.column,
+            "keep": corpus.kept_schema.names,
+            "rows": corpus.rows,
+            **self.settings.fingerprint(self.instruction, self.prompt_name),
+            "vector_dtype": self.vector_dtype,
+            "vector_column": self.vector_column,
+        }
+
+    @property
+    def output_bytes(self) -> int:
+        """The size of the vectors and the row numbers; kept columns come on top."""
+        return self.corpus.rows * (self.settings.dims * BITS[self.vector_dtype] // 8 + 8)
+
+    def schema(self, ranges: FloatArray | None = None) -> pa.Schema:
+        """The output's columns and metadata; `ranges` [D] are those of int8 vectors."""
+        fields = [
+            *self.corpus.kept_schema,
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field(self.vector_column, column_type(self.settings.dims, self.vector_dtype)),
+        ]
+        return pa.schema(fields, metadata=self._metadata(ranges))
+
+    def _metadata(self, ranges: FloatArray | None) -> Mapping[str, bytes]:
+        settings, checkpoint = self.settings, self.settings.checkpoint
+        files = [{"uri": file.uri, "first_row": file.first_row, "rows": file.rows} for file in self.corpus.files]
+        metadata = {
+            "version": __version__,
+            "model": checkpoint.name,
+            "revision": checkpoint.revision or "",
+            "weights": checkpoint.weights_hash,
+            "bidirectional": _flag(settings.bidirectional),
+            "pooling": settings.pooling,
+            "pooled_tokens": settings.pooled_tokens,
+            "instruction": settings.prefix(self.instruction, self.prompt_name),
+            "normalize": _flag(settings.normalize),
+            "dims": str(settings.dims),
+            "dtype": settings.arithmetic,
+            "vector_dtype": self.vector_dtype,
+            "vector_column": self.vector_column,
+            "inputs": json.dumps(files),
+        }
+        if checkpoint.special_tokens.eos is not None:
+            metadata["eos"] = _flag(checkpoint.special_tokens.eos)
+        if ranges is not None:
+            metadata["ranges"] = ranges_to_json(ranges)
+        # what a file name or an argument holds that is not UTF-8 is written out, as \udcff
+        return {f"fastvec.{key}": value.encode("utf-8", "backslashreplace") for key, value in metadata.items()}
+
+
+def plan_embed(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    settings: EncoderSettings,
+    column: str | None = None,
+    keep: Sequence[str] | None = (),
+    instruction: str | None = None,
+    prompt_name: str | None = None,
+    vector_dtype: str = "float32",
+    vector_column: str = "embedding",
+    on_error: str = "null",
+    max_errors: int | None = None,
+    limit: int | None = None,
+) -> EmbedPlan:
+    """Open every input and settle the job; `keep` None keeps every column.
+
+    Raises UsageError, InputError or OutputError for what cannot work, before anything is written.
+    """
+    if vector_dtype not in VECTOR_DTYPES:
+        raise UsageError(f"vector dtype {vector_dtype!r} is not known: choose {', '.join(VECTOR_DTYPES)}")
+    if on_error not in ("null", "fail"):
+        raise UsageError(f"on-error {on_error!r} is not known: choose null or fail")
+    for name, number in {"limit": limit, "max-errors": max_errors}.items():
+        if number is not None and number < 0:
+            raise UsageError(f"{name} {number} is out of range: it starts at 0")
+    if vector_column == "row" or not is_utf8(vector_column):
+        taken = "the name of the row numbers' column" if vector_column == "row" else "not UTF-8"
+        raise UsageError(f"vector column {vector_column!r} is {taken}: choose another name")
+    destination = _destination(output)
+    corpus = open_corpus(inputs, column=column, keep=keep, limit=limit, output=destination, vector_column=vector_column)
+    plan = EmbedPlan(
+        corpus=corpus,
+        output=destination,
+        settings=settings,
+        instruction=instruction,
+        prompt_name=prompt_name,
+        vector_dtype=vector_dtype,  # type: ignore[arg-type]  # one of VECTOR_DTYPES, checked above
+        vector_column=vector_column,
+        on_error=on_error,
+        max_errors=max_errors,
+    )
+    plan.schema()  # refuses what no column can hold, before the model loads
+    return plan
+
+
+def _destination(output: str | Path) -> Path:
+    if "://" in str(output):
+        raise OutputError(f"{output} is a remote address: this version writes local files, give -o a path")
+    path = Path(output)
+    if not is_utf8(str(path)):
+        raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow needs of a file's name: choose another -o")
+    with explained(path):
+        is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
+    if is_folder:
+        raise OutputError(f"{path} is a folder: this version writes one file, name it, such as {path / 'vecs.arrow'}")
+    if path.suffix != ".arrow":
+        problem, name = "does not end in .arrow", path.stem
+        if path.name == ".arrow":
+            problem, name = "has nothing before its ending", "vecs"
+        raise OutputError(f"{output} {problem}: the output is an Arrow IPC file, name it {name}.arrow")
+    if not has_place:
+        raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
+    return path
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"

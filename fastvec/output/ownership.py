@@ -1,0 +1,137 @@
+"""Whose files stand at an output's path, and whether a job may write there.
+
+An output `vecs.arrow` has three files beside it: `.part` and `.journal` while it is unfinished, and
+`vecs.errors.jsonl` where rows failed.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from fastvec.errors import OutputError, RefusedError
+from fastvec.output.journal import Job, Journal, Json, differences
+from fastvec.system.durable_files import explained, sync_folder
+
+_REMEDY = "replace it with --overwrite, or choose another -o"
+
+
+def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[str, int] | None:
+    """The `rows` of the finished output of this very job, and what else was counted; None where there is work to do.
+
+    With `overwrite` there always is. Cheap, for before the model loads. Raises RefusedError where `output` or its
+    unfinished files are another job's or not ours (unless `overwrite`), or held by a running process; OutputError where
+    nothing can be written there.
+    """
+    with explained(output):
+        require_writable(output)
+        try:
+            journal = Journal.open(beside(output, ".journal"), create=False)
+        except FileNotFoundError:
+            return finished(output, job, None, overwrite=overwrite)
+        try:
+            counts = finished(output, job, journal, overwrite=overwrite)
+            if counts is not None:  # a run was killed between its rename and its last step
+                discard(journal, beside(output, ".part"))
+        finally:
+            journal.close()
+        return counts
+
+
+def beside(output: Path, suffix: str) -> Path:
+    return output.with_name(output.name + suffix)
+
+
+def errors_path(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.errors.jsonl")
+
+
+def discard(journal: Journal, part: Path) -> None:
+    """Delete unfinished files that hold nothing durable, or the journal that a finished run left."""
+    if journal.job is not None:  # without a header, `part` is not known to be ours
+        remove_part(part)
+    journal.remove()
+
+
+def remove_part(part: Path) -> None:
+    """Delete `part`, for good before its journal goes: without that it would be nobody's."""
+    if part.exists():
+        os.unlink(part)
+        sync_folder(part.parent)
+
+
+def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool) -> dict[str, int] | None:
+    """`finished_counts`, under the journal's lock where there is one."""
+    if overwrite:
+        return None
+    part, begun = beside(output, ".part"), journal.job if journal is not None else None
+    if begun is None and part.exists():
+        raise RefusedError(f"{part} has no journal beside it, so nothing tells what it is; {_REMEDY}")
+    unfinished = journal is not None and begun is not None and len(journal.chunks) > 0
+    if begun is not None and unfinished:
+        _refuse_another(part, begun.fingerprint, job)
+    if output.exists():
+        fingerprint, counts = _published(output)
+        _refuse_another(output, fingerprint, job)
+        if not (unfinished and part.exists()):  # else an --overwrite of the same job was interrupted, and goes on
+            return counts
+    if not is_errors_file(errors_path(output)):
+        raise RefusedError(f"{errors_path(output)} is not a list of row errors, yet would be replaced; {_REMEDY}")
+    return None
+
+
+def _published(output: Path) -> tuple[Mapping[str, Json], dict[str, int]]:
+    """Fingerprint and counts of a finished output."""
+    try:
+        with pa.memory_map(str(output)) as source:
+            reader = ipc.open_file(source)
+            own, promises = reader.schema.metadata or {}, reader.metadata or {}
+        counts = {"rows": int(promises[b"fastvec.rows"]), **json.loads(promises[b"fastvec.counts"])}
+        return json.loads(own[b"fastvec.fingerprint"]), counts
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # ArrowInvalid is a ValueError
+        raise RefusedError(f"{output} is not a finished output of fastvec; {_REMEDY}") from error
+
+
+def mismatch(begun: Mapping[str, Json], job: Job) -> list[str]:
+    return list(differences(begun, json.loads(json.dumps(dict(job.fingerprint))), ""))
+
+
+def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
+    found = mismatch(begun, job)
+    rows, asked = begun.get("rows"), job.fingerprint.get("rows")
+    if len(found) == 1 and isinstance(rows, int) and isinstance(asked, int) and rows != asked:
+        raise RefusedError(
+            f"{path} is for {rows:,} rows of these inputs, and this command for {asked:,} (see --limit): a file "
+            f"states its rows in its header, so they stay what they are; {_REMEDY}"
+        )
+    if found:
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        raise RefusedError(f"{path} belongs to another job: {'; '.join(found[:5])}{more}; {_REMEDY}")
+
+
+def is_errors_file(path: Path) -> bool:
+    """Whether an errors file may stand at `path`: nothing there, or one of ours."""
+    if not path.is_file():  # to open a pipe would be to wait for its other end
+        return not path.exists()
+    with path.open("rb") as file:
+        first = file.readline(10_000)
+    try:
+        record = json.loads(first or b'{"row": 0}')
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and "row" in record
+
+
+def require_writable(output: Path) -> None:
+    folder = output.parent
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is not a folder: make it, or choose another -o")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder: name a file in it, such as {output / 'vecs.arrow'}")
+    if output.exists() and not output.is_file():
+        raise OutputError(f"{output} is no regular file: choose another -o")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder} is not writable: choose another -o")

@@ -1,0 +1,141 @@
+"""A finished output, opened for reading: what it says of itself, and its rows in bounded memory.
+
+Shapes: n rows of a batch, D values of a vector.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from fastvec.errors import OutputError, UsageError, one_line
+from fastvec.output import arrow_file
+from fastvec.output.arrow_file import Block
+from fastvec.output.vector_column import column_type, ranges_from_json
+
+Array = npt.NDArray[Any]
+
+_ROWS_AT_ONCE = 1024  # as float64, of 4096 dimensions, 32 MB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """`own` are the schema's metadata, `promises` the footer's; the rest is read from these."""
+
+    path: Path
+    schema: pa.Schema
+    own: dict[str, str]  # keys without "fastvec."
+    promises: dict[str, str]
+    rows: int
+    counts: dict[str, int]
+    blocks: list[Block]
+    inputs: list[dict[str, Any]]
+    dims: int
+    vector_dtype: str
+    vector_column: str
+    vector_type: pa.DataType  # as dims and dtype have it
+    normalize: bool
+    ranges: Array | None  # [D], of int8 vectors: value = int8 * range / 127
+
+    @property
+    def counted_nulls(self) -> int:
+        """Rows without a vector: those without a text, and those that failed."""
+        return self.counts.get("nulls", 0) + self.counts.get("errors", 0)
+
+    def batches(self, *, stride: int = 1) -> Iterator[pa.RecordBatch]:
+        """Every `stride`th batch, in slices of at most 1,024 rows; one batch is in memory at a time.
+
+        Raises OutputError where one is damaged so that Arrow cannot read it.
+        """
+        with pa.OSFile(os.fsencode(self.path)) as source:
+            reader = ipc.open_file(source)
+            for index in range(0, reader.num_record_batches, stride):
+                try:
+                    batch = reader.get_batch(index)
+                    batch.validate()
+                except (pa.ArrowException, OSError) as error:  # OSError: also of what Arrow cannot parse
+                    raise OutputError(f"{self.path}: batch {index} cannot be read: {one_line(error)}") from error
+                for begin in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                    yield batch.slice(begin, _ROWS_AT_ONCE)
+
+    def vectors(self, batch: pa.RecordBatch) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """The vectors of `batch` [n, D] and which rows have one [n].
+
+        A row without one takes its place in the values too: `flatten` would drop it and shift the others.
+        """
+        column = batch.column(self.vector_column)
+        width = column.type.list_size
+        values = column.values.slice(column.offset * width, len(column) * width)  # `values` ignores the slice
+        valid: npt.NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
+        return values.to_numpy(zero_copy_only=False).reshape(len(column), width), valid
+
+    def norms(self, vectors: Array) -> Array:
+        """The length of each of `vectors` [n, D] as a float64 [n]; int8 ones as the floats that they stand for."""
+        wide = vectors.astype(np.float64)
+        if self.ranges is not None:
+            wide *= self.ranges / 127
+        lengths: Array = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        return lengths
+
+
+def read_output(path: Path) -> Output:
+    """Open the finished output at `path`. Raises OutputError, in one line, for any other file."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
+            raise OutputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}, not an output")
+        with pa.memory_map(os.fsencode(path)) as source:  # its name need not be UTF-8
+            reader = ipc.open_file(source)
+            schema, promises = reader.schema, _decoded(reader.metadata)
+            own = {key.removeprefix("fastvec."): text for key, text in _decoded(schema.metadata).items()}
+            _ = [(field.name, str(field.type)) for field in schema]  # raises here for a name that is no UTF-8 any more
+    except (pa.ArrowException, ValueError) as error:
+        raise OutputError(f"{path} {_what_it_is(path)}") from error
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's text would name the path again
+        raise OutputError(f"{path} cannot be read: {reason}") from error
+    if own.get("format") != arrow_file.FORMAT:
+        raise OutputError(f"{path} is an Arrow file, but not an output of this version of fastvec")
+    try:
+        return Output(
+            path=path,
+            schema=schema,
+            own=own,
+            promises=promises,
+            rows=int(promises["fastvec.rows"]),
+            counts={name: int(count) for name, count in json.loads(promises["fastvec.counts"]).items()},
+            blocks=[Block(**block) for block in json.loads(promises["fastvec.batches"])],
+            inputs=[
+                {"uri": str(file["uri"]), "first_row": int(file["first_row"]), "rows": int(file["rows"])}
+                for file in json.loads(own["inputs"])
+            ],
+            dims=int(own["dims"]),
+            vector_dtype=own["vector_dtype"],
+            vector_column=own["vector_column"],
+            vector_type=column_type(int(own["dims"]), own["vector_dtype"]),  # type: ignore[arg-type]
+            normalize=own["normalize"] == "true",
+            ranges=ranges_from_json(own["ranges"]) if "ranges" in own else None,
+        )
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        raise OutputError(f"{path} has damaged metadata: {error!r}") from error
+
+
+def _decoded(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
+
+
+def _what_it_is(path: Path) -> str:
+    with path.open("rb") as file:
+        if file.read(len(arrow_file.MAGIC)) != arrow_file.MAGIC:
+            return "is not an Arrow IPC file"
+    if path.suffix == ".part":
+        return "is unfinished: the command that began it, run again, goes on with it"
+    return "begins as an Arrow IPC file but has no sound footer: it is cut off or damaged"

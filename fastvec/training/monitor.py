@@ -1,0 +1,177 @@
+"""What watches a training: every step's loss on record, measures now and then, progress, and the signal to stop."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fastvec.errors import ModelError
+from fastvec.report import AdaptProgress
+from fastvec.training.learner import Learner
+from fastvec.training.metrics import Curves
+from fastvec.training.trainer import newest_checkpoint
+
+LOOK_EVERY = 10  # steps whose losses are fetched from the device together
+REPORTED = {  # measures, and what the report calls them before and after
+    "held_out_loss": "held_out",
+    "held_out_accuracy": "accuracy",
+    "held_out_cosine": "cosine",
+    "spearman": "spearman",
+}
+SUMMARY_STEPS = 10  # that the first and last loss are a mean of, in a short run a third of its steps
+
+
+class Course(TrainerCallback):
+    """Added to a learner's Trainer. Only the first rank records; all look at the same steps, to agree on stopping."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        folder: Path,
+        progress: Callable[[AdaptProgress], None],
+        stop_signal: Callable[[], int | None],
+    ) -> None:
+        self._learner, self._plan = learner, learner.plan
+        self._progress, self._stop_signal = progress, stop_signal
+        checkpoint = newest_checkpoint(folder)
+        self.resumed_steps = 0 if checkpoint is None else checkpoint[1]
+        self._pairs = None if self._plan.pairs is None else self._plan.pairs.digest
+        first = self._plan.rank == 0
+        self._curves = Curves(folder, step=self.resumed_steps, pairs=self._pairs) if first else None
+        self._started = time.perf_counter()
+        self._new_tokens = 0
+        learner.trainer.add_callback(self)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._curves is not None and state.global_step == 0 and not self._measured_at(0):
+            self._measure(0)
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        step, plan = state.global_step, self._plan
+        measure = step % plan.eval_every == 0 and step < plan.recipe.steps
+        looks = step % LOOK_EVERY == 0 or measure or step % plan.save_every == 0 or step == plan.recipe.steps
+        if plan.ranks == 1 or looks:
+            stop = self._agreed(self._stop_signal() is not None)
+            if looks or stop:
+                self._look()
+            if stop:
+                control.should_save = control.should_training_stop = True
+        if measure and self._curves is not None:
+            self._measure(step)
+
+    def finish(self) -> None:
+        """Measure once more and draw the curves."""
+        if self._curves is not None:
+            if not self._measured_at(self._plan.recipe.steps):
+                self._measure(self._plan.recipe.steps)
+            self._curves.close()
+
+    def results(self) -> dict[str, Any]:
+        """What the report says of losses and measures."""
+        if self._curves is None:
+            return {}
+        losses = [value for _, value in self._curves.values("loss")]
+        few = max(1, min(SUMMARY_STEPS, len(losses) // 3))
+        results: dict[str, Any] = {
+            "tokens": sum(int(value) for _, value in self._curves.values("tokens")),
+            "seconds": time.perf_counter() - self._started,
+            "loss_first": _mean(losses[:few]),
+            "loss_last": _mean(losses[-few:]),
+        }
+        for name, key in REPORTED.items():
+            points = dict(self._curves.values(name))
+            for when, step in (("before", 0), ("after", self._plan.recipe.steps)):
+                if step in points:
+                    results[f"{key}_{when}"] = points[step]
+        return results
+
+    def _look(self) -> None:
+        """Fetch the losses of the steps since the last look, the mean over ranks, and record them.
+
+        Raises ModelError where one is not finite.
+        """
+        taken, self._learner.trainer.taken = self._learner.trainer.taken, []
+        if not taken:
+            return
+        losses = torch.stack([one.loss.float() for one in taken])
+        if self._plan.ranks > 1:
+            dist.all_reduce(losses)
+            losses /= self._plan.ranks
+        norms = torch.stack(
+            [torch.as_tensor(one.gradient_norm, dtype=torch.float32).to(losses.device) for one in taken]
+        )
+        rows = [
+            {
+                "step": one.step,
+                "loss": loss,
+                "learning_rate": one.learning_rate,
+                "gradient_norm": norm,
+                "tokens": one.tokens,
+            }
+            for one, loss, norm in zip(taken, losses.tolist(), norms.tolist(), strict=True)
+        ]
+        for row in rows:
+            _require_finite("loss", row["loss"], row["step"])
+            # the step was scaled by it, and left weights that are no numbers
+            _require_finite("gradient's norm", row["gradient_norm"], row["step"])
+        self._new_tokens += sum(one.tokens for one in taken)
+        if self._curves is not None:
+            self._curves.add(rows)
+            self._show(rows[-1]["step"], rows[-1]["loss"])
+
+    def _measure(self, step: int) -> None:
+        if self._curves is not None:
+            measured = self._learner.measure()
+            _require_finite("held-out loss", measured.get("held_out_loss", 0.0), step)
+            # a correlation of equal vectors is no number, and JSON has no word for it
+            row: dict[str, Any] = {name: x for name, x in measured.items() if math.isfinite(x)}
+            if self._pairs is not None:
+                row["pairs"] = self._pairs
+            if row:
+                self._curves.add([{"step": step, **row}])
+
+    def _measured_at(self, step: int) -> bool:
+        return self._curves is not None and any(
+            row["step"] == step and "loss" not in row and row.get("pairs") == self._pairs for row in self._curves.rows
+        )
+
+    def _show(self, step: int, loss: float) -> None:
+        curves = self._curves
+        latest = {} if curves is None else {name: curves.values(name)[-1:] for name in ("held_out_loss", "spearman")}
+        self._progress(
+            AdaptProgress(
+                step=step,
+                steps=self._plan.recipe.steps,
+                new_steps=step - self.resumed_steps,
+                tokens=self._new_tokens,
+                seconds=time.perf_counter() - self._started,
+                loss=loss,
+                measured={name: points[0][1] for name, points in latest.items() if points},
+            )
+        )
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any rank was told to stop."""
+        if self._plan.ranks == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self._learner.device)
+        dist.all_reduce(flag)
+        return bool(flag.item() > 0)
+
+
+def _require_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise ModelError(
+            f"the {what} is {value} at step {step}: lower --lr, or compute in --dtype float32, and begin anew with "
+            "--overwrite"
+        )
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

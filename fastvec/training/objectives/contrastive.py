@@ -1,0 +1,167 @@
+"""The contrastive tasks: SimCSE (a text against itself under other noise) and pairs (query, positive, hard negatives).
+
+A batch's negatives are all other documents of all ranks.
+
+Shapes: n texts, N documents, D dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from fastvec.corpus.reader import Chunk
+from fastvec.texts.tokenizer import TextTokenizer
+from fastvec.training.objectives.losses import alignment, info_nce, uniformity
+from fastvec.training.objectives.mntp import Batch, Pass
+from fastvec.training.objectives.readout import Readout, Text, gather, holds_something, tokenized
+from fastvec_kernels import to_device
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A query and its documents, the first of which answers it; SimCSE's two are one text."""
+
+    query: Text
+    documents: tuple[Text, ...]
+
+
+class ContrastTask:
+    """InfoNCE over the vectors of texts."""
+
+    def __init__(
+        self,
+        queries: TextTokenizer,
+        documents: TextTokenizer,
+        *,
+        positive: str | None,
+        negatives: Sequence[str],
+        readout: Readout,
+        temperature: float,
+        at_once: int | None,
+    ) -> None:
+        """Columns `positive` and `negatives` are kept ones of the corpus; without a positive it is SimCSE.
+
+        `at_once` texts go through the model together, omitted all of a batch.
+        """
+        self._queries, self._documents = queries, documents
+        self._positive, self._negatives = positive, tuple(negatives)
+        self._readout, self._scale, self._at_once = readout, 1 / temperature, at_once
+
+    def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[Group]:
+        """The rows of a chunk that are admitted and have a query and a positive; a negative may be missing."""
+        columns = [chunk.texts.to_pylist()]
+        columns += [kept_texts(chunk, name) for name in (self._positive, *self._negatives) if name is not None]
+        rows = [row for row, used in zip(zip(*columns, strict=True), admitted, strict=True) if used]
+        needed = 1 if self._positive is None else 2
+        rows = [row for row in rows if all(map(holds_something, row[:needed]))]
+        queries = tokenized(self._queries, [row[0] for row in rows])
+        if self._positive is None:
+            return [Group(query, (query,)) for query in queries]
+        documents = iter(
+            tokenized(self._documents, [text for row in rows for text in row[1:] if holds_something(text)])
+        )
+        return [
+            Group(query, tuple(next(documents) for text in row[1:] if holds_something(text)))
+            for query, row in zip(queries, rows, strict=True)
+        ]
+
+    def learn(self, batch: Batch[Group], model: Pass) -> torch.Tensor:
+        """Take the gradient of the mean loss over the queries of the batch, on all ranks; returns this rank's loss."""
+        layout = _Layout.of(batch, model.device)
+        return self._readout.learn(
+            layout.own_texts,
+            layout.own_numbers,
+            model,
+            lambda vectors: self._loss(layout, vectors),
+            at_once=self._at_once,
+        )
+
+    def tokens(self, batch: Batch[Group]) -> int:
+        """How many tokens a step over `batch` takes, on all ranks."""
+        return sum(len(text.ids) for group in batch.examples for text in (group.query, *group.documents))
+
+    def evaluate(self, examples: Sequence[Group], model: Pass, *, size: int) -> dict[str, float]:
+        """The mean loss in batches of `size`, alignment of queries and answers, uniformity of the queries."""
+        losses, queries, answers = [], [], []
+        with torch.no_grad():
+            for begin in range(0, len(examples), size):
+                batch = Batch(step=0, examples=examples[begin : begin + size], rank=0, ranks=1)
+                layout = _Layout.of(batch, model.device)
+                texts, numbers = layout.own_texts, layout.own_numbers
+                vectors = self._readout.encode_in_parts(texts, numbers, model, at_once=self._at_once or size)
+                losses.append(self._loss(layout, vectors) * len(batch.examples))
+                queries.append(vectors[: layout.queries])
+                answers.append(vectors[layout.queries :][layout.own])
+        loss = torch.stack(losses).sum().item() / len(examples)
+        query, answer = torch.cat(queries), torch.cat(answers)
+        measured = {"loss": loss, "alignment": alignment(query, answer).item()}
+        return measured if len(query) < 2 else {**measured, "uniformity": uniformity(query).item()}
+
+    def _loss(self, layout: "_Layout", vectors: torch.Tensor) -> torch.Tensor:
+        queries, documents = vectors[: layout.queries], vectors[layout.queries :]
+        return info_nce(
+            queries,
+            gather(documents, layout.documents, layout.rank),
+            layout.own,
+            scale=self._scale,
+            query_keys=layout.query_keys,
+            document_keys=layout.document_keys,
+            owner_keys=layout.owner_keys,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layout:
+    """Where the texts of a batch stand. All of it is known on every rank, so that only vectors travel."""
+
+    rank: int
+    queries: int  # of this rank, n
+    documents: list[int]  # of each rank
+    own_texts: list[Text]  # this rank's queries, then its documents
+    own_numbers: list[int]  # what the noise knows each of them by
+    own: torch.Tensor  # [n] the document, of all ranks, that answers each query
+    query_keys: torch.Tensor  # [n]
+    document_keys: torch.Tensor  # [N]
+    owner_keys: torch.Tensor  # [N] the key of the query that a document answers, −1 for a hard negative
+
+    @classmethod
+    def of(cls, batch: Batch[Group], device: torch.device) -> "_Layout":
+        share = len(batch.own)
+        groups = [batch.examples[number] for number in batch.own]
+        slots = 1 + max(len(group.documents) for group in batch.examples)
+        firsts = np.cumsum([0, *(len(group.documents) for group in batch.examples)])
+        documents = [
+            sum(len(group.documents) for group in batch.examples[rank * share : (rank + 1) * share])
+            for rank in range(batch.ranks)
+        ]
+        owners = [
+            group.query.key if place == 0 else -1 for group in batch.examples for place in range(len(group.documents))
+        ]
+
+        def on_device(values: Any) -> torch.Tensor:
+            return to_device(np.asarray(values, dtype=np.int64), device)
+
+        return cls(
+            rank=batch.rank,
+            queries=share,
+            documents=documents,
+            own_texts=[*(group.query for group in groups), *(text for group in groups for text in group.documents)],
+            own_numbers=[
+                *(number * slots for number in batch.own),
+                *(number * slots + 1 + j for number in batch.own for j in range(len(batch.examples[number].documents))),
+            ],
+            own=on_device(firsts[batch.own.start : batch.own.stop]),
+            query_keys=on_device([group.query.key for group in groups]),
+            document_keys=on_device([text.key for group in batch.examples for text in group.documents]),
+            owner_keys=on_device(owners),
+        )
+
+
+def kept_texts(chunk: Chunk, name: str) -> list[str | None]:
+    texts: list[str | None] = chunk.kept.column(name).cast(pa.large_string()).to_pylist()
+    return texts

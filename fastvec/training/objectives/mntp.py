@@ -1,0 +1,154 @@
+"""What a step of training does: texts to examples, examples to a loss, and its gradient to the model.
+
+A task is the part of an objective that knows about text, batches and ranks; the formulas are in `objectives.py`.
+The model comes as a `Pass`: it runs packed sequences forward, with this step's noise, and takes gradients back.
+
+Shapes: T packed tokens, n texts, D dimensions.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastvec.corpus.reader import Chunk
+from fastvec.texts.packing import Packed, pack
+from fastvec.texts.tokenizer import TextTokenizer
+from fastvec.training.objectives.language_head import LanguageHead
+from fastvec.training.objectives.losses import MaskedTokens, token_loss, token_scores
+from fastvec_kernels import to_device
+
+IntArray = npt.NDArray[np.integer]
+Example = TypeVar("Example")
+Hide = Callable[[IntArray, np.random.Generator], MaskedTokens]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch(Generic[Example]):
+    """The examples of one step over all ranks, and which of them are this rank's."""
+
+    step: int
+    examples: Sequence[Example]
+    rank: int
+    ranks: int
+
+    @property
+    def own(self) -> range:
+        """The places of this rank's examples in the whole batch; they are also the numbers its noise is keyed by."""
+        share = len(self.examples) // self.ranks
+        return range(self.rank * share, (self.rank + 1) * share)
+
+
+class Pass(Protocol):
+    """The model in one step."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def forward(self, packed: Packed, numbers: Sequence[int]) -> torch.Tensor:
+        """The states [T, hidden_size]; `numbers` are what the sequences are known by to the noise."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """For what is computed of the states: in the precision of the forward."""
+
+    def part(self, *, last: bool) -> AbstractContextManager[None]:
+        """For the forward and backward of a part of a batch: gradients are summed over the ranks in the `last`.
+
+        Around both, as DistributedDataParallel settles in a forward whether its backward sums: ranks may have unequal
+        numbers of parts, and would wait for each other.
+        """
+
+
+class TokenTask:
+    """MNTP, and with `next_tokens` for `hide` the pretraining of a causal decoder: sequences of at most `max_length`.
+
+    Texts are laid end to end and cut; what remains at a chunk's end is a shorter sequence, not dropped and not padded.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, head: LanguageHead, hide: Hide, *, max_length: int, at_once: int | None
+    ) -> None:
+        """`at_once` sequences go through the model together, omitted all of a batch."""
+        self._tokenizer, self._head, self._hide = tokenizer, head, hide
+        self._max_length, self._at_once = max_length, at_once
+
+    def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[IntArray]:
+        """The sequences of a chunk's admitted rows."""
+        ids = self._tokenizer(texts_of(chunk, admitted)).ids
+        cuts = range(self._max_length, len(ids), self._max_length)
+        return [part for part in np.split(ids, cuts) if len(part) > 1]
+
+    def learn(self, batch: Batch[IntArray], model: Pass) -> torch.Tensor:
+        """Take the gradient of the mean loss over all targets of the batch, on all ranks; returns it, times ranks / 1
+        so that the mean over ranks is the loss.
+        """
+        hidden = [self._hidden(ids, model.seed, number) for number, ids in enumerate(batch.examples)]
+        targets = max(1, sum(len(one.labels) for one in hidden))
+        total = torch.zeros((), device=model.device)
+        parts = split_by_length([len(hidden[number].ids) for number in batch.own], self._at_once)
+        for index, part in enumerate(parts):
+            numbers = [batch.own[place] for place in part]
+            with model.part(last=index == len(parts) - 1):
+                loss = self._loss([hidden[number] for number in numbers], numbers, model) * (batch.ranks / targets)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def tokens(self, batch: Batch[IntArray]) -> int:
+        """How many tokens a step over `batch` takes, on all ranks."""
+        return sum(len(ids) for ids in batch.examples)
+
+    def evaluate(self, examples: Sequence[IntArray], model: Pass, *, size: int) -> dict[str, float]:
+        """The mean loss over all targets of `examples`, and the share that is guessed right; `size` at a time."""
+        hidden = [self._hidden(ids, model.seed, number) for number, ids in enumerate(examples)]
+        scores = []
+        with torch.no_grad():
+            for part in split_by_length([len(one.ids) for one in hidden], self._at_once or size):
+                packed = pack([hidden[i].ids for i in part], device=model.device)
+                places, labels = targets_of([hidden[i] for i in part], model.device)
+                states = model.forward(packed, part)
+                with model.autocast():
+                    found = token_scores(states, places, labels, self._head, self._head.vocabulary)
+                scores.append(torch.stack(found))
+        loss, hits = torch.stack(scores).sum(dim=0).tolist()
+        targets = max(1, sum(len(one.labels) for one in hidden))
+        return {"loss": loss / targets, "accuracy": hits / targets}
+
+    def _hidden(self, ids: IntArray, seed: int, number: int) -> MaskedTokens:
+        return self._hide(ids, np.random.default_rng([seed, number]))
+
+    def _loss(self, sequences: Sequence[MaskedTokens], numbers: Sequence[int], model: Pass) -> torch.Tensor:
+        packed = pack([one.ids for one in sequences], device=model.device)
+        states = model.forward(packed, numbers)
+        places, labels = targets_of(sequences, model.device)
+        with model.autocast():
+            return token_loss(states, places, labels, self._head, self._head.vocabulary)
+
+
+def targets_of(sequences: Sequence[MaskedTokens], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of the packed states that predict, and what: [M] each."""
+    starts = np.cumsum([0, *(len(one.ids) for one in sequences[:-1])])
+    places = np.concatenate([one.places + start for one, start in zip(sequences, starts, strict=True)])
+    labels = np.concatenate([one.labels for one in sequences])
+    return to_device(places.astype(np.int64), device), to_device(labels.astype(np.int64), device)
+
+
+def texts_of(chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[str]:
+    """The admitted texts of a chunk that hold something."""
+    return [
+        text for text, used in zip(chunk.texts.to_pylist(), admitted, strict=True) if used and text and text.strip()
+    ]
+
+
+def split_by_length(lengths: Sequence[int], at_once: int | None) -> list[list[int]]:
+    """Places of sequences in groups of at most `at_once`, longest first, so that equal lengths are neighbours."""
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    groups = 1 if at_once is None else -(-len(order) // at_once)
+    return [list(map(int, part)) for part in np.array_split(order, groups)]

@@ -1,0 +1,64 @@
+"""The randomness of training: a function of a seed, a sequence's number and a place in it, and of nothing else.
+
+So a sequence gets the same noise whichever batch, rank or micro-batch it is in, in the second forward of gradient
+checkpointing and of gradient caching, and in a run that resumes; no state of a generator has to be kept.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from fastvec.decoders.packed_transformers import Noise, derived_seed
+from fastvec_kernels import dropout, to_device
+
+
+class NoiseSource:
+    """The noise of the forward and backward now running, and which token is whose, for the layers that drop features.
+
+    It is an object that the layers share, not a context variable: autograd repeats forwards in threads of its own.
+    """
+
+    def __init__(self) -> None:
+        self._noise: Noise | None = None
+        self._tokens = torch.empty(0, 2, dtype=torch.int64)
+
+    def set(self, noise: Noise | None, lengths: Sequence[int], device: torch.device) -> None:
+        """`lengths` [n] of the packed sequences that come."""
+        self._noise = noise
+        if noise is None:
+            return
+        numbers = np.repeat(np.asarray(noise.numbers, dtype=np.int64), lengths)
+        places = np.concatenate([np.arange(length) for length in lengths])
+        self._tokens = to_device(np.stack([numbers, places], axis=1), device)
+
+    def drop(self, x: torch.Tensor, p: float, layer: int) -> torch.Tensor:
+        """`x` [..., T, D] with features dropped with probability `p`; as it is, where no noise is set."""
+        if self._noise is None or p == 0:
+            return x
+        seed = derived_seed(self._noise.seed, "features", layer)
+        return dropout(x.reshape(-1, x.shape[-1]), self._tokens, p=p, seed=seed).view_as(x)
+
+
+class _FeatureDropout(nn.Module):
+    """In place of the `nn.Dropout` before a LoRA adapter."""
+
+    def __init__(self, p: float, layer: int, source: NoiseSource) -> None:
+        super().__init__()
+        self._p, self._layer, self._source = p, layer, source
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._source.drop(x, self._p, self._layer)
+
+
+def control_noise(model: nn.Module) -> NoiseSource:
+    """Replace the dropout of every LoRA layer in `model` by ours, and return what sets it."""
+    source = NoiseSource()
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for index, layer in enumerate(layers):
+        for name, own in layer.lora_dropout.items():
+            if isinstance(own, nn.Dropout):
+                layer.lora_dropout[name] = _FeatureDropout(own.p, index, source)
+    return source

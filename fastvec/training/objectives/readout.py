@@ -1,0 +1,130 @@
+"""Texts to vectors while learning: tokenised, encoded in parts, the gradient given back in parts, gathered over ranks.
+
+Gradient caching (Gao et al., 2021) lets a batch be any size: texts are encoded in parts without a graph, the loss gives
+each vector its gradient, and the parts go through the model once more to pass that on. The gradient is that of the
+whole batch, for the noise is the same in both passes.
+
+Shapes: n texts, D dimensions.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastvec.checkpoints.sentence_transformers import Pooling
+from fastvec.texts.packing import pack
+from fastvec.texts.tokenizer import TextTokenizer
+from fastvec.training.objectives.mntp import Pass, split_by_length
+from fastvec_kernels import pool, to_device
+
+IntArray = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A tokenised text: ids [L], the span that is pooled, and a hash by which copies are known."""
+
+    ids: IntArray
+    span: tuple[int, int]
+    key: int
+
+
+def tokenized(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Text]:
+    found = tokenizer(texts)
+    spans = found.spans.tolist()
+    return [
+        Text(ids=found.sequence(i), span=(spans[i][0], spans[i][1]), key=key_of(text)) for i, text in enumerate(texts)
+    ]
+
+
+def key_of(text: str) -> int:
+    """A hash of 63 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def holds_something(text: str | None) -> bool:
+    return text is not None and bool(text.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """A text's vector: its states pooled over its span, in float32, then `dense` of them; not normalised."""
+
+    pooling: Pooling
+    dense: nn.Linear | None = None
+
+    def encode(self, texts: Sequence[Text], numbers: Sequence[int], model: Pass) -> torch.Tensor:
+        """The vectors [n, D] of texts, in one forward; `numbers` are what the noise knows them by."""
+        packed = pack([text.ids for text in texts], np.array([text.span for text in texts]), device=model.device)
+        vectors = pool(model.forward(packed, numbers), packed.spans, self.pooling, normalize=False)
+        dense: torch.Tensor = vectors if self.dense is None else self.dense(vectors)
+        return dense
+
+    def encode_in_parts(
+        self, texts: Sequence[Text], numbers: Sequence[int], model: Pass, *, at_once: int | None
+    ) -> torch.Tensor:
+        """The same, in order, of any number of texts: `at_once` of like length in a forward, omitted all."""
+        parts = split_by_length([len(text.ids) for text in texts], at_once)
+        vectors = torch.cat([self._part(texts, numbers, part, model) for part in parts])
+        return vectors[to_device(np.argsort(np.concatenate(parts)), model.device)]
+
+    def learn(
+        self,
+        texts: Sequence[Text],
+        numbers: Sequence[int],
+        model: Pass,
+        loss_of: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        at_once: int | None,
+    ) -> torch.Tensor:
+        """Give the model the gradient of the loss of the vectors [n, D], and return the loss."""
+        parts = split_by_length([len(text.ids) for text in texts], at_once)
+        with torch.set_grad_enabled(len(parts) == 1):
+            vectors = self.encode_in_parts(texts, numbers, model, at_once=at_once)
+        if len(parts) == 1:
+            loss = loss_of(vectors)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+        loss = loss_of(vectors.requires_grad_())
+        (gradients,) = torch.autograd.grad(loss, [vectors])
+        for index, part in enumerate(parts):
+            gradient = gradients[to_device(np.array(part), model.device)]
+            with model.part(last=index == len(parts) - 1):
+                self._part(texts, numbers, part, model).backward(gradient)  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _part(self, texts: Sequence[Text], numbers: Sequence[int], part: Sequence[int], model: Pass) -> torch.Tensor:
+        return self.encode([texts[i] for i in part], [numbers[i] for i in part], model)
+
+
+def gather(vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
+    """The vectors of all ranks [Σ counts, D], of which rank r has `counts[r]`; its gradients are summed over ranks."""
+    if len(counts) == 1:
+        return vectors
+    gathered: torch.Tensor = _Gather.apply(vectors, counts, rank)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
+        ctx.counts, ctx.rank = counts, rank
+        padded = vectors.new_zeros((max(counts), vectors.shape[1]))
+        padded[: len(vectors)] = vectors
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[Any, ...]:
+        whole = above[0].contiguous()
+        dist.all_reduce(whole)
+        begin = sum(ctx.counts[: ctx.rank])
+        return whole[begin : begin + ctx.counts[ctx.rank]], None, None

@@ -1,0 +1,141 @@
+"""Where an adaptation is made: `OUT.part`, a folder beside the output, renamed to it when it is whole.
+
+So nothing half-made ever stands at the output's path. The job's fingerprint and its checkpoints are in `OUT.part`: the
+same command finds them and goes on. One without a checkpoint holds nothing that a run could go on from: any job may
+begin there, and so a command whose option was found wrong late can be given again with another.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastvec.checkpoints.checkpoint import RECORD
+from fastvec.errors import OutputError, RefusedError
+from fastvec.output.journal import Json, differences
+from fastvec.system.durable_files import explained, locked, sync_folder, write_durably
+
+JOB, LOCK = "job.json", "lock"
+PLACE = "fastvec_place.json"  # written last into a checkpoint
+_REMEDY = "replace it with --overwrite, or choose another -o"
+
+
+def part_of(output: Path) -> Path:
+    return output.with_name(output.name + ".part")
+
+
+def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+    """The results of the finished output of this very job; None where there is work to do, as always with `overwrite`.
+
+    Raises RefusedError where the output is another job's or not ours, OutputError where nothing can be written there.
+    """
+    if output.name in ("", ".."):
+        raise OutputError(
+            f"{output} names no folder of its own: an adaptation becomes a new folder, give its name by -o"
+        )
+    if output.is_file() or part_of(output).is_file():
+        raise OutputError(f"{output} is a file: an adaptation is a folder, choose another -o")
+    parent = output.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{parent} is not a folder that can be written to: make it, or choose another -o")
+    if output.is_dir() and any(output.iterdir()):
+        made = _read(output / RECORD)
+        if made is None or "fingerprint" not in made:
+            raise RefusedError(f"{output} is a folder that fastvec did not make: choose another -o")
+        if not overwrite:
+            _refuse_another(output, made["fingerprint"], fingerprint)
+            results: dict[str, Any] = made.get("results", {})
+            return results
+    return None
+
+
+@contextmanager
+def workplace(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
+    """The folder to work in, held against other processes; with `overwrite`, without what another job left in it.
+
+    Raises RefusedError where it is held, is another job's or not ours.
+    """
+    part = part_of(output)
+    with explained(part):
+        part.mkdir(exist_ok=True)
+        if {path.name for path in part.iterdir()} - {LOCK, f"{JOB}.tmp"} and not (part / JOB).exists():
+            raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
+        with locked(part / LOCK):
+            begun = _read(part / JOB)
+            if begun is not None and list(differences(begun, _as_read(fingerprint), "")):
+                if _holds_work(part) and not overwrite:
+                    _refuse_another(part, begun, fingerprint)
+                _empty(part)
+                begun = None
+            if begun is None:
+                write_durably(part / JOB, json.dumps(fingerprint))
+            yield part
+
+
+def whole_results(output: Path) -> dict[str, Any] | None:
+    """The results of a run that saved all and was killed before the folder got its name; else None."""
+    record = _read(part_of(output) / RECORD)
+    return None if record is None else record.get("results")
+
+
+def publish(output: Path) -> None:
+    """Give the whole folder its name; what stood there is deleted once the new one has its place."""
+    part = part_of(output)
+    with explained(output):
+        for checkpoint in part.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        if output.exists():
+            if _replaced(output).exists():  # a run was killed while it deleted this
+                shutil.rmtree(_replaced(output))
+            os.rename(output, _replaced(output))
+        os.rename(part, output)
+        sync_folder(output.absolute().parent)
+    tidy(output)
+
+
+def tidy(output: Path) -> None:
+    """Delete what only an unfinished run needs, and what it replaced; a run may be killed before it has."""
+    with explained(output):
+        for name in (JOB, LOCK):
+            (output / name).unlink(missing_ok=True)
+        if _replaced(output).exists():
+            shutil.rmtree(_replaced(output))
+
+
+def _replaced(output: Path) -> Path:
+    return output.with_name(f".{output.name}.replaced")
+
+
+def _holds_work(part: Path) -> bool:
+    """Whether a run could go on from what is there, or has only to publish it."""
+    return (part / RECORD).exists() or any(part.glob(f"checkpoint-*/{PLACE}"))
+
+
+def _empty(part: Path) -> None:
+    """Delete what another job left; its name comes last, for without it the folder would be nobody's."""
+    for path in (part / RECORD, *part.glob(f"checkpoint-*/{PLACE}")):  # without these, what is left holds no work
+        path.unlink(missing_ok=True)
+    for path in sorted(part.iterdir(), key=lambda path: path.name == JOB):
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _as_read(fingerprint: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(fingerprint)))
+
+
+def _refuse_another(path: Path, begun: Mapping[str, Json], fingerprint: Mapping[str, Any]) -> None:
+    if found := list(differences(begun, _as_read(fingerprint), "")):
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        raise RefusedError(f"{path} belongs to another job: {'; '.join(found[:5])}{more}; {_REMEDY}")

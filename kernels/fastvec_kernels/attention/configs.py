@@ -1,0 +1,207 @@
+"""Which tiles a pass of attention takes: tables by architecture and head size, and no tuning at run time.
+
+A cell lists candidates, best first: the first that fits the kind of attention is taken, the rest are what a benchmark
+compares it with. All compile without spilling; which is fastest is measured on a GPU.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from fastvec_kernels._launch import next_power_of_2
+from fastvec_kernels.attention.parts import Kind, Tile
+
+Cells = dict[int, tuple[Tile, ...]]  # by the widest head a cell serves
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """The tiles of every pass. The short ones are by the longest sequence they hold, ascending."""
+
+    forward_long: tuple[Tile, ...]  # in order of preference: the tensors' addresses may rule some out
+    forward_short: dict[int, Tile]
+    backward_rows: Tile
+    backward_keys: Tile
+    backward_short: dict[int, Tile]
+
+
+CLASSES = (32, 64, 128)
+TABLES: dict[str, dict[str, Cells]] = {
+    "sm_80": {
+        "forward_long": {
+            64: (Tile(128, 64, 8, 3),),
+            128: (Tile(128, 32, 8, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
+            256: (Tile(64, 32, 8, 2, bears_dropout=False), Tile(32, 32, 8, 2)),
+        },
+        "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 2),)},
+        "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 2),)},
+        "backward_rows": {
+            64: (Tile(128, 32, 8, 3),),
+            128: (Tile(64, 64, 8, 2),),
+            256: (Tile(64, 32, 8, 1, bears_dropout=False), Tile(32, 32, 8, 2)),
+        },
+        "backward_keys": {
+            64: (Tile(64, 128, 8, 2, bears_dropout=False), Tile(32, 128, 8, 2)),
+            128: (Tile(64, 64, 8, 2),),
+            256: (Tile(32, 32, 8, 2),),
+        },
+        "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_64": {64: (Tile(32, 64, 4, 2),), 128: (Tile(32, 64, 8, 2),)},
+        "backward_128": {32: (), 64: (Tile(32, 128, 8, 2),)},
+    },
+    "sm_90": {
+        "forward_long": {
+            64: (
+                Tile(128, 128, 8, 3, bears_dropout=False),
+                Tile(128, 64, 8, 3),
+                Tile(128, 128, 4, 3, path="specialized"),
+            ),
+            128: (
+                Tile(128, 64, 8, 3),
+                Tile(128, 128, 4, 2, path="specialized"),
+                Tile(128, 64, 4, 3, path="specialized"),
+            ),
+            256: (Tile(128, 32, 8, 3, bears_dropout=False), Tile(64, 16, 8, 2)),
+        },
+        "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 8, 1),)},
+        "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 8, 2),)},
+        "backward_rows": {
+            64: (Tile(128, 64, 8, 3),),
+            128: (Tile(128, 64, 8, 3, bears_dropout=False), Tile(128, 32, 8, 2)),
+            256: (Tile(32, 32, 8, 2),),
+        },
+        "backward_keys": {
+            64: (Tile(64, 128, 8, 2),),
+            128: (Tile(32, 128, 8, 2, bears_dropout=False), Tile(32, 64, 8, 2)),
+            256: (Tile(32, 32, 8, 2),),
+        },
+        "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_64": {64: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(32, 64, 4, 2)), 128: (Tile(32, 64, 8, 2),)},
+        "backward_128": {32: (), 64: (Tile(32, 128, 8, 2),)},
+    },
+    "sm_100": {
+        "forward_long": {
+            64: (Tile(128, 64, 8, 3),),
+            128: (Tile(128, 64, 8, 3, bears_dropout=False), Tile(128, 32, 8, 3)),
+            256: (Tile(64, 32, 8, 2),),
+        },
+        "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(64, 64, 8, 2),)},
+        "forward_128": {64: (Tile(64, 128, 4, 2),)},
+        "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(64, 32, 8, 2),), 256: (Tile(64, 32, 8, 2),)},
+        "backward_keys": {
+            64: (Tile(64, 128, 8, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
+            128: (Tile(32, 128, 8, 2),),
+            256: (Tile(32, 128, 8, 2),),
+        },
+        "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
+        "backward_64": {
+            64: (Tile(64, 64, 4, 2),),
+            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
+            256: (Tile(32, 64, 4, 2),),
+        },
+        "backward_128": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 128, 8, 2),)},
+    },
+    "gfx942": {
+        "forward_long": {
+            64: (Tile(128, 64, 8, 3),),
+            128: (Tile(128, 64, 4, 2, bears_dropout=False), Tile(128, 32, 4, 2)),
+            256: (Tile(64, 64, 4, 1),),
+        },
+        "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 2, 2),)},
+        "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 4, 1),)},
+        "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 1),)},
+        "backward_rows": {
+            64: (Tile(64, 64, 4, 1),),
+            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(64, 32, 4, 2)),
+            256: (Tile(32, 32, 4, 1),),
+        },
+        "backward_keys": {
+            64: (Tile(32, 128, 8, 2, bears_dropout=False), Tile(32, 64, 4, 2)),
+            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(32, 64, 4, 1)),
+            256: (Tile(32, 64, 4, 1),),
+        },
+        "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
+        "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(32, 64, 4, 2),)},
+    },
+    # float32 takes twice the registers: small tiles, one class
+    "sm_80 float32": {
+        "forward_long": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_keys": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 1),)},
+    },
+    "sm_90 float32": {
+        "forward_long": {64: (Tile(64, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 4, 1),)},
+        "backward_keys": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 1),)},
+    },
+    "sm_100 float32": {
+        "forward_long": {64: (Tile(64, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
+        "backward_keys": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 1),)},
+    },
+    "gfx942 float32": {
+        "forward_long": {64: (Tile(64, 32, 8, 2),), 128: (Tile(64, 32, 8, 2),)},
+        "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 1),)},
+        "backward_keys": {64: (Tile(32, 32, 8, 1),), 128: (Tile(16, 32, 8, 1),)},
+    },
+}
+
+
+def widest_head(dtype: torch.dtype) -> int:
+    """The largest head size that has tiles in every row of the tables."""
+    return 128 if dtype == torch.float32 else 256
+
+
+@lru_cache(maxsize=64)  # asked by every layer
+def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> Passes:
+    """The tiles for `kind` on `architecture`. Raises ValueError where the tables have no row for it."""
+    row = f"{architecture} float32" if dtype == torch.float32 else str(architecture)
+    if row not in TABLES:
+        raise ValueError(f"attention has tiles for {', '.join(TABLES)}, not for {row}")
+    width = next_power_of_2(max(kind.head_dim, kind.value_dim))
+
+    def fits(tile: Tile) -> bool:
+        if tile.path == "specialized":
+            return not (kind.window or kind.softcap or kind.sinks or kind.dropout)
+        return tile.bears_dropout or not kind.dropout
+
+    def candidates(pass_name: str) -> tuple[Tile, ...]:
+        cells = TABLES[row].get(pass_name, {})
+        fitting = [widest for widest in cells if widest >= width]
+        cell = _forced.get(pass_name, cells[min(fitting)] if fitting else ())
+        return tuple(tile for tile in cell if fits(tile))
+
+    def classes(direction: str) -> dict[int, Tile]:
+        return {limit: tiles[0] for limit in CLASSES if (tiles := candidates(f"{direction}_{limit}"))}
+
+    return Passes(
+        forward_long=candidates("forward_long"),
+        forward_short=classes("forward"),
+        backward_rows=candidates("backward_rows")[0],
+        backward_keys=candidates("backward_keys")[0],
+        backward_short=classes("backward"),
+    )
+
+
+_forced: dict[str, tuple[Tile, ...]] = {}
+
+
+@contextmanager
+def forcing(**cells: tuple[Tile, ...]) -> Iterator[None]:
+    """Take these cells in this block, by the name of their pass in TABLES; without a tile, the class is not there. For
+    benchmarks and tests."""
+    before = dict(_forced)
+    _forced.update(cells)
+    configuration.cache_clear()
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+        configuration.cache_clear()

@@ -1,0 +1,142 @@
+"""Attention over packed sequences: o_i = Σ_j softmax_j(s_ij) v_j, where j runs over the tokens of i's own sequence.
+
+    s_ij = scale · q_i·k_j, with a softcap c: c · tanh(s_ij / c)
+    window w:    bidirectional |i − j| ≤ w, causal 0 ≤ i − j < w
+    sinks:       one logit a head that joins the softmax's denominator and has no value
+    dropout p:   each softmax_j is dropped with probability p, else divided by 1 − p
+
+Shapes: T packed tokens, n sequences, H query heads, Hkv key and value heads (H a multiple of Hkv), D and Dv head sizes.
+Query head h reads key and value head h // (H / Hkv).
+There is no padding. On a GPU our kernels run (`op.py` launches those of `forward.py`,
+`specialized.py` and `backward.py`), elsewhere PyTorch's operations (`torch_ops.py`).
+"""
+
+import itertools
+
+import torch
+
+from fastvec_kernels._launch import runs_triton
+from fastvec_kernels.attention.configs import widest_head
+from fastvec_kernels.attention.op import attention_triton
+from fastvec_kernels.attention.plan import AttentionPlan
+from fastvec_kernels.attention.torch_ops import attention_torch, dropout_keeps
+
+__all__ = ["AttentionPlan", "attention", "attention_reference"]
+
+
+def attention_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> torch.Tensor:
+    """The definition: one sequence at a time, in float32 or wider."""
+    wide = torch.promote_types(q.dtype, torch.float32)  # float64 stays float64, for gradcheck
+    heads, group = q.shape[1], q.shape[1] // k.shape[1]
+    outputs = []
+    for index, (begin, end) in enumerate(itertools.pairwise([0, *itertools.accumulate(plan.lengths)])):
+        q_own = q[begin:end].transpose(0, 1).to(wide)  # [H, L, D]
+        k_own = k[begin:end].transpose(0, 1).to(wide).repeat_interleave(group, dim=0)
+        v_own = v[begin:end].transpose(0, 1).to(wide).repeat_interleave(group, dim=0)
+        scores = scale * q_own @ k_own.transpose(1, 2)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        i = torch.arange(end - begin, device=q.device)[:, None]
+        j = torch.arange(end - begin, device=q.device)[None, :]
+        if causal:
+            scores = scores.masked_fill(j > i, -torch.inf)
+        if window is not None:
+            scores = scores.masked_fill(i - j >= window if causal else (i - j).abs() > window, -torch.inf)
+        if sinks is not None:
+            sink_column = sinks.to(wide)[:, None, None].expand(-1, end - begin, 1)
+            scores = torch.cat([scores, sink_column], dim=-1)
+        probabilities = scores.softmax(dim=-1)[..., : end - begin]  # the sink takes its share and gives no value
+        if dropout_p > 0:
+            keeps = dropout_keeps(seed, plan.sequence_ids[index : index + 1], heads, end - begin, dropout_p)[0]
+            probabilities = probabilities * keeps / (1 - dropout_p)
+        outputs.append((probabilities @ v_own).transpose(0, 1))
+    return torch.cat(outputs).to(q.dtype)
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Attend from `q` [T, H, D] to `k` [T, Hkv, D] and `v` [T, Hkv, Dv] inside each sequence of `plan` -> [T, H, Dv].
+
+    Any strides, any floating dtype (one for q, k and v); `sinks` [H]; `window` and `softcap` as in the formula above.
+    Dropout is a function of `seed`, the plan's id of the sequence, head, query and key alone: of neither batch nor
+    device. A layer and a call should have a seed of their own, from 0 to 2^63 − 1.
+    Raises ValueError where shapes, dtypes, options or the plan do not fit together.
+    """
+    _check(q, k, v, scale, window, softcap, sinks, dropout_p, seed)
+    kernels = runs_triton(q) and max(q.shape[2], v.shape[2]) <= widest_head(q.dtype)
+    way = attention_triton if kernels else attention_torch
+    with torch.autocast(q.device.type, enabled=False):  # the inputs say in what is computed
+        return way(
+            q,
+            k,
+            v,
+            plan,
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+            dropout_p=dropout_p,
+            seed=seed,
+        )
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    dropout_p: float,
+    seed: int,
+) -> None:
+    def shapes() -> str:  # only where they do not fit: a compiler would take a printed size for a constant
+        return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+
+    if not q.ndim == k.ndim == v.ndim == 3 or q.shape[2] != k.shape[2] or k.shape[1] != v.shape[1]:
+        raise ValueError(f"attention needs q [T, H, D], k [T, Hkv, D] and v [T, Hkv, Dv], got {shapes()}")
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"attention needs as many tokens in q, k and v, got {shapes()}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"attention needs a multiple of {k.shape[1]} key heads as query heads, got {q.shape[1]}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"attention needs one dtype, got q {q.dtype}, k {k.dtype}, v {v.dtype}")
+    if sinks is not None and sinks.shape != q.shape[1:2]:
+        raise ValueError(f"attention needs one sink for each of {q.shape[1]} heads, got {tuple(sinks.shape)}")
+    if not scale > 0:
+        raise ValueError(f"attention needs a positive scale, got {scale}")
+    if window is not None and window < 1:
+        raise ValueError(f"attention needs a window of at least one token, got {window}")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"attention needs a positive softcap, got {softcap}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"attention needs a dropout probability from 0 up to, not at, 1, got {dropout_p}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"attention needs a seed from 0 to 2^63 - 1, got {seed}")

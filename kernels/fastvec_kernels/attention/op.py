@@ -1,0 +1,276 @@
+"""Attention as operators: what is launched for a batch, what autograd and the compiler know of it.
+
+Shapes: T packed tokens, n sequences, H query heads, Hkv key and value heads, D and Dv head sizes.
+A pass is one launch for the sequences longer than every class, and one for each class that has sequences. What depends
+on the batch's lengths is decided inside the operators, which the compiler does not look into: a compiled model serves
+every batch.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from fastvec_kernels._launch import INTERPRETED, architecture, call, launch, needs_scratch, next_power_of_2, operator
+from fastvec_kernels._random import drop_below
+from fastvec_kernels.attention import backward, forward
+from fastvec_kernels.attention.configs import Passes, configuration
+from fastvec_kernels.attention.parts import Batch, Inputs, Kind, Rule, Strides, Tile
+from fastvec_kernels.attention.plan import AttentionPlan, check_tokens, work_of
+from fastvec_kernels.attention.specialized import fits_descriptors, forward_specialized
+
+LOG2E = math.log2(math.e)
+DELTA_ROWS = 16
+
+
+def attention_triton(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    dropout_p: float,
+    seed: int,
+) -> torch.Tensor:
+    """As `attention`, by the kernels."""
+    batch = (plan.host_lengths, plan.cu_seqlens, plan.sequence_ids)
+    o: torch.Tensor = call(_attention, q, k, v, sinks, *batch, scale, causal, window, softcap, dropout_p, seed)[0]
+    return o
+
+
+class _Call(NamedTuple):
+    """What both directions decide alike from their arguments."""
+
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v with strides that the kernels take
+    kind: Kind
+    rule: Rule
+    passes: Passes
+    widths: dict[str, int]  # a head's columns in a tile
+
+
+def _prepare(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    host_lengths: torch.Tensor,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    dropout_p: float,
+    seed: int,
+) -> _Call:
+    lengths = host_lengths.numpy()
+    check_tokens(int(lengths.sum()), len(q))
+    longest = int(lengths.max())
+    if window is not None and window >= longest - (0 if causal else 1):
+        window = None  # it cuts nothing off
+    kind = Kind(
+        group=q.shape[1] // k.shape[1],
+        head_dim=q.shape[2],
+        value_dim=v.shape[2],
+        causal=causal,
+        window=window is not None,
+        softcap=softcap is not None,
+        sinks=sinks is not None,
+        dropout=dropout_p > 0,
+        upcast=INTERPRETED and q.dtype == torch.bfloat16,
+        precision=_precision(q),
+    )
+    cap = softcap or 1.0
+    rule = Rule(
+        scale=LOG2E * scale,
+        softcap=LOG2E * cap,
+        cap_scale=2 * LOG2E * scale / cap,
+        window=window or 0,
+        seed=seed,
+        drop_below=drop_below(dropout_p),
+        keep_scale=1 / (1 - dropout_p),
+    )
+    return _Call(
+        inputs=(_addressable(q, longest), _addressable(k, longest), _addressable(v, longest)),
+        kind=kind,
+        rule=rule,
+        passes=configuration(architecture(q.device), kind, q.dtype),
+        widths={"WIDTH": _width(q), "VALUE_WIDTH": _width(v)},
+    )
+
+
+@operator("fastvec::attention")
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    host_lengths: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    sequence_ids: torch.Tensor,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    dropout_p: float,
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> o [T, H, Dv], and for the backward pass the scores' log2-sum-exp2 [T, H] float32."""
+    call = _prepare(q, k, v, sinks, host_lengths, scale, causal, window, softcap, dropout_p, seed)
+    H, kv_heads = q.shape[1], k.shape[1]
+    o = q.new_empty(len(q), H, v.shape[2])
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+    tensors = (*call.inputs, o, lse)
+    classes = call.passes.forward_short
+    tile = _forward_tile(call)
+    specialized = tile.path == "specialized"
+    work = work_of(host_lengths, q.device, tile.rows, 1 if specialized else call.kind.group, tuple(classes))
+    strides, batch = Inputs(*map(_strides, call.inputs)), Batch(cu_seqlens, work.items, sequence_ids)
+    first, *counts = work.counts
+    if first and specialized:
+        needs_scratch(q.device)
+        launch(
+            forward_specialized, (first, H), *tensors, strides, batch, H, call.rule,
+            KIND=call.kind, **_tiled(tile), **call.widths,
+        )  # fmt: skip
+    elif first:
+        launch(
+            forward.forward_long, (first, kv_heads), *tensors, sinks, strides, batch, H, call.rule,
+            KIND=call.kind, **_tiled(tile), **call.widths,
+        )  # fmt: skip
+    for tile, count in zip(reversed(classes.values()), counts, strict=True):
+        if count:
+            launch(
+                forward.forward_short, (count, kv_heads), *tensors, sinks, strides, batch, first, H, call.rule,
+                KIND=call.kind, **_tiled(tile), **call.widths,
+            )  # fmt: skip
+        first += count
+    return o, lse
+
+
+@_attention.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    q, k, v, sinks, host_lengths, cu_seqlens, sequence_ids, *options = inputs
+    ctx.save_for_backward(q, k, v, sinks, *output, host_lengths, cu_seqlens, sequence_ids)
+    ctx.options = options
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, do: torch.Tensor | None, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    nothing = (None,) * 9
+    if do is None:
+        return None, None, None, None, *nothing
+    q, k, v, sinks, *others = ctx.saved_tensors
+    dq, dk, dv, delta = _attention_backward(do, q, k, v, sinks, *others, *ctx.options)
+    dsinks = None
+    if sinks is not None and ctx.needs_input_grad[3]:  # a sink has no value: dS of it is p (0 − delta)
+        lse = others[1]
+        dsinks = -(torch.exp2(sinks.float() * LOG2E - lse) * delta).sum(0).to(sinks.dtype)
+    return dq, dk, dv, dsinks, *nothing
+
+
+_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("fastvec::attention_backward", mutates_args=())
+def _attention_backward(
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    host_lengths: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    sequence_ids: torch.Tensor,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    dropout_p: float,
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """-> dq, dk, dv as q, k, v, dense; delta [T, H] float32, filled where a long sequence or a sink asks for it."""
+    call = _prepare(q, k, v, sinks, host_lengths, scale, causal, window, softcap, dropout_p, seed)
+    H, kv_heads = q.shape[1], k.shape[1]
+    do = do if do.stride(-1) == 1 else do.contiguous()
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    inputs, grads = (*call.inputs, do), Inputs(*map(_strides, (dq, dk, dv)))
+    strides = (Inputs(*map(_strides, call.inputs)), _strides(do), grads)
+    by_rows, by_keys = call.passes.backward_rows, call.passes.backward_keys
+    classes = call.passes.backward_short
+    work = work_of(host_lengths, q.device, by_rows.rows, call.kind.group, tuple(classes))
+    batch = Batch(cu_seqlens, work.items, sequence_ids)
+    first, *counts = work.counts
+    delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    if first or sinks is not None:
+        rows = delta.numel()
+        launch(
+            backward.delta_of, (-(-rows // DELTA_ROWS),), o, do, delta, _strides(do), rows, H,
+            SIZE=v.shape[2], WIDTH=call.widths["VALUE_WIDTH"], ROWS=DELTA_ROWS, num_warps=4,
+        )  # fmt: skip
+    if first:
+        launch(
+            backward.backward_rows, (first, kv_heads), *inputs, dq, lse, delta, *strides, batch, H, scale, call.rule,
+            KIND=call.kind, **_tiled(by_rows), **call.widths,
+        )  # fmt: skip
+        key_work = work_of(host_lengths, q.device, by_keys.keys, 1, tuple(classes))
+        launch(
+            backward.backward_keys, (key_work.counts[0], kv_heads), *inputs, dk, dv, lse, delta, *strides,
+            batch._replace(items=key_work.items), H, scale, call.rule,
+            KIND=call.kind, **_tiled(by_keys), **call.widths,
+        )  # fmt: skip
+    for tile, count in zip(reversed(classes.values()), counts, strict=True):
+        if count:
+            launch(
+                backward.backward_short, (count, kv_heads), *inputs, dq, dk, dv, lse, *strides, batch, first, H,
+                scale, call.rule, KIND=call.kind, **_tiled(tile), **call.widths,
+            )  # fmt: skip
+        first += count
+    return dq, dk, dv, delta
+
+
+@_attention_backward.register_fake
+def _(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, ...]:
+    delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    return (*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)), delta)
+
+
+def _precision(q: torch.Tensor) -> str:
+    """How float32 is multiplied: exactly on AMD's float32 matrix units, as three tf32 products on NVIDIA's, whose sum
+    is as exact as float32 rounding; one tf32 product would lose 13 bits."""
+    if q.dtype != torch.float32:
+        return "tf32"  # unused
+    return "ieee" if str(architecture(q.device)).startswith("gfx") or INTERPRETED else "tf32x3"
+
+
+def _forward_tile(call: _Call) -> Tile:
+    """The first choice for long sequences that these tensors' addresses allow."""
+    tiles = call.passes.forward_long
+    return next(tile for tile in tiles if tile.path == "pointer" or fits_descriptors(*call.inputs))
+
+
+def _tiled(tile: Tile) -> dict[str, Any]:
+    return {"TILE": tile, "num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def _strides(x: torch.Tensor) -> Strides:
+    return Strides(x.stride(0), x.stride(1))
+
+
+def _width(x: torch.Tensor) -> int:
+    """A head's columns in a tile: a power of two that a matrix product takes."""
+    return max(16, next_power_of_2(x.shape[2]))
+
+
+def _addressable(x: torch.Tensor, longest: int) -> torch.Tensor:
+    """`x` with a dense last axis, and its longest sequence inside what an int32 offset reaches."""
+    return x if x.stride(2) == 1 and longest * x.stride(0) < 2**31 else x.contiguous()

@@ -1,0 +1,126 @@
+"""Attention on PyTorch's operations: what a machine without a GPU runs.
+
+Neighbours of equal length form a run, which is a batch without a copy: SDPA takes it as it is.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from fastvec_kernels._random import keeps_of_columns, philox
+from fastvec_kernels.attention.plan import AttentionPlan, check_tokens
+
+SCORES_AT_ONCE = 1 << 26  # 256 MiB of float32; a run of 16k tokens at length 512 with 32 heads would take 1 GiB
+# bfloat16 on a CPU (one core with its AVX-512 instructions): up to this length products with the scores in memory are
+# faster than SDPA, at 120 tokens 2.7 times forward and 2.4 times in both directions, at 512 1.7 times and as fast
+PLAIN_LENGTH = 512
+# and below this many multiplications they are faster in float32: oneDNN compiles a bfloat16 product anew for each shape
+# that is not among its last 16, in about 0.3 ms
+NARROW_PRODUCTS = 10_000_000
+
+
+def attention_torch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    dropout_p: float,
+    seed: int,
+) -> torch.Tensor:
+    """As `attention`, run by run."""
+    check_tokens(plan.tokens, len(q))
+    never_sdpa = softcap is not None or sinks is not None or dropout_p > 0  # it has no cap, no sink, no keyed dropout
+    narrow_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    # one split, not a slice for each run: a slice's gradient is as large as the batch
+    parts = (torch.split(x, [sequences * length for _, sequences, length in plan.runs]) for x in (q, k, v))
+    outputs, first_sequence = [], 0
+    for (_, sequences, length), *tensors in zip(plan.runs, *parts, strict=True):
+        narrow = narrow_cpu and sequences * q.shape[1] * length**2 * q.shape[2] >= NARROW_PRODUCTS
+        plain = never_sdpa or (narrow and length <= PLAIN_LENGTH)
+        if narrow_cpu and not narrow:
+            tensors = [x.float() for x in tensors]
+        q_run, k_run, v_run = (  # [sequences, heads, length, size]: views, whatever the strides
+            x.view(sequences, length, *x.shape[1:]).transpose(1, 2) for x in tensors
+        )
+        cuts = window is not None and window < (length if causal else length - 1)
+        visible = _visible(length, causal, window, q.device) if cuts or (plain and causal) else None
+        if plain:
+            ids = plan.sequence_ids[first_sequence : first_sequence + sequences]
+            o = _plain_attention(q_run, k_run, v_run, visible, scale, softcap, sinks, ids, dropout_p, seed)
+        else:
+            o = F.scaled_dot_product_attention(
+                q_run,
+                k_run,
+                v_run,
+                attn_mask=visible,
+                is_causal=causal and visible is None,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        outputs.append(o.transpose(1, 2).flatten(0, 1).to(q.dtype))
+        first_sequence += sequences
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int, p: float) -> torch.Tensor:
+    """[n, heads, length, length] bool: whether query i (row) keeps key j, of n sequences of one length.
+
+    A row is known by its sequence, head and query, a column by the key's place.
+    """
+    device = sequence_ids.device
+    places = sequence_ids.to(torch.int64)[:, None, None], torch.arange(heads, device=device)[None, :, None]
+    queries = torch.arange(length, device=device)
+    counter = torch.broadcast_tensors(*places, queries, queries * 0)
+    first, second, _, _ = philox(counter, seed)
+    return keeps_of_columns(first, second, length, p)
+
+
+def _visible(length: int, causal: bool, window: int | None, device: torch.device) -> torch.Tensor:
+    """[length, length] bool: whether token i (row) sees token j."""
+    i = torch.arange(length, device=device)
+    behind = i[:, None] - i[None, :]
+    if window is None:
+        return behind >= 0 if causal else torch.ones_like(behind, dtype=torch.bool)
+    return (behind >= 0) & (behind < window) if causal else behind.abs() <= window
+
+
+def _plain_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    visible: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    sequence_ids: torch.Tensor,
+    dropout_p: float,
+    seed: int,
+) -> torch.Tensor:
+    """One run, q [g, H, L, D], k and v [g, Hkv, L, D or Dv]: matrix products with the scores in memory."""
+    heads, length = q.shape[1:3]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    outputs = []
+    step = max(1, SCORES_AT_ONCE // (heads * length * length))
+    for q_part, k_part, v_part, ids in zip(*(torch.split(x, step) for x in (q, k, v, sequence_ids)), strict=True):
+        q_grouped = q_part.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [step, Hkv, G·L, D]: K and V as they are
+        scores = (scale * (q_grouped @ k_part.transpose(2, 3)).to(wide)).view(-1, heads, length, length)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        if sinks is not None:
+            column = sinks.to(wide)[:, None, None].expand(len(q_part), heads, length, 1)
+            probabilities = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+        else:
+            probabilities = scores.softmax(dim=-1)
+        if dropout_p > 0:
+            keeps = dropout_keeps(seed, ids, heads, length, dropout_p)
+            probabilities = probabilities * keeps / (1 - dropout_p)
+        grouped = probabilities.to(v.dtype).reshape((*q_grouped.shape[:-1], length))
+        outputs.append((grouped @ v_part).view(len(q_part), heads, length, -1))
+    return torch.cat(outputs)

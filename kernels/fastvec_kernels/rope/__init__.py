@@ -1,0 +1,3 @@
+from fastvec_kernels.rope.interface import rope, rope_reference
+
+__all__ = ["rope", "rope_reference"]

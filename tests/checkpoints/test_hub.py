@@ -1,0 +1,156 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.utils._paths import filter_repo_objects
+
+from fastvec.checkpoints.bundled import NAME
+from fastvec.checkpoints.checkpoint import resolve
+from fastvec.checkpoints.hub import locate
+from fastvec.errors import FastvecError, ModelError, UsageError
+from tests.helpers.checkpoints import COMMIT, save_to_hub_cache, use_hub_cache
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return use_hub_cache(tmp_path / "hub", monkeypatch)
+
+
+def test_a_hub_id_loads_from_the_cache_offline_with_its_commit(tiny_llama: Path, hub_cache: Path) -> None:
+    snapshot = save_to_hub_cache(tiny_llama, hub_cache)
+    checkpoint = resolve("org/tiny")
+    assert (checkpoint.name, checkpoint.revision, checkpoint.base) == ("org/tiny", COMMIT, snapshot)
+    assert resolve("org/tiny", revision="main").revision == COMMIT
+    assert resolve("org/tiny", revision=COMMIT).revision == COMMIT
+
+
+def test_the_same_files_have_the_same_hashes_in_a_folder_and_in_the_cache(tiny_llama: Path, hub_cache: Path) -> None:
+    save_to_hub_cache(tiny_llama, hub_cache)
+    cached, folder = resolve("org/tiny"), resolve(tiny_llama)
+    assert (cached.weights_hash, cached.tokenizer_hash) == (folder.weights_hash, folder.tokenizer_hash)
+
+
+def test_weights_in_the_cache_are_not_read_for_their_hash(tiny_llama: Path, hub_cache: Path) -> None:
+    snapshot = save_to_hub_cache(tiny_llama, hub_cache)
+    before = resolve("org/tiny").weights_hash
+    blob = (snapshot / "model.safetensors").resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    assert resolve("org/tiny").weights_hash == before
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert locate("~/model") == (tmp_path / "model", None)
+
+
+def test_a_folder_goes_before_a_hub_id_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "tiny").mkdir(parents=True)
+    assert locate("org/tiny") == (Path("org/tiny"), None)
+
+
+# what the hub answers
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("GatedRepoError", "gated on the hub"),
+        ("RepositoryNotFoundError", "no such repository on the hub, or a private one"),
+        ("RevisionNotFoundError", "the hub has no such revision"),
+        ("HfHubHTTPError", r"the download failed \(HfHubHTTPError\)"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raised: type[Exception] = getattr(huggingface_hub.errors, error)
+        raise raised.__new__(raised)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(FastvecError, match=message):
+        locate("org/tiny")
+
+
+def test_no_pickle_and_no_code_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = ["config.json", "model.safetensors", "1_Pooling/config.json", "pytorch_model.bin", "modeling_evil.py"]
+    files += ["consolidated.safetensors", "onnx/config.json", "tokenizer.model", "chat_template.jinja", "merges.txt"]
+
+    def download(_: str, *, revision: None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        assert set(asked) == {
+            "config.json",
+            "model.safetensors",
+            "1_Pooling/config.json",
+            "tokenizer.model",
+            "chat_template.jinja",
+            "merges.txt",
+        }
+        return str(tmp_path / COMMIT)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert locate("org/tiny") == (tmp_path / COMMIT, COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "there is no such folder"),
+        ("../nowhere", "there is no such folder"),
+        ("/no/where", "there is no such folder"),
+        ("~/no-such-folder", "there is no such folder"),
+        ("models/of/mine", "there is no such folder"),
+        ("C:\\models\\mine", "there is no such folder"),
+        (Path("nowhere"), "there is no such folder"),
+        ("org/absent", "not whole in the hub's cache, and the hub cannot be reached"),
+        ("a name", "it is no hub id"),
+        ("", "it is no hub id"),
+        ("-/-", "it is no hub id"),
+    ],
+)
+def test_a_name_that_leads_nowhere(name: str | Path, message: str, hub_cache: Path) -> None:
+    with pytest.raises(FastvecError, match=re.escape(message)):
+        locate(name)
+
+
+def test_a_revision_the_cache_lacks_is_named(tiny_llama: Path, hub_cache: Path) -> None:
+    save_to_hub_cache(tiny_llama, hub_cache)
+    with pytest.raises(FastvecError, match="org/tiny at revision 'v2': "):
+        locate("org/tiny", revision="v2")
+
+
+def test_a_url_is_refused_without_its_password() -> None:
+    with pytest.raises(FastvecError, match="URL") as error:
+        locate("https://user:hf_secret@huggingface.co/org/tiny")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["tiny", "bundled"])
+def test_a_model_on_this_machine_has_no_revision(tiny_llama: Path, model: str) -> None:
+    with pytest.raises(UsageError, match="only a hub id has revisions"):
+        locate(tiny_llama if model == "tiny" else NAME, revision="main")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("m" * 300, "File name too long"), ("~nobody-of-this-name/model", "Could not determine home directory.")],
+)
+def test_a_name_that_the_system_refuses(name: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=f"^{name} cannot be read as a model: {reason}$"):
+        locate(name)
+
+
+def test_a_folder_that_may_not_be_read(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read any: so the system is made to say no."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ModelError, match="cannot be read as a model: you may not look into this folder"):
+        locate(tiny_llama)
+
+
+def test_a_file_is_no_model(tiny_llama: Path) -> None:
+    with pytest.raises(FastvecError, match="is a file: give the folder"):
+        locate(tiny_llama / "model.safetensors")

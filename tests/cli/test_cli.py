@@ -1,0 +1,319 @@
+import errno
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.core import ParameterSource
+
+from fastvec.cli.entry import cli, main
+from tests import ARTICLES, ROOT
+from tests.helpers.outputs import run_job
+
+UNWRITTEN = "fastvec: the result cannot be written to stdout"
+
+Run = Callable[..., "Done"]
+
+
+class Done(NamedTuple):
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def fastvec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command, as its entry point runs it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTVEC_EMBED_DEVICE", "cpu")
+
+    def run(*arguments: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["fastvec", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main()
+        return Done(int(done.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def _environment() -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_embed_verify_and_inspect(fastvec: Run, tiny_llama: Path) -> None:
+    arguments = ("embed", ARTICLES, "-o", "vecs.arrow", "--model", tiny_llama, "--column", "text", "--limit", "50")
+    done = fastvec(*arguments)
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert f"{tiny_llama} runs bidirectional: " in done.stderr
+    assert re.search(
+        r"^50 rows to vecs.arrow in [\d.]+ s; [\d,]+ rows/s, [\d,]+ tokens/s; .*bottleneck: \w+$", done.stderr, re.M
+    )
+
+    again = fastvec(*arguments)
+    assert (again.exit_code, again.stderr) == (0, "vecs.arrow is already finished: 50 rows\n")
+
+    verified = fastvec("verify", "vecs.arrow")
+    assert (verified.exit_code, verified.stderr) == (0, "")
+    shown = json.loads(fastvec("inspect", "vecs.arrow", "--json").stdout)
+    assert (shown["rows"], shown["dims"], shown["nulls"]) == (50, 64, 0)
+
+
+def test_json_is_one_document_with_every_field(fastvec: Run, tiny_llama: Path) -> None:
+    done = fastvec(
+        "embed",
+        ARTICLES,
+        "-o",
+        "vecs.arrow",
+        "--model",
+        tiny_llama,
+        "--column",
+        "text",
+        "--limit",
+        "9",
+        "--json",
+        "--quiet",
+    )
+    report = json.loads(done.stdout)
+    fields = (
+        "rows nulls truncated repaired errors tokens seconds rows_per_second tokens_per_second padding_saved waits "
+        "peak_memory_bytes resumed_rows output model device"
+    )
+    assert set(fields.split()) <= report.keys()
+    assert (report["rows"], report["output"], report["device"], done.stderr) == (9, "vecs.arrow", "cpu", "")
+    assert report["waits"].keys() == {"read", "tokenize", "encode", "write"}
+
+
+def test_a_dry_run_writes_nothing(fastvec: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    arguments = ("embed", ARTICLES, "-o", "vecs.arrow", "--model", tiny_llama, "--column", "text", "--dry-run")
+    estimate = json.loads(fastvec(*arguments, "--json").stdout)
+    assert (estimate["rows"], estimate["sampled_rows"], estimate["output_bytes"]) == (300, 300, 300 * (64 * 4 + 8))
+    assert estimate["tokens"] > 300 * 20
+    assert estimate["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_come_from_the_environment_too(fastvec: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MODEL": str(tiny_llama), "KEEP": "id title", "BIDIRECTIONAL": "0", "JSON": "1"}.items():
+        monkeypatch.setenv(f"FASTVEC_EMBED_{name}", value)
+    done = fastvec("embed", ARTICLES, "-o", "vecs.arrow", "--column", "text", "--limit", "3")
+    assert (done.exit_code, json.loads(done.stdout)["rows"]) == (0, 3)
+    shown = json.loads(fastvec("inspect", "vecs.arrow", "--json").stdout)
+    assert (shown["kept"].keys(), shown["bidirectional"]) == ({"id", "title"}, False)
+
+
+def test_the_environment_knows_every_option_by_its_long_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = []
+    for command in cli.commands.values():
+        for option in [option for option in command.params if isinstance(option, click.Option)]:
+            long = next(name for name in option.opts if name.startswith("--"))
+            variable = f"FASTVEC_{command.name}_{long.removeprefix('--')}".replace("-", "_").upper()
+            with monkeypatch.context() as environment:
+                environment.setenv(variable, "1")
+                context = command.make_context(command.name, [], resilient_parsing=True)
+            if context.get_parameter_source(option.name or "") is not ParameterSource.ENVIRONMENT:
+                unknown.append(variable)
+    assert unknown == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["embed", "nowhere.parquet", "-o", "v.arrow"], 1, r"nowhere.parquet"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--column", "id"], 1, r"column 'id' is int64, not text"),
+        (["embed", str(ARTICLES), "-o", "v.parquet", "--column", "text"], 1, r"v.parquet does not end in .arrow"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--column", "body"], 1, r"body"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--keep", "id", "--keep-all"], 2, r"choose one"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--quantize", "int4"], 2, r"'int4' is not one of 'int8', 'fp8'"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--batch-tokens", "many"], 2, r"neither auto nor a number"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "row"], 2, r"'row' is the name of the row num"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "\udcff"], 2, r"column '\\udcff' is not UTF-8"),
+        (["embed", str(ARTICLES), "-o", "v.arrow", "--instruction", "\udcff"], 2, r"'\\udcff' is not UTF-8: encode"),
+        (["embed", str(ARTICLES), "-o", "\udcff.arrow", "--column", "text"], 1, r"'\\udcff.arrow' is not UTF-8, which"),
+        (["embed", str(ARTICLES), "-o", "v" * 300 + ".arrow"], 1, r"vv.arrow: File name too long"),
+        (["embed", str(ARTICLES), "-o", ".arrow"], 1, r".arrow has nothing before its ending: .* name it vecs.arrow"),
+        (["embed", str(ARTICLES)], 2, r"Missing option '-o'"),
+        (["doctor"], 2, r"No such command 'doctor'"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    fastvec: Run,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    exit_code: int,
+    message: str,
+) -> None:
+    monkeypatch.setenv("FASTVEC_EMBED_MODEL", str(tiny_llama))
+    done = fastvec(*arguments)
+    assert done.exit_code == exit_code
+    assert done.stdout == ""
+    assert re.fullmatch(rf"fastvec: .*({message}).*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_a_signal_leaves_a_run_that_resumes(
+    fastvec: Run, tiny_llama: Path, tmp_path: Path, number: int, exit_code: int
+) -> None:
+    pq.write_table(pa.table({"text": ["a sea"] * 20_000}), tmp_path / "seas.parquet")
+    arguments = ["embed", "seas.parquet", "-o", "vecs.arrow", "--model", str(tiny_llama)]
+    # one token a batch: 20,000 forwards, so that the signal surely comes in the middle
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastvec", *arguments, "--batch-tokens", "1"],
+        cwd=tmp_path,
+        env=_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "text column: " in process.stderr.readline()
+    assert "runs bidirectional" in process.stderr.readline()
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    assert re.search(
+        r"^fastvec: stopped by SIG\w+ at row [\d,]+ of 20,000: the same command goes on from there$", message, re.M
+    )
+    assert fastvec(*arguments).exit_code == 0
+    assert fastvec("verify", "vecs.arrow").exit_code == 0
+
+
+class Gone(io.StringIO):
+    """A stream that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.mark.parametrize("stderr", [None, Gone()])
+def test_a_run_that_nobody_hears_is_finished(
+    fastvec: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, stderr: Gone | None
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    done = fastvec("embed", ARTICLES, "--model", tiny_llama, "--column", "text", "--limit", "9", "-o", "vecs.arrow")
+    assert sys.stderr is not stderr
+    sys.stderr.close()  # what took its place
+    assert (done.exit_code, fastvec("verify", "vecs.arrow").exit_code) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "message"),
+    [
+        ("doctor 2>/dev/full", 2, ""),  # not 120, Python's own for a stream that cannot be flushed
+        ("verify vecs.arrow >/dev/full", 1, f"{UNWRITTEN}: No space left on device\n"),
+        ("verify vecs.arrow >/dev/full 2>&1", 1, ""),
+        ("inspect vecs.arrow >&-", 0, ""),
+    ],
+)
+def test_a_stream_that_takes_nothing_is_no_traceback(
+    tmp_path: Path, command: str, exit_code: int, message: str
+) -> None:
+    run_job(tmp_path / "vecs.arrow")
+    shell = f'exec "{sys.executable}" -m fastvec {command}'
+    done = subprocess.run(shell, shell=True, cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (exit_code, message)
+
+
+def test_progress_is_live_on_a_terminal(tiny_llama: Path, tmp_path: Path) -> None:
+    primary, secondary = pty.openpty()
+    command = [sys.executable, "-m", "fastvec", "embed", str(ARTICLES), "-o", "vecs.arrow", "--column", "text"]
+    with subprocess.Popen(
+        [*command, "--model", str(tiny_llama)], cwd=tmp_path, env=_environment(), stderr=secondary, stdout=secondary
+    ) as process:
+        os.close(secondary)
+        shown = b""
+        while chunk := _read(primary):
+            shown += chunk
+    os.close(primary)
+    assert process.returncode == 0
+    assert b"300 of 300 rows" in shown
+    assert b"300 rows to vecs.arrow" in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux reports the other end's closing as an error
+        return b""
+
+
+def test_the_shell_completes_options() -> None:
+    asked = {"_FASTVEC_COMPLETE": "bash_complete", "COMP_WORDS": "fastvec embed --vector-d", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastvec"], env=_environment() | asked, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["plain,--vector-dtype"]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'pyarrow', 'numpy'}"
+    script = f"import sys, fastvec.cli.entry; sys.exit(bool({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", script], env=_environment(), check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["embed", "adapt"])
+def test_every_option_is_in_the_readme(command: str) -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = subprocess.run(
+        [sys.executable, "-m", "fastvec", command, "--help"],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    options = set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
+    assert len(options) > 20
+    assert {option for option in options if f"`{option}" not in text and option not in text} == set()
+
+
+ADAPT = ("--column", "title", "--steps", "2", "--batch-size", "4", "--dtype", "float32", "--device", "cpu", "-o", "out")
+
+
+def test_adapt_trains_reports_and_says_when_it_is_finished(fastvec: Run, tiny_llama: Path) -> None:
+    command = ("adapt", "--objective", "simcse", "--model", tiny_llama, "--data", ARTICLES, *ADAPT)
+    done = fastvec(*command, "--json")
+    assert done.exit_code == 0
+    report = json.loads(done.stdout)
+    promised = "objective steps tokens seconds loss_first loss_last held_out_before held_out_after spearman_before"
+    assert {*promised.split(), "spearman_after", "output"} <= report.keys()
+    assert (report["objective"], report["steps"], report["output"], report["rows"]) == ("simcse", 2, "out", 300)
+    again = fastvec(*command)
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert again.stderr == "out is already finished: 2 steps of simcse\n"
+    other = fastvec(*command, "--lr", "1")
+    assert other.exit_code == 4
+    assert other.stderr.startswith("fastvec: out belongs to another job: lr was 3e-05, now 1.0; replace it with --over")
+    encoded = fastvec("embed", ARTICLES, "-o", "vecs.arrow", "--model", "out", "--column", "title", "--limit", "3")
+    assert "out runs bidirectional: fastvec adapted it so" in encoded.stderr
+    assert encoded.exit_code == 0
+
+
+def test_adapt_refuses_in_one_line(fastvec: Run, tiny_llama: Path) -> None:
+    for arguments, code, message in (
+        (("--objective", "simcse", "--data", ARTICLES, "--mask-token", "_"), 2, "--mask-token is no option of --obj"),
+        (("--objective", "mntp", "--data", "nowhere.txt"), 1, "nowhere.txt: no such file or folder"),
+        (("--objective", "mntp", "--data", ARTICLES, "--eval-pairs", "no.csv"), 1, "no.csv: cannot be read"),
+    ):
+        done = fastvec("adapt", "--model", tiny_llama, *arguments, *ADAPT)
+        assert done.exit_code == code
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
+    assert list(Path().iterdir()) == []

@@ -1,0 +1,346 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from fastvec.checkpoints.checkpoint import resolve
+from fastvec.decoders.adapters import merge_adapter
+from fastvec.decoders.dense import load_dense
+from fastvec.decoders.from_transformers import load_model, load_tokenizer
+from fastvec.decoders.packed_transformers import ATTENTION
+from fastvec.errors import ModelError
+from fastvec.texts.prompt import text_frame
+from tests.helpers.checkpoints import copy, edit_json, save_adapter, with_adapter
+from tests.helpers.tiny import save_decoder
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+TOKENS = torch.arange(3, 40)[None]
+
+
+def load(model: Path, *adapters: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model with transformers' attention in place of ours, to compare with theirs."""
+    loaded = load_model(resolve(model, adapters=adapters), dtype=dtype, device="cpu")
+    loaded.set_attn_implementation("eager")
+    return loaded
+
+
+def hidden(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        states: torch.Tensor = model(TOKENS, output_hidden_states=True).hidden_states[-1]
+    return states
+
+
+def test_the_model_is_transformers_own_frozen_and_with_our_attention(tiny_llama: Path) -> None:
+    model = load_model(resolve(tiny_llama), dtype=torch.float32, device="cpu")
+    assert model.config._attn_implementation == ATTENTION
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.set_attn_implementation("eager")
+    reference = AutoModel.from_pretrained(tiny_llama, attn_implementation="eager")
+    assert_close(hidden(model), hidden(reference), rtol=0, atol=0)
+
+
+def test_the_weights_have_the_dtype_asked_for(tiny_llama: Path) -> None:
+    model = load(tiny_llama, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_shards_make_the_same_model(tiny_llama: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "shards" / name).write_bytes((tiny_llama / name).read_bytes())
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert_close(hidden(load(tmp_path / "shards")), hidden(load(tiny_llama)), rtol=0, atol=0)
+
+
+def test_loading_says_nothing(tiny_llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    adapter = save_adapter(tiny_llama, tmp_path / "adapter")
+    capfd.readouterr()
+    load_tokenizer(resolve(tiny_llama))
+    load(tiny_llama, adapter)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_encoder_is_refused_by_name(tmp_path: Path, tiny_llama: Path) -> None:
+    for model_type in ("bert", "t5"):
+        folder = copy(tiny_llama, tmp_path / model_type)
+        edit_json(folder / "config.json", model_type=model_type)
+        with pytest.raises(ModelError, match=model_type):
+            load_model(resolve(folder), dtype=torch.float32, device="cpu")
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = copy(tiny_llama, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    norm = tensors.pop("model.norm.weight")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"does not hold 1 of the tensors .*norm\.weight"):
+        load(folder)
+    headless = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    save_file({**headless, "model.norm.weight": norm}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="holds no LM head, which mntp needs"):
+        load_model(resolve(folder), dtype=torch.float32, device="cpu", headed=True)
+    save_file({**tensors, "model.norm.weight": norm[:3].clone()}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"holds in another shape 1 of the tensors .*norm\.weight"):
+        load(folder)
+
+
+def test_a_config_that_makes_no_model_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = copy(tiny_llama, tmp_path / "model")
+    edit_json(folder / "config.json", num_attention_heads=0)
+    with pytest.raises(ModelError, match=r"config\.json makes no model") as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+# adapters
+
+
+@pytest.mark.parametrize("headed", [True, False], ids=["with an LM head", "without"])
+def test_a_merged_adapter_is_the_unmerged_one(tiny_llama: Path, tmp_path: Path, headed: bool) -> None:
+    adapter = save_adapter(tiny_llama, tmp_path / "adapter", headed=headed, use_rslora=True)
+    kind = AutoModelForCausalLM if headed else AutoModel
+    reference = hidden(with_adapter(kind.from_pretrained(tiny_llama), adapter))
+    assert_close(hidden(load(tiny_llama, adapter)), reference, rtol=0, atol=1e-5)
+    assert (reference - hidden(load(tiny_llama))).abs().max() > 0.1
+    model = load(adapter)  # its base is the one it was trained on
+    assert_close(hidden(model), reference, rtol=0, atol=1e-5)
+    assert type(model) is type(load(tiny_llama))
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in load(tiny_llama).named_parameters()]
+
+
+@pytest.mark.parametrize("headed", [True, False], ids=["with an LM head", "without"])
+def test_a_family_that_names_its_decoder_otherwise(tmp_path: Path, headed: bool) -> None:
+    base = save_decoder(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4)  # transformer.h, weights transposed
+    modules = ["c_attn", "c_proj"]
+    adapter = save_adapter(base, tmp_path / "adapter", headed=headed, target_modules=modules, fan_in_fan_out=True)
+    model = AutoModel.from_pretrained(base)
+    merge_adapter(model, adapter)
+    reference = with_adapter((AutoModelForCausalLM if headed else AutoModel).from_pretrained(base), adapter)
+    assert_close(hidden(model.eval()), hidden(reference), rtol=0, atol=1e-5)
+
+
+def test_two_adapters_are_merged_in_order(tiny_llama: Path, tmp_path: Path) -> None:
+    # the second is DoRA, whose merge depends on the weights under it
+    first = save_adapter(tiny_llama, tmp_path / "first", headed=True)
+    second = save_adapter(tiny_llama, tmp_path / "second", headed=False, seed=2, use_dora=True)
+    below: Any = with_adapter(AutoModelForCausalLM.from_pretrained(tiny_llama), first)
+    below = below.merge_and_unload().model
+    reference = hidden(with_adapter(below, second))
+    assert_close(hidden(load(tiny_llama, first, second)), reference, rtol=0, atol=1e-5)
+    assert (hidden(load(tiny_llama, second, first)) - reference).abs().max() > 1e-3
+
+
+def test_patterns_of_an_adapter_hold_for_the_names_it_was_trained_with(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(
+        tiny_llama,
+        tmp_path / "adapter",
+        target_modules=r"model\.layers\.\d\.self_attn\.(q|k)_proj",
+        alpha_pattern={"model.layers.1.self_attn.q_proj": 32},
+        rank_pattern={"model.layers.0.self_attn.k_proj": 2},
+    )
+    reference = hidden(with_adapter(AutoModelForCausalLM.from_pretrained(tiny_llama), adapter))
+    assert_close(hidden(load(tiny_llama, adapter)), reference, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_the_lm_head_and_whole_modules(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(
+        tiny_llama, tmp_path / "adapter", target_modules=["q_proj", "lm_head"], modules_to_save=["norm"]
+    )
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    assert any("lm_head" in name for name in tensors)
+    tensors["base_model.model.model.norm.weight"] += 0.5
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    reference = hidden(with_adapter(AutoModelForCausalLM.from_pretrained(tiny_llama), adapter))
+    assert_close(hidden(load(tiny_llama, adapter)), reference, rtol=0, atol=1e-5)
+
+
+def test_a_bfloat16_merge_rounds_a_float32_merge_once(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_llama, tmp_path / "adapter")
+    base = copy(tiny_llama, tmp_path / "base")
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(tensors, base / "model.safetensors")
+    wide, narrow = load(base, adapter), load(base, adapter, dtype=torch.bfloat16)
+    for (name, expected), actual in zip(wide.named_parameters(), narrow.parameters(), strict=True):
+        assert torch.equal(expected.bfloat16(), actual), name
+
+
+def test_merging_leaves_the_base_file_as_it_is(tiny_llama: Path, tmp_path: Path) -> None:
+    before = hashlib.sha256((tiny_llama / "model.safetensors").read_bytes()).digest()
+    load(tiny_llama, save_adapter(tiny_llama, tmp_path / "adapter"))
+    assert hashlib.sha256((tiny_llama / "model.safetensors").read_bytes()).digest() == before
+
+
+def test_every_tensor_of_an_adapter_must_find_its_place(tiny_llama: Path, tmp_path: Path) -> None:
+    deeper = save_decoder(tmp_path / "deeper", "llama", num_hidden_layers=3)
+    wider = save_decoder(tmp_path / "wider", "llama", intermediate_size=96)
+    adapter = save_adapter(deeper, tmp_path / "deep")
+    with pytest.raises(ModelError, match=r"6 tensors have no place, as .*layers\.2"):
+        load(tiny_llama, adapter)
+    with pytest.raises(ModelError, match="does not fit its base"):
+        load(tiny_llama, save_adapter(wider, tmp_path / "wide"))
+    with pytest.raises(ModelError, match=r"6 tensors are missing, as .*layers\.2"):
+        load(deeper, save_adapter(tiny_llama, tmp_path / "shallow"))
+    edit_json(adapter / "adapter_config.json", target_modules=["no_such_layer"])
+    with pytest.raises(ModelError, match="does not fit its base"):
+        load(deeper, adapter)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "of type 'IA3': fastvec merges LORA adapters"),
+        ({"use_tomorrows_lora": True}, "sets use_tomorrows_lora, which this peft does not know"),
+        ({"megatron_config": {"tensor_parallel": 1}}, "runs no code from a model"),
+        ({"bias": "some"}, "does not fit its base"),
+        ({"r": "four"}, "does not fit its base"),
+    ],
+)
+def test_adapter_settings_that_cannot_be_met(
+    tiny_llama: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    adapter = save_adapter(tiny_llama, tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", **change)
+    with pytest.raises(ModelError, match=message):
+        load(tiny_llama, adapter)
+
+
+# the tokenizer
+
+
+def test_the_tokenizer_is_fast_and_keeps_its_special_tokens(tmp_path: Path) -> None:
+    folder = save_decoder(tmp_path / "llama", "llama", bos=True, eos=True)
+    tokens = load_tokenizer(resolve(folder)).backend_tokenizer.encode("A whale").tokens
+    assert (tokens[0], tokens[-1]) == ("<s>", "</s>")
+
+
+def test_a_checkpoint_that_lower_cases(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = copy(tiny_llama, tmp_path / "lower")
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    lower, plain = load_tokenizer(resolve(folder)), load_tokenizer(resolve(tiny_llama))
+    assert lower.backend_tokenizer.encode("A WHALE").ids == plain.backend_tokenizer.encode("a whale").ids
+
+
+def test_a_damaged_tokenizer_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = copy(tiny_llama, tmp_path / "model")
+    for damaged in ("", "{}", '{"model": {"type": "Nothing"}}'):
+        (folder / "tokenizer.json").write_text(damaged)
+        with pytest.raises(ModelError, match=f"the tokenizer in {folder} cannot be loaded") as error:
+            load_tokenizer(resolve(folder))
+        assert "\n" not in str(error.value)
+
+
+# what stands around a text
+
+LLAMA_3 = (
+    "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
+    "<|start|>{{ message.role }}<|end|>\n\n{{ message.content | trim }}<|eot|>{% endfor %}"
+)
+LLAMA_2 = (
+    "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ bos_token + ' [INST] ' + message.content + ' [/INST]' }}{% endfor %}"
+)
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help. Today is {{ strftime_now('%d %b %Y') }}."
+    "<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (LLAMA_3, ("<|start|>user<|end|>\n\n", "<|eot|>")),
+        (LLAMA_2, ("[INST] ", " [/INST]")),
+        (CHATML, ("<|im_start|>user\n", "<|im_end|>")),
+    ],
+    ids=["llama 3", "llama 2, turns alternate", "chatml with a dated system message"],
+)
+def test_the_frame_is_the_user_turn_of_the_template(
+    tiny_llama: Path, tmp_path: Path, template: str, expected: tuple[str, str]
+) -> None:
+    checkpoint = resolve(wrapped(tiny_llama, tmp_path, template))
+    assert text_frame(checkpoint, load_tokenizer(checkpoint)) == expected
+
+
+def wrapped(base: Path, tmp_path: Path, template: str | None, **llm2vec: object) -> Path:
+    """An LLM2Vec folder whose base is one that LLM2Vec wraps."""
+    folder = copy(base, tmp_path / "wrapped")
+    edit_json(folder / "config.json", _name_or_path="meta-llama/Meta-Llama-3-8B-Instruct")
+    edit_json(folder / "llm2vec_config.json", pooling_mode="mean", **llm2vec)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_without_a_template_there_is_no_frame(tiny_llama: Path) -> None:
+    checkpoint = resolve(tiny_llama)
+    assert text_frame(checkpoint, load_tokenizer(checkpoint)) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "template", [None, "{{ nothing.of.this }}", "hello", "{% if %}", "{{ raise_exception('no') }}"]
+)
+def test_a_template_that_does_not_take_a_text_is_refused(
+    tiny_llama: Path, tmp_path: Path, template: str | None
+) -> None:
+    checkpoint = resolve(wrapped(tiny_llama, tmp_path, template))
+    with pytest.raises(ModelError, match="template"):
+        text_frame(checkpoint, load_tokenizer(checkpoint))
+
+
+def test_a_pooled_eos_follows_the_text(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = copy(tiny_llama, tmp_path / "model")
+    edit_json(folder / "llm2vec_config.json", pooling_mode="eos_token")
+    checkpoint = resolve(folder)
+    assert text_frame(checkpoint, load_tokenizer(checkpoint)) == ("", " </s>")
+    edit_json(folder / "tokenizer_config.json", eos_token="<mask>")
+    assert text_frame(checkpoint, load_tokenizer(checkpoint)) == ("", "<mask>")
+    edit_json(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(ModelError, match="pools its EOS token, and its tokenizer names none"):
+        text_frame(checkpoint, load_tokenizer(checkpoint))
+
+
+# Dense
+
+
+def test_dense_layers_are_those_of_sentence_transformers(tiny_llama: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+
+    dense = [Dense(64, 48, activation_function=torch.nn.Tanh()), Dense(48, 16, bias=False, activation_function=None)]
+    model = SentenceTransformer(modules=[Transformer(str(tiny_llama)), Pooling(64), *dense], device="cpu")
+    model.save(str(tmp_path / "saved"), create_model_card=False)
+    vectors = torch.randn(5, 64)
+    expected = {"sentence_embedding": vectors}
+    for layer in dense:
+        expected = layer(expected)
+    checkpoint = resolve(tmp_path / "saved")
+    loaded = load_dense(checkpoint, device="cpu")
+    assert_close(loaded(vectors), expected["sentence_embedding"], rtol=0, atol=0)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+    weights = tmp_path / "saved" / "3_Dense" / "model.safetensors"
+    save_file({"linear.weight": torch.zeros(16, 40)}, weights)
+    with pytest.raises(ModelError, match=r"3_Dense/model\.safetensors does not fit its config\.json"):
+        load_dense(checkpoint, device="cpu")
+
+
+def test_without_dense_layers_vectors_pass(tiny_llama: Path) -> None:
+    vectors = torch.randn(5, 64)
+    assert torch.equal(load_dense(resolve(tiny_llama), device="cpu")(vectors), vectors)

@@ -1,0 +1,316 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import fastvec.encoder
+from fastvec import Encoder, embed
+from fastvec.checkpoints.settings import resolve_settings
+from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, UsageError
+from fastvec.output.inspection import verify
+from fastvec.output.vector_column import ranges_from_json
+from fastvec.report import Progress
+from tests import ARTICLES
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_llama: Path) -> Encoder:
+    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 40 rows at most, so that 300 rows are several."""
+    monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 40, "bytes": 16_000})
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "vecs.arrow"
+
+
+def corpus_file(folder: Path, texts: pa.Array | list[str | None], **columns: Any) -> Path:
+    path = folder / "corpus.parquet"
+    pq.write_table(pa.table({"text": texts, **columns}), path)
+    return path
+
+
+def read(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def vectors_of(table: pa.Table) -> npt.NDArray[Any]:
+    column = table["embedding"].combine_chunks()
+    values: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return values
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_every_row_in_order_with_the_vectors_of_encode(encoder: Encoder, output: Path) -> None:
+    report = embed([ARTICLES], output, encoder=encoder, column="text", keep=["title"])
+
+    articles, table = pq.read_table(ARTICLES), read(output)
+    assert table.column_names == ["title", "row", "embedding"]
+    assert table["title"].to_pylist() == articles["title"].to_pylist()
+    assert table["row"].to_pylist() == list(range(300))
+    assert table["embedding"].type == pa.list_(pa.float32(), 64)
+    expected = encoder.encode(articles["text"].to_pylist())
+    assert np.abs(vectors_of(table) - expected).max() < 1e-6
+    assert (report.rows, report.nulls, report.errors, report.return_code, report.resumed_rows) == (300, 0, 0, 0, 0)
+    assert verify(output).return_code == 0
+    assert [path.name for path in output.parent.iterdir()] == ["vecs.arrow"]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_chunk_that_is_begun_before_another_is_finished_changes_no_byte(
+    encoder: Encoder, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed([ARTICLES], output, encoder=encoder, column="text")
+    calls: list[str] = []
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            calls.append(name)
+            return call(*arguments)
+
+        return called
+
+    for name in ("begin", "finish"):
+        monkeypatch.setattr(Encoder, name, noted(name, getattr(Encoder, name)))
+    monkeypatch.setattr(Encoder, "chunks_ahead", 1)
+    ahead = tmp_path / "ahead" / "vecs.arrow"
+    ahead.parent.mkdir()
+    embed([ARTICLES], ahead, encoder=encoder, column="text")
+    assert ahead.read_bytes() == output.read_bytes()
+    chunks = len(calls) // 2
+    assert chunks > 3
+    assert calls == ["begin", *["begin", "finish"] * (chunks - 1), "finish"]
+
+
+def test_the_metadata_says_what_the_vectors_are(encoder: Encoder, output: Path) -> None:
+    embed([ARTICLES], output, encoder=encoder, column="text", limit=7, instruction="Find it:")
+    metadata = {key.decode(): value.decode() for key, value in read(output).schema.metadata.items()}
+    expected = {
+        "fastvec.bidirectional": "true",
+        "fastvec.pooling": "mean",
+        "fastvec.pooled_tokens": "text",
+        "fastvec.instruction": "Find it: ",
+        "fastvec.normalize": "true",
+        "fastvec.dims": "64",
+        "fastvec.dtype": "float32",
+        "fastvec.vector_dtype": "float32",
+        "fastvec.weights": encoder.settings.checkpoint.weights_hash,
+    }
+    assert expected.items() <= metadata.items()
+    assert [file["rows"] for file in json.loads(metadata["fastvec.inputs"])] == [7]
+    assert json.loads(metadata["fastvec.fingerprint"])["rows"] == 7
+
+
+def test_odd_rows_are_counted_and_none_shifts_another(encoder: Encoder, tmp_path: Path, output: Path) -> None:
+    texts = pa.array([b"a sea", None, b"", b" \n", b"bad \xff byte", b"stars " * 600], type=pa.binary())
+    report = embed([corpus_file(tmp_path, texts)], output, encoder=encoder)
+
+    table = read(output)
+    counts = (report.rows, report.nulls, report.empty, report.truncated, report.repaired, report.errors)
+    assert counts == (6, 1, 2, 1, 1, 0)
+    assert table["embedding"].is_valid().to_pylist() == [True, False, True, True, True, True]
+    expected = encoder.encode(["a sea", "", " \n", "bad \ufffd byte", "stars " * 600])
+    assert np.abs(vectors_of(table)[[0, 2, 3, 4, 5]] - expected).max() < 1e-6
+    assert verify(output).return_code == 0
+
+
+def test_an_empty_corpus_is_a_whole_file_of_no_rows(encoder: Encoder, tmp_path: Path, output: Path) -> None:
+    report = embed([corpus_file(tmp_path, pa.array([], type=pa.string()))], output, encoder=encoder)
+    assert (report.rows, read(output).num_rows, verify(output).return_code) == (0, 0, 0)
+
+
+def test_only_nulls(encoder: Encoder, tmp_path: Path, output: Path) -> None:
+    texts = pa.array([None, None], type=pa.string())
+    report = embed([corpus_file(tmp_path, texts)], output, encoder=encoder, vector_dtype="int8")
+    assert (report.nulls, read(output)["embedding"].to_pylist()) == (2, [None, None])
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("vector_dtype", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
+def test_a_run_resumed_after_any_chunk_is_the_same_to_the_byte(
+    encoder: Encoder, tmp_path: Path, vector_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "fastvec.embedding.job.FIRST_TEXTS", 1
+    )  # else int8's first six chunks would be committed together
+    whole, broken = tmp_path / "whole.arrow", tmp_path / "broken.arrow"
+    options: dict[str, Any] = {"encoder": encoder, "column": "text", "vector_dtype": vector_dtype}
+    embed([ARTICLES], whole, **options)
+    stops, resumed = 0, []
+    while not broken.exists():
+        stops += 1
+        try:
+            report = embed([ARTICLES], broken, **options, progress=_kill_at_the_second_chunk())
+            resumed.append(report.resumed_rows)
+        except Killed:
+            continue
+    assert stops > 3
+    assert 0 < resumed[0] < 300
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_resumed_run_keeps_the_token_budget_that_was_found_to_fit(encoder: Encoder, output: Path) -> None:
+    small = Encoder(encoder.settings, batch_tokens=300)
+    with pytest.raises(Killed):
+        embed([ARTICLES], output, encoder=small, column="text", progress=_kill_at_the_second_chunk())
+    resumed, used = Encoder(encoder.settings), set()
+    embed([ARTICLES], output, encoder=resumed, column="text", progress=lambda _: used.add(resumed.batch_tokens))
+    assert used == {300}
+
+
+def test_a_budget_asked_for_is_that_of_one_run(encoder: Encoder, output: Path) -> None:
+    before, used = encoder.batch_tokens, set()
+    options: dict[str, Any] = {"column": "text", "limit": 3, "batch_tokens": 123}
+    embed([ARTICLES], output, encoder=encoder, **options, progress=lambda _: used.add(encoder.batch_tokens))
+    assert (used, encoder.batch_tokens) == ({123}, before)
+
+
+def _kill_at_the_second_chunk() -> Callable[[Progress], None]:
+    seen = []
+
+    def kill(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) == 2 and progress.rows < 300:
+            raise Killed
+
+    return kill
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_signal_ends_the_run_with_its_code_and_the_same_call_goes_on(encoder: Encoder, output: Path) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(InterruptedRunError, match=r"stopped by SIGTERM at row .* of 300: the same command") as stopped:
+        embed(
+            [ARTICLES],
+            output,
+            encoder=encoder,
+            column="text",
+            progress=seen.append,
+            stop_signal=lambda: 15 if seen else None,
+        )
+    assert stopped.value.exit_code == 143
+    assert not output.exists()
+    report = embed([ARTICLES], output, encoder=encoder, column="text")
+    assert report.resumed_rows >= seen[-1].rows > 0
+    assert verify(output).return_code == 0
+
+
+def test_a_finished_job_is_left_alone_without_loading_the_model(
+    encoder: Encoder, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed([ARTICLES], output, encoder=encoder, column="text", limit=20)
+    before = output.stat().st_mtime_ns
+    monkeypatch.setattr(fastvec.encoder, "Encoder", None)
+    report = embed([ARTICLES], output, encoder=encoder.settings, column="text", limit=20)
+    assert (report.already_finished, report.rows, report.return_code) == (True, 20, 0)
+    assert str(report) == f"{output} is already finished: 20 rows"
+    assert output.stat().st_mtime_ns == before
+
+
+def test_another_jobs_output_is_refused_naming_what_differs(encoder: Encoder, tiny_llama: Path, output: Path) -> None:
+    embed([ARTICLES], output, encoder=encoder, column="text", limit=5)
+    other = resolve_settings(tiny_llama, dtype="float32", device="cpu", pooling="last", dims=8)
+    with pytest.raises(RefusedError, match=r"pooling.*mean.*last.*--overwrite") as refused:
+        embed([ARTICLES], output, encoder=other, column="text", limit=5)
+    assert "dims" in str(refused.value)
+    assert refused.value.exit_code == 4
+    assert vectors_of(read(output)).shape == (5, 64)
+
+    embed([ARTICLES], output, encoder=other, column="text", limit=5, overwrite=True)
+    assert vectors_of(read(output)).shape == (5, 8)
+
+
+@pytest.mark.parametrize(("before", "after"), [(5, None), (20, 5)])
+def test_another_limit_is_said_to_be_one(encoder: Encoder, output: Path, before: int | None, after: int | None) -> None:
+    embed([ARTICLES], output, encoder=encoder, column="text", limit=before)
+    rows = after or pq.read_metadata(ARTICLES).num_rows
+    message = rf"is for {before} rows of these inputs, and this command for {rows} \(see --limit\)"
+    with pytest.raises(RefusedError, match=message):
+        embed([ARTICLES], output, encoder=encoder, column="text", limit=after)
+
+
+def test_changed_input_is_another_job(encoder: Encoder, tmp_path: Path, output: Path) -> None:
+    embed([corpus_file(tmp_path, ["a", "b"])], output, encoder=encoder)
+    with pytest.raises(RefusedError, match="inputs"):
+        embed([corpus_file(tmp_path, ["a", "c", "d"])], output, encoder=encoder)
+
+
+def test_int8_keeps_its_ranges_and_binary_its_signs(encoder: Encoder, tmp_path: Path) -> None:
+    texts = pq.read_table(ARTICLES)["text"].to_pylist()[:20]
+    expected = encoder.encode(texts)
+    small, signs = tmp_path / "int8.arrow", tmp_path / "binary.arrow"
+    for path, dtype in ((small, "int8"), (signs, "binary")):
+        embed([ARTICLES], path, encoder=encoder, column="text", limit=20, vector_dtype=dtype)
+        assert verify(path).return_code == 0
+
+    table = read(small)
+    ranges = ranges_from_json(table.schema.metadata[b"fastvec.ranges"])
+    assert np.abs(vectors_of(table) * ranges / 127 - expected).max() <= (ranges / 254 + 1e-6).max()
+    assert (np.unpackbits(vectors_of(read(signs)), axis=1) == (expected > 0)).all()
+
+
+def test_float16_halves_the_column(encoder: Encoder, output: Path) -> None:
+    embed([ARTICLES], output, encoder=encoder, column="text", limit=5, vector_dtype="float16")
+    table = read(output)
+    assert table["embedding"].type == pa.list_(pa.float16(), 64)
+    texts = pq.read_table(ARTICLES)["text"].to_pylist()[:5]
+    assert np.abs(vectors_of(table).astype(np.float32) - encoder.encode(texts)).max() < 1e-3
+
+
+def test_a_disk_that_cannot_hold_it_is_said_at_once(
+    encoder: Encoder, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    with pytest.raises(DiskFullError, match="needs at least 79,200 bytes and 1,000 are free"):
+        embed([ARTICLES], output, encoder=encoder, column="text")
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("output_name", "message"),
+    [
+        ("vecs.parquet", "does not end in .arrow"),
+        ("", "is a folder: this version writes one file"),
+        ("nowhere/vecs.arrow", "is not a folder: make it first"),
+        ("s3://bucket/vecs.arrow", "is a remote address"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused(encoder: Encoder, tmp_path: Path, output_name: str, message: str) -> None:
+    output = output_name if "://" in output_name else str(tmp_path / output_name)
+    with pytest.raises(OutputError, match=message):
+        embed([ARTICLES], output, encoder=encoder, column="text")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vector_dtype": "int4"}, "vector dtype 'int4' is not known: choose float32, float16, int8, binary"),
+        ({"on_error": "skip"}, "on-error 'skip' is not known: choose null or fail"),
+        ({"limit": -1}, "limit -1 is out of range: it starts at 0"),
+    ],
+)
+def test_an_option_that_cannot_be_met_is_refused(
+    encoder: Encoder, output: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        embed([ARTICLES], output, encoder=encoder, column="text", **options)

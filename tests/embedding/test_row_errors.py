@@ -1,0 +1,81 @@
+"""Rows for which no finite vector came: nulls that are told of, or where a run stops."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from fastvec import Encoder, embed
+from fastvec.checkpoints.settings import EncoderSettings, resolve_settings
+from fastvec.errors import RowErrorsError
+from fastvec.output.inspection import verify
+from tests.helpers.corpora import texts, write_parquet
+from tests.helpers.tiny import save_decoder
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "vecs.arrow"
+
+
+def read(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+@pytest.fixture(scope="module")
+def broken_model(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
+    """A decoder whose embedding of the digit 5 is NaN."""
+    folder = save_decoder(tmp_path_factory.mktemp("broken"), "llama")
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        model.embed_tokens.weight[tokenizer("5")["input_ids"][-1]] = torch.nan
+    model.save_pretrained(folder)
+    return resolve_settings(folder, dtype="float32", device="cpu")
+
+
+def test_a_row_without_a_vector_is_a_null_and_an_error_line(
+    broken_model: EncoderSettings, tmp_path: Path, output: Path
+) -> None:
+    corpus = write_parquet(tmp_path / "corpus.parquet", texts(["one:1", None, "one:5", "one:2"]))
+    report = embed([corpus], output, encoder=broken_model)
+
+    assert (report.errors, report.nulls, report.return_code) == (1, 1, 3)
+    assert read(output)["embedding"].is_valid().to_pylist() == [True, False, False, True]
+    lines = [json.loads(line) for line in (tmp_path / "vecs.errors.jsonl").read_text().splitlines()]
+    assert lines == [{"row": 2, "file": str(corpus), "row_group": 0, "code": "non_finite_vector"}]
+    assert verify(output).return_code == 0
+    again = embed([corpus], output, encoder=broken_model)
+    assert (again.already_finished, again.errors, again.nulls, again.return_code) == (True, 1, 1, 3)
+
+
+def test_on_error_fail_stops_before_anything_of_that_chunk_is_kept(
+    broken_model: EncoderSettings, tmp_path: Path, output: Path
+) -> None:
+    corpus = write_parquet(tmp_path / "corpus.parquet", texts(["one:1", "one:5"]))
+    with pytest.raises(RowErrorsError, match=r"row 1 \(.*\) has no vector \(non_finite_vector\) and --on-error fail"):
+        embed([corpus], output, encoder=broken_model, on_error="fail")
+    assert not output.exists()
+
+
+def test_a_run_that_an_error_stopped_goes_on_with_nulls_allowed(
+    broken_model: EncoderSettings, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 1, "bytes": 1 << 20})
+    corpus = write_parquet(tmp_path / "corpus.parquet", texts(["one:1", "one:2", "one:5", "one:3"]))
+    with pytest.raises(RowErrorsError, match="2 rows are safe, the same command with --on-error null goes on"):
+        embed([corpus], output, encoder=broken_model, on_error="fail")
+    report = embed([corpus], output, encoder=broken_model)
+    assert (report.resumed_rows, report.rows, report.errors) == (2, 4, 1)
+
+
+def test_more_errors_than_allowed_stop_and_a_higher_limit_goes_on(
+    broken_model: EncoderSettings, tmp_path: Path, output: Path
+) -> None:
+    corpus = write_parquet(tmp_path / "corpus.parquet", texts(["one:5", "one:1", "two:5"]))
+    with pytest.raises(RowErrorsError, match=r"row 2 .* --max-errors 1 stops there.* with a larger --max-errors"):
+        embed([corpus], output, encoder=broken_model, max_errors=1)
+    assert embed([corpus], output, encoder=broken_model, max_errors=2).errors == 2

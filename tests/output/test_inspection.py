@@ -1,0 +1,335 @@
+"""What `verify` finds and `inspect` shows, on files that the real writer made."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import ipc
+
+from fastvec.errors import OutputError
+from fastvec.output.inspection import Verification, inspect, verify
+from fastvec.output.reader import read_output
+from fastvec.output.writer import Writer
+from tests import THOROUGH
+from tests.helpers.outputs import CHUNKS, DIMS, ROWS, make_chunk, make_job, make_schema, run_job, write_chunk
+
+CHECKS = ["file", "head", "batches", "footer", "columns", "rows", "order", "inputs", "nulls", "finite", "unit length"]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "vecs.arrow"
+
+
+def write_output(output: Path, batches: Sequence[pa.RecordBatch], **counts: int) -> None:
+    writer = Writer.open(output, make_job())
+    writer.begin(batches[0].schema)
+    for index, batch in enumerate(batches):
+        writer.write(batch, counts=counts if index == 0 else {}, errors=[], batch_tokens=1024)
+    writer.finish([])
+
+
+def failures(report: Verification) -> dict[str, str]:
+    assert report.return_code == (not all(check.passed for check in report.checks))
+    return {check.name: check.detail for check in report.checks if not check.passed}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "normalize", "checks"),
+    [
+        ("float32", True, CHECKS),
+        ("float32", False, CHECKS[:-1]),
+        ("float16", True, CHECKS),
+        ("int8", True, [*CHECKS[:5], "ranges", *CHECKS[5:-1]]),
+        ("binary", True, CHECKS[:-1]),
+    ],
+)
+def test_a_sound_output_passes_every_check(output: Path, dtype: str, normalize: bool, checks: list[str]) -> None:
+    run_job(output, dtype=dtype, normalize=normalize)
+    report = verify(str(output))
+    assert failures(report) == {}
+    assert [check.name for check in report.checks] == checks
+    assert str(report).splitlines()[-1] == f"{output}: all {len(checks)} checks passed"
+    assert report.to_json()["passed"] is True
+    assert json.loads(json.dumps(report.to_json()))["checks"][0] == {
+        "name": "file",
+        "passed": True,
+        "detail": "a finished output in format 1",
+    }
+
+
+def test_an_output_without_rows_passes(output: Path) -> None:
+    schema = make_schema()
+    inputs = {b"fastvec.inputs": b'[{"uri": "a.parquet", "first_row": 0, "rows": 0}]'}
+    write_output(output, [pa.RecordBatch.from_pylist([], schema.with_metadata({**schema.metadata, **inputs}))])
+    assert failures(verify(output)) == {}
+    assert inspect(output).norms is None
+
+
+@pytest.mark.sampled
+def test_every_flipped_bit_is_found(output: Path) -> None:
+    """One bit in each byte, another in the next; all eight of each take a minute and were found too.
+
+    Not thorough, in every eleventh byte, which meets all bits of a byte and all bytes of an aligned number.
+    """
+    run_job(output, chunks=2)
+    sound = output.read_bytes()
+    found = []
+    places = range(0, len(sound), 1 if THOROUGH else 11)
+    for i in places:
+        output.write_bytes(sound[:i] + bytes([sound[i] ^ (1 << i % 8)]) + sound[i + 1 :])
+        found.append(verify(output).return_code)
+        try:
+            str(inspect(output))  # shows what it can, or says in one line why not
+        except OutputError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+    assert found == [1] * len(places)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: data + data])
+def test_a_file_of_another_length_is_found(output: Path, change: Callable[[bytes], bytes]) -> None:
+    run_job(output)
+    output.write_bytes(change(output.read_bytes()))
+    assert len(failures(verify(output))) == 1
+
+
+def test_damage_is_told_by_its_place(output: Path) -> None:
+    run_job(output)
+    sound = output.read_bytes()
+    blocks = read_output(output).blocks
+
+    def failures_with_flip_at(at: int) -> dict[str, str]:
+        output.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+        return failures(verify(output))
+
+    assert failures_with_flip_at(blocks[3].end_offset - 9) == {
+        "batches": "batch 3, from row 15 on, is not what its CRC32 says"
+    }
+    assert failures_with_flip_at(sound.index(b"hub/tiny")) == {
+        "head": "not what the footer's copy of the schema gives",
+        "batches": "batch 0, from row 0 on, is not what its CRC32 says",
+    }
+    assert failures_with_flip_at(sound.index(b'"tokens": 301') + 12) == {
+        "footer": "not what the batches and counts give"
+    }
+
+
+def test_files_that_are_no_output_are_told_in_one_line(output: Path) -> None:
+    def only_problem() -> str:
+        with pytest.raises(OutputError) as refused:
+            inspect(output)
+        assert failures(verify(output)) == {"file": str(refused.value)}
+        assert str(verify(output)).splitlines()[-1] == f"{output}: 1 of 1 checks failed"
+        return str(refused.value).removeprefix(f"{output} ")
+
+    assert only_problem() == "cannot be read: No such file or directory"
+    for content in (b"", b"PAR1 and so on"):
+        output.write_bytes(content)
+        assert only_problem() == "is not an Arrow IPC file"
+    with ipc.new_stream(str(output), pa.schema({"a": pa.int64()})):
+        pass
+    assert only_problem() == "is not an Arrow IPC file"
+    with ipc.new_file(str(output), pa.schema({"a": pa.int64()})):
+        pass
+    assert only_problem() == "is an Arrow file, but not an output of this version of fastvec"
+
+    run_job(output, overwrite=True)
+    output.write_bytes(output.read_bytes()[:-100])
+    assert only_problem() == "begins as an Arrow IPC file but has no sound footer: it is cut off or damaged"
+    output.unlink()
+    output.mkdir()
+    assert only_problem() == "is a folder, not an output"
+    output.rmdir()
+    os.mkfifo(output)
+    assert only_problem() == "is no regular file, not an output"
+    output = output.with_name("v" * 300)
+    assert only_problem() == "cannot be read: File name too long"
+
+
+def test_a_name_that_is_not_utf8_is_read(output: Path) -> None:
+    run_job(output)
+    renamed = output.rename(output.with_name("v\udcff.arrow"))
+    assert failures(verify(renamed)) == {}
+    assert inspect(renamed).rows == CHUNKS * ROWS
+
+
+def test_an_unfinished_output_is_told_in_one_line(output: Path) -> None:
+    writer = Writer.open(output, make_job())
+    writer.begin(make_schema())
+    write_chunk(writer, 0)
+    writer.close()
+    part = output.with_name("vecs.arrow.part")
+    message = f"{part} is unfinished: the command that began it, run again, goes on with it"
+    assert failures(verify(part)) == {"file": message}
+    with pytest.raises(OutputError, match=re.escape(message)):
+        inspect(part)
+
+
+def test_metadata_that_say_nothing_usable_are_told(output: Path) -> None:
+    schema = make_schema()
+    for key, value in (("dims", "many"), ("vector_dtype", "float64"), ("inputs", "{"), ("inputs", '[{"rows": 1}]')):
+        changed = {**schema.metadata, f"fastvec.{key}".encode(): value}
+        batch = pa.RecordBatch.from_pylist([], schema.with_metadata(changed))
+        write_output(output, [batch])
+        assert failures(verify(output))["file"].startswith(f"{output} has damaged metadata: ")
+        output.unlink()
+
+
+def chunks_of(*, normalize: bool = True) -> list[pa.RecordBatch]:
+    return [make_chunk(index, normalize=normalize)[0] for index in range(CHUNKS)]
+
+
+def with_column(batch: pa.RecordBatch, name: str, values: Sequence[object]) -> pa.RecordBatch:
+    index = batch.schema.get_field_index(name)
+    columns = [*batch.columns[:index], pa.array(values, batch.schema.field(name).type), *batch.columns[index + 1 :]]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def with_vector(batch: pa.RecordBatch, i: int, vector: list[float | None]) -> pa.RecordBatch:
+    vectors = batch.column("embedding").to_pylist()
+    return with_column(batch, "embedding", [*vectors[:i], vector, *vectors[i + 1 :]])
+
+
+def test_values_that_break_a_promise_are_found(output: Path) -> None:
+    """Each by its first row; the bytes are as written."""
+
+    def failures_of(batches: Sequence[pa.RecordBatch], nulls: int = 9) -> dict[str, str]:
+        write_output(output, batches, nulls=nulls)
+        found = failures(verify(output))
+        output.unlink()
+        return found
+
+    sound = chunks_of()
+    nan: list[float | None] = [float("nan"), *[0.0] * (DIMS - 1)]
+    long: list[float | None] = [1.0, 0.0, 0.03, *[0.0] * (DIMS - 3)]
+    assert failures_of(sound) == {}
+    assert failures_of(sound, nulls=8) == {"nulls": "9, counted were 8"}
+    assert failures_of(sound[:6], nulls=8) == {"inputs": "they have 35 rows, the output 30"}
+    assert failures_of([sound[1], sound[0], *sound[2:]]) == {"order": "row 0 is numbered 5"}
+    swapped = with_column(sound[2], "row", [10, 12, 11, 13, 14])
+    assert failures_of([*sound[:2], swapped, *sound[3:]]) == {"order": "row 11 is numbered 12"}
+    assert failures_of([*sound[:2], with_vector(sound[2], 3, nan), with_vector(sound[3], 3, nan), *sound[4:]]) == {
+        "finite": "row 13 has a value that is not a finite number"
+    }
+    assert failures_of([*sound[:2], with_vector(sound[2], 3, long), *sound[3:]]) == {
+        "unit length": "row 13 has length 1.000450"
+    }
+    with_null_in_it = with_vector(sound[2], 3, [None, 1.0, *[0.0] * (DIMS - 2)])
+    assert failures_of([*sound[:2], with_null_in_it, *sound[3:]]) == {
+        "finite": "row 13 has a value that is not a finite number"
+    }
+
+
+def test_vectors_that_promise_no_length_may_have_any(output: Path) -> None:
+    batches = chunks_of(normalize=False)
+    write_output(output, batches, nulls=9)
+    assert failures(verify(output)) == {}
+
+
+def test_columns_and_ranges_must_be_as_promised(output: Path) -> None:
+    """And what `verify` finds there, `inspect` refuses."""
+
+    def failures_with(dtype: str, names: Sequence[str] = ("id", "row", "embedding"), **metadata: str | None) -> object:
+        schema = make_schema(dtype=dtype)
+        changed = {f"fastvec.{key}".encode(): value for key, value in metadata.items()}
+        known = {key: value for key, value in {**schema.metadata, **changed}.items() if value is not None}
+        batches = [make_chunk(index, dtype=dtype)[0].rename_columns(names) for index in range(CHUNKS)]
+        write_output(output, [batch.replace_schema_metadata(known) for batch in batches], nulls=9)
+        found = failures(verify(output))
+        for name, detail in found.items():
+            with pytest.raises(OutputError, match=re.escape(f"not what its metadata say: {name}: {detail}")):
+                inspect(output)
+        output.unlink()
+        return found
+
+    assert failures_with("float32", dims="16") == {
+        "columns": "embedding is fixed_size_list<item: float>[8], expected fixed_size_list<item: float>[16]"
+    }
+    assert failures_with("float32", vector_column="vector") == {
+        "columns": "vector is missing, expected fixed_size_list<item: float>[8]"
+    }
+    assert failures_with("float32", vector_dtype="binary", dims="64") == {
+        "columns": "embedding is fixed_size_list<item: float>[8], expected fixed_size_list<item: uint8>[8]"
+    }
+    twice = {"columns": "row is int64 and fixed_size_list<item: float>[8], expected fixed_size_list<item: float>[8]"}
+    assert failures_with("float32", ["id", "row", "row"], vector_column="row") == twice
+    for ranges in ("[1, 1]", "[1, 1, 1, 1, 1, 1, 1, NaN]", "[1, 1, 1, 1, 1, 1, 1, 0]", None):
+        assert failures_with("int8", ranges=ranges) == {"ranges": "not a positive number for each dimension"}
+
+
+def test_inspect_shows_one_screen(output: Path) -> None:
+    run_job(output)
+    assert str(inspect(str(output))) == "\n".join(
+        [
+            f"file         {output}, {output.stat().st_size:,} bytes, by fastvec 0.1.0",
+            "model        hub/tiny",
+            "revision     0123abc",
+            "weights      89abcdef89ab",
+            "attention    bidirectional",
+            "pooling      mean, text tokens",
+            "instruction  none",
+            "rows         35, 9 of them without a vector",
+            "vectors      embedding, 8 dimensions, float32, normalized",
+            "norms        1.0000 to 1.0000, mean 1.0000, of 26 vectors",
+            "kept         id (string)",
+            "inputs       a.parquet (12 rows), b.parquet (23 rows)",
+            "counts       2 errors, 7 nulls, 301 tokens, 3 truncated",
+        ]
+    )
+    document = json.loads(json.dumps(inspect(output).to_json()))
+    assert document["counts"] == {"errors": 2, "nulls": 7, "tokens": 301, "truncated": 3}
+    assert document["kept"] == {"id": "string"}
+    assert document["inputs"][1] == {"uri": "b.parquet", "first_row": 12, "rows": 23}
+    assert (document["rows"], document["nulls"], document["dims"]) == (35, 9, DIMS)
+    assert document["size_bytes"] == output.stat().st_size
+    assert inspect(output).return_code == 0
+
+
+def test_inspect_shows_no_escape_sequences(output: Path) -> None:
+    schema = make_schema()
+    inputs = [{"uri": f"{name}.parquet", "first_row": 0, "rows": 0} for name in "abcde"]
+    changed = {b"fastvec.instruction": b"\x1b[31mRed\nBlue", b"fastvec.inputs": json.dumps(inputs).encode()}
+    write_output(output, [pa.RecordBatch.from_pylist([], schema.with_metadata({**schema.metadata, **changed}))])
+    lines = str(inspect(output)).splitlines()
+    assert "instruction  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER}Blue" in lines
+    assert "inputs       a.parquet (0 rows), b.parquet (0 rows), c.parquet (0 rows), and 2 more" in lines
+    assert "norms        none" in lines
+
+
+def test_norms_are_of_what_the_vectors_stand_for(output: Path) -> None:
+    run_job(output, dtype="int8")
+    ranges = np.array([0.5 + i / 8 for i in range(DIMS)])
+    column = ipc.open_file(str(output)).read_all().column("embedding").combine_chunks()
+    codes = np.array([vector for vector in column.to_pylist() if vector is not None])
+    lengths = np.linalg.norm(codes * ranges / 127, axis=1)
+    norms = inspect(output).norms
+    assert norms is not None
+    assert norms.vectors == CHUNKS * ROWS - 9
+    expected = [lengths.min(), lengths.mean(), lengths.max()]
+    assert [norms.minimum, norms.mean, norms.maximum] == pytest.approx(expected)
+    run_job(output, dtype="binary", overwrite=True)
+    assert inspect(output).norms is None
+
+
+def test_long_outputs_are_sampled(output: Path) -> None:
+    run_job(output, chunks=100)
+    norms = inspect(output).norms
+    assert norms is not None
+    assert norms.vectors == sum(ROWS - 1 - (index % 3 == 1) for index in range(0, 100, 6))
+
+
+def test_a_null_row_does_not_shift_the_others(output: Path) -> None:
+    """Read in slices, as the checks do: each row's vector is the one that was written."""
+    run_job(output)
+    opened = read_output(output)
+    for index, batch in enumerate(opened.batches()):
+        expected = make_chunk(index)[0].column("embedding").to_pylist()
+        for begin in range(ROWS):
+            vectors, valid = opened.vectors(batch.slice(begin, 2))
+            found = [list(vector) if known else None for vector, known in zip(vectors.tolist(), valid, strict=True)]
+            assert found == expected[begin : begin + 2]

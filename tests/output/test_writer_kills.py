@@ -1,0 +1,163 @@
+"""Whatever kills a run, and whenever: the same command again ends in the same bytes."""
+
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastvec.output import writer
+from fastvec.output.writer import Writer
+from tests.helpers.outputs import CHUNKS, contents, make_job, run_job
+
+if sys.platform == "win32":
+    pytest.skip("needs fork and flock", allow_module_level=True)
+
+from tests.helpers.machine import POWER_CUTS, Files, Machine
+
+ERRORS = b'{"row": 9, "code": "not_finite"}\n'
+FEW_CHUNKS = 3
+
+
+@pytest.fixture(autouse=True)
+def commit_every_second_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "GROUP_BYTES", 1000)  # a chunk has 552 bytes
+    monkeypatch.setattr(writer, "GROUP_SECONDS", 1e9)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "folder", tmp_path / "attic")
+
+
+def job_of(machine: Machine, *, overwrite: bool = False) -> Callable[[], object]:
+    return lambda: run_job(machine.folder / "vecs.arrow", chunks=FEW_CHUNKS, overwrite=overwrite)
+
+
+@pytest.fixture
+def expected(machine: Machine) -> Files:
+    """The files of an uninterrupted run."""
+    job_of(machine)()
+    files = machine.files()
+    assert {name for name, _ in files} == {"vecs.arrow", "vecs.errors.jsonl"}
+    assert ("vecs.errors.jsonl", ERRORS) in files
+    machine.start_with(frozenset())
+    return files
+
+
+def kill_points(machine: Machine, program: Callable[[], object]) -> list[tuple[int, bool]]:
+    """In front of each system call of `program` (so behind each too), and in the middle of each write."""
+    calls = machine.run(program)
+    return [(i, midway) for i, name in enumerate(calls) for midway in ((False, True) if name == "write" else (False,))]
+
+
+def left_by_kills(machine: Machine, program: Callable[[], object], start: Files) -> set[Files]:
+    """All that may be in the folder after `program` was killed, at any point, and the power perhaps gone."""
+    machine.start_with(start)
+    left = set()
+    for kill_at, midway in kill_points(machine, program):
+        machine.start_with(start)
+        machine.run(program, kill_at=kill_at, midway=midway)
+        left |= {machine.after_power_cut(*cut) for cut in POWER_CUTS}
+    return left
+
+
+@pytest.mark.slow
+def test_killed_and_killed_again_at_every_system_call(machine: Machine, expected: Files) -> None:
+    """From every folder that kills and power cuts can lead to, however many, the command ends in the same bytes."""
+    job = job_of(machine)
+    todo, seen = [frozenset[tuple[str, bytes]]()], set[Files]()
+    while todo:
+        files = todo.pop()
+        if files in seen:
+            continue
+        seen.add(files)
+        machine.start_with(files)
+        machine.run(job)
+        assert machine.files() == machine.after_power_cut("lost", "lost") == expected
+        todo += left_by_kills(machine, job, files)
+    assert len(seen) > 100
+
+
+def test_an_overwrite_is_killed_at_every_system_call(machine: Machine, expected: Files) -> None:
+    """Until the new output is whole the old one stands."""
+    run_job(machine.folder / "vecs.arrow", job=make_job(model="another"))
+    old = machine.files()
+    outputs = {content for name, content in old | expected if name == "vecs.arrow"}
+    for files in left_by_kills(machine, job_of(machine, overwrite=True), old):
+        assert dict(files)["vecs.arrow"] in outputs
+        machine.start_with(files)
+        machine.run(job_of(machine, overwrite=True))
+        assert machine.files() == expected
+
+
+def fork(program: Callable[[], object]) -> int:
+    """Run `program` in a child process, return its id; the child ends with 0, or with 1 after an exception."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 on: we have threads. The child needs none of them
+        child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        program()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def was_killed(child: int) -> bool:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_sigkill_at_every_system_call(machine: Machine, expected: Files) -> None:
+    """The same with processes that really die."""
+    job = job_of(machine)
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for kill_at, midway in kill_points(machine, job):
+        machine.start_with(frozenset())
+        child = fork(partial(machine.run, job, kill_at=kill_at, midway=midway, die=die))
+        assert was_killed(child)
+        job()
+        assert machine.files() == expected, f"killed at call {kill_at}, midway: {midway}"
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs, which sleep for 0.7 s in all, are killed seven times each, every time after at most 0.1 s."""
+    write = Writer.write
+
+    def write_slowly(self: Writer, *args: Any, **kwargs: Any) -> None:
+        time.sleep(0.7 / CHUNKS)
+        write(self, *args, **kwargs)
+
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    draw, uninterrupted = random.Random(0), folder("uninterrupted")
+    run_job(uninterrupted / "vecs.arrow")
+    monkeypatch.setattr(Writer, "write", write_slowly)
+    for trial in "abcd":
+        output = folder(trial) / "vecs.arrow"
+        for _ in range(7):
+            child = fork(lambda output=output: run_job(output))  # type: ignore[misc]
+            time.sleep(draw.uniform(0.01, 0.1))
+            os.kill(child, signal.SIGKILL)
+            assert was_killed(child)
+        run_job(output)
+        assert contents(output.parent) == contents(uninterrupted)

@@ -1,0 +1,210 @@
+"""The recipe of the bundled model, from articles to the finished folder, with a tiny teacher and a few steps."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import fastvec
+from fastvec import Encoder
+from recipes import pretrain
+from recipes.bundled import finish, static, teacher, texts, tokenizer, words
+from tests import ARTICLES
+from tests.helpers.tiny import save_decoder
+
+SIZES = "--width 64 --layers 1 --batch-size 64 --epochs 4"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with texts, tokenizer, teacher's vectors and the static start."""
+    folder = tmp_path_factory.mktemp("bundled")
+    save_decoder(folder / "decoder", "llama", bos=False)
+    fastvec.adapt(
+        objective="simcse",
+        model=folder / "decoder",
+        data=[str(ARTICLES)],
+        column="title",
+        output=folder / "teacher",
+        steps=1,
+        batch_size=4,
+        max_length=16,
+        dtype="float32",
+        device="cpu",
+        merge=True,
+    )
+    run(texts, f"-o {folder}/texts.parquet --articles {ARTICLES} --texts {ARTICLES}:title")
+    run(tokenizer, f"{folder}/texts.parquet -o {folder}/tokenizer --vocabulary 900 --pieces 400")
+    run(teacher, f"{folder}/texts.parquet -o {folder}/vectors --model {folder}/teacher")
+    arguments = f"{folder}/vectors -o {folder}/static --tokenizer {folder}/tokenizer --teacher {folder}/teacher"
+    run(static, f"{arguments} {SIZES}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(made: Path) -> Path:
+    fastvec.adapt(
+        objective="distil",
+        model=made / "static",
+        data=[made / "vectors"],
+        output=made / "distilled",
+        steps=2,
+        batch_size=16,
+        full=True,
+        dtype="float32",
+        device="cpu",
+    )
+    (made / "card.md").write_text("# A card\n")
+    arguments = f"--texts {made}/texts.parquet --words 32 --share 0.3 --card {made}/card.md"
+    run(finish, f"{made}/distilled --start {made}/static -o {made}/finished {arguments}")
+    return made / "finished"
+
+
+def run(recipe: object, arguments: str) -> None:
+    recipe.main(arguments.split(), standalone_mode=False)  # type: ignore[attr-defined]
+
+
+def test_texts_come_once_shuffled_and_of_every_kind(made: Path) -> None:
+    found = pq.read_table(made / "texts.parquet")["text"].to_pylist()
+    titles = set(pq.read_table(str(ARTICLES))["title"].to_pylist())
+    assert len(found) == len(set(found)) > 800
+    assert 30 < len(titles & set(found)) < 300  # most of them name somebody
+    places = [place for place, text in enumerate(found) if text in titles]
+    assert min(places) < len(found) / 10 < 9 * len(found) / 10 < max(places)
+    assert any(". " in text and len(text) > 220 for text in found)  # passages
+    assert any(text[0].islower() for text in found)  # clauses
+
+
+def test_texts_with_names_are_kept_for_their_rare_words() -> None:
+    common = [f"The cat sat in room {room}." for room in range(200)]
+    rare = [f"In room {room} a marmoset sat." for room in range(20)]
+    words = texts.rare_words([*common, *rare, "A solitary typpo of 1 text."])
+    assert words == {"marmoset"}  # neither what all texts hold nor what one does
+    assert [text for text in [*common, *rare] if texts.wanted(text, words)] == rare
+    assert texts.wanted("nobody is named here", words)
+
+
+def test_long_passages_are_whole_lines_of_an_article(made: Path, tmp_path: Path) -> None:
+    found = list(texts.long_passages((str(ARTICLES),), np.random.default_rng(0)))
+    assert all(400 <= len(text) <= 1000 for text in found)
+    flat = [
+        " ".join(line for line in text.splitlines() if line)
+        for text in pq.read_table(str(ARTICLES))["text"].to_pylist()
+    ]
+    inside = sum(any(passage in text for text in flat) for passage in found)
+    assert inside > 0.75 * len(found) > 30  # the others cross an empty line
+    run(texts, f"-o {tmp_path}/more.parquet --articles {ARTICLES} --texts {ARTICLES}:title --passages 40")
+    less, more = (
+        pq.read_table(path)["text"].to_pylist() for path in (made / "texts.parquet", tmp_path / "more.parquet")
+    )
+    added = set(more) - set(less)
+    assert len(more) == len(less) + 40 == len(less) + len(added)
+    assert all(400 <= len(text) <= 1000 for text in added)
+
+
+def test_a_word_is_one_token_wherever_it_stands(made: Path) -> None:
+    found = AutoTokenizer.from_pretrained(made / "tokenizer")
+    assert found("the")["input_ids"] == found("and The")["input_ids"][-1:]
+    assert "the" in found.decode(found("THE")["input_ids"])
+    assert found.num_special_tokens_to_add() == 0
+    assert found.tokenize("the-the (the)").count(found.tokenize("the")[0]) == 3
+    assert len(found) == 900
+    words = [
+        token[1:]
+        for token, place in found.get_vocab().items()
+        if place >= 400 and token[0] == "Ġ" and token[1:].isascii()
+    ]
+    assert len(words) > 300
+    assert all(len(found.tokenize(word)) == 1 for word in words)
+    text = "naïve 日本 \U0001f600"
+    assert str(found.decode(found(text)["input_ids"])).strip() == text
+
+
+def test_vectors_are_the_teachers_and_a_part_that_is_there_stays(made: Path) -> None:
+    (part,) = sorted((made / "vectors").iterdir())
+    table, before = pq.read_table(part), part.stat().st_mtime_ns
+    assert table.schema.field("embedding").type == pa.list_(pa.float16(), 64)
+    expected = SentenceTransformer(str(made / "teacher")).encode(table["text"].to_pylist()[:20])
+    given = np.stack(table["embedding"].to_numpy()[:20])
+    assert (expected * given).sum(axis=1).min() > 0.99
+    run(teacher, f"{made}/texts.parquet -o {made}/vectors --model {made}/teacher")
+    assert part.stat().st_mtime_ns == before
+
+
+def test_the_static_start_is_the_mean_of_its_tokens_and_knows_what_the_teacher_says(made: Path) -> None:
+    table = pq.read_table(made / "vectors")
+    given = np.stack(table["embedding"].to_numpy()).astype(np.float32)
+    encoder = Encoder.from_pretrained(made / "static", dtype="float32", device="cpu")
+    vectors = encoder.encode(table["text"].to_pylist())
+    cosines = (vectors * given).sum(axis=1) / np.linalg.norm(given, axis=1)
+    chance = given.mean(axis=0) / np.linalg.norm(given.mean(axis=0))
+    assert cosines.mean() > (given @ chance / np.linalg.norm(given, axis=1)).mean() + 0.01
+    forward, backward = encoder.encode(["the first town", "town first the"])
+    assert forward @ backward > 0.999
+
+
+def test_a_decoder_is_pretrained_on_the_static_tokens_which_stay(made: Path) -> None:
+    sizes = "--column text --max-length 32 --batch-size 4 --steps 2 --save-every 2"
+    run(pretrain, f"{ARTICLES} -o {made}/decoder16 --start {made}/static {sizes}")
+    before, after = (Encoder.from_pretrained(made / name, dtype="float32") for name in ("static", "decoder16"))
+    np.testing.assert_array_equal(before.input_embeddings(), after.input_embeddings())
+    assert after.dims == 64  # no Dense layer
+
+
+def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_ends(made: Path, finished: Path) -> None:
+    ends = [load_file(made / folder / "model.safetensors") for folder in ("static", "distilled", "finished")]
+    for name, weight in ends[2].items():
+        middle = (ends[0][f"model.{name}"] + ends[1][name]) / 2
+        inner = tuple(slice(size) for size in middle.shape)
+        middle = middle.to(torch.float8_e4m3fn) if middle.ndim == 2 else (middle * (64 / 96) ** 0.5).half()
+        assert torch.equal(weight[inner].float(), middle.float())
+        if name.startswith("layers."):  # which neither read nor write words
+            rest = weight.float()
+            rest[inner] = 0
+            assert rest.count_nonzero() == 0
+    texts = pq.read_table(made / "texts.parquet")["text"].to_pylist()[:300]
+    encoder = Encoder.from_pretrained(finished, dtype="float32", device="cpu")
+    found = encoder.encode(texts)
+    assert found.shape == (300, 96)
+    assert abs(np.square(found[:, 64:]).sum() / 300 - 0.3) < 0.03
+    meaning = unit(found[:, :64])
+    for end in ("static", "distilled"):
+        near = Encoder.from_pretrained(made / end, dtype="float32", device="cpu").encode(texts)
+        cosines = near @ near.T  # eight bits, half the way, and norms that hold words now: not quite the same
+        assert np.abs(meaning @ meaning.T - cosines).mean() < cosines.std() / 5
+    other = SentenceTransformer(str(finished), device="cpu", model_kwargs={"dtype": torch.float32})
+    np.testing.assert_allclose(other.encode(texts[:9]), found[:9], atol=1e-5)
+    for path in finished.rglob("*.json"):
+        assert str(made) not in path.read_text()
+
+
+def test_behind_the_meaning_stand_the_words_of_a_text_the_rarer_the_more(made: Path, finished: Path) -> None:
+    found = PreTrainedTokenizerFast.from_pretrained(made / "tokenizer")
+    rare = words.rarity(made / "texts.parquet", found)
+    holders = np.zeros(len(found))
+    lines = pq.read_table(made / "texts.parquet")["text"].to_pylist()
+    for line in lines:
+        holders[list(set(found(line)["input_ids"]))] += 1
+    expected = np.log((len(lines) + 1) / (holders + 1))
+    np.testing.assert_allclose(rare, (expected / expected.max()) ** words.POWER, rtol=1e-5)
+    assert sum(len(bags.lengths) for bags in words.batches(made / "texts.parquet", found)) == len(lines)
+
+    encoder = Encoder.from_pretrained(finished, dtype="float32", device="cpu")
+    tokens = encoder.input_embeddings()
+    for text in ("a town in the south", "the film of 1929 was lost"):
+        given = encoder.encode([text])[0, 64:]
+        mean = unit(tokens)[found(text)["input_ids"], 64:].mean(axis=0)
+        assert mean @ given > 0.999 * np.linalg.norm(mean) * np.linalg.norm(given)
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    lengths: NDArray[np.float32] = np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
+    return vectors.astype(np.float32) / lengths

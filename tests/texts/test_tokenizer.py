@@ -1,0 +1,134 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fastvec.errors import UsageError
+from fastvec.texts.tokenizer import TextRecipe, TextTokenizer, TokenizedTexts
+from tests.helpers.tiny import save_tokenizer
+
+# words of several tokens, of several bytes a character, and space at every place
+TEXTS = st.lists(st.text(alphabet="abc étrain 日1\n<s>", max_size=60), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    folder = tmp_path_factory.mktemp("plain")
+    save_tokenizer(folder)
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def with_eos(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    folder = tmp_path_factory.mktemp("eos")
+    save_tokenizer(folder, eos=True)
+    return load(folder)
+
+
+def load(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, tokenized: TokenizedTexts, index: int = 0) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(tokenized.sequence(index).tolist())  # type: ignore[return-value]
+
+
+def pooled(tokenizer: PreTrainedTokenizerBase, tokenized: TokenizedTexts, index: int = 0) -> list[str]:
+    begin, end = tokenized.spans[index]
+    return tokens(tokenizer, tokenized, index)[begin:end]
+
+
+@given(texts=TEXTS)
+def test_the_ids_are_those_of_transformers(with_eos: PreTrainedTokenizerBase, texts: list[str]) -> None:
+    tokenized = TextTokenizer(with_eos, TextRecipe())(texts)
+    assert [tokenized.sequence(i).tolist() for i in range(len(texts))] == with_eos(texts)["input_ids"]
+    assert tokenized.truncated == 0
+
+
+@given(texts=TEXTS)
+def test_with_an_instruction_the_ids_are_those_of_the_joined_text(
+    with_eos: PreTrainedTokenizerBase, texts: list[str]
+) -> None:
+    tokenized = TextTokenizer(with_eos, TextRecipe(prefix="find: ", pooled="text"))(texts)
+    joined = with_eos(["find: " + text for text in texts])["input_ids"]
+    assert [tokenized.sequence(i).tolist() for i in range(len(texts))] == joined
+
+
+def test_the_text_span_leaves_out_special_tokens_and_the_instruction(with_eos: PreTrainedTokenizerBase) -> None:
+    tokenized = TextTokenizer(with_eos, TextRecipe(prefix="1: ", pooled="text"))(["the sea"])
+    assert tokens(with_eos, tokenized) == ["<s>", "1", ":", "Ġthe", "Ġsea", "</s>"]
+    assert pooled(with_eos, tokenized) == ["Ġthe", "Ġsea"]
+
+
+def test_a_template_suffix_belongs_to_the_pooled_span_and_survives_truncation(plain: PreTrainedTokenizerBase) -> None:
+    recipe = TextRecipe(prefix="(a)", suffix="(b)", max_length=10, pooled="text")
+    tokenized = TextTokenizer(plain, recipe)(["12", "12345678"])
+    assert pooled(plain, tokenized, 0) == ["1", "2", "(", "b", ")"]
+    assert tokens(plain, tokenized, 1) == ["<s>", "(", "a", ")", "1", "2", "3", "(", "b", ")"]
+    assert tokenized.truncated == 1
+
+
+def test_eos_survives_truncation(with_eos: PreTrainedTokenizerBase) -> None:
+    tokenized = TextTokenizer(with_eos, TextRecipe(max_length=4))(["12345"])
+    assert tokens(with_eos, tokenized) == ["<s>", "1", "2", "</s>"]
+    assert (tokenized.truncated, tokenized.spans.tolist()) == (1, [[0, 4]])
+
+
+def test_a_limit_of_the_text_alone_leaves_the_instruction(plain: PreTrainedTokenizerBase) -> None:
+    tokenized = TextTokenizer(plain, TextRecipe(prefix="12", text_max_length=2, pooled="text"))(["3456"])
+    assert tokens(plain, tokenized) == ["<s>", "1", "2", "3", "4"]
+    assert pooled(plain, tokenized) == ["3", "4"]
+
+
+@pytest.mark.parametrize("prefix", ["", "the train "])
+@example(words=["x"] * 10 + ["train"])  # cut to what must be kept, it ends inside a token
+@given(words=st.lists(st.sampled_from(["train", "harbour", "sea", "1024", "日本語", "é", " "]), max_size=60))
+def test_cutting_a_long_text_first_changes_no_token(
+    plain: PreTrainedTokenizerBase, prefix: str, words: list[str]
+) -> None:
+    text = "".join(words) + " ".join(words)
+    recipe = TextRecipe(prefix=prefix, max_length=12, pooled="text")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "fastvec.texts.tokenizer.CHARACTERS_PER_TOKEN", 1
+        )  # so that most texts are cut, and most cuts too short
+        tokenized = TextTokenizer(plain, recipe)([text])
+    assert tokenized.sequence(0).tolist() == plain(prefix + text)["input_ids"][:12]
+
+
+def test_a_text_without_end_is_not_tokenised_whole(plain: PreTrainedTokenizerBase) -> None:
+    tokenizer = TextTokenizer(plain, TextRecipe(max_length=64))
+    [encoding], *_ = tokenizer._encode(["1 " * 100_000])
+    assert 64 < len(encoding) < 2000
+
+
+def test_an_empty_text_is_its_special_tokens(with_eos: PreTrainedTokenizerBase) -> None:
+    tokenized = TextTokenizer(with_eos, TextRecipe(pooled="text"))([""])
+    assert pooled(with_eos, tokenized) == tokens(with_eos, tokenized) == ["<s>", "</s>"]
+
+
+def test_an_empty_text_without_special_tokens_still_has_a_token(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, bos=False)
+    tokenizer = load(tmp_path)
+    tokenized = TextTokenizer(tokenizer, TextRecipe(pooled="text"))(["", "1"])
+    assert [tokens(tokenizer, tokenized, i) for i in (0, 1)] == [["<s>"], ["1"]]
+
+
+def test_white_space_at_the_end_can_be_dropped(plain: PreTrainedTokenizerBase) -> None:
+    tokenized = TextTokenizer(plain, TextRecipe(strip_end=True))([" the sea \n"])
+    assert tokenized.sequence(0).tolist() == plain(" the sea")["input_ids"]
+
+
+def test_an_instruction_that_leaves_no_room_is_refused(plain: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UsageError, match="take 6 tokens of a maximum length of 6: shorten the instruction"):
+        TextTokenizer(plain, TextRecipe(prefix="12345", max_length=6))
+
+
+def test_no_texts_give_no_tokens(plain: PreTrainedTokenizerBase) -> None:
+    tokenized = TextTokenizer(plain, TextRecipe())([])
+    shapes: Any = (len(tokenized), tokenized.ids.shape, tokenized.spans.shape, tokenized.offsets.tolist())
+    assert shapes == (0, (0,), (0, 2), [0])
