@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
-from fastvec.decoders.from_transformers import quiet_libraries
+from fastvec.system.libraries import quiet_libraries
 from fastvec.training.learner import Learner, lora_targets
-from fastvec.training.objectives.mntp import Batch
+from fastvec.training.objectives.task import Batch
 from fastvec.training.plan import plan_adapt
 
 MAX_GRAD_NORM = 1.0

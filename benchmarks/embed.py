@@ -34,8 +34,8 @@ from benchmarks.ops.roofline import product_rate
 from benchmarks.reporting.plots import picture
 from benchmarks.reporting.results import environment, write_json
 from fastvec.checkpoints.checkpoint import resolve
-from fastvec.checkpoints.settings import settle_dtype
-from fastvec.decoders.from_files import plain_tokenizer
+from fastvec.settings import settle_dtype
+from fastvec.texts.from_files import tokenizer_from_files
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 
 DEVICE = device()
@@ -133,7 +133,7 @@ def least_cosine(result: Result) -> float:
 
 
 def counted(texts: Sequence[str], model: Path, shape: str, mix: str, max_length: int) -> Workload:
-    tokenizer = plain_tokenizer(resolve(model))
+    tokenizer = tokenizer_from_files(resolve(model))
     if tokenizer is None:
         raise click.UsageError(f"the tokenizer of {model} is not one whose files say all of it")
     lengths = TextTokenizer(tokenizer, TextRecipe(max_length=max_length))(texts).lengths.tolist()

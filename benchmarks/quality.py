@@ -21,7 +21,7 @@ from benchmarks.engines.quality_tasks import Embed, Task, load_tasks
 from benchmarks.reporting.plots import picture
 from benchmarks.reporting.results import environment, write_json
 from fastvec import Encoder
-from fastvec.decoders.from_transformers import quiet_libraries
+from fastvec.system.libraries import quiet_libraries
 
 Array = npt.NDArray[Any]
 TFIDF = "TF-IDF"

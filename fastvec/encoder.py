@@ -21,18 +21,17 @@ import tokenizers
 import torch
 from torch.nn import functional as F
 
-from fastvec.checkpoints.settings import EncoderSettings, resolve_settings
 from fastvec.decoders.agreement import SAMPLE, Agreement
-from fastvec.decoders.dense import load_dense
 from fastvec.decoders.from_files import PlainDecoder
 from fastvec.decoders.fused import FusedDecoder
-from fastvec.decoders.load import open_decoder, open_tokenizer
+from fastvec.decoders.load import load_decoder, load_dense
 from fastvec.decoders.quantized import quantized
 from fastvec.decoders.self_check import self_check
 from fastvec.errors import ModelError, UsageError
-from fastvec.texts.batching import token_batches, token_budget
+from fastvec.settings import EncoderSettings, resolve_settings
+from fastvec.texts.batching import chunk_limits, token_batches, token_budget
+from fastvec.texts.load import load_tokenizer
 from fastvec.texts.packing import Packed, pack
-from fastvec.texts.prompt import text_tokenizer
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
 from fastvec_kernels import pool, to_host
 
@@ -40,10 +39,6 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
-# a rough rate, in FLOP/s, and how long a chunk should take at it: enough to sort by length, little enough to redo
-FLOPS = {"cpu": 1e11, "cuda": 2e14}
-CHUNK_SECONDS = 4
-CHUNK_TOKENS = {"cpu": (4096, 65_536), "cuda": (262_144, 2_097_152)}
 # texts an `encode` call handles at a time: enough to sort by length, little enough to hold
 ENCODE_ROWS = 8192
 
@@ -83,8 +78,14 @@ class Encoder:
         self.settings = settings
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         checkpoint = settings.checkpoint
-        self._tokenizer = open_tokenizer(checkpoint)
-        self._decoder = open_decoder(settings, self._dtype)
+        self._tokenizer = load_tokenizer(checkpoint)
+        self._decoder = load_decoder(
+            checkpoint,
+            dtype=self._dtype,
+            device=settings.device,
+            bidirectional=settings.bidirectional,
+            positions=settings.max_length,
+        )
         require_embeddings(self._tokenizer, len(self._decoder.embeddings), checkpoint.name)
         longest = self._decoder.longest
         if longest is not None and settings.max_length > longest:
@@ -153,10 +154,7 @@ class Encoder:
     @property
     def chunk_limits(self) -> dict[str, int]:
         """The rows and the bytes of text at which a chunk closes, so that encoding one takes seconds on this device."""
-        tokens = int(CHUNK_SECONDS * FLOPS[self.settings.device] / (2 * self.parameters))
-        low, high = CHUNK_TOKENS[self.settings.device]
-        tokens = min(max(tokens, low), high)
-        return {"rows": tokens // 8, "bytes": tokens * 4}
+        return chunk_limits(self.settings.device, self.parameters)
 
     @property
     def chunks_ahead(self) -> int:
@@ -199,7 +197,7 @@ class Encoder:
 
     def tokenizer(self, instruction: str | None = None, prompt_name: str | None = None) -> TextTokenizer:
         """What turns texts into token ids by this checkpoint's rules; raises UsageError as `EncoderSettings.prefix`."""
-        return text_tokenizer(self.settings, self._tokenizer, instruction, prompt_name)
+        return self.settings.text_tokenizer(self._tokenizer, instruction, prompt_name)
 
     def input_embeddings(self) -> FloatArray:
         """The table [V, hidden_size] that token ids are looked up in, in float32."""

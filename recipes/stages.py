@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 import torch
 
 from fastvec import adapt
-from fastvec.checkpoints.settings import resolve_settings
 from fastvec.corpus.reader import ChunkLimits, open_corpus
-from fastvec.decoders.from_transformers import load_model, load_tokenizer, quiet_libraries
+from fastvec.decoders.from_transformers import load_model
 from fastvec.decoders.packed_transformers import Decoder
-from fastvec.texts.prompt import text_tokenizer
+from fastvec.settings import resolve_settings
+from fastvec.system.libraries import quiet_libraries
+from fastvec.texts.from_transformers import tokenizer_from_transformers
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
-from fastvec.training.evaluation import Look, similarity
+from fastvec.training.evaluation import EvaluationPass, similarity
 from fastvec.training.learner import mask_id
 from fastvec.training.objectives.language_head import LanguageHead
 from fastvec.training.objectives.losses import MaskRule, mask_tokens
@@ -111,10 +112,12 @@ def measure(model: str, bidirectional: bool, seed: int, options: dict[str, Any])
     """Accuracy on hidden tokens of the rows that the seed's MNTP held out, and Spearman's correlation."""
     settings = resolve_settings(model, bidirectional=bidirectional, dtype="float32")
     with quiet_libraries(), torch.inference_mode():
-        tokenizer = load_tokenizer(settings.checkpoint)
+        tokenizer = tokenizer_from_transformers(settings.checkpoint)
         causal = load_model(settings.checkpoint, dtype=torch.float32, device=settings.device, headed=True)
         inner: Any = causal.base_model
-        look = Look(model=Decoder(inner, bidirectional=bidirectional).model, device=torch.device(settings.device))
+        look = EvaluationPass(
+            model=Decoder(inner, bidirectional=bidirectional).model, device=torch.device(settings.device)
+        )
         rule = MaskRule(
             mask_id=mask_id(tokenizer, options["mask_token"], int(causal.config.vocab_size)),
             vocabulary=len(tokenizer),
@@ -132,7 +135,7 @@ def measure(model: str, bidirectional: bool, seed: int, options: dict[str, Any])
         held_out = ExampleStream(corpus, task.examples_of, seed=seed, hold_out=0.01).held_out(MEASURED)
         found = task.evaluate(held_out, look, size=16)
         pairs = read_scored_pairs(options["pairs"])
-        spearman = similarity(pairs, text_tokenizer(settings, tokenizer), Readout(settings.pooling), look)
+        spearman = similarity(pairs, settings.text_tokenizer(tokenizer), Readout(settings.pooling), look)
     return {"accuracy": found["accuracy"], "masked_loss": found["loss"], "spearman": spearman}
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from fastvec.checkpoints.settings import resolve_settings
 from fastvec.encoder import Begun, Encoder
 from fastvec.errors import ModelError, UsageError
+from fastvec.settings import resolve_settings
 from fastvec.texts.packing import Packed
 from fastvec.texts.tokenizer import TokenizedTexts
 from tests.helpers.tiny import SENTENCES, save_decoder

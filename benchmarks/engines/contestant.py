@@ -25,10 +25,10 @@ CHECKED = 256  # vectors that are compared
 
 
 def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, quantize: str) -> dict[str, Any]:
-    import fastvec.cli.entry
+    import fastvec.cli.embed
     from fastvec.errors import FastvecError
 
-    command: Any = fastvec.cli.entry.embed
+    command: Any = fastvec.cli.embed.embed
     output = vectors.with_suffix(".arrow")
     arguments = [str(rows), "-o", str(output), "--model", model, "--dtype", dtype, "--overwrite", "--column", "text"]
     arguments += ["--max-length", str(max_length), *(["--quantize", quantize] if quantize else [])]

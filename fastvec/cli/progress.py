@@ -1,11 +1,12 @@
-"""What people read, on stderr: lines, and progress as a live line on a terminal, elsewhere a line every ten seconds."""
+"""Progress on stderr: a live line on a terminal, elsewhere a line every ten seconds."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import Protocol
+
+from fastvec.cli.streams import say
 
 LINE_SECONDS = 10.0
 
@@ -15,18 +16,6 @@ class Shown(Protocol):
 
     @property
     def share(self) -> tuple[int, int]: ...
-
-
-def say(message: object) -> None:
-    """A line on whatever stderr is now. Where nobody reads any more (`2>&1 | head -1`), the work goes on unheard."""
-    try:
-        print(message, file=sys.stderr, flush=True)
-    except OSError:
-        sys.stderr = nowhere()  # at exit Python would try again, and end with another code than the job's
-
-
-def nowhere() -> TextIO:
-    return os.fdopen(os.open(os.devnull, os.O_RDWR), "w", encoding="utf-8", errors="replace")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fastvec.decoders.fused import Attending, FusedDecoder
-from fastvec.decoders.llama_layers import LAYER_PARTS, NotTheSkeleton, layer_of, norm_of, require_parts
+from fastvec.decoders.llama_layers import LAYER_PARTS, NotLlamaStyle, layer_of, norm_of, require_parts
 from fastvec.decoders.packed_transformers import Decoder, packed_attention, watched
 from fastvec.texts.packing import Packed, pack
 from fastvec_kernels import AttentionPlan
@@ -42,9 +42,9 @@ def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
         with _first_layers_in_float32(model, first):
             apart = _difference(model, _recognised(model, seen[:first], positions))
         if not apart <= AGREEMENT:
-            raise NotTheSkeleton(f"the two paths are {apart:.2g} apart")
+            raise NotLlamaStyle(f"the two paths are {apart:.2g} apart")
         return _recognised(model, seen, positions)
-    except NotTheSkeleton as reason:
+    except NotLlamaStyle as reason:
         logger.debug("%s runs through transformers: %s", model.config.model_type, reason)
         return None
 
@@ -76,7 +76,7 @@ def _first_layers_in_float32(model: Any, count: int) -> Iterator[None]:
 
 
 def _watch(model: Any) -> list[Attending]:
-    """How each layer attends; raises NotTheSkeleton unless the model is a plain row of layers that attend once."""
+    """How each layer attends; raises NotLlamaStyle unless the model is a plain row of layers that attend once."""
     parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
     require_parts(model, parts, needed=parts)
     norm_of(model.norm)
@@ -85,7 +85,7 @@ def _watch(model: Any) -> list[Attending]:
     with watched() as seen:
         _states(model, *_trial(model))
     if len(seen) != len(model.layers):
-        raise NotTheSkeleton(f"{len(seen)} attentions in {len(model.layers)} layers")
+        raise NotLlamaStyle(f"{len(seen)} attentions in {len(model.layers)} layers")
     return seen
 
 

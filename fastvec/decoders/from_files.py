@@ -1,9 +1,9 @@
-"""Decoders of Llama's plain layout straight from their files to the fast path, and tokenizers from tokenizer.json.
+"""Decoders of Llama's plain layout straight from their files to the fused path, without transformers.
 
 Importing transformers' models takes longer than embedding a few thousand short texts. Llama, Mistral, Qwen2 and Qwen3
 need it neither to be recognised nor to be run: `config.json` is compared with a list of all that may stand in it, and
 the tensors must be exactly those it asks for. Whatever is not so, an adapter or a long context's rotation for one, is
-left to transformers (`loading`, `recognition`), which also says what is wrong with it.
+left to transformers (`from_transformers`, `detection`), which also says what is wrong with it.
 
 Shapes: D hidden size, H and KV heads of size d, P positions.
 """
@@ -15,16 +15,13 @@ from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import nn
 
 from fastvec.checkpoints.checkpoint import Checkpoint
-from fastvec.checkpoints.model_files import read_json, read_json_if_any, weight_files
+from fastvec.checkpoints.model_files import read_json, weight_files
 from fastvec.decoders.fused import Attending, FusedDecoder
-from fastvec.decoders.llama_layers import NotTheSkeleton, layer_of, norm_of
+from fastvec.decoders.llama_layers import NotLlamaStyle, layer_of, norm_of
 from fastvec.texts.packing import Packed
-from fastvec.texts.prompt import lower_if_asked
-from fastvec.texts.special_tokens import settle_special_tokens
 
 COUNTS = (
     "hidden_size",
@@ -61,9 +58,6 @@ PLAIN: dict[str, tuple[object, ...]] = {
 }
 ALL_FOUR = ("q_proj", "k_proj", "v_proj", "o_proj")
 LEAST_POSITIONS = 8  # for `self_check`
-TOKENIZER_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-SPECIAL = ("bos_token", "eos_token", "pad_token", "mask_token", "unk_token")
-TOKENIZER_IGNORED = {"backend", "clean_up_tokenization_spaces", "is_local", "local_files_only", "model_max_length"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,19 +79,19 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """Raises NotTheSkeleton where the layout is another, or a setting is unknown or left to a default."""
+        """Raises NotLlamaStyle where the layout is another, or a setting is unknown or left to a default."""
         family, rest = config.get("model_type"), {name: config[name] for name in config if name not in IGNORED}
         if family not in ("llama", "mistral", "qwen2", "qwen3"):
-            raise NotTheSkeleton(f"{family} is no plain layout")
+            raise NotLlamaStyle(f"{family} is no plain layout")
         del rest["model_type"]
         for name, values in PLAIN.items():
             if rest.pop(name, values[0]) not in values:
-                raise NotTheSkeleton(f"{name} is {config[name]!r}")
+                raise NotLlamaStyle(f"{name} is {config[name]!r}")
         if set(rest.pop("layer_types", None) or ["full_attention"]) != {"full_attention"}:
-            raise NotTheSkeleton("some layers have a window")
+            raise NotLlamaStyle("some layers have a window")
         window = rest.pop("sliding_window", "absent")
         if family == "mistral" and window is not None:
-            raise NotTheSkeleton("all layers have a window")
+            raise NotLlamaStyle("all layers have a window")
         hidden, intermediate, heads, kv_heads, layers, vocabulary = (_number(rest, name, int) for name in COUNTS)
         head = _number(rest, "head_dim", int) if family == "qwen3" or "head_dim" in rest else hidden // heads
         eps, theta = _number(rest, "rms_norm_eps", float), _theta(rest)
@@ -119,14 +113,14 @@ class Shape:
             mlp_bias=bool(rest.pop("mlp_bias", False)) if family == "llama" else False,
         )
         if rest:
-            raise NotTheSkeleton(f"{', '.join(sorted(rest))} may mean something")
+            raise NotLlamaStyle(f"{', '.join(sorted(rest))} may mean something")
         return shape
 
 
 def _number(settings: dict[str, Any], name: str, kind: type) -> Any:
     value = settings.pop(name, None)
     if type(value) not in (int, kind) or not value > 0:
-        raise NotTheSkeleton(f"{name} is {value!r}")
+        raise NotLlamaStyle(f"{name} is {value!r}")
     return value
 
 
@@ -137,7 +131,7 @@ def _theta(settings: dict[str, Any]) -> float:
         return float(_number(settings, "rope_theta", float))
     settings.pop("rope_theta", None)
     if not isinstance(rope, dict) or rope.get("rope_type") != "default" or rope.keys() != {"rope_type", "rope_theta"}:
-        raise NotTheSkeleton(f"the rotation is {rope!r}")
+        raise NotLlamaStyle(f"the rotation is {rope!r}")
     return float(_number(dict(rope), "rope_theta", float))
 
 
@@ -201,7 +195,7 @@ class PlainDecoder:
         return self._joined.states(packed)
 
 
-def plain_decoder(
+def decoder_from_files(
     checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str, bidirectional: bool, positions: int
 ) -> PlainDecoder | None:
     """The decoder in `checkpoint`, for sequences of up to `positions` tokens; None where it needs transformers."""
@@ -218,7 +212,7 @@ def plain_decoder(
         model.load_state_dict(tensors, assign=True)
         model.requires_grad_(False).eval()
         return PlainDecoder(model, shape, bidirectional=bidirectional, positions=positions)
-    except (NotTheSkeleton, RuntimeError):  # tensors that do not fit; memory that ends
+    except (NotLlamaStyle, RuntimeError):  # tensors that do not fit; memory that ends
         return None
 
 
@@ -272,50 +266,3 @@ def _table(theta: float, size: int, positions: int, device: torch.device) -> tup
     frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
     angles = torch.arange(positions).float()[:, None] * frequencies
     return angles.cos().to(device), angles.sin().to(device)
-
-
-class PlainTokenizer:
-    """A tokenizer.json with the names of its special tokens: of transformers' tokenizers what fastvec asks for."""
-
-    def __init__(self, backend: Tokenizer, special: Mapping[str, str]) -> None:
-        self.backend_tokenizer = backend
-        self.bos_token, self.eos_token, self.pad_token = (special.get(name) for name in SPECIAL[:3])
-        self.bos_token_id, self.eos_token_id, self.pad_token_id = (
-            None if token is None else backend.token_to_id(token)
-            for token in (self.bos_token, self.eos_token, self.pad_token)
-        )
-        ids = (backend.token_to_id(token) for token in dict.fromkeys(special.values()))
-        self.all_special_ids = [token for token in ids if token is not None]
-
-
-def plain_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer | None:
-    """The tokenizer of `checkpoint` where its files say all of it; None where transformers has a part in it.
-
-    A class of transformers may build another tokenizer than the file holds, and adds tokens that the file has not.
-    """
-    folder = checkpoint.tokenizer
-    if checkpoint.chat_template or not (folder / "tokenizer.json").is_file():
-        return None
-    if any((folder / name).exists() for name in ("special_tokens_map.json", "added_tokens.json")):
-        return None
-    settings = {
-        name: value
-        for name, value in read_json_if_any(folder / "tokenizer_config.json").items()
-        if name not in TOKENIZER_IGNORED
-    }
-    if settings.pop("tokenizer_class", None) not in TOKENIZER_CLASSES:
-        return None
-    special = {name: settings.pop(name) for name in SPECIAL if settings.get(name) is not None}
-    if any(value is not None for value in settings.values()) or not all(isinstance(t, str) for t in special.values()):
-        return None
-    try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # the tokenizers library raises nothing more precise; transformers' loader tells the user
-        return None
-    lower_if_asked(checkpoint, backend)
-    held = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    if not set(special.values()) <= held:
-        return None
-    tokenizer = PlainTokenizer(backend, special)
-    settle_special_tokens(checkpoint, tokenizer)
-    return tokenizer

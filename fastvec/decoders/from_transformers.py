@@ -1,4 +1,4 @@
-"""What a `Checkpoint` names, loaded by transformers: the model with its adapters merged, the tokenizer.
+"""What a `Checkpoint` names, loaded by transformers: the model with its adapters merged.
 
 transformers is handed tensors, not a folder: so the files that are loaded are those that were checked and hashed, and
 what else it does with a folder (read pickles, follow an adapter to the hub, run code) cannot happen.
@@ -6,31 +6,28 @@ what else it does with a folder (read pickles, follow an adapter to the hub, run
 
 import logging
 import re
-import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from fastvec.checkpoints.checkpoint import Checkpoint
-from fastvec.checkpoints.model_files import read_json, weight_files
-from fastvec.decoders.adapters import merge_adapter
+from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, read_json, weight_files
 from fastvec.decoders.packed_transformers import ATTENTION
 from fastvec.errors import ModelError, one_line
-from fastvec.texts.prompt import lower_if_asked
-from fastvec.texts.special_tokens import settle_special_tokens
+from fastvec.system.libraries import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
+PEFT_PREFIX = "base_model.model."
 WRAPPERS = ("_orig_mod.", "module.")
 TEXT_PART = "they are the text part of a model with several; save that part alone, with its own config.json"
 FOREIGN_PREFIXES = {
@@ -122,42 +119,6 @@ def _silence(config: PretrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a `tokenizers` backend and lower-casing where the checkpoint asks for it.
-
-    Raises ModelError where its files make none.
-    """
-    folder = checkpoint.tokenizer
-    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
-        _require_sentencepiece(folder)
-    with quiet_libraries():
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
-            backend = getattr(tokenizer, "backend_tokenizer", None)
-            if isinstance(backend, Tokenizer):
-                backend.encode("a")  # a class that does not fit the vocabulary fails here
-        except Exception as error:  # the tokenizers library raises nothing more precise
-            own_code = "trust_remote_code" in str(error)
-            reason = "it needs code of its own, and fastvec runs no code from a model" if own_code else one_line(error)
-            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
-    if not isinstance(backend, Tokenizer):
-        raise ModelError(f"{folder} has no fast tokenizer: expected a tokenizer.json")
-    lower_if_asked(checkpoint, backend)
-    settle_special_tokens(checkpoint, tokenizer)
-    return tokenizer
-
-
-def _require_sentencepiece(folder: Path) -> None:
-    """transformers reads the file by it, and without it names another package."""
-    if find_spec("sentencepiece") is None:
-        raise ModelError(
-            f"the tokenizer in {folder} is a tokenizer.model alone, which needs sentencepiece: "
-            "pip install 'fastvec[sentencepiece]'"
-        )
-
-
 def _refuse_unfilled(base: Path, found: dict[str, set[object]]) -> None:
     """transformers would fill with random numbers what the files do not hold."""
     if found["missing_keys"] == {"lm_head.weight"}:
@@ -184,18 +145,46 @@ def _refuse_unread(base: Path, config: PretrainedConfig, names: Collection[str])
         )
 
 
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Without the libraries' progress bars, reports and warnings: what matters of them is checked, and raised."""
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-        try:
-            yield
-        finally:
-            log.set_verbosity(verbosity)
-            if bars:
-                log.enable_progress_bar()
+def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Add the LoRA adapter in `folder` to the weights of `model`, in place.
+
+    An adapter trained on a model with its LM head says `model.layers.0…` where one trained without says `layers.0…`,
+    and peft loads nothing, in silence, where the names differ. So the model is put under the name the adapter uses, and
+    every tensor must find its place; those of an LM head have none here and decide nothing.
+
+    peft sums in float32 and rounds to the model's type once per adapter: the same weights as a merge in float32 gives
+    where the base is stored in that type, without a float32 copy (28 GB for 7 billion parameters).
+
+    Raises ModelError for another kind of adapter, and for tensors without a place or without a value.
+    """
+    config = _lora_config(folder)
+    tensors = {name: tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items() if "lm_head." not in name}
+    headed = any(name.startswith(f"{PEFT_PREFIX}{model.base_model_prefix}.") for name in tensors)
+    target = nn.ModuleDict({model.base_model_prefix: model}) if headed else model
+    try:
+        tuned = PeftModel(target, config)
+        result = set_peft_model_state_dict(tuned, tensors)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"the adapter {folder} does not fit its base: {one_line(error)}") from None
+    if lost := sorted(result.unexpected_keys):
+        raise ModelError(f"the adapter {folder} does not fit its base: {len(lost)} tensors have no place, as {lost[0]}")
+    if absent := sorted(name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name):
+        raise ModelError(f"the adapter {folder} is not whole: {len(absent)} tensors are missing, as {absent[0]}")
+    tuned.merge_and_unload()
+
+
+def _lora_config(folder: Path) -> LoraConfig:
+    path = folder / ADAPTER_SETTINGS
+    settings = read_json(path)
+    if settings.get("peft_type") != "LORA":
+        raise ModelError(f"{path} is of type {settings.get('peft_type')!r}: fastvec merges LORA adapters")
+    if settings.get("megatron_config"):  # peft imports the module that megatron_core names
+        raise ModelError(f"{path} names code of Megatron, and fastvec runs no code from a model: save it without")
+    known = {field.name for field in fields(LoraConfig)}
+    if unknown := sorted(name for name, value in settings.items() if value and name not in known):
+        raise ModelError(f"{path} sets {', '.join(unknown)}, which this peft does not know: upgrade peft")
+    # a task makes peft expect an LM head
+    kept = {name: value for name, value in settings.items() if name in known} | {"task_type": None}
+    modules = kept.get("modules_to_save")
+    kept["modules_to_save"] = [name for name in modules or () if name != "lm_head"] or None
+    return LoraConfig(**kept)

@@ -30,7 +30,7 @@ MLP_PARTS = {"gate_proj", "up_proj", "gate_up_proj", "down_proj", "act_fn", "act
 SAME_NORM = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-class NotTheSkeleton(Exception):
+class NotLlamaStyle(Exception):
     """This decoder has a part that the skeleton has not."""
 
 
@@ -51,7 +51,7 @@ def layer_of(layer: Any, attending: Attending, rotary: int) -> Layer:
     middle = norms.get("post_attention_layernorm")
     q_norm, k_norm = (norm_of(getattr(attn, name)) if hasattr(attn, name) else None for name in ("q_norm", "k_norm"))
     if (q_norm is None) != (k_norm is None) or (q_norm and k_norm and q_norm.eps != k_norm.eps):
-        raise NotTheSkeleton("queries are normed and keys are not, or otherwise")
+        raise NotLlamaStyle("queries are normed and keys are not, or otherwise")
     qkv = [attn.qkv_proj] if joined_qkv else [attn.q_proj, attn.k_proj, attn.v_proj]
     gate_up = [mlp.gate_up_proj] if joined_gate_up else [mlp.gate_proj, mlp.up_proj]
     return Layer(
@@ -75,20 +75,20 @@ def layer_of(layer: Any, attending: Attending, rotary: int) -> Layer:
 
 
 def require_parts(module: Any, parts: set[str], *, needed: set[str]) -> None:
-    """Raise NotTheSkeleton where `module` lacks a child, has one of another name, or a parameter of its own."""
+    """Raise NotLlamaStyle where `module` lacks a child, has one of another name, or a parameter of its own."""
     children = {name for name, _ in module.named_children()}
     if missing := needed - children:
-        raise NotTheSkeleton(f"{type(module).__name__} has no {', '.join(sorted(missing))}")
+        raise NotLlamaStyle(f"{type(module).__name__} has no {', '.join(sorted(missing))}")
     others = children - parts
     others |= {name for name, _ in module.named_parameters(recurse=False)}
     if others:
-        raise NotTheSkeleton(f"{type(module).__name__} has {', '.join(sorted(others))}")
+        raise NotLlamaStyle(f"{type(module).__name__} has {', '.join(sorted(others))}")
 
 
 def _joined(linears: Sequence[nn.Linear]) -> Linear:
     """Linear maps of one input as one map; theirs become views of its weights."""
     if not all(type(one) is nn.Linear for one in linears):
-        raise NotTheSkeleton(f"{type(linears[0]).__name__} is no plain linear map")
+        raise NotLlamaStyle(f"{type(linears[0]).__name__} is no plain linear map")
     if len(linears) == 1:
         return Linear(linears[0].weight, linears[0].bias)
     weight = torch.cat([one.weight for one in linears])
@@ -96,23 +96,23 @@ def _joined(linears: Sequence[nn.Linear]) -> Linear:
         one.weight.data = view
     biases: list[torch.Tensor] = [one.bias for one in linears if one.bias is not None]
     if biases and len(biases) < len(linears):
-        raise NotTheSkeleton("some maps of one input have a bias and others have none")
+        raise NotLlamaStyle("some maps of one input have a bias and others have none")
     return Linear(weight, torch.cat(biases) if biases else None)
 
 
 def norm_of(module: Any) -> Norm:
-    """The RMSNorm that `module` computes, by what it makes of random numbers; raises NotTheSkeleton for another."""
+    """The RMSNorm that `module` computes, by what it makes of random numbers; raises NotLlamaStyle for another."""
     weight = getattr(module, "weight", None)
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
     if not isinstance(weight, torch.Tensor) or not isinstance(eps, float):
-        raise NotTheSkeleton(f"{type(module).__name__} is no RMSNorm")
+        raise NotLlamaStyle(f"{type(module).__name__} is no RMSNorm")
     x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     expected = module(x).float()
     for scale in (weight, 1 + weight.float()):
         found = rms_norm(x, scale, eps).float()
         if (found - expected).norm() <= SAME_NORM[weight.dtype] * expected.norm():
             return Norm(scale, eps)
-    raise NotTheSkeleton(f"{type(module).__name__} is no RMSNorm")
+    raise NotLlamaStyle(f"{type(module).__name__} is no RMSNorm")
 
 
 def _activation(function: Any) -> str:
@@ -121,4 +121,4 @@ def _activation(function: Any) -> str:
     for name, expected in known.items():
         if callable(function) and torch.allclose(function(x), expected, atol=1e-6):
             return name
-    raise NotTheSkeleton("its activation is neither SiLU nor GELU")
+    raise NotLlamaStyle("its activation is neither SiLU nor GELU")

@@ -1,23 +1,25 @@
-"""A checkpoint's decoder and tokenizer, without transformers where the files say all that it would add."""
+"""A checkpoint's decoder and Dense layers, without transformers where the files say all that transformers would add."""
 
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from fastvec.checkpoints.checkpoint import Checkpoint
-from fastvec.checkpoints.settings import EncoderSettings
-from fastvec.decoders.from_files import PlainDecoder, plain_decoder, plain_tokenizer
-from fastvec.texts.tokenizer import LoadedTokenizer
+from fastvec.checkpoints.sentence_transformers import DenseLayer
+from fastvec.decoders.from_files import PlainDecoder, decoder_from_files
+from fastvec.errors import ModelError, one_line
 
 if TYPE_CHECKING:  # transformers is imported for the checkpoints that need it
     from fastvec.decoders.packed_transformers import Decoder
 
 
-def open_decoder(settings: EncoderSettings, dtype: torch.dtype) -> "Decoder | PlainDecoder":
-    checkpoint, device, bidirectional = settings.checkpoint, settings.device, settings.bidirectional
-    plain = plain_decoder(
-        checkpoint, dtype=dtype, device=device, bidirectional=bidirectional, positions=settings.max_length
-    )
+def load_decoder(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str, bidirectional: bool, positions: int
+) -> "Decoder | PlainDecoder":
+    """The decoder, for sequences of up to `positions` tokens. Raises ModelError where the files make none."""
+    plain = decoder_from_files(checkpoint, dtype=dtype, device=device, bidirectional=bidirectional, positions=positions)
     if plain is not None:
         return plain
     from fastvec.decoders.from_transformers import load_model
@@ -26,10 +28,22 @@ def open_decoder(settings: EncoderSettings, dtype: torch.dtype) -> "Decoder | Pl
     return Decoder(load_model(checkpoint, dtype=dtype, device=device), bidirectional=bidirectional)
 
 
-def open_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
-    plain = plain_tokenizer(checkpoint)
-    if plain is not None:
-        return plain
-    from fastvec.decoders.from_transformers import load_tokenizer
+def load_dense(checkpoint: Checkpoint, *, device: torch.device | str) -> nn.Sequential:
+    """The Dense layers in float32, one after another; without any, it returns what it is given.
 
-    return load_tokenizer(checkpoint)
+    Raises ModelError where the weights are not those the folder's config.json describes.
+    """
+    layers: list[nn.Module] = []
+    for dense in checkpoint.dense:
+        layers += [_linear(dense), getattr(nn, dense.activation)()]
+    return nn.Sequential(*layers).requires_grad_(False).to(device)
+
+
+def _linear(dense: DenseLayer) -> nn.Linear:
+    linear = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias)
+    weights = {name.removeprefix("linear."): tensor for name, tensor in load_file(dense.weights).items()}
+    try:
+        linear.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"{dense.weights} does not fit its config.json: {one_line(error)}") from None
+    return linear

@@ -1,0 +1,6 @@
+"""The embedding job behind `fastvec embed`: read, tokenize, encode, write.
+
+- `plan` opens the inputs and computes the job's schema and fingerprint before a model is loaded;
+- `job` runs the stages: `corpus.reader` → `tokenized_chunks` → `encoder` → `output.writer`;
+- `estimate` is `--dry-run`.
+"""

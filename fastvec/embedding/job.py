@@ -20,7 +20,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fastvec.checkpoints import bundled
-from fastvec.checkpoints.settings import EncoderSettings
 from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.embedding.plan import EmbedPlan, plan_embed
 from fastvec.embedding.tokenized_chunks import TokenizedChunk, behind, tokenize_chunks
@@ -29,6 +28,7 @@ from fastvec.output.ownership import beside
 from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
 from fastvec.output.writer import Job, RowError, Writer, finished_counts
 from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
+from fastvec.settings import EncoderSettings
 from fastvec.system.pipeline import Pipeline, StoppedError
 
 if TYPE_CHECKING:  # torch is not imported before there is work to do

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from fastvec import __version__
-from fastvec.checkpoints.settings import EncoderSettings
 from fastvec.corpus.reader import Corpus, open_corpus
 from fastvec.errors import OutputError, UsageError
 from fastvec.output import arrow_file
 from fastvec.output.vector_column import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
+from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import explained
 from fastvec.texts.tokenizer import is_utf8
 

@@ -12,16 +12,15 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from fastvec.errors import OutputError, RefusedError
+from fastvec.fingerprint import Json
 from fastvec.output.arrow_file import Block
 from fastvec.system.durable_files import lock, open_file, sync_folder, write_at
-
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 _FORMAT = 1
 _HEADER_START = b'{"fastvec_journal":'
@@ -53,23 +52,6 @@ class Chunk:
     counts: Mapping[str, int]
     errors: tuple[RowError, ...]
     batch_tokens: int
-
-
-def differences(old: Json, new: Json, name: str) -> Iterator[str]:
-    """A phrase for each place below `name` where two JSON values differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in {**old, **new}:
-            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
-            yield from differences(old_item, new_item, f"{name}[{i}]")
-    elif old != new or type(old) is not type(new):
-        yield f"{name} was {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Json) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 class Journal:

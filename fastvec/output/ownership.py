@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from fastvec.errors import OutputError, RefusedError
-from fastvec.output.journal import Job, Journal, Json, differences
+from fastvec.fingerprint import Json, differences
+from fastvec.output.journal import Job, Journal
 from fastvec.system.durable_files import explained, sync_folder
 
 _REMEDY = "replace it with --overwrite, or choose another -o"

@@ -22,9 +22,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from fastvec.errors import OutputError, RefusedError
+from fastvec.fingerprint import Json, differences
 from fastvec.output import arrow_file, ownership
 from fastvec.output.arrow_file import Block
-from fastvec.output.journal import Chunk, Job, Journal, Json, RowError, differences
+from fastvec.output.journal import Chunk, Job, Journal, RowError
 from fastvec.output.ownership import beside, finished_counts
 from fastvec.system.durable_files import explained, open_file, sync_folder, write_at
 

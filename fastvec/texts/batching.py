@@ -16,6 +16,10 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 # What a GPU's forward has to do at least, some 15 ms of work: a small model's layers would be done sooner than the next
 # ones are launched. And the most tokens that are taken for it.
 FORWARD_FLOP, MOST_TOKENS = 6e12, 131_072
+# a rough rate, in FLOP/s, and how long a chunk should take at it: enough to sort by length, little enough to redo
+FLOPS = {"cpu": 1e11, "cuda": 2e14}
+CHUNK_SECONDS = 4
+CHUNK_TOKENS = {"cpu": (4096, 65_536), "cuda": (262_144, 2_097_152)}
 
 
 def token_budget(device: str, parameters: int, bytes_a_number: int) -> int:
@@ -24,6 +28,14 @@ def token_budget(device: str, parameters: int, bytes_a_number: int) -> int:
     if device == "cuda":
         tokens = max(tokens, min(int(FORWARD_FLOP / (2 * parameters)), MOST_TOKENS))
     return 2 * tokens // bytes_a_number
+
+
+def chunk_limits(device: str, parameters: int) -> dict[str, int]:
+    """The rows and the bytes of text at which a chunk closes, so that encoding one takes seconds on this device."""
+    tokens = int(CHUNK_SECONDS * FLOPS[device] / (2 * parameters))
+    low, high = CHUNK_TOKENS[device]
+    tokens = min(max(tokens, low), high)
+    return {"rows": tokens // 8, "bytes": tokens * 4}
 
 
 def token_batches(lengths: IntArray, budget: int) -> list[IntArray]:

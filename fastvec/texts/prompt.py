@@ -3,45 +3,9 @@
 from contextlib import suppress
 from typing import Any
 
-from tokenizers import Tokenizer, normalizers
-
 from fastvec.checkpoints.checkpoint import Checkpoint
-from fastvec.checkpoints.settings import EncoderSettings
 from fastvec.errors import ModelError, one_line
-from fastvec.texts.tokenizer import LoadedTokenizer, TextRecipe, TextTokenizer
-
-
-def lower_if_asked(checkpoint: Checkpoint, backend: Tokenizer) -> None:
-    """Let `backend` lower-case texts where the checkpoint says so."""
-    if checkpoint.lower_case:
-        own = [] if backend.normalizer is None else [backend.normalizer]
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
-
-
-def text_tokenizer(
-    settings: EncoderSettings,
-    tokenizer: LoadedTokenizer,
-    instruction: str | None = None,
-    prompt_name: str | None = None,
-    *,
-    embeddings: int | None = None,
-) -> TextTokenizer:
-    """What turns texts into token ids by a checkpoint's rules; raises UsageError as `EncoderSettings.prefix` does.
-
-    `embeddings` is that of `TextTokenizer`.
-    """
-    checkpoint = settings.checkpoint
-    prefix = settings.prefix(instruction, prompt_name)
-    before, after = text_frame(checkpoint, tokenizer)
-    recipe = TextRecipe(
-        prefix=before + prefix,
-        suffix=after,
-        max_length=settings.max_length,
-        text_max_length=checkpoint.text_max_length,
-        pooled=settings.pooled_span(prefix),
-        strip_end=checkpoint.strip,
-    )
-    return TextTokenizer(tokenizer, recipe, embeddings=embeddings)
+from fastvec.texts.tokenizer import LoadedTokenizer
 
 
 def text_frame(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> tuple[str, str]:

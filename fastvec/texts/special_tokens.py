@@ -2,7 +2,7 @@
 
 import logging
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, normalizers, processors
 
 from fastvec.checkpoints.checkpoint import Checkpoint
 from fastvec.errors import ModelError, UsageError
@@ -11,6 +11,18 @@ from fastvec.texts.tokenizer import LoadedTokenizer, special_tokens
 logger = logging.getLogger(__name__)
 
 Around = tuple[list[int], list[int]]  # ids before and after a text
+
+
+def apply_rules(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:
+    """Let `tokenizer` lower-case texts and put special tokens around them as `checkpoint` says, whoever loaded it.
+
+    Raises ModelError and UsageError as `settle_special_tokens` does.
+    """
+    backend = tokenizer.backend_tokenizer
+    if checkpoint.lower_case:
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    settle_special_tokens(checkpoint, tokenizer)
 
 
 def settle_special_tokens(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:

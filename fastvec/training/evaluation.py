@@ -22,7 +22,7 @@ TEXTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class EvaluationPass:
     """`tasks.Pass` outside of training: a forward without a graph, with noise only where `noise` is given."""
 
     model: nn.Module
@@ -51,7 +51,7 @@ class Look:
         raise NotImplementedError("a look takes no gradient")
 
 
-def similarity(pairs: ScoredPairs, tokenizer: TextTokenizer, readout: Readout, look: Look) -> float:
+def similarity(pairs: ScoredPairs, tokenizer: TextTokenizer, readout: Readout, look: EvaluationPass) -> float:
     """Spearman's correlation of the vectors' cosines and people's scores."""
     texts = tokenized(tokenizer, [*pairs.first, *pairs.second])
     with torch.no_grad():

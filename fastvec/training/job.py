@@ -87,16 +87,16 @@ def _run(
     """Train to the end in the workplace and save there; returns the results."""
     import torch
 
-    from fastvec.decoders.from_transformers import quiet_libraries
+    from fastvec.system.libraries import quiet_libraries
     from fastvec.training.learner import Learner
-    from fastvec.training.monitor import Course
+    from fastvec.training.monitor import Monitor
     from fastvec.training.saved_folder import Adaptation, save_adaptation
 
     folder = part_of(plan.output)
     plan.corpora[0].say_column()
     with quiet_libraries():
         learner = Learner(plan, folder)
-        course = Course(learner, folder, progress, stop_signal)
+        course = Monitor(learner, folder, progress, stop_signal)
         try:
             step = learner.trainer.resume(folder)
         except torch.OutOfMemoryError:

@@ -13,14 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from fastvec.decoders.dense import load_dense
-from fastvec.decoders.from_transformers import load_model, load_tokenizer
+from fastvec.decoders.from_transformers import load_model
+from fastvec.decoders.load import load_dense
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.decoders.self_check import self_check
 from fastvec.errors import ModelError, UsageError
-from fastvec.texts.prompt import text_tokenizer
+from fastvec.texts.from_transformers import tokenizer_from_transformers
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer, require_embeddings
-from fastvec.training.evaluation import Look, similarity
+from fastvec.training.evaluation import EvaluationPass, similarity
 from fastvec.training.objectives.contrastive import ContrastTask
 from fastvec.training.objectives.distillation import FIT_TEXTS, DistilTask, fitted_dense
 from fastvec.training.objectives.language_head import LanguageHead
@@ -51,7 +51,7 @@ class Learner:
         self.plan = plan
         self.arguments = _arguments(plan, folder)
         self.device = self.arguments.device
-        self.tokenizer = load_tokenizer(settings.checkpoint)
+        self.tokenizer = tokenizer_from_transformers(settings.checkpoint)
         # weights that are trained themselves stay in float32, for what one step adds is lost in bfloat16
         stored = torch.float32 if recipe.full else getattr(torch, settings.dtype)
         loaded = load_model(settings.checkpoint, dtype=stored, device=self.device, headed=recipe.objective == "mntp")
@@ -115,8 +115,8 @@ class Learner:
             delattr(self.model, DENSE)
         return self.readout.dense
 
-    def _look(self) -> Look:
-        return Look(model=self.model, device=self.device, narrow=self.plan.settings.dtype == "bfloat16")
+    def _look(self) -> EvaluationPass:
+        return EvaluationPass(model=self.model, device=self.device, narrow=self.plan.settings.dtype == "bfloat16")
 
     def _streams(self, task: Any) -> tuple[ExampleStream[Any], ...]:
         recipe = self.plan.recipe
@@ -148,7 +148,7 @@ class Learner:
         return dense
 
     def _texts(self, instruction: str | None = None) -> TextTokenizer:
-        return text_tokenizer(self.plan.settings, self.tokenizer, instruction, embeddings=self._embeddings)
+        return self.plan.settings.text_tokenizer(self.tokenizer, instruction, embeddings=self._embeddings)
 
     def _distil_task(self, readout: Readout) -> DistilTask:
         recipe, settings, width = self.plan.recipe, self.plan.settings, self.plan.vector_width

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 METRICS, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
 
 
-class Curves:
+class Metrics:
     """The measures in a folder, and what appends to them. `rows` are all lines so far."""
 
     def __init__(self, folder: Path, *, step: int, pairs: str | None = None) -> None:
@@ -69,7 +69,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(curves: Curves, path: Path) -> None:
+def draw(curves: Metrics, path: Path) -> None:
     """The loss of training and of held-out rows, and Spearman's correlation below. Raises ImportError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

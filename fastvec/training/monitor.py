@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fastvec.errors import ModelError
 from fastvec.report import AdaptProgress
 from fastvec.training.learner import Learner
-from fastvec.training.metrics import Curves
+from fastvec.training.metrics import Metrics
 from fastvec.training.trainer import newest_checkpoint
 
 LOOK_EVERY = 10  # steps whose losses are fetched from the device together
@@ -26,7 +26,7 @@ REPORTED = {  # measures, and what the report calls them before and after
 SUMMARY_STEPS = 10  # that the first and last loss are a mean of, in a short run a third of its steps
 
 
-class Course(TrainerCallback):
+class Monitor(TrainerCallback):
     """Added to a learner's Trainer. Only the first rank records; all look at the same steps, to agree on stopping."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Course(TrainerCallback):
         self.resumed_steps = 0 if checkpoint is None else checkpoint[1]
         self._pairs = None if self._plan.pairs is None else self._plan.pairs.digest
         first = self._plan.rank == 0
-        self._curves = Curves(folder, step=self.resumed_steps, pairs=self._pairs) if first else None
+        self._curves = Metrics(folder, step=self.resumed_steps, pairs=self._pairs) if first else None
         self._started = time.perf_counter()
         self._new_tokens = 0
         learner.trainer.add_callback(self)

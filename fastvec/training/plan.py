@@ -9,10 +9,10 @@ from typing import Any
 
 from pyarrow import types
 
-from fastvec.checkpoints.settings import EncoderSettings, resolve_settings
 from fastvec.corpus.columns import is_string
 from fastvec.corpus.reader import ChunkLimits, Corpus, open_corpus
 from fastvec.errors import InputError, ModelError, UsageError
+from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.training.recipe import Recipe, resolve_recipe
 from fastvec.training.scored_pairs import ScoredPairs, read_scored_pairs
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fastvec import __version__
 from fastvec.checkpoints.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES, Checkpoint
 from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, read_json
-from fastvec.checkpoints.settings import EncoderSettings
+from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import sync_tree, write_durably
 from fastvec.training.recipe import Recipe
 

@@ -23,8 +23,8 @@ from fastvec.decoders.packed_transformers import Noise, derived_seed, forward_pa
 from fastvec.system.durable_files import sync_tree, write_durably
 from fastvec.system.pipeline import Pipeline
 from fastvec.texts.packing import Packed
-from fastvec.training.objectives.mntp import Batch
 from fastvec.training.objectives.noise import NoiseSource
+from fastvec.training.objectives.task import Batch
 from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.work_folder import PLACE
 

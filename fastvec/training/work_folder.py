@@ -15,7 +15,7 @@ from typing import Any
 
 from fastvec.checkpoints.checkpoint import RECORD
 from fastvec.errors import OutputError, RefusedError
-from fastvec.output.journal import Json, differences
+from fastvec.fingerprint import Json, differences
 from fastvec.system.durable_files import explained, locked, sync_folder, write_durably
 
 JOB, LOCK = "job.json", "lock"

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformer
 
-from fastvec.checkpoints.settings import settle_dtype
+from fastvec.settings import settle_dtype
 
 
 @click.command()

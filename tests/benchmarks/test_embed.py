@@ -14,7 +14,7 @@ from benchmarks import embed
 from benchmarks.embed import Result, Workload, compare_vectors, ratio, table, vectors_of
 from benchmarks.engines import models
 from benchmarks.engines.models import MIXES, ModelShape, read_mix, save_random_model
-from fastvec.checkpoints.settings import resolve_settings
+from fastvec.settings import resolve_settings
 
 TINY = ModelShape(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, head=16)
 ROW = "The whale dives deep into the sea. " * 3 + "It comes back after an hour or two. " * 5

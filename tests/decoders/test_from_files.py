@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from fastvec.checkpoints.checkpoint import resolve
-from fastvec.decoders.from_files import PlainDecoder, plain_decoder, plain_tokenizer
-from fastvec.decoders.from_transformers import load_model, load_tokenizer
+from fastvec.decoders.from_files import PlainDecoder, decoder_from_files
+from fastvec.decoders.from_transformers import load_model
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.texts.packing import Packed, pack
 from tests.helpers.checkpoints import copy, edit_json, save_adapter
-from tests.helpers.tiny import SENTENCES, save_decoder
+from tests.helpers.tiny import save_decoder
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -49,7 +49,7 @@ def plain_states(decoder: PlainDecoder | None) -> torch.Tensor:
 
 
 def plain(folder: Path, *, bidirectional: bool = True, dtype: torch.dtype = torch.float32) -> PlainDecoder | None:
-    return plain_decoder(resolve(folder), dtype=dtype, device="cpu", bidirectional=bidirectional, positions=64)
+    return decoder_from_files(resolve(folder), dtype=dtype, device="cpu", bidirectional=bidirectional, positions=64)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -114,7 +114,7 @@ def test_what_is_not_plain_is_left_to_transformers(tiny_llama: Path, tmp_path: P
     folder = copy(tiny_llama, tmp_path / "model")
     checkpoint = resolve(folder)
     edit_json(folder / "config.json", **changes)
-    found = plain_decoder(checkpoint, dtype=torch.float32, device="cpu", bidirectional=True, positions=64)
+    found = decoder_from_files(checkpoint, dtype=torch.float32, device="cpu", bidirectional=True, positions=64)
     assert found is None
 
 
@@ -130,49 +130,6 @@ def test_mistral_has_a_window_where_its_configuration_is_silent(tmp_path: Path) 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute transformers renamed
 def test_adapters_are_left_to_transformers(tiny_llama: Path, tmp_path: Path) -> None:
     assert plain(save_adapter(tiny_llama, tmp_path / "adapter")) is None
-
-
-@pytest.mark.parametrize("bos", [True, False])
-def test_the_tokens_are_those_of_transformers(tmp_path: Path, bos: bool) -> None:
-    checkpoint = resolve(save_decoder(tmp_path, "llama", bos=bos, eos=True))
-    found, expected = plain_tokenizer(checkpoint), load_tokenizer(checkpoint)
-    assert found is not None
-    texts = [*SENTENCES, "", "<s> in a text", "  spaces "]
-    for own, other in zip(
-        found.backend_tokenizer.encode_batch(texts), expected.backend_tokenizer.encode_batch(texts), strict=True
-    ):
-        assert (own.ids, own.offsets) == (other.ids, other.offsets)
-    for name in ("bos_token", "eos_token", "pad_token"):
-        assert getattr(found, name) == getattr(expected, name)
-        assert getattr(found, f"{name}_id") == getattr(expected, f"{name}_id")
-    assert set(found.all_special_ids) == set(expected.all_special_ids)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"tokenizer_class": "LlamaTokenizer"},
-        {"tokenizer_class": None},
-        {"add_bos_token": True},
-        {"pad_token": "<other>"},
-        {"pad_token": "a"},
-        {"chat_template": "{{ messages }}"},
-    ],
-    ids=str,
-)
-def test_a_tokenizer_that_transformers_changes_is_left_to_it(
-    tiny_llama: Path, tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    folder = copy(tiny_llama, tmp_path / "model")
-    assert plain_tokenizer(resolve(folder)) is not None
-    edit_json(folder / "tokenizer_config.json", **settings)
-    assert plain_tokenizer(resolve(folder)) is None
-
-
-def test_a_file_that_is_no_tokenizer_is_left_to_transformers(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = copy(tiny_llama, tmp_path / "model")
-    (folder / "tokenizer.json").write_text("{}")
-    assert plain_tokenizer(resolve(folder)) is None
 
 
 def test_the_bundled_model_needs_no_transformers() -> None:

@@ -1,5 +1,4 @@
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,10 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from fastvec.checkpoints.checkpoint import resolve
-from fastvec.decoders.adapters import merge_adapter
-from fastvec.decoders.dense import load_dense
-from fastvec.decoders.from_transformers import load_model, load_tokenizer
+from fastvec.decoders.from_transformers import load_model, merge_adapter
 from fastvec.decoders.packed_transformers import ATTENTION
 from fastvec.errors import ModelError
-from fastvec.texts.prompt import text_frame
+from fastvec.texts.from_transformers import tokenizer_from_transformers
 from tests.helpers.checkpoints import copy, edit_json, save_adapter, with_adapter
 from tests.helpers.tiny import save_decoder
 
@@ -63,7 +60,7 @@ def test_shards_make_the_same_model(tiny_llama: Path, tmp_path: Path) -> None:
 def test_loading_says_nothing(tiny_llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     adapter = save_adapter(tiny_llama, tmp_path / "adapter")
     capfd.readouterr()
-    load_tokenizer(resolve(tiny_llama))
+    tokenizer_from_transformers(resolve(tiny_llama))
     load(tiny_llama, adapter)
     assert capfd.readouterr() == ("", "")
 
@@ -215,132 +212,4 @@ def test_adapter_settings_that_cannot_be_met(
 # the tokenizer
 
 
-def test_the_tokenizer_is_fast_and_keeps_its_special_tokens(tmp_path: Path) -> None:
-    folder = save_decoder(tmp_path / "llama", "llama", bos=True, eos=True)
-    tokens = load_tokenizer(resolve(folder)).backend_tokenizer.encode("A whale").tokens
-    assert (tokens[0], tokens[-1]) == ("<s>", "</s>")
-
-
-def test_a_checkpoint_that_lower_cases(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = copy(tiny_llama, tmp_path / "lower")
-    modules = [
-        {"path": "", "type": "sentence_transformers.models.Transformer"},
-        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text("{}")
-    lower, plain = load_tokenizer(resolve(folder)), load_tokenizer(resolve(tiny_llama))
-    assert lower.backend_tokenizer.encode("A WHALE").ids == plain.backend_tokenizer.encode("a whale").ids
-
-
-def test_a_damaged_tokenizer_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = copy(tiny_llama, tmp_path / "model")
-    for damaged in ("", "{}", '{"model": {"type": "Nothing"}}'):
-        (folder / "tokenizer.json").write_text(damaged)
-        with pytest.raises(ModelError, match=f"the tokenizer in {folder} cannot be loaded") as error:
-            load_tokenizer(resolve(folder))
-        assert "\n" not in str(error.value)
-
-
 # what stands around a text
-
-LLAMA_3 = (
-    "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
-    "<|start|>{{ message.role }}<|end|>\n\n{{ message.content | trim }}<|eot|>{% endfor %}"
-)
-LLAMA_2 = (
-    "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{{ bos_token + ' [INST] ' + message.content + ' [/INST]' }}{% endfor %}"
-)
-CHATML = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help. Today is {{ strftime_now('%d %b %Y') }}."
-    "<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-)
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        (LLAMA_3, ("<|start|>user<|end|>\n\n", "<|eot|>")),
-        (LLAMA_2, ("[INST] ", " [/INST]")),
-        (CHATML, ("<|im_start|>user\n", "<|im_end|>")),
-    ],
-    ids=["llama 3", "llama 2, turns alternate", "chatml with a dated system message"],
-)
-def test_the_frame_is_the_user_turn_of_the_template(
-    tiny_llama: Path, tmp_path: Path, template: str, expected: tuple[str, str]
-) -> None:
-    checkpoint = resolve(wrapped(tiny_llama, tmp_path, template))
-    assert text_frame(checkpoint, load_tokenizer(checkpoint)) == expected
-
-
-def wrapped(base: Path, tmp_path: Path, template: str | None, **llm2vec: object) -> Path:
-    """An LLM2Vec folder whose base is one that LLM2Vec wraps."""
-    folder = copy(base, tmp_path / "wrapped")
-    edit_json(folder / "config.json", _name_or_path="meta-llama/Meta-Llama-3-8B-Instruct")
-    edit_json(folder / "llm2vec_config.json", pooling_mode="mean", **llm2vec)
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template)
-    return folder
-
-
-def test_without_a_template_there_is_no_frame(tiny_llama: Path) -> None:
-    checkpoint = resolve(tiny_llama)
-    assert text_frame(checkpoint, load_tokenizer(checkpoint)) == ("", "")
-
-
-@pytest.mark.parametrize(
-    "template", [None, "{{ nothing.of.this }}", "hello", "{% if %}", "{{ raise_exception('no') }}"]
-)
-def test_a_template_that_does_not_take_a_text_is_refused(
-    tiny_llama: Path, tmp_path: Path, template: str | None
-) -> None:
-    checkpoint = resolve(wrapped(tiny_llama, tmp_path, template))
-    with pytest.raises(ModelError, match="template"):
-        text_frame(checkpoint, load_tokenizer(checkpoint))
-
-
-def test_a_pooled_eos_follows_the_text(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = copy(tiny_llama, tmp_path / "model")
-    edit_json(folder / "llm2vec_config.json", pooling_mode="eos_token")
-    checkpoint = resolve(folder)
-    assert text_frame(checkpoint, load_tokenizer(checkpoint)) == ("", " </s>")
-    edit_json(folder / "tokenizer_config.json", eos_token="<mask>")
-    assert text_frame(checkpoint, load_tokenizer(checkpoint)) == ("", "<mask>")
-    edit_json(folder / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(ModelError, match="pools its EOS token, and its tokenizer names none"):
-        text_frame(checkpoint, load_tokenizer(checkpoint))
-
-
-# Dense
-
-
-def test_dense_layers_are_those_of_sentence_transformers(tiny_llama: Path, tmp_path: Path) -> None:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
-
-    dense = [Dense(64, 48, activation_function=torch.nn.Tanh()), Dense(48, 16, bias=False, activation_function=None)]
-    model = SentenceTransformer(modules=[Transformer(str(tiny_llama)), Pooling(64), *dense], device="cpu")
-    model.save(str(tmp_path / "saved"), create_model_card=False)
-    vectors = torch.randn(5, 64)
-    expected = {"sentence_embedding": vectors}
-    for layer in dense:
-        expected = layer(expected)
-    checkpoint = resolve(tmp_path / "saved")
-    loaded = load_dense(checkpoint, device="cpu")
-    assert_close(loaded(vectors), expected["sentence_embedding"], rtol=0, atol=0)
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
-
-    weights = tmp_path / "saved" / "3_Dense" / "model.safetensors"
-    save_file({"linear.weight": torch.zeros(16, 40)}, weights)
-    with pytest.raises(ModelError, match=r"3_Dense/model\.safetensors does not fit its config\.json"):
-        load_dense(checkpoint, device="cpu")
-
-
-def test_without_dense_layers_vectors_pass(tiny_llama: Path) -> None:
-    vectors = torch.randn(5, 64)
-    assert torch.equal(load_dense(resolve(tiny_llama), device="cpu")(vectors), vectors)

@@ -9,13 +9,13 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import quantized as benchmark
-from fastvec.checkpoints.settings import resolve_settings
 from fastvec.decoders import quantized
 from fastvec.decoders.agreement import Agreement
 from fastvec.decoders.quantized import Fp8Linear, Int8Linear, int8_bits
 from fastvec.embedding.job import embed
 from fastvec.encoder import Encoder
 from fastvec.errors import ModelError, UsageError
+from fastvec.settings import resolve_settings
 from fastvec_kernels import quantize_rows_reference
 from tests.helpers.corpora import texts, write_parquet
 from tests.helpers.tiny import SENTENCES, save_decoder

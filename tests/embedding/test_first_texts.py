@@ -13,7 +13,7 @@ from fastvec import Encoder, embed
 from fastvec.decoders.quantized import int8_bits
 from fastvec.embedding.job import FIRST_TEXTS
 from fastvec.errors import InterruptedRunError, ModelError
-from fastvec.output.inspection import verify
+from fastvec.output.verify import verify
 from fastvec.report import Progress
 from tests import ARTICLES
 

@@ -11,11 +11,11 @@ import pytest
 
 import fastvec.encoder
 from fastvec import Encoder, embed
-from fastvec.checkpoints.settings import resolve_settings
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, UsageError
-from fastvec.output.inspection import verify
 from fastvec.output.vector_column import ranges_from_json
+from fastvec.output.verify import verify
 from fastvec.report import Progress
+from fastvec.settings import resolve_settings
 from tests import ARTICLES
 
 

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from fastvec import Encoder, embed
-from fastvec.checkpoints.settings import EncoderSettings, resolve_settings
 from fastvec.errors import RowErrorsError
-from fastvec.output.inspection import verify
+from fastvec.output.verify import verify
+from fastvec.settings import EncoderSettings, resolve_settings
 from tests.helpers.corpora import texts, write_parquet
 from tests.helpers.tiny import save_decoder
 

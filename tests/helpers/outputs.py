@@ -1,13 +1,13 @@
 """Small outputs made by the real writer: a job of seven chunks, with null texts and row errors, without a model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from fastvec.output.journal import Json
+from fastvec.fingerprint import Json
 from fastvec.output.writer import Job, RowError, Writer, finished_counts
 
 DIMS = 8
@@ -123,3 +123,12 @@ def begun(output: Path, chunks: int) -> Writer:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def write_output(output: Path, batches: Sequence[pa.RecordBatch], **counts: int) -> None:
+    """A finished output of these batches, whatever is in them."""
+    writer = Writer.open(output, make_job())
+    writer.begin(batches[0].schema)
+    for index, batch in enumerate(batches):
+        writer.write(batch, counts=counts if index == 0 else {}, errors=[], batch_tokens=1024)
+    writer.finish([])

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from fastvec.errors import OutputError, RefusedError
+from fastvec.fingerprint import Json, differences
 from fastvec.output.arrow_file import Block
-from fastvec.output.journal import Chunk, Journal, Json, RowError, differences
+from fastvec.output.journal import Chunk, Journal, RowError
 from tests.helpers.outputs import make_job
 
 CHUNKS = [

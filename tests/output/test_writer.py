@@ -210,5 +210,5 @@ def test_memory_does_not_grow_with_the_chunks(output: Path) -> None:
 
 
 def test_the_writer_starts_without_torch() -> None:
-    code = "import sys, fastvec.output.writer, fastvec.output.inspection; sys.exit('torch' in sys.modules)"
+    code = "import sys, fastvec.output.writer, fastvec.output.verify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from fastvec import Encoder, embed
 from fastvec.checkpoints.checkpoint import resolve
-from fastvec.checkpoints.settings import resolve_settings
-from fastvec.decoders.from_transformers import load_tokenizer
 from fastvec.errors import ModelError, UsageError
-from fastvec.output.inspection import inspect
+from fastvec.output.inspect import inspect
+from fastvec.settings import resolve_settings
+from fastvec.texts.from_transformers import tokenizer_from_transformers
 from tests.helpers.checkpoints import FLOAT32_ROUNDING, edit_json, last_states, last_token_folder
 from tests.helpers.tiny import SENTENCES, save_decoder
 
@@ -64,7 +64,7 @@ def test_one_line_says_what_the_flags_changed(llama: Path, caplog: pytest.LogCap
 
 def test_a_saved_tokenizer_keeps_what_the_flags_settled(llama: Path, tmp_path: Path) -> None:
     edit_json(llama / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_eos_token=True)
-    load_tokenizer(resolve(llama)).save_pretrained(tmp_path / "saved")
+    tokenizer_from_transformers(resolve(llama)).save_pretrained(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved("a").input_ids == [*BOS, *saved("a", add_special_tokens=False).input_ids, *EOS]
 

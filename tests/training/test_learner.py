@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 from fastvec.checkpoints.families import FAMILIES
-from fastvec.decoders.from_transformers import quiet_libraries
 from fastvec.decoders.packed_transformers import Decoder, Noise, forward_packed
 from fastvec.errors import UsageError
+from fastvec.system.libraries import quiet_libraries
 from fastvec.texts.packing import pack
 from fastvec.training.learner import lora_targets, mask_id
 from fastvec.training.objectives.noise import control_noise

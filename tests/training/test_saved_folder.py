@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 import fastvec
 from fastvec import Encoder
 from fastvec.checkpoints.bundled import bundled_model
-from fastvec.decoders.from_transformers import quiet_libraries
+from fastvec.system.libraries import quiet_libraries
 from fastvec.training.saved_folder import save_modules
 from tests import ARTICLES
 from tests.helpers.checkpoints import edit_json, save_adapter

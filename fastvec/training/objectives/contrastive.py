@@ -17,8 +17,8 @@ import torch
 from fastvec.corpus.reader import Chunk
 from fastvec.texts.tokenizer import TextTokenizer
 from fastvec.training.objectives.losses import alignment, info_nce, uniformity
-from fastvec.training.objectives.mntp import Batch, Pass
 from fastvec.training.objectives.readout import Readout, Text, gather, holds_something, tokenized
+from fastvec.training.objectives.task import Batch, Pass
 from fastvec_kernels import to_device
 
 

@@ -21,8 +21,8 @@ from fastvec.corpus.reader import Chunk
 from fastvec.errors import InputError
 from fastvec.texts.tokenizer import TextTokenizer
 from fastvec.training.objectives.losses import distillation
-from fastvec.training.objectives.mntp import Batch, Pass
 from fastvec.training.objectives.readout import Readout, Text, gather, holds_something, tokenized
+from fastvec.training.objectives.task import Batch, Pass
 from fastvec_kernels import to_device
 
 FloatArray = npt.NDArray[np.float32]

@@ -21,7 +21,7 @@ from torch import nn
 from fastvec.checkpoints.sentence_transformers import Pooling
 from fastvec.texts.packing import pack
 from fastvec.texts.tokenizer import TextTokenizer
-from fastvec.training.objectives.mntp import Pass, split_by_length
+from fastvec.training.objectives.task import Pass, split_by_length
 from fastvec_kernels import pool, to_device
 
 IntArray = npt.NDArray[np.integer]

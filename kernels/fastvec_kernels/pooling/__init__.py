@@ -1,3 +1,8 @@
+"""Pooling: token states to one vector a sequence.
+
+`interface` has the formula, the reference and the public `pool`; `op` launches the Triton kernels in `kernels`.
+"""
+
 from fastvec_kernels.pooling.interface import pool, pool_reference
 
 __all__ = ["pool", "pool_reference"]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from fastvec.texts.packing import Packed, pack
 from fastvec.training.objectives.contrastive import ContrastTask, Group
-from fastvec.training.objectives.mntp import Batch
 from fastvec.training.objectives.readout import Readout
+from fastvec.training.objectives.task import Batch
 from fastvec_kernels import pool
 from tests.helpers.tiny import SENTENCES
 from tests.training.steps import PlainPass, assert_same_gradients, chunk_of, gradients, headed_model, text_tokenizer

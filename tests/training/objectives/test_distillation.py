@@ -19,8 +19,8 @@ from fastvec.report import AdaptReport
 from fastvec.training.metrics import read_metrics
 from fastvec.training.objectives.distillation import DistilTask, Taught, fitted_dense
 from fastvec.training.objectives.losses import distillation_reference
-from fastvec.training.objectives.mntp import Batch
 from fastvec.training.objectives.readout import Readout
+from fastvec.training.objectives.task import Batch
 from tests import ARTICLES
 from tests.helpers.tiny import SENTENCES, save_decoder
 from tests.training.steps import PlainPass, assert_same_gradients, gradients, headed_model, text_tokenizer

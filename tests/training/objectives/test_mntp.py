@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from fastvec.texts.packing import IntArray
 from fastvec.training.objectives.language_head import LanguageHead
 from fastvec.training.objectives.losses import MaskRule, mask_tokens, next_tokens
-from fastvec.training.objectives.mntp import Batch, TokenTask, split_by_length
+from fastvec.training.objectives.mntp import TokenTask
+from fastvec.training.objectives.task import Batch, split_by_length
 from tests.helpers.tiny import SENTENCES
 from tests.training.steps import PlainPass, assert_same_gradients, chunk_of, gradients, headed_model, text_tokenizer
 

@@ -5,8 +5,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from fastvec.decoders.from_transformers import quiet_libraries
 from fastvec.decoders.packed_transformers import Decoder, Noise, derived_seed, forward_packed
+from fastvec.system.libraries import quiet_libraries
 from fastvec.texts.packing import pack
 from fastvec.training.objectives.noise import NoiseSource, control_noise
 from tests.decoders.test_packed_transformers import random_sequences

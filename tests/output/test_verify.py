@@ -6,32 +6,29 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import ipc
 
 from fastvec.errors import OutputError
-from fastvec.output.inspection import Verification, inspect, verify
+from fastvec.output.inspect import inspect
 from fastvec.output.reader import read_output
+from fastvec.output.verify import Verification, verify
 from fastvec.output.writer import Writer
 from tests import THOROUGH
-from tests.helpers.outputs import CHUNKS, DIMS, ROWS, make_chunk, make_job, make_schema, run_job, write_chunk
+from tests.helpers.outputs import (
+    CHUNKS,
+    DIMS,
+    ROWS,
+    make_chunk,
+    make_job,
+    make_schema,
+    run_job,
+    write_chunk,
+    write_output,
+)
 
 CHECKS = ["file", "head", "batches", "footer", "columns", "rows", "order", "inputs", "nulls", "finite", "unit length"]
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "vecs.arrow"
-
-
-def write_output(output: Path, batches: Sequence[pa.RecordBatch], **counts: int) -> None:
-    writer = Writer.open(output, make_job())
-    writer.begin(batches[0].schema)
-    for index, batch in enumerate(batches):
-        writer.write(batch, counts=counts if index == 0 else {}, errors=[], batch_tokens=1024)
-    writer.finish([])
 
 
 def failures(report: Verification) -> dict[str, str]:
@@ -260,76 +257,3 @@ def test_columns_and_ranges_must_be_as_promised(output: Path) -> None:
     assert failures_with("float32", ["id", "row", "row"], vector_column="row") == twice
     for ranges in ("[1, 1]", "[1, 1, 1, 1, 1, 1, 1, NaN]", "[1, 1, 1, 1, 1, 1, 1, 0]", None):
         assert failures_with("int8", ranges=ranges) == {"ranges": "not a positive number for each dimension"}
-
-
-def test_inspect_shows_one_screen(output: Path) -> None:
-    run_job(output)
-    assert str(inspect(str(output))) == "\n".join(
-        [
-            f"file         {output}, {output.stat().st_size:,} bytes, by fastvec 0.1.0",
-            "model        hub/tiny",
-            "revision     0123abc",
-            "weights      89abcdef89ab",
-            "attention    bidirectional",
-            "pooling      mean, text tokens",
-            "instruction  none",
-            "rows         35, 9 of them without a vector",
-            "vectors      embedding, 8 dimensions, float32, normalized",
-            "norms        1.0000 to 1.0000, mean 1.0000, of 26 vectors",
-            "kept         id (string)",
-            "inputs       a.parquet (12 rows), b.parquet (23 rows)",
-            "counts       2 errors, 7 nulls, 301 tokens, 3 truncated",
-        ]
-    )
-    document = json.loads(json.dumps(inspect(output).to_json()))
-    assert document["counts"] == {"errors": 2, "nulls": 7, "tokens": 301, "truncated": 3}
-    assert document["kept"] == {"id": "string"}
-    assert document["inputs"][1] == {"uri": "b.parquet", "first_row": 12, "rows": 23}
-    assert (document["rows"], document["nulls"], document["dims"]) == (35, 9, DIMS)
-    assert document["size_bytes"] == output.stat().st_size
-    assert inspect(output).return_code == 0
-
-
-def test_inspect_shows_no_escape_sequences(output: Path) -> None:
-    schema = make_schema()
-    inputs = [{"uri": f"{name}.parquet", "first_row": 0, "rows": 0} for name in "abcde"]
-    changed = {b"fastvec.instruction": b"\x1b[31mRed\nBlue", b"fastvec.inputs": json.dumps(inputs).encode()}
-    write_output(output, [pa.RecordBatch.from_pylist([], schema.with_metadata({**schema.metadata, **changed}))])
-    lines = str(inspect(output)).splitlines()
-    assert "instruction  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER}Blue" in lines
-    assert "inputs       a.parquet (0 rows), b.parquet (0 rows), c.parquet (0 rows), and 2 more" in lines
-    assert "norms        none" in lines
-
-
-def test_norms_are_of_what_the_vectors_stand_for(output: Path) -> None:
-    run_job(output, dtype="int8")
-    ranges = np.array([0.5 + i / 8 for i in range(DIMS)])
-    column = ipc.open_file(str(output)).read_all().column("embedding").combine_chunks()
-    codes = np.array([vector for vector in column.to_pylist() if vector is not None])
-    lengths = np.linalg.norm(codes * ranges / 127, axis=1)
-    norms = inspect(output).norms
-    assert norms is not None
-    assert norms.vectors == CHUNKS * ROWS - 9
-    expected = [lengths.min(), lengths.mean(), lengths.max()]
-    assert [norms.minimum, norms.mean, norms.maximum] == pytest.approx(expected)
-    run_job(output, dtype="binary", overwrite=True)
-    assert inspect(output).norms is None
-
-
-def test_long_outputs_are_sampled(output: Path) -> None:
-    run_job(output, chunks=100)
-    norms = inspect(output).norms
-    assert norms is not None
-    assert norms.vectors == sum(ROWS - 1 - (index % 3 == 1) for index in range(0, 100, 6))
-
-
-def test_a_null_row_does_not_shift_the_others(output: Path) -> None:
-    """Read in slices, as the checks do: each row's vector is the one that was written."""
-    run_job(output)
-    opened = read_output(output)
-    for index, batch in enumerate(opened.batches()):
-        expected = make_chunk(index)[0].column("embedding").to_pylist()
-        for begin in range(ROWS):
-            vectors, valid = opened.vectors(batch.slice(begin, 2))
-            found = [list(vector) if known else None for vector, known in zip(vectors.tolist(), valid, strict=True)]
-            assert found == expected[begin : begin + 2]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fastvec.checkpoints.settings import _cpu_multiplies_bfloat16, resolve_settings
+from fastvec.settings import _cpu_multiplies_bfloat16, resolve_settings
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 from fastvec.checkpoints.checkpoint import TEXT_RULES, Checkpoint, Pooling, resolve
 from fastvec.errors import ModelError, UsageError
-from fastvec.texts.tokenizer import is_utf8
+from fastvec.texts.prompt import text_frame
+from fastvec.texts.tokenizer import LoadedTokenizer, TextRecipe, TextTokenizer, is_utf8
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -84,6 +85,30 @@ class EncoderSettings:
         if self.pooling == "weighted_mean":
             raise UsageError("weighted_mean with a prompt that is not pooled is not available: choose another pooling")
         return "after_prefix"
+
+    def text_tokenizer(
+        self,
+        tokenizer: LoadedTokenizer,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        *,
+        embeddings: int | None = None,
+    ) -> TextTokenizer:
+        """What turns texts into token ids by the checkpoint's rules; raises UsageError as `prefix` does.
+
+        `embeddings` is that of `TextTokenizer`.
+        """
+        checkpoint, prefix = self.checkpoint, self.prefix(instruction, prompt_name)
+        before, after = text_frame(checkpoint, tokenizer)
+        recipe = TextRecipe(
+            prefix=before + prefix,
+            suffix=after,
+            max_length=self.max_length,
+            text_max_length=checkpoint.text_max_length,
+            pooled=self.pooled_span(prefix),
+            strip_end=checkpoint.strip,
+        )
+        return TextTokenizer(tokenizer, recipe, embeddings=embeddings)
 
     def fingerprint(self, instruction: str | None, prompt_name: str | None) -> dict[str, Any]:
         """What two runs must share for their vectors to be the same."""

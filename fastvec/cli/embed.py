@@ -1,0 +1,144 @@
+"""`fastvec embed`."""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from fastvec.cli.progress import progress_display
+from fastvec.cli.signals import stop_on_signal
+from fastvec.cli.streams import log_to_stderr, print_result, say
+
+ENCODER_OPTIONS = (
+    "model",
+    "adapters",
+    "revision",
+    "pooling",
+    "normalize",
+    "bidirectional",
+    "eos",
+    "dims",
+    "max_length",
+    "device",
+    "dtype",
+    "quantize",
+)
+
+
+class TokenBudget(click.ParamType[int | None]):
+    """A number of tokens, or `auto` for None."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "auto":
+            return None
+        try:
+            tokens = int(value)
+        except ValueError:
+            tokens = 0
+        if tokens < 1:
+            self.fail(f"{value!r} is neither auto nor a number of tokens", param, ctx)
+        return tokens
+
+
+@click.command()
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="OUT.arrow", help="The Arrow file to write.")
+@click.option(
+    "--model",
+    help="A folder or hub id: transformers, LLM2Vec, PEFT, sentence-transformers. [default: bundled]",
+)
+@click.option("--adapter", "adapters", multiple=True, help="A PEFT folder or id to merge; repeat to merge in order.")
+@click.option("--revision", help="The hub revision of the model.")
+@click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
+@click.option("--keep", multiple=True, metavar="COL", help="A column to copy to the output; repeat for more.")
+@click.option("--keep-all", is_flag=True, help="Copy every column.")
+@click.option("--instruction", help="A text before every text, which is not pooled.")
+@click.option("--prompt-name", help="A prompt of the checkpoint to put before every text.")
+@click.option(
+    "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the checkpoint says]"
+)
+@click.option("--normalize/--no-normalize", default=None, help="Vectors of length 1. [default: as the checkpoint says]")
+@click.option("--bidirectional/--causal", default=None, help="What attention sees. [default: as the checkpoint says]")
+@click.option("--eos/--no-eos", default=None, help="EOS ends every sequence. [default: as the checkpoint says]")
+@click.option("--dims", type=int, help="Keep the first N dimensions. [default: as the checkpoint says]")
+@click.option(
+    "--vector-dtype",
+    type=click.Choice(["float32", "float16", "int8", "binary"]),
+    default="float32",
+    show_default=True,
+    help="How vectors are stored.",
+)
+@click.option("--vector-column", default="embedding", show_default=True, help="The vectors' column.")
+@click.option("--max-length", type=int, help="Tokens of a text; longer ones are cut. [default: as the checkpoint says]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Of the computation.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8", "fp8"]),
+    help="Multiply in eight bits: int8 on CPUs, fp8 on GPUs from Hopper on; the first texts are compared with --dtype.",
+)
+@click.option(
+    "--batch-tokens",
+    type=TokenBudget(),
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    help="Tokens of a forward.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["null", "fail"]),
+    default="null",
+    show_default=True,
+    help="A text without a finite vector: a null and an error line, or stop.",
+)
+@click.option("--max-errors", type=int, metavar="N", help="Stop when more than N texts have no vector.")
+@click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
+@click.option("--overwrite", is_flag=True, help="Replace another job's output.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take; write nothing.")
+@click.option("--quiet", is_flag=True, help="Errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
+def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Embed the text column of Parquet or Arrow files into one Arrow file.
+
+    A row out for each row in, in order. The same command again goes on where it stopped.
+    """
+    from fastvec.embedding.job import embed as run
+    from fastvec.settings import resolve_settings
+
+    log_to_stderr(quiet)
+    if options.pop("keep_all"):
+        if options["keep"]:
+            raise click.UsageError("--keep and --keep-all were both given: choose one")
+        options["keep"] = None
+    settings = resolve_settings(**{name: options.pop(name) for name in ENCODER_OPTIONS})
+    if dry_run:
+        result: Any = _dry_run(settings, options)
+    else:
+        with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
+            result = run(**options, encoder=settings, progress=progress, stop_signal=stop_signal)
+    if as_json:
+        print_result(json.dumps(result.to_json()))
+    elif not quiet:
+        say(str(result))
+    sys.exit(result.return_code)
+
+
+def _dry_run(settings: Any, options: dict[str, Any]) -> Any:
+    from fastvec.embedding.estimate import estimate
+    from fastvec.embedding.plan import plan_embed
+    from fastvec.encoder import Encoder
+
+    batch_tokens = options.pop("batch_tokens")
+    del options["overwrite"]  # nothing is written
+    plan = plan_embed(**options, settings=settings)
+    return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

@@ -1,0 +1,130 @@
+"""`fastvec inspect`: what a finished output is, on one screen."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastvec.errors import OutputError
+from fastvec.output.reader import Output, read_output
+from fastvec.output.verify import check_columns, printable
+
+_SAMPLED_BATCHES = 16
+_SHOWN_INPUTS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Norms:
+    """Lengths of `vectors` of the vectors: of all, or of batches spread over the file."""
+
+    vectors: int
+    minimum: float
+    mean: float
+    maximum: float
+
+    def __str__(self) -> str:
+        return f"{self.minimum:.4f} to {self.maximum:.4f}, mean {self.mean:.4f}, of {self.vectors:,} vectors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What an output is. `norms` is None for binary vectors, and where no row has a vector."""
+
+    path: str
+    size_bytes: int
+    version: str
+    model: str
+    revision: str
+    weights: str
+    bidirectional: bool
+    eos: bool | None  # whether EOS ends every sequence; None: as tokenizer.json says
+    pooling: str
+    pooled_tokens: str
+    instruction: str
+    rows: int
+    nulls: int  # rows without a vector: no text, or an error
+    dims: int
+    vector_dtype: str
+    vector_column: str
+    normalize: bool
+    norms: Norms | None
+    kept: dict[str, str]  # name and type
+    inputs: list[dict[str, Any]]
+    counts: dict[str, int]
+
+    @property
+    def return_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        files = [f"{file['uri']} ({file['rows']:,} rows)" for file in self.inputs[:_SHOWN_INPUTS]]
+        if len(self.inputs) > _SHOWN_INPUTS:
+            files.append(f"and {len(self.inputs) - _SHOWN_INPUTS:,} more")
+        normalized = ", normalized" if self.normalize else ""
+        lines = {
+            "file": f"{self.path}, {self.size_bytes:,} bytes, by fastvec {self.version}",
+            "model": self.model,
+            "revision": self.revision or "none",
+            "weights": self.weights[:12],
+            "attention": "bidirectional" if self.bidirectional else "causal",
+            **({} if self.eos is None else {"eos": "ends every sequence" if self.eos else "left out"}),
+            "pooling": f"{self.pooling}, {self.pooled_tokens} tokens",
+            "instruction": self.instruction or "none",
+            "rows": f"{self.rows:,}, {self.nulls:,} of them without a vector",
+            "vectors": f"{self.vector_column}, {self.dims:,} dimensions, {self.vector_dtype}{normalized}",
+            "norms": "none" if self.norms is None else str(self.norms),
+            "kept": ", ".join(f"{name} ({type_})" for name, type_ in self.kept.items()) or "none",
+            "inputs": ", ".join(files),
+            "counts": ", ".join(f"{count:,} {name}" for name, count in self.counts.items()),
+        }
+        return "\n".join(f"{name:<13}{printable(text)}" for name, text in lines.items())
+
+
+def inspect(path: str | Path) -> Summary:
+    """Say what the output at `path` is, from its metadata and the norms of some batches.
+
+    Raises OutputError for a file that is not a finished output.
+    """
+    output = read_output(Path(path))
+    for check in check_columns(output):
+        if not check.passed:
+            raise OutputError(f"{path} is not what its metadata say: {check.name}: {check.detail}")
+    own, names = output.own, output.schema.names
+    return Summary(
+        path=str(path),
+        size_bytes=output.path.stat().st_size,
+        version=own.get("version", ""),
+        model=own.get("model", ""),
+        revision=own.get("revision", ""),
+        weights=own.get("weights", ""),
+        bidirectional=own.get("bidirectional") == "true",
+        eos={"true": True, "false": False}.get(own.get("eos", "")),
+        pooling=own.get("pooling", ""),
+        pooled_tokens=own.get("pooled_tokens", ""),
+        instruction=own.get("instruction", ""),
+        rows=output.rows,
+        nulls=output.counted_nulls,
+        dims=output.dims,
+        vector_dtype=output.vector_dtype,
+        vector_column=output.vector_column,
+        normalize=output.normalize,
+        norms=_sampled_norms(output),
+        kept={name: str(output.schema.field(name).type) for name in names if name not in ("row", output.vector_column)},
+        inputs=output.inputs,
+        counts=output.counts,
+    )
+
+
+def _sampled_norms(output: Output) -> Norms | None:
+    if output.vector_dtype == "binary":
+        return None
+    stride = max(len(output.blocks) // _SAMPLED_BATCHES, 1)
+    found = [output.norms(vectors[valid]) for vectors, valid in map(output.vectors, output.batches(stride=stride))]
+    norms = np.concatenate([np.zeros(0), *found])
+    if len(norms) == 0:
+        return None
+    return Norms(vectors=len(norms), minimum=float(norms.min()), mean=float(norms.mean()), maximum=float(norms.max()))

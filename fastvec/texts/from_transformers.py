@@ -1,0 +1,47 @@
+"""Tokenizers as transformers loads them: from any file that it reads, with a chat template, and to be saved again."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fastvec.checkpoints.checkpoint import Checkpoint
+from fastvec.errors import ModelError, one_line
+from fastvec.system.libraries import quiet_libraries
+from fastvec.texts.special_tokens import apply_rules
+
+
+def tokenizer_from_transformers(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a `tokenizers` backend and lower-casing where the checkpoint asks for it.
+
+    Raises ModelError where its files make none.
+    """
+    folder = checkpoint.tokenizer
+    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
+        _require_sentencepiece(folder)
+    with quiet_libraries():
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            if isinstance(backend, Tokenizer):
+                backend.encode("a")  # a class that does not fit the vocabulary fails here
+        except Exception as error:  # the tokenizers library raises nothing more precise
+            own_code = "trust_remote_code" in str(error)
+            reason = "it needs code of its own, and fastvec runs no code from a model" if own_code else one_line(error)
+            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
+    if not isinstance(backend, Tokenizer):
+        raise ModelError(f"{folder} has no fast tokenizer: expected a tokenizer.json")
+    apply_rules(checkpoint, tokenizer)
+    return tokenizer
+
+
+def _require_sentencepiece(folder: Path) -> None:
+    """transformers reads the file by it, and without it names another package."""
+    if find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"the tokenizer in {folder} is a tokenizer.model alone, which needs sentencepiece: "
+            "pip install 'fastvec[sentencepiece]'"
+        )
