@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastvec.errors import FastvecError
 
-os.environ["USE_HUB_KERNELS"] = "0"  # read when transformers is imported: no compiled code from the hub
-# Read at the first bfloat16 product on a CPU. Packed batches differ in their number of tokens, and for each number
-# oneDNN compiles its products anew and keeps 1,024 of them, twice over: 0.9 GB after four small products at 600 numbers
-# of tokens. A batch needs a handful, one for each shape of weights.
+os.environ["USE_HUB_KERNELS"] = "0"  # read when transformers is imported: no compiled kernels from the hub
+# Read at the first bfloat16 matrix product on a CPU. Packed batches differ in their number of tokens. oneDNN compiles
+# each product anew for each number of tokens and caches 1,024 of them, in each of two caches: 0.9 GB after four small
+# products with 600 different numbers of tokens. A batch needs only a handful, one for each shape of weights.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "16")
 
@@ -25,7 +25,7 @@ _HOMES = {"Encoder": "fastvec.encoder", "adapt": "fastvec.training.job", "embed"
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and transformers only when something that needs them is asked for."""
+    """Import torch and transformers only when a name that needs them is used."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'fastvec' has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Encoder: texts to vectors, by a checkpoint's own rules.
+"""The encoder turns texts into vectors by a checkpoint's own rules.
 
-A text is tokenised once, shares a packed forward with texts of like length, and its vector is pooled from its own span
-of tokens. The order of operations: pool, Dense where the checkpoint has one, truncate to `dims`, normalise.
+A text is tokenised once and shares a packed forward pass with texts of similar length. Its vector is pooled from its
+own span of tokens. Order of operations: pool, apply any Dense layers, truncate to `dims`, normalise.
 
 Shapes: n texts, T packed tokens, D dimensions of a vector.
 """
@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
-# texts an `encode` call handles at a time: enough to sort by length, little enough to hold
+# texts that `encode` handles at a time: enough to sort by length, few enough to hold in memory
 ENCODE_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """The vectors of n texts; `failed` maps a text's index to the code of why it has none (its row holds NaN)."""
+    """The vectors of n texts. `failed` maps the index of a text without a vector (its row is NaN) to an error code."""
 
     vectors: FloatArray  # [n, D]
     failed: dict[int, str]
@@ -53,27 +53,27 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Begun:
-    """A chunk of n texts that the device was given, and may not have done yet."""
+    """A chunk of n texts that was submitted to the device, which may not have finished it."""
 
     texts: TokenizedTexts
-    order: npt.NDArray[np.integer]  # [n], which text each row of `vectors` is of
-    vectors: torch.Tensor  # [n, D] on the host; NaN for those that failed
+    order: npt.NDArray[np.integer]  # [n], the text that each row of `vectors` belongs to
+    vectors: torch.Tensor  # [n, D] on the host, in batch order; rows of `failed` are not valid
     failed: dict[int, str]
     batch_tokens: int
-    done: torch.cuda.Event | None = None  # when `vectors` are there; None: they are
+    done: torch.cuda.Event | None = None  # recorded after the copy to `vectors`; None if they are complete
 
 
 class Encoder:
-    """A checkpoint, loaded. `batch_tokens` is the token budget of a forward; running out of memory halves it.
+    """A loaded checkpoint. `batch_tokens` is the token budget of a forward pass; running out of memory halves it.
 
-    `agreement` says how near a quantised forward came to its `dtype` on the first texts, once there were some.
+    `agreement` compares quantised vectors with those in `dtype`, on the first texts; it is None until then.
     """
 
     def __init__(self, settings: EncoderSettings, *, batch_tokens: int | None = None) -> None:
-        """Load the weights, and check on a few tokens that attention sees what it should.
+        """Load the weights, and check on a few tokens that attention is bidirectional or causal, as it should be.
 
-        Raises ModelError where the checkpoint cannot be loaded or fails that check, UsageError for a `max_length` that
-        its positions do not hold for.
+        Raises ModelError if the checkpoint cannot be loaded or fails that check, UsageError if it does not support
+        `max_length` or `quantize`.
         """
         self.settings = settings
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
@@ -100,8 +100,8 @@ class Encoder:
         with torch.inference_mode():
             self_check(self._decoder)
             self._fused = self._fuse()
-            self._in_floats: FusedDecoder | None = None  # what a quantised forward is still to be compared with
-            self._compared: list[tuple[FloatArray, FloatArray]] = []  # vectors in floats, and quantised
+            self._in_floats: FusedDecoder | None = None  # unquantised, until the comparison is done
+            self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantised and quantised
             if settings.quantize is not None:
                 self._fused, self._in_floats = self._quantized(settings.quantize), self._fused
         direction = "bidirectional" if settings.bidirectional else "causal"
@@ -124,11 +124,11 @@ class Encoder:
         eos: bool | None = None,
         dims: int | None = None,
     ) -> Self:
-        """Load a transformers, LLM2Vec, PEFT or sentence-transformers folder or hub id; None: as the checkpoint says.
+        """Load a transformers, LLM2Vec, PEFT or sentence-transformers folder or hub id; None is the bundled model.
 
-        `adapters` are PEFT folders or ids, merged in this order; `dtype` is of the computation, vectors are float32;
-        `eos` says whether the tokenizer's EOS ends every sequence.
-        Raises ModelError for a checkpoint that cannot be used, UsageError for a choice that cannot be met.
+        `adapters` are PEFT folders or hub ids, merged in this order. `dtype` is that of the computation; vectors are
+        float32. `eos` says whether the tokenizer's EOS ends every sequence. None leaves an option to the checkpoint.
+        Raises ModelError if the checkpoint cannot be used, UsageError if an option is not supported.
         """
         settings = resolve_settings(
             model,
@@ -153,20 +153,20 @@ class Encoder:
 
     @property
     def chunk_limits(self) -> dict[str, int]:
-        """The rows and the bytes of text at which a chunk closes, so that encoding one takes seconds on this device."""
+        """The rows and the bytes of text at which a chunk ends, so that encoding one takes seconds on this device."""
         return chunk_limits(self.settings.device, self.parameters)
 
     @property
     def chunks_ahead(self) -> int:
-        """Chunks to begin before one is finished: a GPU goes on with the next while vectors are taken from it."""
+        """Chunks to begin before one is finished: a GPU computes the next one while vectors are copied from it."""
         return 1 if self.settings.device == "cuda" else 0
 
     @property
     def environment(self) -> dict[str, str]:
-        """Versions and device: another one may round differently."""
+        """Library versions and device; with others, vectors may round differently."""
         cuda = self.settings.device == "cuda"
         return {
-            "torch": str(torch.__version__),  # a plain string, as the journal gives it back
+            "torch": str(torch.__version__),  # a plain string, to equal the one that the journal returns
             "transformers": version("transformers"),
             "tokenizers": tokenizers.__version__,
             "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
@@ -175,9 +175,9 @@ class Encoder:
     def encode(
         self, texts: Sequence[str], instruction: str | None = None, prompt_name: str | None = None
     ) -> FloatArray:
-        """The vectors [n, D] of `texts`, in order; lone surrogates are read as U+FFFD.
+        """Return the vectors [n, D] of `texts`, in order. Lone surrogates are read as U+FFFD.
 
-        Raises UsageError for a text that is no string, ModelError for one for which no finite vector came.
+        Raises UsageError if `texts` is not a list of strings, ModelError if a text has no finite vector.
         """
         if isinstance(texts, str):
             raise UsageError("encode takes a list of texts, and was given one string: put it in a list")
@@ -196,23 +196,23 @@ class Encoder:
         return vectors
 
     def tokenizer(self, instruction: str | None = None, prompt_name: str | None = None) -> TextTokenizer:
-        """What turns texts into token ids by this checkpoint's rules; raises UsageError as `EncoderSettings.prefix`."""
+        """Return what turns texts into token ids by the checkpoint's rules; for errors see `EncoderSettings.prefix`."""
         return self.settings.text_tokenizer(self._tokenizer, instruction, prompt_name)
 
     def input_embeddings(self) -> FloatArray:
-        """The table [V, hidden_size] that token ids are looked up in, in float32."""
+        """Return the table [V, hidden_size] of input embeddings, in float32."""
         return self._decoder.embeddings.detach().float().cpu().numpy()
 
     def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
-        """Encode one chunk of texts, as `begin` and `finish` do."""
+        """Encode one chunk of texts, with `begin` and `finish`."""
         return self.finish(self.begin(texts, between_batches))
 
     def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Begun:
-        """Give one chunk of texts to the device. What `between_batches` raises ends it.
+        """Submit one chunk of texts to the device. An exception from `between_batches` ends it.
 
-        Out of memory halves the token budget and takes the whole chunk again, so that a chunk's batches always follow
-        from its lengths and one budget; a text that is too large alone has failed. Raises ModelError where not even
-        the vectors of a chunk find room, and where a quantised forward turns those of the first texts too far.
+        Running out of memory halves the token budget and restarts the chunk, so that its batches depend only on its
+        lengths and one budget; a single text that does not fit into memory fails. Raises ModelError if not even the
+        chunk's vectors fit, or if quantisation changes the vectors of the first texts too much.
         """
         while True:
             try:
@@ -221,7 +221,7 @@ class Encoder:
                         self._compare_quantized(texts.sample(SAMPLE), between_batches)
                     return self._begin(texts, between_batches)
             except torch.OutOfMemoryError:
-                pass  # the traceback holds the batch's tensors until this block is left
+                pass  # the traceback keeps the batch's tensors alive until this block ends
             if self.batch_tokens == 1:
                 raise ModelError(f"{self.settings.device} has no memory left beside the model: free some, or use cpu")
             self.batch_tokens = max(min(self.batch_tokens, int(texts.lengths.sum())) // 2, 1)
@@ -231,7 +231,7 @@ class Encoder:
     def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Begun:
         embeddings = len(self._decoder.embeddings)
         failed = {int(row): "token_without_embedding" for row in texts.beyond(embeddings)}
-        if failed:  # in its place in a batch stays a text of as many tokens
+        if failed:  # keep their lengths, and so the batches, with ids that have an embedding
             texts = replace(texts, ids=np.minimum(texts.ids, embeddings - 1))
         batches = token_batches(texts.lengths, self.batch_tokens)
         out = torch.full((len(texts), self.dims), torch.nan, device=self.settings.device)
@@ -253,7 +253,7 @@ class Encoder:
         )
 
     def finish(self, begun: Begun) -> Encoded:
-        """Wait for a chunk; texts whose vectors are not finite are tried again, alone in float32."""
+        """Wait for a chunk. Texts whose vectors are not finite are encoded again, alone and in float32."""
         if begun.done is not None:
             begun.done.synchronize()
         vectors = np.empty(begun.vectors.shape, dtype=np.float32)
@@ -269,7 +269,7 @@ class Encoder:
         return Encoded(vectors=vectors, failed=failed)
 
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
-        """Raises ModelError where they are too far; done until there were texts enough to have neighbours."""
+        """Raise ModelError if quantised vectors differ too much; repeated until enough texts were compared."""
         found = self.finish(self._begin(texts, between_batches))
         fused, self._fused = self._fused, self._in_floats
         try:
@@ -289,7 +289,7 @@ class Encoder:
         return pack([texts.sequence(row) for row in rows], texts.spans[rows], device=self.settings.device)
 
     def _vectors(self, packed: Packed) -> torch.Tensor:
-        """The finished vectors [n, D], float32."""
+        """Return the finished vectors [n, D], float32."""
         settings = self.settings
         last: dict[str, Any] = {}
         if self._fused is None:
@@ -305,7 +305,7 @@ class Encoder:
         return F.normalize(vectors, dim=-1) if settings.normalize else vectors
 
     def _alone_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
-        """The vector [D] of a text whose low-precision forward overflowed; NaN where float32 finds no memory."""
+        """Encode one text, whose vector in `dtype` is not finite, in float32; returns [D], NaN if memory runs out."""
         try:
             with self._float32_weights():
                 return self._vectors(self._packed(texts, np.array([row])))[0].cpu().numpy()
@@ -314,10 +314,10 @@ class Encoder:
 
     @contextmanager
     def _float32_weights(self) -> Iterator[None]:
-        """Hold the weights in float32 for a while; widening and narrowing again loses nothing.
+        """Convert the weights to float32 temporarily; widening and narrowing back loses nothing.
 
-        Tensors that are float32 already (rotary frequencies) stay as they are. The fast path is made anew each time:
-        its weights are its own.
+        Tensors that are float32 already (rotary frequencies) stay as they are. The fused path has its own copy of the
+        weights, so it is rebuilt each time; a quantised one is put back.
         """
         model, kept = self._decoder.model, None if self.settings.quantize is None else self._fused
         self._fused = None

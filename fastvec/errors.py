@@ -1,21 +1,21 @@
-"""Every error a user can cause, and the exit code it ends the command with.
+"""The errors a user can cause, with the exit codes that they end the command with.
 
-FastvecError                 1
-├── UsageError               2    options that contradict each other
-├── InputError               1    a corpus file or column that cannot be read
-├── ModelError               1    a checkpoint that cannot be loaded
-├── OutputError              1    an output that cannot be written, or is not what it should be
-│   ├── RefusedError         4    the output belongs to another job, or to a running one
-│   └── DiskFullError        5    no space left; what is durable stays, the command resumes
-├── RowErrorsError           3    stopped by --on-error fail or --max-errors; resumable
-└── InterruptedRunError  130/143  stopped by a signal; resumable
+    FastvecError                 1
+    ├── UsageError               2    options that are invalid or contradict each other
+    ├── InputError               1    a corpus file or column that cannot be read
+    ├── ModelError               1    a checkpoint that cannot be loaded or used
+    ├── OutputError              1    an output that cannot be written, or is damaged
+    │   ├── RefusedError         4    the output belongs to another job, or to a running one
+    │   └── DiskFullError        5    no space left; durable rows are kept; resumable
+    ├── RowErrorsError           3    stopped by --on-error fail or --max-errors; resumable
+    └── InterruptedRunError  130/143  stopped by a signal; resumable
 
 A message is one line: what was found, what was expected, what to do.
 """
 
 
 class FastvecError(Exception):
-    """The root: one clear line for the user, never a traceback."""
+    """The base class. The command prints the message as one line, without a traceback."""
 
     exit_code = 1
 
@@ -49,7 +49,7 @@ class RowErrorsError(FastvecError):
 
 
 class InterruptedRunError(FastvecError):
-    """Stopped by a signal after the finished chunks were committed; `exit_code` is 128 + the signal's number."""
+    """Stopped by a signal, after finished work was saved; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -57,5 +57,5 @@ class InterruptedRunError(FastvecError):
 
 
 def one_line(error: Exception) -> str:
-    """What another library's error says, short enough to stand in a line of ours."""
+    """Return another library's error message on one line, cut to 300 characters, to quote it in a message."""
     return " ".join(str(error).split())[:300]

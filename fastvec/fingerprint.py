@@ -1,4 +1,4 @@
-"""The fingerprint of a job: the JSON values by which an unfinished or finished output is told from another job's."""
+"""Compares fingerprints: the JSON values that identify a job, and distinguish its output from another job's."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 
 def differences(old: Json, new: Json, name: str) -> Iterator[str]:
-    """A phrase for each place below `name` where two JSON values differ."""
+    """Yield a phrase for each place below `name` at which two JSON values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {**old, **new}:
             yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)

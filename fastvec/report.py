@@ -1,4 +1,4 @@
-"""What a run did: counters while it goes, a report when it ends."""
+"""Reports on jobs: progress while they run, and a report at the end."""
 
 import sys
 from dataclasses import asdict, dataclass, field
@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# a plain encoder pads each batch of so many texts, in input order, to its longest: what packing saves is against that
+# `padding_saved` compares packing with a plain encoder, which pads each batch of this many texts, in input order, to
+# its longest text
 PADDED_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where a run stands. `rows` counts from the input's start, `new_rows` and `tokens` what this process did."""
+    """The progress of an embedding job. `rows` counts from the input's start, `new_rows` and `tokens` in this process.
+
+    `waits` has the seconds that each stage waited for its neighbours.
+    """
 
     rows: int
     total_rows: int
@@ -41,7 +45,7 @@ class Progress:
         return self.rows, self.total_rows
 
     def __str__(self) -> str:
-        """One line: rows done, rates, time left, and what each stage waited."""
+        """One line: rows done, rates, time left, and the seconds that each stage waited."""
         done = f"{self.rows:,} of {self.total_rows:,} rows"
         rates = f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s"
         waits = " ".join(f"{stage} {seconds:.0f}s" for stage, seconds in sorted(self.waits.items()))
@@ -50,7 +54,10 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """The end of a job. Counts cover the whole output; `seconds` and rates this process, once its model was loaded."""
+    """The report of an embedding job. Counts cover the whole output.
+
+    `seconds` and the rates cover this process, from when its model was loaded.
+    """
 
     output: str
     model: str
@@ -70,13 +77,13 @@ class Report:
     waits: dict[str, float] = field(default_factory=dict)  # seconds each stage waited for its neighbours
     bottleneck: str = ""  # the stage that worked longest
     peak_memory_bytes: int | None = None
-    agreement: dict[str, Any] | None = None  # of a quantised forward with that in floats, on the first texts
+    agreement: dict[str, Any] | None = None  # of quantised vectors with unquantised ones, on the first texts
     already_finished: bool = False
-    note: str = ""  # what whoever reads this may want to know of the model
+    note: str = ""  # a remark about the model
 
     @property
     def return_code(self) -> int:
-        """0, or 3 where rows got no vector because of an error."""
+        """The exit code: 3 if rows have no vector because of an error, else 0."""
         return 3 if self.errors else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +106,10 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptProgress:
-    """Where a training stands; `new_steps`, `tokens` and `seconds` are this process's. `measured` is the last look."""
+    """The progress of a training run. `new_steps`, `tokens` and `seconds` cover this process.
+
+    `measured` has the latest held-out loss and Spearman correlation.
+    """
 
     step: int
     steps: int
@@ -115,7 +125,7 @@ class AdaptProgress:
         return self.step, self.steps
 
     def __str__(self) -> str:
-        """One line: steps done, loss, the last measures, rates and time left."""
+        """One line: steps done, loss, the latest measurements, rate and time left."""
         per_step = self.seconds / self.new_steps if self.new_steps else 0.0
         measures = "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in self.measured.items())
         rates = f"{self.tokens / self.seconds:,.0f} tokens/s" if self.seconds else "0 tokens/s"
@@ -125,7 +135,10 @@ class AdaptProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptReport:
-    """The end of an adaptation. Losses are means over ten steps; `seconds` and rows are this process's."""
+    """The report of an adaptation. `seconds` and the counts of rows cover this process.
+
+    `loss_first` and `loss_last` are means over ten steps, or over a third of all steps if the run has fewer than 30.
+    """
 
     objective: str
     output: str
@@ -184,7 +197,7 @@ def _left(seconds: float | None) -> str:
 
 
 def padded_tokens(lengths: npt.NDArray[np.integer]) -> int:
-    """The tokens of texts of `lengths` [n] in input order, padded in batches of `PADDED_BATCH`."""
+    """Count the tokens of texts of `lengths` [n], in input order, if padded in batches of `PADDED_BATCH` texts."""
     if len(lengths) == 0:
         return 0
     begins = np.arange(0, len(lengths), PADDED_BATCH)
@@ -193,15 +206,15 @@ def padded_tokens(lengths: npt.NDArray[np.integer]) -> int:
 
 
 def peak_memory_bytes() -> int | None:
-    """The largest resident size of this process so far; None on Windows, which tells it in another way."""
+    """Return the peak resident memory of this process; None on Windows, which has no `getrusage`."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, whose getrusage tells the size of the process that started this one, if it was larger
+    if status.exists():  # Linux: its getrusage returns the parent process's peak if that was larger
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):  # which some sandboxes' kernels leave out
+            if line.startswith("VmHWM:"):  # missing on some sandboxes' kernels
                 return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # others count in KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # other systems count in KiB

@@ -1,6 +1,6 @@
-"""Everything that decides what a vector is: the checkpoint's own rules and what the user says instead.
+"""Resolves all settings that determine a vector: the checkpoint's own rules, and what the user chooses instead.
 
-No weight is loaded here, so that a finished or a refused job is told apart in a moment.
+No weights are loaded here, so that a job that is finished or refused ends at once.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,15 @@ from fastvec.texts.tokenizer import LoadedTokenizer, TextRecipe, TextTokenizer, 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["int8", "fp8"]
-FP8_CAPABILITY = (9, 0)  # Hopper's
+FP8_CAPABILITY = (9, 0)  # Hopper
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSettings:
-    """A checkpoint with every choice made. `dims` is the width of the vectors, `device` and `dtype` of the forward.
+    """A checkpoint with every choice made. `dims` is the width of the vectors.
 
-    Where `quantize` is not None, its layers' linear maps multiply in that type, their weights in `weight_bits` bits.
+    `device` and `dtype` are those of the forward pass. If `quantize` is not None, the decoder's linear layers multiply
+    in that type, with weights of `weight_bits` bits.
     """
 
     checkpoint: Checkpoint
@@ -39,9 +40,13 @@ class EncoderSettings:
     dims: int
 
     def prefix(self, instruction: str | None = None, prompt_name: str | None = None) -> str:
-        """What stands before every text: a prompt as it is, an instruction with a space behind it unless verbatim.
+        """Return the prompt or instruction that precedes every text.
 
-        Raises UsageError for both at once, an instruction that is not UTF-8, a prompt the checkpoint does not name.
+        A prompt is used as it is. An instruction is stripped and followed by a space, unless the checkpoint takes
+        instructions verbatim.
+
+        Raises UsageError for both at once, for an instruction that is not UTF-8, and for a prompt that the checkpoint
+        does not have.
         """
         checkpoint = self.checkpoint
         if instruction is not None and prompt_name is not None:
@@ -61,21 +66,21 @@ class EncoderSettings:
 
     @property
     def arithmetic(self) -> str:
-        """What the forward computes in, for the output's metadata."""
+        """The number formats of the forward pass, for the output's metadata and the fingerprint."""
         if self.quantize is None:
             return self.dtype
         return f"{self.dtype}, products in {self.quantize} with weights of {self.weight_bits} bits"
 
     @property
     def pooled_tokens(self) -> str:
-        """`last` and `first` are of the whole sequence, EOS and BOS counted."""
+        """The tokens that are pooled; `last` and `first` pooling use the whole sequence, including EOS and BOS."""
         return "all" if self.pooling in ("last", "first") else self.checkpoint.pooled_tokens
 
     def pooled_span(self, prefix: str) -> Literal["sequence", "text", "after_prefix"]:
-        """Which tokens of a sequence with this prefix are pooled.
+        """Return which tokens of a sequence with this prefix are pooled.
 
-        Raises UsageError for the one combination that would not match sentence-transformers, whose weights go on
-        counting over a prompt that is not pooled.
+        Raises UsageError for weighted_mean with a prompt that is not pooled, the only combination that would not match
+        sentence-transformers: its weights count the prompt's tokens too.
         """
         if self.pooled_tokens == "text":
             return "text"
@@ -94,9 +99,9 @@ class EncoderSettings:
         *,
         embeddings: int | None = None,
     ) -> TextTokenizer:
-        """What turns texts into token ids by the checkpoint's rules; raises UsageError as `prefix` does.
+        """Return what turns texts into token ids by the checkpoint's rules; raises UsageError as `prefix` does.
 
-        `embeddings` is that of `TextTokenizer`.
+        `embeddings` is passed to `TextTokenizer`.
         """
         checkpoint, prefix = self.checkpoint, self.prefix(instruction, prompt_name)
         before, after = text_frame(checkpoint, tokenizer)
@@ -111,7 +116,7 @@ class EncoderSettings:
         return TextTokenizer(tokenizer, recipe, embeddings=embeddings)
 
     def fingerprint(self, instruction: str | None, prompt_name: str | None) -> dict[str, Any]:
-        """What two runs must share for their vectors to be the same."""
+        """Return the values that two runs must share for their vectors to be the same."""
         checkpoint = self.checkpoint
         return {
             "weights": checkpoint.weights_hash,
@@ -145,11 +150,25 @@ def resolve_settings(
     eos: bool | None = None,
     dims: int | None = None,
 ) -> EncoderSettings:
-    """Read a checkpoint's small files and settle every choice; None leaves a choice to the checkpoint.
+    """Read a checkpoint's small files and make every choice; None leaves a choice to the checkpoint.
 
-    `eos` says whether the tokenizer's EOS ends every sequence.
+    Args:
+        model: A folder or hub id; None is the bundled model.
+        adapters: PEFT folders or hub ids, merged in this order.
+        revision: The revision of a hub repository.
+        device: `auto`, `cpu` or `cuda`.
+        dtype: The dtype of the computation: `auto`, `float32`, `bfloat16` or `float16`.
+        quantize: `int8` (CPUs) or `fp8` (GPUs from Hopper on); None multiplies in `dtype`.
+        pooling: `mean`, `weighted_mean`, `last` or `first`.
+        normalize: Whether vectors have length 1.
+        max_length: The maximum number of tokens in a sequence.
+        bidirectional: Whether attention is bidirectional, or else causal.
+        eos: Whether the tokenizer's EOS ends every sequence.
+        dims: Keep only the first `dims` dimensions of a vector.
 
-    Raises ModelError for a checkpoint that cannot be used, UsageError for a choice that cannot be met.
+    Raises:
+        ModelError: The checkpoint cannot be used.
+        UsageError: The checkpoint or this machine does not support a choice.
     """
     _one_of("device", device, get_args(Device))
     _one_of("dtype", dtype, get_args(Dtype))
@@ -192,7 +211,7 @@ def _within(name: str, value: int | None, default: int, limit: int | None, unit:
 
 
 def _with_eos(checkpoint: Checkpoint, eos: bool) -> Checkpoint:
-    """EOS once or not at all, be it a part of the text's frame (LLM2Vec) or one of the special tokens."""
+    """Make EOS occur once or not at all, whether it is appended to the text (LLM2Vec) or is a special token."""
     if checkpoint.append_eos and eos:
         return checkpoint
     return replace(checkpoint, append_eos=False, special_tokens=checkpoint.special_tokens.with_eos(eos))
@@ -218,7 +237,7 @@ def _settle_device(device: str) -> str:
 
 
 def _weight_bits(quantize: str | None, device: str) -> int:
-    """The bits of a quantised weight; raises UsageError where this hardware has no fast product of such numbers."""
+    """Return the bits of a quantised weight; raises UsageError if this hardware has no fast products in `quantize`."""
     if quantize == "fp8":
         _require_fp8(device)
     if quantize != "int8":
@@ -249,7 +268,7 @@ def _require_fp8(device: str) -> None:
 
 
 def settle_dtype(device: str) -> str:
-    """bfloat16 where the hardware multiplies it, else float32 on a CPU and float16 on a GPU (before Ampere)."""
+    """Return bfloat16 if the hardware multiplies it, else float32 on a CPU and float16 on a GPU (before Ampere)."""
     import torch
 
     if device == "cuda":
@@ -258,7 +277,7 @@ def settle_dtype(device: str) -> str:
 
 
 def _cpu_multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor has bfloat16 instructions; elsewhere bfloat16 is emulated and slower than float32."""
-    if not cpuinfo.exists():  # not Linux: float32 is right there, if not the fastest
+    """Return whether the CPU has bfloat16 instructions; without them, bfloat16 is emulated and slower than float32."""
+    if not cpuinfo.exists():  # not Linux: float32 is always correct, if not always the fastest
         return False
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo.read_text().split())

@@ -1,9 +1,9 @@
-"""Pretrain a small causal decoder from nothing: a tokenizer, a Llama with random weights, next-token prediction.
+"""Pretrain a small causal decoder from scratch: a tokenizer, a Llama with random weights, next-token prediction.
 
     python -m recipes.pretrain wiki.parquet -o decoder --steps 3000
 
-It is what `fastvec adapt` is tried on where no pretrained decoder is at hand: minutes on a GPU, hours on a laptop.
-The same command resumes. The folder opens in transformers.
+Use it to try `fastvec adapt` without a pretrained decoder: it takes minutes on a GPU, hours on a laptop. The same
+command resumes. transformers can load the output folder.
 """
 
 import logging
@@ -60,7 +60,7 @@ def main(
     seed: int,
     **settings: Any,
 ) -> None:
-    """Train tokenizer and decoder on the text column of Parquet or Arrow files."""
+    """Train a tokenizer and a decoder on the text column of Parquet or Arrow files."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     disable_progress_bar()
     corpus = open_corpus(data, column=column)
@@ -80,7 +80,7 @@ def main(
 
 
 def train_tokenizer(corpus: Corpus, vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with a BOS before every text, from the first megabytes of row groups from everywhere."""
+    """Train a byte-level BPE that puts a BOS before every text, on 64 MiB of text from row groups in random order."""
 
     def texts() -> Any:
         size = 0
@@ -106,7 +106,7 @@ def train_tokenizer(corpus: Corpus, vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def shape(vocabulary: int, width: int, layers: int) -> LlamaConfig:
-    """Llama's, with the input embeddings as LM head."""
+    """Return a Llama configuration whose LM head is tied to the input embeddings."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -122,7 +122,7 @@ def shape(vocabulary: int, width: int, layers: int) -> LlamaConfig:
 
 
 def with_tokens_of(folder: str) -> LlamaForCausalLM:
-    """A Llama of the shape in `folder`, with its tokens, which stay as they are, and random layers and LM head."""
+    """Make a Llama of the shape in `folder`, with its token embeddings frozen, and random layers and LM head."""
     given = LlamaForCausalLM.from_pretrained(folder)
     config = LlamaConfig(**{**given.config.to_dict(), "tie_word_embeddings": False})
     model = LlamaForCausalLM(config)
@@ -144,7 +144,7 @@ def train(
     save_every: int,
     seed: int,
 ) -> None:
-    """Next-token prediction with AdamW and a cosine schedule, in bfloat16 over float32 weights."""
+    """Train next-token prediction with AdamW and a cosine schedule, in bfloat16 over float32 weights."""
     decoder = Decoder(model.model, bidirectional=False)
     texts = TextTokenizer(tokenizer, TextRecipe(max_length=1 << 30))
     task = TokenTask(texts, LanguageHead(model), _all_next, max_length=max_length, at_once=None)

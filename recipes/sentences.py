@@ -1,16 +1,16 @@
-"""Paragraphs to sentences, for the recipes."""
+"""Split paragraphs into sentences, for the recipes."""
 
 import re
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
-LENGTHS = (30, 220)  # characters of a sentence to learn from
+LENGTHS = (30, 220)  # minimum and maximum characters of a training sentence
 
 
 def sentences_of(paragraph: str) -> list[str]:
-    """All sentences of a paragraph, of whatever length."""
+    """Return all sentences of a paragraph, of any length."""
     return [sentence.strip() for sentence in SENTENCE_END.split(paragraph)]
 
 
 def within(text: str, lengths: tuple[int, int] = LENGTHS) -> bool:
-    """Whether `text` has that many characters."""
+    """Return whether the number of characters in `text` is within `lengths`, both ends included."""
     return lengths[0] <= len(text) <= lengths[1]

@@ -1,10 +1,11 @@
-"""What each stage of the LLM2Vec recipe is worth on one decoder: causal, bidirectional, + MNTP, + SimCSE.
+"""Measure what each stage of the LLM2Vec recipe adds on one decoder: causal, bidirectional, + MNTP, + SimCSE.
 
     python -m recipes.stages decoder -o stages --text wiki.parquet --pairs stsb-dev.csv
 
-For every seed a decoder is adapted by MNTP on the texts, then by SimCSE on their sentences. Measured are the accuracy
-on hidden tokens of held-out texts and Spearman's correlation on the pairs; the table is mean ± standard deviation over
-seeds, in `stages.md` and `stages.json`. The same command resumes: a stage that is finished is not run again.
+For every seed, the decoder is adapted by MNTP on the texts, then by SimCSE on their sentences. Each stage is measured
+by its accuracy on masked tokens of held-out texts and by Spearman's correlation on the pairs. `stages.json` has the
+values of every seed, `stages.md` a table of their mean ± standard deviation. The same command resumes: finished stages
+are not run again.
 """
 
 import json
@@ -38,7 +39,7 @@ from fastvec.training.stream import ExampleStream
 from recipes.sentences import sentences_of, within
 
 STAGES = {"uni": "causal, as pretrained", "bi": "bidirectional, untrained", "mntp": "+ MNTP", "simcse": "+ SimCSE"}
-MEASURED = 256  # sequences of hidden tokens
+MEASURED = 256  # held-out sequences with masked tokens
 
 
 @click.command()
@@ -57,7 +58,7 @@ MEASURED = 256  # sequences of hidden tokens
 @click.option("--simcse-lr", default=3e-5, show_default=True)
 @click.option("--temperature", default=0.05, show_default=True, help="Of SimCSE.")
 def main(decoder: str, output: Path, seeds: int, **options: Any) -> None:
-    """Run and measure every stage for every seed."""
+    """Run and measure every stage of the LLM2Vec recipe on DECODER for every seed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     output.mkdir(parents=True, exist_ok=True)
     sentences = output / "sentences.parquet"
@@ -76,7 +77,7 @@ def main(decoder: str, output: Path, seeds: int, **options: Any) -> None:
 def run_stages(
     decoder: str, output: Path, sentences: Path, seed: int, options: dict[str, Any]
 ) -> Iterator[tuple[str, str]]:
-    """Each stage's name and the folder that holds its model."""
+    """Run the stages of one seed; yield the name of each and the folder of its model."""
     yield "uni", decoder
     yield "bi", decoder
     common = {"seed": seed, "full": options["full"] or None, "max_length": options["max_length"]}
@@ -109,7 +110,7 @@ def run_stages(
 
 
 def measure(model: str, bidirectional: bool, seed: int, options: dict[str, Any]) -> dict[str, float]:
-    """Accuracy on hidden tokens of the rows that the seed's MNTP held out, and Spearman's correlation."""
+    """Measure accuracy and loss on masked tokens of the rows this seed's MNTP held out, and Spearman's correlation."""
     settings = resolve_settings(model, bidirectional=bidirectional, dtype="float32")
     with quiet_libraries(), torch.inference_mode():
         tokenizer = tokenizer_from_transformers(settings.checkpoint)
@@ -140,7 +141,7 @@ def measure(model: str, bidirectional: bool, seed: int, options: dict[str, Any])
 
 
 def write_sentences(texts: tuple[str, ...], column: str, path: Path) -> None:
-    """Sentences of 30 to 220 characters, those of a chunk of texts in one row group."""
+    """Write the sentences of 30 to 220 characters, one row group for each chunk of texts."""
     schema = pa.schema([("sentence", pa.string())])
     with pq.ParquetWriter(path, schema) as writer:
         for chunk in open_corpus(texts, column=column).chunks(ChunkLimits(rows=512, bytes=4 << 20)):
@@ -150,7 +151,7 @@ def write_sentences(texts: tuple[str, ...], column: str, path: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line a stage, mean ± standard deviation over seeds."""
+    """Return a Markdown table with one row for each stage: mean ± standard deviation over seeds."""
     lines = ["| stage | hidden tokens guessed, % | Spearman × 100 |", "|---|---|---|"]
     for stage, title in STAGES.items():
         own = [row for row in rows if row["stage"] == stage]

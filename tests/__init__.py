@@ -3,5 +3,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ARTICLES = ROOT / "tests/data/articles.parquet"
-# `make test-slow` says so: tests marked `sampled` take all their cases
+# set by `make test-slow`: tests marked `sampled` then run all their cases
 THOROUGH = os.environ.get("FASTVEC_TESTS") == "thorough"

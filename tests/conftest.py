@@ -1,22 +1,22 @@
-"""What all tests share: no network, poisoned memory, one tiny model."""
+"""Set up all tests: no network, NaN in uninitialized memory, and one shared tiny model."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach a network; read when huggingface_hub is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # no network in tests; must be set before huggingface_hub is imported
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined; only the tests of kernels run them
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined; only the kernel tests run kernels
 
 from tests.helpers.tiny import save_decoder
 
-# how fast examples come says something about the machine only
+# the speed of examples depends only on the machine
 settings.register_profile("fastvec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fastvec")
 
@@ -31,11 +31,11 @@ def poison_uninitialised_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Llama decoder of 64 dimensions, 2 layers, and a byte-level BPE tokenizer with a BOS."""
+    """A folder with a random Llama decoder (64 dimensions, 2 layers) and a byte-level BPE tokenizer with a BOS."""
     return save_decoder(tmp_path_factory.mktemp("models") / "llama", "llama")
 
 
 @pytest.fixture
 def llama(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny Llama to change."""
+    """A copy of the tiny Llama that the test may change."""
     return Path(shutil.copytree(tiny_llama, tmp_path / "llama"))

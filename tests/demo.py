@@ -1,4 +1,4 @@
-"""`make demo`: embed a small shipped corpus with the bundled model, check the output, and search in it."""
+"""`make demo`: embed a small corpus from the repository with the bundled model, verify the output and search it."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def run(*arguments: str) -> None:
 
 
 def search(output: Path) -> None:
-    """Print the three nearest texts to each query."""
+    """Print the titles of the three texts nearest to each query."""
     with pa.memory_map(str(output)) as source:
         table = pa.ipc.open_file(source).read_all()
     titles = table["title"].to_pylist()

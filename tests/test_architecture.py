@@ -1,4 +1,4 @@
-"""The rules of the code: which package imports which, and that packages, files and functions stay small."""
+"""Rules for the code: allowed imports between packages, and size limits for packages, files and functions."""
 
 import ast
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from tests import ROOT
 
-# Each package, and module at the top, with what it may import; all may import `fastvec.errors` and fastvec's version.
+# The imports allowed in each package and top-level module; all may import `fastvec.errors` and fastvec's version.
 MAY_IMPORT = {
     "fastvec_kernels": set[str](),
     "fastvec.system": set(),
     "fastvec.fingerprint": set(),
     "fastvec.report": set(),
     "fastvec.output": {"fastvec.system", "fastvec.fingerprint"},
-    "fastvec.corpus": {"fastvec.output"},  # an output's own files are no inputs
+    "fastvec.corpus": {"fastvec.output"},  # to exclude an output's own files from the inputs
     "fastvec.checkpoints": set(),
     "fastvec.texts": {"fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
@@ -65,13 +65,13 @@ MODULES_OF_A_PACKAGE, LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 12, 350, 60
 
 
 def package_of(module: str) -> str:
-    """The longest name in MAY_IMPORT that `module` is or lies in."""
+    """Return the longest name in MAY_IMPORT or FOR_ALL that is `module` or contains it."""
     found = [name for name in [*MAY_IMPORT, *FOR_ALL] if f"{module}.".startswith(f"{name}.")]
     return max(found, key=len)
 
 
 def files() -> dict[str, Path]:
-    """Module names and their files, packages by the name of the folder."""
+    """Map module names to files; a package has the name of its folder."""
     found = {}
     for base in (ROOT, ROOT / "kernels"):
         for path in base.glob("fastvec*/**/*.py"):
@@ -81,7 +81,7 @@ def files() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules that a file imports, wherever in it."""
+    """Return fastvec's modules that a file imports anywhere in its code."""
     found, known = set(), files().keys()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -160,7 +160,7 @@ def test_every_kernel_has_a_test() -> None:
 
 
 def test_all_but_kernels_is_annotated() -> None:
-    """mypy is told not to ask it of the kernels' package, whose kernels have signatures that are Triton's."""
+    """mypy does not require annotations in the kernels' package, because Triton defines the kernels' signatures."""
     bare = []
     for path in (ROOT / "kernels/fastvec_kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -172,4 +172,4 @@ def test_all_but_kernels_is_annotated() -> None:
 
 
 def test_kernels_folder_is_no_package() -> None:
-    assert not (ROOT / "kernels/__init__.py").exists()  # it would shadow Hugging Face's package of that name
+    assert not (ROOT / "kernels/__init__.py").exists()  # it would shadow Hugging Face's package `kernels`

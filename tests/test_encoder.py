@@ -23,7 +23,7 @@ Vectors = npt.NDArray[np.float32]
 def one_at_a_time(
     folder: Path, texts: list[str], pooling: str, instruction: str | None, *, causal: bool = False
 ) -> Vectors:
-    """LLM2Vec's vectors from first principles: plain eager transformers, one sequence, the text's tokens pooled."""
+    """LLM2Vec's vectors from first principles: eager transformers, one sequence at a time, pooled over the text."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     model.config.is_causal = causal
@@ -160,7 +160,7 @@ def test_a_text_that_overflows_is_done_again_alone_in_float32(
     monkeypatch.setattr(Encoder, "_vectors", overflowing)
     vectors = half.encode(TEXTS)
 
-    longest = max(range(len(TEXTS)), key=lambda row: len(TEXTS[row]))  # the first of its batch
+    longest = max(range(len(TEXTS)), key=lambda row: len(TEXTS[row]))  # the first in its batch
     assert np.abs(vectors[longest] - encoder.encode([TEXTS[longest]])[0]).max() < 1e-3
     assert (vectors * encoder.encode(TEXTS)).sum(axis=1).min() > 0.999
     assert {parameter.dtype for parameter in half._decoder.model.parameters()} == {torch.float16}
@@ -236,7 +236,7 @@ def test_out_of_memory_halves_the_budget_and_only_a_text_too_large_alone_fails(
 def test_a_gpu_is_given_batches_without_being_waited_for(tiny_llama: Path) -> None:
     encoder = Encoder.from_pretrained(tiny_llama, device="cuda")
     texts = encoder.tokenizer()(TEXTS)
-    expected = encoder.encode_tokens(texts)  # kernels are compiled
+    expected = encoder.encode_tokens(texts)  # compiles the kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
         begun = encoder.begin(texts)

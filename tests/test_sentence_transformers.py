@@ -1,4 +1,4 @@
-"""A sentence-transformers folder gives the vectors that sentence-transformers itself gives."""
+"""fastvec returns the same vectors for a sentence-transformers folder as sentence-transformers itself."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """Save a decoder and the modules after it as sentence-transformers does; returns the folder."""
+    """Return a function that saves a decoder and its modules with sentence-transformers and returns the folder."""
 
     def save(
         model_type: str, *modules: torch.nn.Module, bidirectional: bool, eos: bool = False, **options: Any
@@ -70,8 +70,8 @@ def test_a_default_prompt_stands_before_every_text(save: Save) -> None:
 def test_a_prompt_that_is_not_pooled(save: Save, mode: str, eos: bool) -> None:
     pooling = Pooling(64, pooling_mode=mode, include_prompt=False)
     folder = save("llama", pooling, bidirectional=True, eos=eos, prompts=PROMPTS)
-    # "sea" and "" are left out: there sentence-transformers takes the only text token, or none, for the prompt's,
-    # and its mean of nothing is a vector of zeros
+    # Without "sea" and "": sentence-transformers counts their only text token, if any, as part of the prompt, and
+    # its mean of no tokens is a zero vector
     assert_same(folder, [text for text in TEXTS if len(text) > 3], prompt_name="query")
 
 

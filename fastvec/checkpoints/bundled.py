@@ -1,4 +1,4 @@
-"""The model that comes with the package: small and English, for a first try and for where nothing larger runs."""
+"""The model bundled with the package: small and English-only, for first tries and machines that run nothing larger."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -9,5 +9,8 @@ NOTE = f"{NAME}, the bundled model, was used: small, English only. Larger ones f
 
 
 def bundled_model() -> Path:
-    """Its folder. The package is installed as files: a model is not loaded from inside an archive."""
+    """Return the folder of the bundled model.
+
+    This requires a package installed as plain files: a model cannot be loaded from inside an archive.
+    """
     return Path(str(files("fastvec").joinpath("models", NAME)))

@@ -1,7 +1,8 @@
-"""What a checkpoint says about itself, in every layout we load: transformers, PEFT, LLM2Vec, sentence-transformers.
+"""Reads a checkpoint's own description, in every supported layout.
 
-Only small files are read here, and weights are hashed; nothing is imported that would take seconds. The rules of a bare
-decoder are the defaults of `Checkpoint`; an LLM2Vec or sentence-transformers folder replaces those it states.
+The layouts are transformers, PEFT, LLM2Vec, sentence-transformers, and fastvec's own. This module reads only small
+files and hashes the weights; it imports nothing that takes seconds to load. The defaults of `Checkpoint` are the rules
+for a bare decoder; an LLM2Vec, sentence-transformers or fastvec folder overrides the rules it states.
 """
 
 import re
@@ -44,10 +45,10 @@ from fastvec.errors import ModelError
 
 __all__ = ["Checkpoint", "Pooling", "resolve"]
 
-RECORD = "fastvec.json"  # what `fastvec adapt` writes beside a model: how it was made, and how it is run
+RECORD = "fastvec.json"  # `fastvec adapt` writes it next to a model: how the model was made, and how to run it
 RECORD_FORMAT = 1
-DENSE_FOLDER = "2_Dense"  # beside the record, where it says that there is a Dense layer
-# how a text becomes a sequence, and which of its tokens are pooled; `Checkpoint` says what each means
+DENSE_FOLDER = "2_Dense"  # next to the record, if the record says that there is a Dense layer
+# how a text becomes a sequence, and which of its tokens are pooled; `Checkpoint` documents each rule
 TEXT_RULES: Mapping[str, type] = {
     "text_max_length": int,
     "lower_case": bool,
@@ -57,8 +58,8 @@ TEXT_RULES: Mapping[str, type] = {
     "include_prompt": bool,
 }
 DEFAULT_MAX_LENGTH = 512
-# The bases whose chat template LLM2Vec put around its texts. It compares names, so the checkpoints made from any other
-# Instruct model (Llama 3.1, Qwen2.5) were trained without a template, and get none here.
+# The base models whose chat template LLM2Vec applies to its texts. LLM2Vec compares names, so checkpoints made from any
+# other Instruct model (Llama 3.1, Qwen2.5) were trained without a template, and fastvec applies none to them.
 CHAT_BASES = frozenset(
     {
         "Meta-Llama-3-8B-Instruct",
@@ -80,52 +81,54 @@ LLM2VEC_POOLINGS: dict[str, Pooling] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A model, what is done to a text before it, and to its hidden states after it."""
+    """A model, how texts are prepared for it, and how its hidden states become vectors."""
 
-    name: str  # as it was given
+    name: str  # as given by the user
     revision: str | None  # the commit of a hub repository
     base: Path  # a folder with config.json and *.safetensors
     adapters: tuple[Path, ...]  # PEFT folders, merged in this order
     tokenizer: Path
     model_type: str
     hidden_size: int
-    max_positions: int | None  # what config.json says the model was made for
+    max_positions: int | None  # the number of positions in config.json
     max_length: int  # tokens of a whole sequence
     weights_hash: str
     tokenizer_hash: str
-    added: tuple[str, ...] = ()  # those of the adapters that were given beside it, as they were given
+    added: tuple[str, ...] = ()  # the adapters given in addition to the model, as given by the user
 
     layout: Literal["transformers", "llm2vec", "sentence-transformers", "fastvec"] = "transformers"
-    bidirectional: bool | None = True  # None: code of its own decides, and `bidirectional_reason` names it
+    bidirectional: bool | None = True  # None: the folder's own code decides, and `bidirectional_reason` names the class
     bidirectional_reason: str = "a bare decoder is run so"
     pooling: Pooling = "mean"
     pooled_tokens: Literal["text", "all"] = "text"
-    include_prompt: bool = False  # whether the tokens of a prompt are pooled too
+    include_prompt: bool = False  # whether the prompt's tokens are pooled too
     dense: tuple[DenseLayer, ...] = ()
     normalize: bool = True
-    dims: int | None = None  # of the vectors, where the checkpoint cuts them
+    dims: int | None = None  # the width of the vectors, if the checkpoint truncates them
     text_max_length: int | None = None  # tokens of the text alone
-    lower_case: bool = False  # the tokenizer lower-cases; `load_tokenizer` sees to it
-    strip: bool = False  # white space at the end of a text is dropped
-    chat_template: bool = False  # instruction and text stand in a user turn of the tokenizer's chat template
+    lower_case: bool = False  # the tokenizer lower-cases texts; `load_tokenizer` configures it to
+    strip: bool = False  # white space at the end of a text is removed
+    chat_template: bool = False  # instruction and text form a user turn of the tokenizer's chat template
     append_eos: bool = False  # the tokenizer's EOS follows the text
-    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)  # around every text, over tokenizer.json
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)  # around every text; overrides tokenizer.json
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
-    verbatim: bool = False  # an instruction is taken as it is, without a space put behind it
+    verbatim: bool = False  # an instruction is used unchanged, instead of stripped and followed by a space
 
     @property
     def vector_size(self) -> int:
-        """The width of the vectors before `dims`."""
+        """The width of the vectors before they are truncated to `dims`."""
         return self.dense[-1].out_features if self.dense else self.hidden_size
 
 
 def resolve(
     model: str | Path | None, *, adapters: Sequence[str | Path] = (), revision: str | None = None
 ) -> Checkpoint:
-    """Find a model by its folder or hub id, omitted the bundled one, with PEFT adapters to merge, and read its rules.
+    """Find a model and read its rules.
 
-    Raises ModelError where a part is missing, damaged or not supported, UsageError for the revision of a folder.
+    `model` is a folder or hub id; None means the bundled model. `adapters` are PEFT adapters to merge, in this order.
+    Raises ModelError if a part is missing, damaged or not supported, and UsageError if a `revision` is given with a
+    folder.
     """
     name = bundled.NAME if model is None else str(model)
     folder, commit = locate(bundled.bundled_model() if model is None else model, revision=revision)
@@ -142,7 +145,7 @@ def resolve(
 
 
 def _record(stack: ModelStack) -> Path | None:
-    """The record of the last adaptation, where it was fastvec that made it."""
+    """Return the record of the last adaptation, or None if LLM2Vec made the last one or there was none."""
     for place in (*stack.adapters[::-1], *stack.folders):
         if (place / RECORD).is_file():
             return place / RECORD
@@ -157,7 +160,7 @@ def _recorded_dense(record: Path) -> tuple[DenseLayer, ...]:
 
 
 def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[DenseLayer, ...]) -> Checkpoint:
-    """The checkpoint by the rules of a bare decoder."""
+    """Return the checkpoint with the rules of a bare decoder."""
     path = stack.base / "config.json"
     config = read_json(path)
     model_type = setting(config, "model_type", str, path)
@@ -199,7 +202,7 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
 
 
 def _parts(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[str, Path]]:
-    """Every file that decides what the model computes, under a name that tells its place."""
+    """Yield every file that affects what the model computes, with a name that states its role."""
     yield "base/config.json", stack.base / "config.json"
     for file in weight_files(stack.base):
         yield f"base/{file.name}", file
@@ -213,9 +216,9 @@ def _parts(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[s
 
 
 def _hidden_size(config: dict[str, Any], path: Path) -> int:
-    """The width of the hidden states; a model with several parts says it of its text part."""
+    """Return the width of the hidden states; a model with several parts states it in `text_config`."""
     for part in (config, setting(config, "text_config", dict, path, {})):
-        # word_embed_proj_dim: an OPT may project its last hidden states back to it
+        # word_embed_proj_dim: an OPT model may project its last hidden states back to this width
         for name in ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model"):
             if size := count(part, name, path):
                 return size
@@ -230,7 +233,7 @@ def _check_chain(width: int, dense: tuple[DenseLayer, ...]) -> None:
 
 
 def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
-    """`bare` with what the record of an adaptation says."""
+    """Apply the rules in an adaptation's record to `bare`."""
     record = read_json(path)
     if record.get("format") != RECORD_FORMAT:
         raise ModelError(f"{path} is of format {record.get('format')!r}: this version reads format {RECORD_FORMAT}")
@@ -258,7 +261,7 @@ def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
 
 
 def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoint:
-    """`bare` with what its sentence-transformers folder says, and run as the tool that wrote it would run it."""
+    """Apply the rules of a sentence-transformers folder to `bare`, to run it as the tool that wrote the folder does."""
     bidirectional, reason = _attention(bare, read_json(bare.base / "config.json"))
     return replace(
         bare,
@@ -279,7 +282,10 @@ def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoi
 
 
 def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, str]:
-    """Whether a sentence-transformers folder is bidirectional, and what says so; None and the class that decides."""
+    """Return whether attention in a sentence-transformers folder's model is bidirectional, and the reason.
+
+    If the folder's own code decides, returns None and the name of the class.
+    """
     parts = (config, config.get("text_config") or {})
     for part in parts:
         if part.get("is_causal") is False:
@@ -301,7 +307,7 @@ def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, s
 
 
 def _llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
-    """`bare` with LLM2Vec's rules and what `llm2vec_config.json` says, where it is LLM2Vec's."""
+    """Apply LLM2Vec's rules and those in `llm2vec_config.json` to `bare`, if LLM2Vec made the checkpoint."""
     folders = (*stack.adapters[::-1], *stack.folders)
     path = next((file for folder in folders if (file := folder / "llm2vec_config.json").is_file()), None)
     configs = [read_json_if_any(folder / "config.json") for folder in folders]
@@ -332,5 +338,8 @@ def _llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
 
 
 def _names_llm2vec_code(config: dict[str, Any]) -> bool:
-    """The published checkpoints have no llm2vec_config.json; their config.json names LLM2Vec's own model code."""
+    """Return whether config.json names LLM2Vec's own model code.
+
+    This identifies the published checkpoints, which have no llm2vec_config.json.
+    """
     return re.search(r"modeling_\w+_encoder\.\w+EncoderModel$", own_class(config) or "") is not None

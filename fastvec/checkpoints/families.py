@@ -1,14 +1,14 @@
-"""Which model types run and which do not: the one list behind the refusal, the tests and docs/families.md.
+"""Supported and refused model types: the single list for the refusal, the tests and docs/families.md.
 
-A type stands in FAMILIES when `tests/decoders/test_packed_transformers.py` has compared it, with every kind of layer
-its checkpoints have, against transformers one sequence at a time. Nothing else runs: attention that is wrong in
-silence is this field's worst bug. To add a type: a line here, a tiny configuration in `tests/helpers/tiny_families.py`,
-then `python -m fastvec.checkpoints.families > docs/families.md`.
+FAMILIES lists a type if `tests/decoders/test_packed_transformers.py` compares it, with every kind of layer its
+checkpoints have, against transformers one sequence at a time. Any other type is refused, because silently wrong
+attention is the worst bug in this field. To add a type, add a line here and a tiny configuration in
+`tests/helpers/tiny_families.py`, then run `python -m fastvec.checkpoints.families > docs/families.md`.
 """
 
 from fastvec.errors import ModelError
 
-FAMILIES = {  # model type: a checkpoint of it
+FAMILIES = {  # model type: example checkpoints
     "afmoe": "arcee-ai/Trinity-Mini",
     "apertus": "swiss-ai/Apertus-8B-Instruct-2509",
     "arcee": "arcee-ai/AFM-4.5B",
@@ -129,7 +129,7 @@ REFUSED = {  # reason: model types
 
 
 def require_supported(model_type: str) -> None:
-    """Raise a ModelError that says why, where `model_type` (the one in config.json) is none of FAMILIES."""
+    """Raise a ModelError that says why if `model_type` (from config.json) is not in FAMILIES."""
     if model_type in FAMILIES:
         return
     supported = f"llama, mistral, qwen3, gemma3_text and others do ({len(FAMILIES)} in docs/families.md)"
@@ -143,7 +143,7 @@ def require_supported(model_type: str) -> None:
 
 
 def document() -> str:
-    """The text of docs/families.md."""
+    """Return the text of docs/families.md."""
     lines = [
         "# Model families",
         "",

@@ -1,4 +1,8 @@
-"""A model's name to folders on this machine: a path as it is, a hub id by the hub's cache, an adapter with its base."""
+"""Resolves a model's name to local folders.
+
+A path is used as it is, a hub id is looked up in the hub's cache and downloaded if needed, and an adapter is followed
+to its base model.
+"""
 
 import os
 from collections.abc import Sequence
@@ -9,20 +13,20 @@ from fastvec.checkpoints import bundled
 from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, read_json, setting
 from fastvec.errors import ModelError, UsageError
 
-# What a checkpoint is made of: no pickles and no Python. Some repositories hold the weights a second time
-# (Mistral's consolidated.safetensors is 14 GB), or exports and training states; those are left out.
+# The files to download: no pickles and no Python. Some repositories contain a second copy of the weights (Mistral's
+# consolidated.safetensors is 14 GB), or exports and training states; these are not downloaded.
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 UNWANTED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "checkpoint-*", "runs/*")
 
 
 def locate(name: str | Path, *, revision: str | None = None) -> tuple[Path, str | None]:
-    """The folder of `name`, a path, the bundled model's name or a hub id, and the commit where it came from the hub.
+    """Return the folder of `name`, and its commit if it comes from the hub.
 
-    Without a network the hub's cache answers. Raises ModelError where there is no such folder or id, UsageError for
-    the revision of what has none.
+    `name` is a path, the bundled model's name or a hub id. Without a network, the hub's cache is used.
+    Raises ModelError if there is no such folder or id, and UsageError if a `revision` is given for a local folder.
     """
     text = os.fspath(name)
-    if "://" in text:  # not repeated in the message: it may hold a password
+    if "://" in text:  # the message does not repeat the URL, which may contain a password
         raise ModelError("a URL was given as a model: give a folder, or a hub id such as org/model")
     folder = _local(text)
     if folder is not None:
@@ -35,7 +39,7 @@ def locate(name: str | Path, *, revision: str | None = None) -> tuple[Path, str 
 
 
 def _local(text: str) -> Path | None:
-    """The folder of this machine that `text` names, if any; raises ModelError where it cannot be read."""
+    """Return the local folder that `text` names, if any; raises ModelError if it is a file or cannot be read."""
     try:
         folder = Path(text).expanduser()
         if text and folder.is_dir():
@@ -43,7 +47,7 @@ def _local(text: str) -> Path | None:
                 raise ModelError(f"{text} cannot be read as a model: you may not look into this folder")
             return folder
         is_file = folder.is_file()
-    except (OSError, RuntimeError) as error:  # the latter: a home folder of nobody
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~user for an unknown user
         raise ModelError(f"{text} cannot be read as a model: {getattr(error, 'strerror', error)}") from None
     if is_file:
         raise ModelError(f"{text} is a file: give the folder of a model with its config.json and *.safetensors")
@@ -51,7 +55,10 @@ def _local(text: str) -> Path | None:
 
 
 def _download(repository: str, revision: str | None) -> tuple[Path, str]:
-    """The snapshot of a hub repository, from the cache where it is whole; its folder is named by its commit."""
+    """Return the snapshot folder of a hub repository and its commit, which is the folder's name.
+
+    The hub's cache provides the files it has; the rest is downloaded.
+    """
     from huggingface_hub import errors, snapshot_download
 
     at = "" if revision is None else f" at revision {revision!r}"
@@ -69,7 +76,7 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
         problem = "there is no such folder, and no such repository on the hub, or a private one (`hf auth login`)"
     except errors.LocalEntryNotFoundError:
         problem = "there is no such folder, it is not whole in the hub's cache, and the hub cannot be reached"
-    except Exception as error:  # whichever HTTP library the hub's client uses raises its own
+    except Exception as error:  # errors of whichever HTTP library the hub's client uses
         problem = f"the download failed ({type(error).__name__}): run again, it goes on where it stopped"
     else:
         return Path(snapshot), Path(snapshot).name
@@ -78,19 +85,19 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelStack:
-    """A base model and the adapters that lie on it."""
+    """A base model and the adapters to merge into it."""
 
     base: Path
     adapters: tuple[Path, ...]  # in the order they are merged
     folders: tuple[Path, ...]  # from the given folder down to the base
-    names: frozenset[str]  # what the model, and every model an adapter was trained on, is called
+    names: frozenset[str]  # the names of the model and of every model an adapter was trained on
 
 
 def locate_stack(name: str, folder: Path, added: Sequence[Path] = ()) -> ModelStack:
-    """Follow an adapter to the model it was trained on, down to one with weights; `added` adapters lie on top.
+    """Follow adapters from `folder` to the base model that has the weights; `added` adapters are merged last.
 
-    A folder that holds weights and an adapter is a base merged with its own adapter. Raises ModelError where an adapter
-    leads nowhere.
+    A folder that contains both weights and an adapter is its own base, with the adapter to merge into it.
+    Raises ModelError if an adapter names no base model, one that cannot be found, or one already in the chain.
     """
     names = {name, *filter(None, map(_base_of, added))}
     folders, adapters = [folder], list(added)

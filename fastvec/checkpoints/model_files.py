@@ -1,6 +1,6 @@
-"""The files of a model folder: read, checked and hashed before anything is loaded. Imports no torch.
+"""Reads, checks and hashes the files of a model folder before anything is loaded. Does not import torch.
 
-Only JSON, safetensors and tokenizer files are ever opened; pickles and Python files are refused or passed over.
+Only JSON, safetensors and tokenizer files are ever opened; pickles and Python files are refused or ignored.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; raises ModelError where there is none."""
+    """Return the JSON object in `path`; raises ModelError if the file is missing or contains no JSON object."""
     content = _parse(path)
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds a JSON {type(content).__name__}, not an object: it is damaged")
@@ -40,7 +40,7 @@ def read_json_if_any(path: Path) -> dict[str, Any]:
 
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """The JSON list of objects in `path`; raises ModelError where it is none."""
+    """Return the JSON list of objects in `path`; raises ModelError if the file is missing or contains none."""
     content = _parse(path)
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise ModelError(f"{path} is no JSON list of objects: it is damaged")
@@ -61,7 +61,10 @@ def _parse(path: Path) -> Any:
 def setting(
     settings: Mapping[str, Any], name: str, kind: type | tuple[type, ...], path: Path, default: Any = None
 ) -> Any:
-    """`settings[name]`, or `default` where it is absent or null; raises ModelError for a value of another kind."""
+    """Return `settings[name]`, or `default` if it is absent or null.
+
+    Raises ModelError, naming `path`, if the value is not of type `kind`; a bool does not count as an int.
+    """
     value = settings.get(name)
     if value is None:
         return default
@@ -71,7 +74,11 @@ def setting(
 
 
 def count(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
-    """A number of tokens or dimensions, None where it is absent or so large that it means no limit (1e30, say)."""
+    """Return `settings[name]` as a number of tokens or dimensions.
+
+    Returns None if it is absent or above 10^9, which stands for no limit (e.g. 1e30). Raises ModelError, naming `path`,
+    for any other value that is not a number of at least 1.
+    """
     value = setting(settings, name, (int, float), path)
     if value is None or value > 10**9:
         return None
@@ -81,9 +88,10 @@ def count(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of the model in `folder`: one, or the shards of its index, each of them whole.
+    """Return the safetensors files of the model in `folder`: one file, or the shards listed in its index.
 
-    Raises ModelError where one is missing or damaged, or where the weights are in another format.
+    Raises ModelError if a file is missing or incomplete, if the index is damaged, or if the weights are in another
+    format.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
@@ -101,7 +109,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def check_safetensors(file: Path) -> list[str]:
-    """The names of the tensors in `file`; raises ModelError unless it is a whole safetensors file."""
+    """Return the names of the tensors in `file`; raises ModelError unless it is a complete safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -125,21 +133,21 @@ def _other_format(folder: Path) -> str:
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
-    """The files that make the tokenizer in `folder`, none where it holds no vocabulary."""
+    """Return the tokenizer files in `folder`, or none if the folder contains no vocabulary."""
     files = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
     vocabularies = {"tokenizer.json", "tokenizer.model", "vocab.json"}
     return files if any(file.name in vocabularies for file in files) else ()
 
 
 def hash_files(files: Iterable[tuple[str, Path]]) -> str:
-    """The sha256 over names and contents; a file has the same hash in a folder and in the hub's cache."""
+    """Return the SHA-256 over names and contents. The hash is the same for a plain folder and for the hub's cache."""
     lines = sorted(f"{name}\0{_hash_file(path)}\n" for name, path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _hash_file(path: Path) -> str:
     target = path.resolve()
-    # the hub's cache names a large file by its sha256, and its snapshot links to it: that saves reading gigabytes
+    # The hub's cache names a large file by its SHA-256, and snapshots link to it: the name saves reading gigabytes.
     if path.is_symlink() and target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
         return target.name
     with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""What a folder leaves to Python code of its own, told from its JSON alone: fastvec runs no code from a model.
+"""Detects, from a folder's JSON alone, what it leaves to its own Python code: fastvec never runs code from a model.
 
-Two such things change every vector: whether attention looks ahead, and which special tokens stand around a text.
+Two such decisions affect every vector: whether attention is bidirectional, and which special tokens surround a text.
 """
 
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from typing import Any
 
 from fastvec.checkpoints.model_files import read_json_if_any, setting
 
-# Classes that are a decoder of transformers with attention in both directions and nothing else.
-# LlamaBidirectionalModel: the model card of nvidia/llama-nemotron-embed-1b-v2 and the code beside it. Not in the list:
-# modeling_qwen.Qwen2Model of gte-Qwen2 and stella_en_1.5B_v5, bidirectional by gte-Qwen2's model card; but vLLM's list
-# of supported models records that the code of the 1.5B one computes causally.
+# Classes that change a decoder of transformers only by making its attention bidirectional.
+# Source for LlamaBidirectionalModel: the model card and the code in nvidia/llama-nemotron-embed-1b-v2. Not listed:
+# modeling_qwen.Qwen2Model of gte-Qwen2 and stella_en_1.5B_v5. gte-Qwen2's model card calls it bidirectional, but vLLM's
+# list of supported models says that the code of the 1.5B model computes causal attention.
 BIDIRECTIONAL_CLASSES = frozenset({"LlamaBidirectionalModel"})
-# model types that such code adds, and the type of transformers whose weights and settings they have
+# model types that such code adds: the transformers type with the same weights and settings
 MODEL_TYPES = {"llama_bidirec": "llama"}
-# transformers 4's classes that put special tokens around a text by add_bos_token and add_eos_token, whatever
-# tokenizer.json said, and what the two are where they are not stated; each has a twin named …Fast. transformers 5 drops
-# both flags, on loading as on saving.
+# The tokenizer classes of transformers 4 that add special tokens according to add_bos_token and add_eos_token, whatever
+# tokenizer.json says, with the defaults of the two flags. Each class also exists as …Fast. transformers 5 drops both
+# flags, both on loading and on saving.
 FLAG_READERS = {
     "CodeLlamaTokenizer": (True, False),
     "CohereTokenizer": (True, False),
@@ -27,7 +27,7 @@ FLAG_READERS = {
     "GemmaTokenizer": (True, False),
     "LlamaTokenizer": (True, False),
 }
-# the class that transformers 4 took for a model type where no file names one
+# the tokenizer class that transformers 4 uses for a model type if no file names one
 CLASSES = {
     **dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer"),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer"),
@@ -39,10 +39,10 @@ FLAGS = ("add_bos_token", "add_eos_token")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpecialTokens:
-    """Whether BOS begins and EOS ends every sequence; None leaves either to tokenizer.json.
+    """Whether BOS begins and EOS ends every sequence; None leaves the token to tokenizer.json.
 
-    `alone`: no other special token stands there. `stated` are the flags that say so, of tokenizer_config.json or, where
-    `asked`, of the user; of those in `unsettled` nobody can tell from the folder what was made of them.
+    `alone` means that no other special tokens surround a text. `stated` contains the flags set in tokenizer_config.json
+    and, if `asked`, by the user. `unsettled` contains flags whose effect in training cannot be told from the folder.
     """
 
     bos: bool | None = None
@@ -53,7 +53,7 @@ class SpecialTokens:
     unsettled: Mapping[str, bool] = field(default_factory=dict)
 
     def with_eos(self, eos: bool) -> "SpecialTokens":
-        """What a user asks for instead."""
+        """Return these rules with the user's choice of EOS instead."""
         unsettled = {flag: value for flag, value in self.unsettled.items() if flag != "add_eos_token"}
         stated = {**self.stated, "add_eos_token": eos}
         return replace(self, eos=eos, asked=True, stated=stated, unsettled=unsettled)
@@ -65,7 +65,7 @@ class SpecialTokens:
 
 
 def own_class(config: Mapping[str, Any]) -> str | None:
-    """The class of its own that a model's config.json names for `AutoModel`, as `module.Class`."""
+    """Return the class in the model's own code that config.json names for `AutoModel`, as `module.Class`, if any."""
     auto_map = config.get("auto_map")
     code = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None
     return code.rpartition("--")[2] if isinstance(code, str) else None
@@ -76,9 +76,9 @@ def is_bidirectional_class(name: str) -> bool:
 
 
 def special_tokens_of(folder: Path, config: Mapping[str, Any]) -> SpecialTokens:
-    """What the tokenizer in `folder`, of a model with this config.json, puts around a text.
+    """Return the special tokens that the tokenizer in `folder`, of a model with this config.json, adds to a text.
 
-    Flags hold where the class they were written for read them: one of transformers 4's, or one of the folder's own.
+    Flags apply if the tokenizer class they were written for reads them: one of transformers 4, or the folder's own.
     """
     path = folder / "tokenizer_config.json"
     settings = read_json_if_any(path)
@@ -91,8 +91,8 @@ def special_tokens_of(folder: Path, config: Mapping[str, Any]) -> SpecialTokens:
     name = str(named or CLASSES.get(str(config.get("model_type")))).removesuffix("Fast")
     if name not in FLAG_READERS:
         return SpecialTokens(unsettled=stated)
-    # With a backend transformers 5 wrote the file, and tokenizer.json holds what its template had become; without a
-    # class nothing tells who wrote it.
+    # A "backend" shows that transformers 5 wrote the file: tokenizer.json then contains the resulting template.
+    # Without a class, nothing shows which version wrote it.
     if (folder / "tokenizer.json").is_file() and ("backend" in settings or not named):
         return SpecialTokens(bos=bos, eos=eos, stated=stated)
     default_bos, default_eos = FLAG_READERS[name]

@@ -1,6 +1,7 @@
-"""A sentence-transformers folder: `modules.json` lists a Transformer, a Pooling, and what is done to the vector then.
+"""Reads a sentence-transformers folder: `modules.json` lists a Transformer, a Pooling, and operations on the vector.
 
-The types in it are read as names from a list of four and never imported, and so are activations: a folder is data.
+Nothing that the folder names is imported: module types must be among four known names, and activations among those
+in ACTIVATIONS. A folder is data, not code.
 """
 
 import re
@@ -21,13 +22,13 @@ from fastvec.errors import ModelError
 
 Pooling = Literal["mean", "weighted_mean", "last", "first"]
 
-# one class has had several paths: sentence_transformers.models.Pooling and, from version 5.4 on, two others
+# A class has several import paths: sentence_transformers.models.Pooling and, since version 5.4, two others.
 MODULE = re.compile(
     r"sentence_transformers\.(?:models|base\.modules|sentence_transformer\.modules)\.(?:\w+\.)?"
     r"(Transformer|Pooling|Dense|Normalize)"
 )
 POOLINGS: dict[str, Pooling] = {"mean": "mean", "weightedmean": "weighted_mean", "lasttoken": "last", "cls": "first"}
-# before version 5.4, a flag for each mode
+# before version 5.4, each mode had a flag
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -41,7 +42,7 @@ ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseLayer:
-    """A linear layer on the pooled vector and its activation, one of `torch.nn` by its bare name."""
+    """A linear layer applied to the pooled vector, and its activation: the name of a class in `torch.nn`."""
 
     weights: Path
     in_features: int
@@ -52,7 +53,7 @@ class DenseLayer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SentenceFolder:
-    """What the folder says; None where it says nothing."""
+    """The folder's settings; None if the folder does not state one."""
 
     transformer: Path
     pooling: Pooling
@@ -67,9 +68,9 @@ class SentenceFolder:
 
 
 def read_sentence_folder(folder: Path) -> SentenceFolder:
-    """Read `modules.json` and the small files it leads to.
+    """Read `modules.json` and the small files it refers to.
 
-    Raises ModelError for a module, a pooling mode or an order of modules that fastvec does not do the same way.
+    Raises ModelError for a module, a pooling mode or an order of modules that fastvec does not reproduce.
     """
     modules = read_json_list(folder / "modules.json")
     kinds = [_kind(module, folder) for module in modules]
@@ -110,14 +111,14 @@ def _kind(module: dict[str, Any], folder: Path) -> str:
 
 def _path(module: dict[str, Any], folder: Path) -> Path:
     path = module.get("path")
-    windows = PureWindowsPath(str(path))  # reads / and \ alike, and knows drives
+    windows = PureWindowsPath(str(path))  # splits at both / and \, and recognises drives
     if not isinstance(path, str) or windows.anchor or ".." in windows.parts:
         raise ModelError(f"{folder} has a module at {path!r}: expected a folder inside it")
     return folder / path
 
 
 def _transformer(folder: Path) -> tuple[int | None, bool]:
-    """The maximum length and whether texts are lower-cased."""
+    """Return the maximum length in tokens, and whether texts are lower-cased."""
     path = folder / "sentence_bert_config.json"
     settings = read_json_if_any(path)
     task = settings.get("transformer_task", "feature-extraction")
@@ -140,10 +141,10 @@ def _pooling(path: Path) -> tuple[Pooling, bool]:
 
 
 def read_dense(folder: Path) -> DenseLayer:
-    """A Dense module; raises ModelError for an activation or a residual that fastvec does not compute."""
+    """Read a Dense module; raises ModelError for a residual or for an activation that fastvec does not support."""
     path = folder / "config.json"
     settings = read_json(path)
-    # Tanh is what sentence-transformers applies where the file names none
+    # sentence-transformers applies Tanh if the file names no activation
     activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
@@ -162,7 +163,7 @@ def read_dense(folder: Path) -> DenseLayer:
 
 
 def _refuse_other_keys(folders: list[Path]) -> None:
-    """Dense and Normalize can be told to work on other features than the pooled vector."""
+    """Raise ModelError if a Dense or Normalize module reads or writes other features than the pooled vector."""
     for folder in folders:
         path = folder / "config.json"
         settings = read_json_if_any(path)
@@ -172,7 +173,7 @@ def _refuse_other_keys(folders: list[Path]) -> None:
 
 
 def read_prompts(settings: dict[str, Any], path: Path) -> Mapping[str, str]:
-    """The prompts by name that `settings`, read from `path`, state; raises ModelError where one is no text."""
+    """Return the prompts in `settings`, read from `path`, by name; raises ModelError if one is not a string."""
     prompts: dict[str, Any] = setting(settings, "prompts", dict, path, {})
     if not all(isinstance(prompt, str) for prompt in prompts.values()):
         raise ModelError(f"{path} has a prompt that is no text")

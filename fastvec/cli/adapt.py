@@ -1,4 +1,4 @@
-"""`fastvec adapt`."""
+"""The command `fastvec adapt`."""
 
 import json
 import os
@@ -67,14 +67,19 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
 @click.option("--quiet", is_flag=True, help="Errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
 def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Turn a decoder into a text encoder: mntp, then simcse, contrastive pairs, or distil from a teacher's vectors.
+    """Train a decoder into a text encoder.
 
-    Defaults are the paper's (LLM2Vec); where four are given, those of mntp; simcse; contrastive; distil. The same
-    command again goes on where it stopped.
+    LLM2Vec trains with mntp (masked next token prediction) first, then with simcse (texts alone) or contrastive (pairs
+    of texts). distil learns from the vectors of a teacher model. Each objective is a separate run.
+
+    Defaults are those of the LLM2Vec paper, which does not cover distil. Four defaults in a row are those of mntp,
+    simcse, contrastive and distil, in this order.
+
+    Run the same command again to resume an interrupted run.
     """
     from fastvec.training.job import adapt as run
 
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun, only rank 0 logs and reports
     log_to_stderr(quiet or not first)
     with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
         report = run(**options, progress=progress, stop_signal=stop_signal)

@@ -1,4 +1,4 @@
-"""`fastvec embed`."""
+"""The command `fastvec embed`."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ ENCODER_OPTIONS = (
 
 
 class TokenBudget(click.ParamType[int | None]):
-    """A number of tokens, or `auto` for None."""
+    """A click type: a number of tokens, or `auto`, which becomes None."""
 
     name = "tokens"
 
@@ -110,7 +110,10 @@ class TokenBudget(click.ParamType[int | None]):
 def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Embed the text column of Parquet or Arrow files into one Arrow file.
 
-    A row out for each row in, in order. The same command again goes on where it stopped.
+    An INPUT is a file, a folder (searched recursively) or a quoted glob pattern. The output has one row for each input
+    row, in the same order.
+
+    Run the same command again to resume an interrupted run.
     """
     from fastvec.embedding.job import embed as run
     from fastvec.settings import resolve_settings

@@ -1,4 +1,4 @@
-"""The command line: parse, one call, print the report, exit code. People read stderr, programs stdout."""
+"""The `fastvec` command: its subcommands, their environment variables, and exit codes for errors."""
 
 import sys
 from typing import NoReturn
@@ -16,12 +16,13 @@ from fastvec.errors import FastvecError
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Turn a corpus into vectors with a decoder language model."""
+    """Embed text corpora with decoder language models, and train decoders into text encoders."""
 
 
 for _command in (embed, adapt, verify, inspect):
     cli.add_command(_command)
-    # click names a variable after the parameter, which is `adapters` for --adapter: here it follows from what users see
+    # click would name an environment variable after the parameter, e.g. `adapters` for --adapter; users only see the
+    # option, so the variable is named after that
     for _option in _command.params:
         if isinstance(_option, click.Option):
             _long = next(name for name in _option.opts if name.startswith("--"))
@@ -29,7 +30,7 @@ for _command in (embed, adapt, verify, inspect):
 
 
 def main() -> NoReturn:
-    """The entry point: every error a user can cause is one line on stderr and an exit code."""
+    """Run the command line; an error that a user can cause becomes one line on stderr and an exit code."""
     open_closed_streams()
     try:
         cli(prog_name="fastvec", standalone_mode=False)

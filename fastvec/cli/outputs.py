@@ -1,4 +1,4 @@
-"""`fastvec verify` and `fastvec inspect`."""
+"""The commands `fastvec verify` and `fastvec inspect`."""
 
 import click
 
@@ -9,7 +9,10 @@ from fastvec.cli.streams import print_report
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def verify(file: str, as_json: bool) -> None:
-    """Check every promise about an output file: bytes, order, counts, values, metadata."""
+    """Check that an output file is intact: checksums, metadata, columns, row order, counts and values.
+
+    The exit code is 1 if a check fails.
+    """
     from fastvec.output.verify import verify as run
 
     print_report(run(file), as_json)
@@ -19,7 +22,7 @@ def verify(file: str, as_json: bool) -> None:
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(file: str, as_json: bool) -> None:
-    """Show what an output file is: model, rows, dimensions, nulls, norms, size."""
+    """Describe an output file: size, model, rows, nulls, dimensions, vector norms, kept columns and inputs."""
     from fastvec.output.inspect import inspect as run
 
     print_report(run(file), as_json)

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live line on a terminal, elsewhere a line every ten seconds."""
+"""Displays progress on stderr: a live line on a terminal, otherwise a line every ten seconds."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ LINE_SECONDS = 10.0
 
 
 class Shown(Protocol):
-    """What can be shown: one line, and how much is done of how much."""
+    """Progress that can be displayed: `str` returns one line, `share` how much is done and how much there is in all."""
 
     @property
     def share(self) -> tuple[int, int]: ...
@@ -20,7 +20,7 @@ class Shown(Protocol):
 
 @contextmanager
 def progress_display(*, quiet: bool) -> Iterator[Callable[[Shown], None]]:
-    """What shows each progress it is called with, as fits where stderr goes."""
+    """Yield a function that displays progress on stderr; with `quiet`, it displays nothing."""
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a job after its current step, so that it can be resumed."""
+"""SIGINT and SIGTERM stop a job between two batches or training steps, so that it can be resumed."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,7 +8,10 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], int | None]]:
-    """The first SIGINT or SIGTERM is what the yielded function returns from then on; the second kills the process."""
+    """Yield a function that returns the number of the first SIGINT or SIGTERM, or None before one arrives.
+
+    If the same signal arrives again, it kills the process.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

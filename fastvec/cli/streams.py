@@ -1,4 +1,7 @@
-"""What people read goes to stderr, results to stdout. Either may be closed, or break while the work goes on."""
+"""Messages for people go to stderr, results to stdout.
+
+Either stream may be closed from the start, or break while the job runs.
+"""
 
 import json
 import logging
@@ -10,11 +13,11 @@ import click
 
 
 def say(message: object) -> None:
-    """A line on whatever stderr is now. Where nobody reads any more (`2>&1 | head -1`), the work goes on unheard."""
+    """Print a line to the current stderr. If its reader is gone (`2>&1 | head -1`), the job continues in silence."""
     try:
         print(message, file=sys.stderr, flush=True)
     except OSError:
-        sys.stderr = nowhere()  # at exit Python would try again, and end with another code than the job's
+        sys.stderr = nowhere()  # otherwise Python flushes it at exit, fails, and changes the exit code
 
 
 def nowhere() -> TextIO:
@@ -27,11 +30,11 @@ def fail(message: str, exit_code: int) -> NoReturn:
 
 
 def print_result(text: str) -> None:
-    """A result, on stdout."""
+    """Print a result to stdout; if that fails, exit with code 1."""
     try:
         click.echo(text)
     except OSError as error:
-        sys.stdout = nowhere()  # at exit Python would try again, and complain in its own words
+        sys.stdout = nowhere()  # otherwise Python flushes it at exit and prints an error of its own
         fail(f"the result cannot be written to stdout: {error.strerror}", 1)
 
 
@@ -41,14 +44,17 @@ def print_report(report: Any, as_json: bool) -> NoReturn:
 
 
 def open_closed_streams() -> None:
-    """What was closed (`2>&-`) leads nowhere; else our files would get its number, and what libraries write to it."""
-    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers: the lowest free one is taken
+    """Connect streams that were closed (`2>&-`) to the null device.
+
+    Otherwise the next file that fastvec opens gets the stream's file descriptor, and whatever libraries write to it.
+    """
+    for name in ("stdin", "stdout", "stderr"):  # in order of their file descriptors: open() takes the lowest free one
         if getattr(sys, name) is None:
             setattr(sys, name, nowhere())
 
 
 class StderrLog(logging.Handler):
-    """Log lines as plain lines on whatever stderr is now, above a live progress line."""
+    """Prints log records as plain lines to the current stderr, above a live progress line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record))

@@ -1,7 +1,7 @@
-"""Arrow columns as the reader needs them: which are text, how many bytes a row takes, and how they are written out.
+"""Rules for Arrow columns: which contain text, how many bytes a row takes, and with which type they are written.
 
-A column comes out of a file in whatever form is cheapest to hold (dictionary, view); `decoded` gives it the plain type
-that every consumer of an Arrow file reads.
+The readers return a column in the encoding that is cheapest in memory (dictionary, view). `decoded` converts it to the
+plain type that every consumer of an Arrow file can read.
 """
 
 from typing import Any
@@ -16,17 +16,17 @@ VIEW_BYTES = 16  # one element of a string_view or binary_view; its first 4 byte
 
 
 def is_string(type: pa.DataType) -> bool:
-    """Whether values of `type` are declared to be text, dictionary-encoded or not, or as JSON."""
+    """Return whether `type` is a string type, also if dictionary-encoded or the storage of an extension type (JSON)."""
     return _value_type(type) in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def is_binary(type: pa.DataType) -> bool:
-    """Whether values of `type` are bytes of any length, dictionary-encoded or not: text, where they hold UTF-8."""
+    """Return whether `type` is variable-length binary, dictionary-encoded or not; its values are read as UTF-8 text."""
     return _value_type(type) in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def holds_text(type: pa.DataType) -> bool:
-    """Whether a column of `type` can be embedded; of type null it is all null, as some write a column of no value."""
+    """Return whether a column of `type` can be embedded; some writers use type null if all values are null."""
     return is_string(type) or is_binary(type) or types.is_null(type)
 
 
@@ -36,8 +36,8 @@ def _value_type(type: pa.DataType) -> pa.DataType:
 
 
 def path_to(schema: pa.Schema | pa.StructType, name: str) -> tuple[str, ...] | None:
-    """The column of that name, or the field of a struct whose names `name` holds with dots between; None: neither."""
-    if schema.get_field_index(name) >= 0:  # below 0 also where two fields have the name
+    """Return the path to the column `name`, or to the struct field with that dotted name; None if there is neither."""
+    if schema.get_field_index(name) >= 0:  # negative also if two fields have this name
         return (name,)
     for dot in (i for i, character in enumerate(name) if character == "."):
         path = path_to(schema, name[:dot])
@@ -49,7 +49,7 @@ def path_to(schema: pa.Schema | pa.StructType, name: str) -> tuple[str, ...] | N
 
 
 def field_at(schema: pa.Schema, path: tuple[str, ...]) -> pa.Field:
-    """The field at a path that `path_to` found; nullable where a struct above it is."""
+    """Return the field at a path from `path_to`; it is nullable if it or a struct that contains it is."""
     field = schema.field(path[0])
     for name in path[1:]:
         below = field.type.field(name)
@@ -58,22 +58,22 @@ def field_at(schema: pa.Schema, path: tuple[str, ...]) -> pa.Field:
 
 
 def array_at(batch: pa.RecordBatch, path: tuple[str, ...]) -> pa.Array:
-    """The values there, checked; null where a struct above them is.
+    """Return the values at a path from `path_to`; they are null where a struct that contains them is null.
 
-    Raises pa.ArrowException where the buffers are damaged, as `check` does.
+    Raises pa.ArrowException if the buffers are damaged (see `check`).
     """
     array = batch[path[0]]
     for name in path[1:]:
-        array.validate()  # a struct's own buffers; those of the field are looked at below
+        array.validate()  # the struct's own buffers; `check` validates those of the field
         array = pc.struct_field(array, name)
     check(array)
     return array
 
 
 def plain_type(type: pa.DataType) -> pa.DataType:
-    """The type a kept column is written with: no dictionaries, no views, nested fields nullable.
+    """Return the type that a kept column is written with: no dictionaries, no views, nested fields nullable.
 
-    Raises TypeError for a type whose decoded size cannot be told or that common readers refuse.
+    Raises TypeError for a type whose decoded size cannot be determined or that common readers do not support.
     """
     if types.is_dictionary(type):
         return plain_type(type.value_type)
@@ -93,14 +93,14 @@ def plain_type(type: pa.DataType) -> pa.DataType:
         return pa.list_(plain_type(type.value_type), type.list_size)
     if isinstance(type, pa.BaseExtensionType):
         return type if plain_type(type.storage_type) == type.storage_type else plain_type(type.storage_type)
-    unknown_to_pyarrow = str(type) in ("month_interval", "day_time_interval")  # there is a type, but no array
+    unknown_to_pyarrow = str(type) in ("month_interval", "day_time_interval")  # pyarrow has no array class for them
     if types.is_nested(type) or types.is_run_end_encoded(type) or unknown_to_pyarrow:  # nested: unions, list views
         raise TypeError(f"{type} cannot be carried over")
     return type
 
 
 def decoded(array: pa.Array, type: pa.DataType) -> pa.Array:
-    """`array` as `type`, a plain type: only the rows of this slice are decoded, and nothing is copied where it fits."""
+    """Cast `array` to `type`, a plain type. Decodes only the rows of this slice; copies nothing if the types match."""
     if array.type == type:
         return array
     if isinstance(array.type, pa.BaseExtensionType):
@@ -111,9 +111,9 @@ def decoded(array: pa.Array, type: pa.DataType) -> pa.Array:
 
 
 def row_bytes(array: pa.Array) -> NDArray[np.int64]:
-    """The decoded size of each row [n] in bytes, offsets and null bits left out.
+    """Return the decoded size of each row [n] in bytes, without offsets and validity bitmaps.
 
-    It depends on the values alone, never on how a file laid them out: a null takes nothing in a column of varying size.
+    It depends only on the values, never on their encoding in a file. In a variable-size column a null takes 0 bytes.
     """
     type = array.type
     if isinstance(type, pa.BaseExtensionType):
@@ -152,16 +152,16 @@ def _where_valid(array: pa.Array, sizes: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def check(array: pa.Array) -> None:
-    """Raise pa.ArrowException where a file's offsets, views or indices point outside of its buffers.
+    """Raise pa.ArrowException if offsets, views or dictionary indices point outside their buffers.
 
-    Invalid UTF-8 in a column of strings passes, since `repaired` mends it; inside lists and structs it does not.
+    Invalid UTF-8 passes in a string column, because `repaired` replaces it, but not inside lists and structs.
     """
     if isinstance(array.type, pa.BaseExtensionType):
         check(array.storage)
     elif types.is_dictionary(array.type):
         check(array.dictionary)
         array.indices.validate(full=True)
-        pa.DictionaryArray.from_arrays(array.indices, array.dictionary, safe=True)  # are the indices in range?
+        pa.DictionaryArray.from_arrays(array.indices, array.dictionary, safe=True)  # raises if an index is out of range
     else:
         _as_bytes(array).validate(full=True)
 
@@ -177,9 +177,9 @@ def _as_bytes(array: pa.Array) -> pa.Array:
 
 
 def repaired(array: pa.Array) -> tuple[pa.Array, int]:
-    """A string array whose every value is valid UTF-8, and how many were not: U+FFFD stands for what is invalid.
+    """Replace invalid UTF-8 in a string array by U+FFFD; returns the array and the number of values changed.
 
-    The whole array is validated at once; only one that fails is looked at row by row.
+    The whole array is validated at once. Rows are decoded one by one only if that fails.
     """
     if isinstance(array.type, pa.BaseExtensionType):
         storage, count = repaired(array.storage)

@@ -1,10 +1,11 @@
-"""One input file: what it is, what it holds, and its rows in record batches of bounded size.
+"""Opens one input file: detects its format, reads its schema, and reads its rows in record batches of bounded size.
 
-Nothing a file declares is trusted with memory: 300 bytes of Parquet can decode to gigabytes, from a dictionary or by
-compression. So Parquet is read through a buffered stream, as many rows at a time as the sizes seen so far allow.
-(`read_dictionary` guards against dictionaries alone, copies the dictionary with each read, 30 times slower where a row
-group's texts all fit into one, and cannot read delta encodings.) Arrow files are memory-mapped. Two things are decoded
-whole: a page of Parquet, and a compressed record batch of Arrow.
+A file's declared sizes are not trusted: 300 bytes of Parquet can decode to gigabytes, through a dictionary or
+compression. So Parquet is read through a buffered stream, and the decoded sizes of earlier rows determine how many rows
+the next read takes. pyarrow's `read_dictionary` was rejected: it helps only with dictionaries, it copies the
+dictionary with each read, which is 30 times slower if all texts of a row group fit into one dictionary, and it cannot
+read delta encodings. Arrow files are memory-mapped. Two units are always decoded whole: a Parquet page and a compressed
+Arrow record batch.
 """
 
 import re
@@ -24,19 +25,19 @@ from fastvec.corpus.locations import SUFFIXES
 from fastvec.corpus.text_lines import COLUMN, SUFFIX, line_groups, read_lines
 from fastvec.errors import InputError
 
-FIRST_READ_ROWS = 16  # nothing is known about a row's size yet
-MAX_READ_ROWS = 256  # what a jump from small rows to huge ones costs; more is no faster
-READ_BYTES = 8 << 20  # what one read of Parquet aims at
+FIRST_READ_ROWS = 16  # before any row's size is known
+MAX_READ_ROWS = 256  # limits memory if huge rows follow small ones; larger reads are no faster
+READ_BYTES = 8 << 20  # target decoded size of one Parquet read
 ENCRYPTED = "encrypted Parquet; write it without encryption"
-BUFFER_BYTES = 1 << 20  # of a Parquet column chunk's compressed bytes; unbuffered or pre-buffered it is read whole
+BUFFER_BYTES = 1 << 20  # of a Parquet column chunk, compressed; without a buffer or with pre_buffer it is read whole
 
 
-Paths = Mapping[str, tuple[str, ...]]  # by a column's name, where it is in a schema
+Paths = Mapping[str, tuple[str, ...]]  # column name to its path in a schema
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A file whose footer was read. A row group of an Arrow file is a record batch, that of a text file some lines."""
+    """An opened input file. Its row groups are record batches in an Arrow file, and groups of lines in a text file."""
 
     path: Path
     size: int
@@ -44,14 +45,14 @@ class Source:
     schema: pa.Schema
     group_rows: tuple[int, ...]
     kind: Literal["parquet", "arrow", "lines"]
-    starts: tuple[int, ...] = ()  # of a text file's groups, in bytes
+    starts: tuple[int, ...] = ()  # byte offset of each group in a text file
 
     @property
     def rows(self) -> int:
         return sum(self.group_rows)
 
     def group_of(self, row: int) -> tuple[int, int]:
-        """The row group that holds `row`, and the position of `row` in it."""
+        """Return the row group that contains `row`, and the position of `row` in it."""
         for group, rows in enumerate(self.group_rows):
             if row < rows:
                 return group, row
@@ -59,12 +60,13 @@ class Source:
         raise IndexError(f"row {row} is past the end of {self.path}")
 
     def batches(self, columns: Sequence[str], *, first_row: int = 0) -> Iterator[pa.RecordBatch]:
-        """The named columns from `first_row` on, in order; string columns may come dictionary-encoded.
+        """Yield the named columns from `first_row` on, in order; string columns may be dictionary-encoded.
 
-        `a.b` names the field b of the struct a, where no column has that name.
+        `a.b` names the field b of the struct a if no column has that name.
 
-        Raises InputError where the file changed since it was opened, or cannot be read, naming the row group. An Arrow
-        file is mapped: a batch can change until it was copied, which `require_unchanged` then tells.
+        Raises InputError if the file changed since it was opened, or cannot be read; the error names the row group
+        of a Parquet or Arrow file, if known. An Arrow file is memory-mapped, so a batch can change until the caller has
+        copied it: call `require_unchanged` afterwards.
         """
         if first_row >= self.rows:
             return
@@ -81,7 +83,7 @@ class Source:
                 yield batch
 
     def require_unchanged(self) -> None:
-        """Raises InputError where the file is not that which was opened."""
+        """Raise InputError if the file's size or modification time changed since it was opened."""
         with _reading(self.path):
             stat = self.path.stat()
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
@@ -89,9 +91,9 @@ class Source:
 
 
 def open_source(path: Path, *, lines: bool = False) -> Source:
-    """Read a file's footer; with `lines` a .txt file is one too, a text a line.
+    """Open a Parquet or Arrow file by reading its footer; with `lines`, also a .txt file with one text per line.
 
-    Raises InputError, naming the file, where it is not a whole Parquet or Arrow file.
+    Raises InputError, which names the file, if it is not a complete Parquet or Arrow file or repeats a column name.
     """
     with _reading(path):
         stat = path.stat()
@@ -122,7 +124,10 @@ def _open_lines(path: Path, size: int, mtime_ns: int) -> Source:
 
 
 def _is_parquet(path: Path, size: int) -> bool:
-    """Whether the bytes are Parquet or, if not, an Arrow file; the suffix does not count."""
+    """Return whether the file is Parquet (True) or Arrow (False), by its magic bytes, not by its suffix.
+
+    Raises InputError if it is neither.
+    """
     if not path.is_file():
         raise InputError(f"{path}: neither a file nor a folder")
     if size == 0:
@@ -163,7 +168,11 @@ def _parquet_footer(path: Path) -> tuple[pa.Schema, tuple[int, ...]]:
 
 
 def _arrow_footer(path: Path) -> tuple[pa.Schema, tuple[int, ...]]:
-    """Schema and row counts. A batch tells its count for one column's sake: of a compressed one no more is decoded."""
+    """Return the schema and the rows of each record batch.
+
+    pyarrow reads a batch to tell its row count. Only one column is included, of a primitive type if there is one, so
+    that no other column of a compressed batch is decoded.
+    """
     with pa.memory_map(str(path)) as memory:
         with ipc.open_file(memory) as file:
             schema = file.schema
@@ -192,7 +201,7 @@ def _read_parquet(source: Source, paths: Paths, first_group: int, skip: int) -> 
                     missing -= batch.num_rows
                     size = sum(int(row_bytes(column).sum()) for column in batch.columns)
                     rows = max(1, min(2 * rows, READ_BYTES * batch.num_rows // max(size, 1), MAX_READ_ROWS))
-                    file.reader.set_batch_size(rows)  # holds from the next batch on
+                    file.reader.set_batch_size(rows)  # takes effect with the next batch
                 if missing:
                     raise InputError(f"{source.path}: row group {group} is {missing} rows short: it is corrupt")
 
@@ -213,7 +222,7 @@ def _read_arrow(source: Source, paths: Paths, first_group: int, skip: int) -> It
 
 
 def _select(batch: pa.RecordBatch, paths: Paths) -> pa.RecordBatch:
-    """The columns at `paths`, checked; a batch without columns keeps its number of rows."""
+    """Return the validated columns at `paths`; without columns, the batch still has its number of rows."""
     if not paths:
         return batch.select([])
     return pa.RecordBatch.from_arrays([array_at(batch, path) for path in paths.values()], list(paths))
@@ -221,7 +230,7 @@ def _select(batch: pa.RecordBatch, paths: Paths) -> pa.RecordBatch:
 
 @contextmanager
 def _reading(path: Path, group: int | None = None) -> Iterator[None]:
-    """Say in one line which file, and which of its row groups, could not be read."""
+    """Turn read errors into a one-line InputError that names the file and, if given, the row group."""
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""Which files a corpus is made of, and in which order: files, folders and patterns as they were given."""
+"""Expands the given files, folders and glob patterns into the ordered list of a corpus's files."""
 
 import logging
 import os
@@ -12,17 +12,18 @@ from fastvec.output.ownership import beside, errors_path
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".parquet", ".arrow")  # what a folder is searched for; a file given by name may have any suffix
-_OTHER_SUFFIXES = (".parq", ".pq", ".feather", ".ipc")  # others' names for the same formats
+SUFFIXES = (".parquet", ".arrow")  # searched for in folders; a file given by its path may have any suffix
+_OTHER_SUFFIXES = (".parq", ".pq", ".feather", ".ipc")  # other tools' suffixes for the same formats
 _WANTED = " or ".join("*" + suffix for suffix in SUFFIXES)
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None = None) -> list[Path]:
-    """The files of `inputs`, or of one, in the order given; a folder's, searched recursively, and a pattern's sorted.
+    """Return the files of `inputs`, one or several paths, folders or patterns, in the order given.
 
-    Raises InputError for an input that is not there, and UsageError where a file would be read twice or `output`
-    would be read as well.
+    Folders are searched recursively. The files of a folder or pattern are sorted.
+    Raises InputError for an input that does not exist, cannot be read or yields no file, and UsageError if there is no
+    input, a file would be read twice, or `output` is an input or inside an input folder.
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     if not given:
@@ -30,7 +31,7 @@ def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None
     found = [file for one in given for file in _files(str(one), output)]
     seen: dict[str, Path] = {}
     for file in found:
-        real = os.path.realpath(file)  # unlike Path.resolve it raises nothing, be it a loop of links
+        real = os.path.realpath(file)  # unlike Path.resolve, it does not raise for a symlink loop
         if real in seen:
             raise UsageError(f"{file}: the same file as the input {seen[real]}; name it once")
         if output is not None and real == os.path.realpath(output):
@@ -40,7 +41,7 @@ def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None
 
 
 def _files(given: str, output: Path | None) -> list[Path]:
-    if scheme := SCHEME.match(given):  # an address may hold a password: only its scheme is repeated
+    if scheme := SCHEME.match(given):  # the message repeats only the scheme: a URL may contain a password
         raise InputError(f"{scheme[1]}:// addresses are not read: download the files and name them by their paths")
     try:
         exists = bool(given) and Path(given).exists()
@@ -54,14 +55,14 @@ def _files(given: str, output: Path | None) -> list[Path]:
         raise InputError(f"{given}: no such file or folder")
     made = _made(output)
     paths = sorted(Path(path) for path in glob(given, recursive=True) if os.path.realpath(path) not in made)
-    files = list(dict.fromkeys(file for path in paths for file in _expanded(path, output)))  # ** gives some twice
+    files = list(dict.fromkeys(file for path in paths for file in _expanded(path, output)))  # ** finds some files twice
     if not files:
         raise InputError(f"{given}: no file matches the pattern")
     return files
 
 
 def _made(output: Path | None) -> set[str]:
-    """The files that a run makes. A pattern leaves them out: the same command must find the same inputs again."""
+    """Return the files that a run writes. Patterns skip them, so that a resumed command finds the same inputs."""
     if output is None:
         return set()
     errors = errors_path(output)
@@ -70,7 +71,7 @@ def _made(output: Path | None) -> set[str]:
 
 
 def _expanded(path: Path, output: Path | None) -> list[Path]:
-    """A folder's files, sorted; any other path itself."""
+    """Return the sorted files of a folder; any other path is returned as is."""
     if not os.path.isdir(path):
         return [path]
     if output is not None and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(path)):
@@ -90,9 +91,9 @@ def _expanded(path: Path, output: Path | None) -> list[Path]:
 
 
 def _walk(folder: Path, left_out: list[Path]) -> Iterator[Path]:
-    """Like dataset readers, skip the hidden and the bookkeeping: names that begin with a dot or an underscore.
+    """Yield a folder's data files, without names that begin with a dot or an underscore, as dataset readers do.
 
-    What looks like data and is skipped all the same goes to `left_out`.
+    Adds skipped files that look like data, and symlinks to folders, to `left_out`.
     """
     for parent, folders, names in os.walk(folder, onerror=_raise_unreadable):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]

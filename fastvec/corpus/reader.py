@@ -1,7 +1,7 @@
-"""Corpus files to chunks of texts, in order, with their position.
+"""Reads the corpus files as chunks of texts, in order, with their position.
 
-A chunk is a run of consecutive rows over all files. Where it ends depends on nothing but the rows from its first one
-on, not on files or row groups: a run that resumes at a chunk's first row cuts the very same chunks.
+A chunk is a range of consecutive rows and may span files. Its end depends only on the rows from its first row on, not
+on files or row groups, so a run that resumes at a chunk's first row cuts exactly the same chunks.
 """
 
 import logging
@@ -32,14 +32,15 @@ from fastvec.errors import InputError, UsageError
 logger = logging.getLogger(__name__)
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "sentence")
-MAX_CHUNK_BYTES = 1 << 29  # a repaired byte takes three: a column of strings stays under 2 GiB, where its offsets end
+MAX_CHUNK_BYTES = 1 << 29  # an invalid byte becomes U+FFFD, 3 bytes: stays below 2 GiB, the limit of int32 offsets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkLimits:
-    """A chunk closes before the row that would pass either limit; a row larger than `bytes` is alone in its chunk.
+    """Limits of a chunk. A chunk ends before the row that would exceed either limit.
 
-    `bytes` counts the text (UTF-8) and the kept columns, decoded.
+    `bytes` counts the text (UTF-8) and the kept columns, decoded. A row larger than `bytes` gets a chunk of its own.
+    Raises ValueError if `rows` is below 1 or `bytes` is not in 1 to MAX_CHUNK_BYTES.
     """
 
     rows: int
@@ -52,9 +53,10 @@ class ChunkLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """Consecutive rows [n]: `texts` is a large_string array of valid UTF-8 with its nulls, `kept` the kept columns.
+    """Consecutive rows [n] of a corpus.
 
-    `first_row` counts over all files; `repaired` is the number of texts that were not valid UTF-8.
+    `texts` is a large_string array of valid UTF-8 and may contain nulls; `kept` has the kept columns. `first_row` is
+    the row number over all files; `repaired` is the number of texts that were not valid UTF-8.
     """
 
     index: int
@@ -66,7 +68,7 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputFile:
-    """One file of a corpus: `rows` of its rows are used, and they begin at row `first_row` of the corpus."""
+    """One file of a corpus. Its first `rows` rows are used; the first of them is row `first_row` of the corpus."""
 
     uri: str
     size: int
@@ -77,26 +79,27 @@ class InputFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """The files of a job, opened and checked: their text column, what is kept beside it, how many rows there are."""
+    """The opened and checked input files of a job, with their text column, kept columns and number of rows."""
 
     files: tuple[InputFile, ...]
     column: str
     kept_schema: pa.Schema
     rows: int
-    column_reason: str  # why this column, where none was named
+    column_reason: str  # why this column was chosen; empty if it was given
     _sources: tuple[Source, ...] = field(repr=False)
 
     def say_column(self) -> None:
-        """Name the column that was taken in a line, where it was not asked for."""
+        """Log which text column was chosen, and why, if none was given."""
         if self.column_reason:
             logger.info("text column: %s, %s", self.column, self.column_reason)
 
     def chunks(
         self, limits: ChunkLimits, *, first_row: int = 0, first_index: int = 0, end_row: int | None = None
     ) -> Iterator[Chunk]:
-        """The rows from `first_row` on, before `end_row`, cut by `limits`; files before that row are not opened.
+        """Yield the rows from `first_row` up to but excluding `end_row` in chunks cut by `limits`.
 
-        Raises InputError where a file cannot be read or changed since the corpus was opened.
+        The chunks are numbered from `first_index`. Files that end before `first_row` are not opened.
+        Raises InputError if a file cannot be read or changed since the corpus was opened.
         """
         index = first_index
         pieces: list[pa.RecordBatch] = []
@@ -108,7 +111,7 @@ class Corpus:
             while start < batch.num_rows:
                 end = int(np.searchsorted(ends, ends[start] + limits.bytes - size, side="right")) - 1
                 end = min(end, start + limits.rows - rows)
-                end = max(end, start if rows else start + 1)  # the first row always fits, however large
+                end = max(end, start if rows else start + 1)  # a chunk always takes its first row, however large
                 pieces.append(self._decoded(batch.slice(start, end - start)))
                 rows, size = rows + end - start, size + int(ends[end] - ends[start])
                 start = end
@@ -120,7 +123,7 @@ class Corpus:
             yield self._chunk(index, first_row, pieces)
 
     def locate(self, row: int) -> tuple[str, int]:
-        """The file and the row group, or record batch of an Arrow file, that hold a row of the corpus."""
+        """Return the file and the row group (record batch of an Arrow file) that contain a row of the corpus."""
         for file, source in zip(self.files, self._sources, strict=True):
             if file.first_row <= row < file.first_row + file.rows:
                 return file.uri, source.group_of(row - file.first_row)[0]
@@ -128,7 +131,7 @@ class Corpus:
 
     @property
     def groups(self) -> list[tuple[int, int]]:
-        """The first row and the end of every row group, or record batch of an Arrow file."""
+        """The begin and end row in the corpus of every non-empty row group (record batch of an Arrow file)."""
         bounds: list[tuple[int, int]] = []
         for file, source in zip(self.files, self._sources, strict=True):
             ends = np.minimum(np.cumsum(source.group_rows), file.rows) + file.first_row
@@ -137,7 +140,7 @@ class Corpus:
         return bounds
 
     def _batches(self, first_row: int, end_row: int) -> Iterator[pa.RecordBatch]:
-        """The text column and the kept ones, as the files have them."""
+        """Yield the text column and the kept columns, encoded as in the files."""
         columns = list(dict.fromkeys([self.column, *self.kept_schema.names]))
         for file, source in zip(self.files, self._sources, strict=True):
             skip = max(first_row - file.first_row, 0)
@@ -159,7 +162,7 @@ class Corpus:
     def _chunk(self, index: int, first_row: int, pieces: list[pa.RecordBatch]) -> Chunk:
         rows = pa.concat_batches(pieces)
         texts, count = repaired(rows.column(0).view(pa.large_string()))
-        kept = rows.select(range(1, rows.num_columns))  # keeps the number of rows where no column is kept
+        kept = rows.select(range(1, rows.num_columns))  # preserves the number of rows if no column is kept
         for position, column in enumerate(self.kept_schema):
             if is_string(column.type):
                 kept = kept.set_column(position, column, repaired(kept.column(position))[0])
@@ -176,13 +179,19 @@ def open_corpus(
     vector_column: str | None = None,
     lines: bool = False,
 ) -> Corpus:
-    """Open and check every file.
+    """Open and check every input file, before any chunk is read.
 
-    `keep` None keeps all columns, a name alone that one; `limit` is the number of rows used over all files. `output`
-    and its `vector_column` are what the rows are embedded into. With `lines`, files of text lines (.txt) are read too.
+    Args:
+        inputs: One or several files, folders or glob patterns.
+        column: The text column; None chooses it by type and name.
+        keep: Columns to copy to the output: names, or a single name; None keeps all.
+        limit: Maximum number of rows, over all files.
+        output: The file that will be written; it must not be an input.
+        vector_column: Its vector column. Kept columns may not have this name or `row`; None skips this check.
+        lines: Whether to read .txt files too, with one text per line.
 
-    Raises InputError for a file or column that cannot be read, before anything is, and UsageError for inputs or kept
-    columns that contradict each other or the output.
+    Raises InputError for a file or column that cannot be read, and UsageError for inputs or kept columns that conflict
+    with each other or with the output.
     """
     sources = [open_source(path, lines=lines) for path in find_files(inputs, output=output)]
     first = sources[0]
@@ -198,7 +207,7 @@ def open_corpus(
         _require_same_columns(source, _first_with_values(sources, column), column, kept_schema)
     files = _files(sources, limit)
     for file, source in zip(files, sources, strict=True):
-        if file.rows:  # the first rows tell of encrypted columns and unknown codecs, which a footer does not
+        if file.rows:  # only reading rows reveals encrypted columns and unknown codecs; the footer does not
             next(source.batches(list({column, *names})), None)
     return Corpus(
         files=files,
@@ -211,7 +220,7 @@ def open_corpus(
 
 
 def _first_with_values(sources: Sequence[Source], name: str) -> Source:
-    """The first file in which the column is not of type null; the first one where it is so in all."""
+    """Return the first file in which the column is not of type null, or the first file if it is null in all."""
     typed = (source for source in sources if not types.is_null(_field(source, name).type))
     return next(typed, sources[0])
 
@@ -229,18 +238,19 @@ def _files(sources: Sequence[Source], limit: int | None) -> tuple[InputFile, ...
 
 
 def _text_column(source: Source) -> tuple[str, str]:
-    """The column that is taken where none is named, and why it is.
+    """Choose the text column if none is given; returns its name and the reason.
 
-    A column by a usual name that holds something else was meant to be the text: no other is taken in its place.
+    If columns have usual names (TEXT_NAMES) but none of these contains text, one was probably meant to be the text: no
+    other column is chosen instead. Raises InputError if no column can be chosen.
     """
     by_name = {field.name: field.type for field in source.schema}
-    # JSON is text where it is asked for, or has a text's name; else it is metadata
+    # a JSON column is chosen only by a usual name (or with --column); otherwise it is metadata
     strings = [n for n, type in by_name.items() if is_string(type) and not isinstance(type, pa.BaseExtensionType)]
     usual = [name for name in TEXT_NAMES if name in by_name]
     if len(strings) == 1 and (strings[0] in usual or not usual):
         return strings[0], "the only one of text"
     for name in usual:
-        # one of no value was hardly meant beside strings
+        # a column of type null is not chosen if there are string columns
         if holds_text(by_name[name]) and not (strings and types.is_null(by_name[name])):
             return name, "by its name"
     some = any(is_string(type) or is_binary(type) for type in by_name.values())
@@ -257,7 +267,7 @@ def _text_column(source: Source) -> tuple[str, str]:
 
 
 def _text_inside(source: Source) -> str | None:
-    """A field of a struct that holds text, as --column names it."""
+    """Return a string field of a struct, as --column would name it."""
     structs = (column for column in source.schema if types.is_struct(column.type))
     return next(
         (f"{column.name}.{below.name}" for column in structs for below in column.type if is_string(below.type)), None
@@ -267,7 +277,7 @@ def _text_inside(source: Source) -> str | None:
 def _kept_type(source: Source, name: str) -> pa.DataType:
     try:
         return plain_type(_field(source, name).type)
-    except (TypeError, UnicodeDecodeError) as error:  # the latter: a nested field's name
+    except (TypeError, UnicodeDecodeError) as error:  # UnicodeDecodeError: a nested field's name
         raise InputError(f"{source.path}: column {name!r} cannot be kept: {error}") from error
 
 
@@ -296,7 +306,7 @@ def _short(type: pa.DataType) -> str:
 
 
 def _columns(source: Source) -> str:
-    """What the columns are, in a sentence; neither a wide table nor a deep type is spelled out."""
+    """List the columns in a sentence: at most 20 of them, with types shortened to 30 characters."""
     names = [f"{field.name} ({_short(field.type)})" for field in source.schema]
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"Its columns: {', '.join(names[:20])}{more}" if names else "It has no columns"

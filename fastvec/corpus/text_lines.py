@@ -1,4 +1,4 @@
-"""Text files, a text a line, read as if they were columns: groups of lines take the place of row groups."""
+"""Reads text files with one text per line as a single column; groups of lines take the place of row groups."""
 
 from codecs import BOM_UTF8
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ READ_BYTES = 1 << 20
 
 
 def line_groups(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The lines of each group, and the byte at which it starts. A last line needs no line end."""
+    """Return the number of lines and the byte offset of each group. The last line needs no line end."""
     starts, lines, position, ended = [0], 0, 0, True
     with path.open("rb") as file:
         while block := file.read(READ_BYTES):
@@ -34,9 +34,9 @@ def line_groups(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def read_lines(path: Path, start: int, skip: int) -> Iterator[pa.RecordBatch]:
-    """The lines from byte `start` on, without the first `skip` of them, in batches of bytes in a column `text`.
+    """Yield the lines from byte offset `start` on as batches with a binary column `text`, skipping the first `skip`.
 
-    A byte order mark before the first line of all is no part of it.
+    A byte order mark at the start of the file is removed.
     """
     with path.open("rb") as file:
         file.seek(start)

@@ -1,15 +1,15 @@
-"""Running a decoder over packed sequences, bidirectional or causal.
+"""Run a decoder over packed sequences, bidirectional or causal.
 
-`load.load_decoder` gives one of two:
+`load.load_decoder` returns one of two decoders:
 
-- `from_files` reads Llama's plain layout straight from safetensors, without importing transformers;
-- `from_transformers` loads any other supported model, merges its adapters, and `packed_transformers` runs it with our
-  attention.
+- `from_files` reads the plain Llama layout directly from safetensors, without importing transformers.
+- `from_transformers` loads any other supported model and merges its adapters; `packed_transformers` runs it with
+  fastvec's attention.
 
-Both run by the fused path where possible: `fused` is the forward pass, `llama_layers` takes a Llama-style layer apart,
-`detection` finds such layers in a model of transformers and compares the result with it. `quantized` replaces the
-linear layers by int8 or fp8, and `agreement` measures what that changes. `self_check` tests at load time that attention
-sees what it should.
+Both use the fused path if possible: `fused` is the forward pass, `llama_layers` extracts the weights of a Llama-style
+layer, and `detection` finds such layers in a transformers model and compares the fused path with transformers.
+`quantized` replaces the linear layers with int8 or fp8, and `agreement` measures what that changes. `self_check` tests
+at load time that attention sees the tokens it should.
 
-Nothing here knows about texts, Arrow or files of a corpus.
+Nothing here knows about texts, Arrow or corpus files.
 """

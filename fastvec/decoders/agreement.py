@@ -1,4 +1,4 @@
-"""How near the vectors of a quantised forward come to those it stands for, and whether that is near enough.
+"""Measure how closely a quantised forward reproduces the unquantised vectors, and reject one that is not close enough.
 
 Shapes: n texts, D dimensions of a vector.
 """
@@ -12,23 +12,23 @@ from fastvec.errors import ModelError
 
 FloatArray = npt.NDArray[np.float32]
 
-SAMPLE = 256  # texts that are compared
+SAMPLE = 256  # texts to compare
 NEIGHBOURS = 10
-LEAST_TEXTS = 100  # of fewer, the nearest ones are a matter of chance
+LEAST_TEXTS = 100  # with fewer texts, the nearest neighbours are a matter of chance
 LEAST_COSINE, LEAST_OVERLAP = 0.99, 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """`cosine` is the 1st percentile over the texts; `overlap` the share of each text's nearest ten that stay so."""
+    """`cosine`: 1st percentile over texts. `overlap`: mean share of a text's ten nearest neighbours that are kept."""
 
     texts: int
     cosine: float
-    overlap: float | None  # None where the texts are too few
+    overlap: float | None  # None with fewer than LEAST_TEXTS texts
 
     @classmethod
     def of(cls, expected: FloatArray, found: FloatArray) -> "Agreement":
-        """Of the vectors [n, D] of the same texts, n at least 1; those that are not finite are left out."""
+        """Compare two sets of vectors [n, D] of the same texts, n ≥ 1, leaving out texts with a non-finite vector."""
         finite = np.isfinite(expected).all(axis=1) & np.isfinite(found).all(axis=1)
         expected, found = (_normalized(vectors[finite]) for vectors in (expected, found))
         cosines = (expected * found).sum(axis=1)
@@ -38,7 +38,7 @@ class Agreement:
         )
 
     def require(self, quantize: str, dtype: str) -> None:
-        """Raises ModelError where the two are not near enough."""
+        """Raise ModelError if the cosine or the overlap is below its minimum."""
         if self.cosine < LEAST_COSINE or (self.overlap is not None and self.overlap < LEAST_OVERLAP):
             raise ModelError(
                 f"{quantize} turns this model's vectors too far, {self}, against {dtype}: needed are {LEAST_COSINE} "
@@ -56,7 +56,7 @@ def _normalized(vectors: FloatArray) -> FloatArray:
 
 
 def _overlap(expected: FloatArray, found: FloatArray) -> float:
-    """The mean share of a text's nearest neighbours by `expected` that are so by `found` too."""
+    """Return the mean share of a text's nearest neighbours by `expected` that are also nearest by `found`."""
     nearest = []
     for vectors in (expected, found):
         similarity = vectors @ vectors.T

@@ -1,9 +1,9 @@
-"""Which decoders have Llama's skeleton, and where their weights go in it.
+"""Detect Llama-style decoders among transformers models, and build the fused path from their weights.
 
-A layer is recognised by its parts, not by its name: which linear maps and norms it has says where they stand. What a
-norm or an activation computes is found by trying it, how a layer attends by watching transformers' own forward. Then
-both paths run the first layers, as many as show every kind, in float32: a decoder for which they differ runs through
-transformers, as do all with other parts.
+A layer is recognised by its parts, not by its name: the linear maps and norms it has determine where each one goes.
+What a norm or an activation computes is found by running it; how a layer attends, by recording transformers' own
+forward. Then both paths run the first layers in float32, as many as it takes to include every kind of layer. If the
+results differ, or if the model has any other part, the decoder runs through transformers.
 
 Shapes: T packed tokens, D hidden size, P positions, R rotary dimensions.
 """
@@ -25,15 +25,15 @@ from fastvec_kernels import AttentionPlan
 
 logger = logging.getLogger(__name__)
 
-AGREEMENT = 1e-4  # how far the two paths may be apart in float32, relative to a state's norm
-TRIAL = (12, 5)  # tokens of the sequences that are tried
-ANY, STILL = "any", "still"  # kinds of rotary tables: one for all layers, and of a layer that does not turn
+AGREEMENT = 1e-4  # largest distance between the two paths in float32, relative to a hidden state's norm
+TRIAL = (12, 5)  # lengths in tokens of the two trial sequences
+ANY, STILL = "any", "still"  # kinds of rotary tables: one for all layers, and none (no rotation)
 
 
 def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
-    """The fast path of `decoder` for sequences of up to `positions` tokens, None where it has another skeleton.
+    """Return the fused path of `decoder` for sequences of up to `positions` tokens, or None if it is not Llama-style.
 
-    Fused weights take the place of the decoder's own, which become views of them. Run under `inference_mode`.
+    The decoder's own weights become views of the fused weights. Call it under `inference_mode`.
     """
     model, positions = decoder.model, max(positions, *TRIAL)
     try:
@@ -50,7 +50,7 @@ def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
 
 
 def _layers_of_every_kind(model: Any, seen: Sequence[Attending]) -> int:
-    """The length of the shortest run of first layers in which each way to attend and to turn occurs."""
+    """Return how many first layers it takes to include every combination of attention settings and rotary table."""
     kinds = [
         (how.heads, how.kv_heads, how.scale, how.window, how.softcap, how.sinks is None, kind)
         for how, kind in zip(seen, _rotary_kinds(model), strict=True)
@@ -60,7 +60,7 @@ def _layers_of_every_kind(model: Any, seen: Sequence[Attending]) -> int:
 
 @contextmanager
 def _first_layers_in_float32(model: Any, count: int) -> Iterator[None]:
-    """Cut the model to its first layers, widened; the weights come back as they were."""
+    """Truncate the model to its first `count` layers, in float32, and restore layers and weights afterwards."""
     whole = model.layers
     model.layers = whole[:count]
     parameters = [*model.layers.parameters(), *model.norm.parameters()]
@@ -76,7 +76,7 @@ def _first_layers_in_float32(model: Any, count: int) -> Iterator[None]:
 
 
 def _watch(model: Any) -> list[Attending]:
-    """How each layer attends; raises NotLlamaStyle unless the model is a plain row of layers that attend once."""
+    """Return how each layer attends; raise NotLlamaStyle unless the model is a stack of layers that attend once."""
     parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
     require_parts(model, parts, needed=parts)
     norm_of(model.norm)
@@ -90,7 +90,7 @@ def _watch(model: Any) -> list[Attending]:
 
 
 def _recognised(model: Any, seen: Sequence[Attending], positions: int) -> FusedDecoder:
-    """The fast path of a model whose layers attend as was `seen`."""
+    """Build the fused path of a model whose layers attend as recorded in `seen`."""
     kinds = _rotary_kinds(model)
     order = list(dict.fromkeys(kinds))
     layers = [
@@ -107,7 +107,7 @@ def _recognised(model: Any, seen: Sequence[Attending], positions: int) -> FusedD
 
 
 def _rotary_kinds(model: Any) -> list[str]:
-    """What tells a layer's table from another's: its type where rotary_emb asks for one, and whether it turns."""
+    """Return the rotary table each layer uses: that of its type if rotary_emb asks for one, or STILL if unrotated."""
     asks = "layer_type" in inspect.signature(model.rotary_emb.forward).parameters
     types = model.config.layer_types[: len(model.layers)] if asks else [ANY] * len(model.layers)
     return [
@@ -117,19 +117,19 @@ def _rotary_kinds(model: Any) -> list[str]:
 
 
 def _table(model: Any, kind: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of half of the rotary dimensions, whose second half repeats the first: [P, R / 2]."""
+    """Return cosine and sine [P, R / 2] of the first half of the rotary dimensions; the second half repeats them."""
     device = model.norm.weight.device
     if kind == STILL:
         return torch.ones(positions, 1, device=device), torch.zeros(positions, 1, device=device)
     ids = torch.arange(positions, device=device)[None]
-    x = torch.empty(1, 1, device=device)  # tells device and dtype
+    x = torch.empty(1, 1, device=device)  # rotary_emb takes only its device and dtype
     pair = model.rotary_emb(x, ids) if kind == ANY else model.rotary_emb(x, ids, kind)
     cos, sin = (half[0].float()[:, : half.shape[-1] // 2].contiguous() for half in pair)
     return cos, sin
 
 
 def _trial(model: Any) -> tuple[torch.Tensor, Packed]:
-    """Random embeddings [T, D] of two sequences, in the layers' dtype."""
+    """Return random embeddings [T, D] of the two trial sequences, in the layers' dtype, and their packed batch."""
     packed = pack([np.zeros(length, dtype=np.int32) for length in TRIAL], device=model.device)
     width, weight = model.config.hidden_size, model.norm.weight
     embeddings = torch.randn(sum(TRIAL), width, generator=torch.Generator().manual_seed(0))
@@ -137,7 +137,7 @@ def _trial(model: Any) -> tuple[torch.Tensor, Packed]:
 
 
 def _states(model: Any, embeddings: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """What transformers makes of them [T, D]."""
+    """Return the hidden states [T, D] that transformers computes from `embeddings` [T, D]."""
     with packed_attention(AttentionPlan.build(packed.lengths, embeddings.device)):
         output = model(inputs_embeds=embeddings[None], position_ids=packed.positions[None], use_cache=False)
     states: torch.Tensor = output.last_hidden_state[0]
@@ -145,7 +145,7 @@ def _states(model: Any, embeddings: torch.Tensor, packed: Packed) -> torch.Tenso
 
 
 def _difference(model: Any, fused: FusedDecoder) -> float:
-    """The largest distance of a token's two states, relative to their norm."""
+    """Return the largest distance between the two paths' states of a token, relative to transformers' state."""
     embeddings, packed = _trial(model)
     found = fused.states(packed, embeddings)
     expected = _states(model, embeddings, packed)

@@ -1,9 +1,9 @@
-"""Decoders of Llama's plain layout straight from their files to the fused path, without transformers.
+"""Load decoders of the plain Llama layout from their files directly into the fused path, without transformers.
 
 Importing transformers' models takes longer than embedding a few thousand short texts. Llama, Mistral, Qwen2 and Qwen3
-need it neither to be recognised nor to be run: `config.json` is compared with a list of all that may stand in it, and
-the tensors must be exactly those it asks for. Whatever is not so, an adapter or a long context's rotation for one, is
-left to transformers (`from_transformers`, `detection`), which also says what is wrong with it.
+need it neither for detection nor to run: every setting in `config.json` must be on a list of known ones, and the
+tensors must be exactly those it asks for. Everything else, e.g. an adapter or RoPE scaling for long contexts, is left
+to transformers (`from_transformers`, `detection`), which also reports what is wrong with a checkpoint.
 
 Shapes: D hidden size, H and KV heads of size d, P positions.
 """
@@ -31,7 +31,8 @@ COUNTS = (
     "num_hidden_layers",
     "vocab_size",
 )
-# settings that do not reach the states, whatever they say; a window's layers count only where there is a window
+# Settings that do not affect the hidden states, whatever their value. `max_window_layers` would matter only with a
+# sliding window, which the plain layout does not have.
 IGNORED = {
     "architectures",
     "attention_dropout",
@@ -49,7 +50,7 @@ IGNORED = {
     "use_bidirectional_attention",
     "use_cache",
 }
-# settings with the values that the plain layout has
+# Settings with the values allowed in the plain layout, the default first.
 PLAIN: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "pretraining_tp": (1,),
@@ -57,12 +58,12 @@ PLAIN: dict[str, tuple[object, ...]] = {
     "use_sliding_window": (False,),
 }
 ALL_FOUR = ("q_proj", "k_proj", "v_proj", "o_proj")
-LEAST_POSITIONS = 8  # for `self_check`
+LEAST_POSITIONS = 8  # longest sequence of `self_check`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What config.json says of a decoder of the plain layout."""
+    """The settings in config.json of a decoder of the plain layout."""
 
     family: str
     hidden: int
@@ -79,7 +80,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """Raises NotLlamaStyle where the layout is another, or a setting is unknown or left to a default."""
+        """Read `config`; raise NotLlamaStyle for another layout, an unknown setting, or a missing size, eps or base."""
         family, rest = config.get("model_type"), {name: config[name] for name in config if name not in IGNORED}
         if family not in ("llama", "mistral", "qwen2", "qwen3"):
             raise NotLlamaStyle(f"{family} is no plain layout")
@@ -125,7 +126,7 @@ def _number(settings: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _theta(settings: dict[str, Any]) -> float:
-    """The base of the rotary frequencies; `rope_theta` stands by itself in older configurations."""
+    """Return the base of the rotary frequencies; older configurations have `rope_theta` at the top level."""
     rope = settings.pop("rope_parameters", None)
     if rope is None:
         return float(_number(settings, "rope_theta", float))
@@ -136,20 +137,20 @@ def _theta(settings: dict[str, Any]) -> float:
 
 
 class PlainDecoder:
-    """A decoder of the plain layout, over packed batches: `Decoder` without transformers.
+    """A decoder of the plain layout over packed batches: `packed_transformers.Decoder` without transformers.
 
-    `model` holds the weights by transformers' names. `fuse` joins them to what computes, and is called again after they
-    were given another dtype.
+    `model` has the weights under transformers' names. `fuse` builds the fused path from them; call it again after
+    their dtype has changed.
     """
 
-    longest: int | None = None  # default rotary positions set no limit
+    longest: int | None = None  # default rotary positions have no limit
 
     def __init__(self, model: nn.Module, shape: Shape, *, bidirectional: bool, positions: int) -> None:
         self.model = model
         self.bidirectional = bidirectional
         self.family, self.vocabulary = shape.family, shape.vocabulary
         self._shape, self._positions = shape, max(positions, LEAST_POSITIONS)
-        self._joined: FusedDecoder | None = None  # between calls, until `fuse` hands it over
+        self._joined: FusedDecoder | None = None  # built by the first call, kept until `fuse` returns it
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +162,7 @@ class PlainDecoder:
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """The table [V, D] of the tokens."""
+        """The token embedding table [V, D]."""
         table: torch.Tensor = self.model.embed_tokens.weight  # type: ignore[assignment, union-attr]
         return table
 
@@ -190,7 +191,7 @@ class PlainDecoder:
         )
 
     def __call__(self, packed: Packed) -> torch.Tensor:
-        """The hidden states [T, D] after the final norm."""
+        """Return the hidden states [T, D] after the final norm."""
         self._joined = self._joined or self._join()
         return self._joined.states(packed)
 
@@ -198,7 +199,7 @@ class PlainDecoder:
 def decoder_from_files(
     checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str, bidirectional: bool, positions: int
 ) -> PlainDecoder | None:
-    """The decoder in `checkpoint`, for sequences of up to `positions` tokens; None where it needs transformers."""
+    """Load the decoder for sequences of up to `positions` tokens; return None if it needs transformers."""
     if checkpoint.adapters:
         return None
     try:
@@ -212,15 +213,15 @@ def decoder_from_files(
         model.load_state_dict(tensors, assign=True)
         model.requires_grad_(False).eval()
         return PlainDecoder(model, shape, bidirectional=bidirectional, positions=positions)
-    except (NotLlamaStyle, RuntimeError):  # tensors that do not fit; memory that ends
+    except (NotLlamaStyle, RuntimeError):  # RuntimeError: mismatched tensors, or out of memory
         return None
 
 
 def _tree(shape: Shape) -> nn.Module:
-    """Modules by transformers' names, without a value and without a forward of their own.
+    """Build modules under transformers' names: parameters without storage, containers without a forward.
 
-    The context manager `torch.device("meta")`, and drawing an embedding on that device, would import torch's compiler,
-    which takes a second.
+    The context manager `torch.device("meta")`, or initialising an embedding on that device, would import torch's
+    compiler, which takes a second.
     """
     norm = functools.partial(nn.RMSNorm, eps=shape.eps, device="meta")
     linear = functools.partial(nn.Linear, device="meta")
@@ -262,7 +263,7 @@ def _node(**children: nn.Module) -> nn.Module:
 
 
 def _table(theta: float, size: int, positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [P, d / 2] of every position times θ^(−2i/d) (Su et al., 2021)."""
+    """Return cosine and sine [P, d / 2] of every position times θ^(−2i/d) (Su et al., 2021)."""
     frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
     angles = torch.arange(positions).float()[:, None] * frequencies
     return angles.cos().to(device), angles.sin().to(device)

@@ -1,7 +1,7 @@
-"""What a `Checkpoint` names, loaded by transformers: the model with its adapters merged.
+"""Load the model of a `Checkpoint` with transformers, and merge its adapters.
 
-transformers is handed tensors, not a folder: so the files that are loaded are those that were checked and hashed, and
-what else it does with a folder (read pickles, follow an adapter to the hub, run code) cannot happen.
+transformers receives tensors, not a folder. So the loaded files are exactly those that were checked and hashed, and
+transformers cannot do what else it does with a folder: read pickles, follow an adapter to the hub, run code.
 """
 
 import logging
@@ -35,8 +35,8 @@ FOREIGN_PREFIXES = {
     "language_model.": TEXT_PART,
     "model.language_model.": TEXT_PART,
 }
-# Tensors that no hidden state depends on, or that are computed anew: heads and the layers of multi-token prediction,
-# buffers of rotary frequencies and causal masks, scales of a quantised key-value cache, towers for images and sound.
+# Tensors that no hidden state depends on, or that are recomputed: heads and multi-token prediction layers, buffers of
+# rotary frequencies and causal masks, scales of a quantised key-value cache, vision and audio towers.
 HARMLESS = re.compile(
     r"(^|\.)(lm_head|embed_out|mtp|mtp_layers|rotary_emb|masked_bias|k_scale|v_scale"
     r"|visual|vision_\w+|vision|audio_\w+|embed_vision|embed_audio|multi_modal_projector|mm_projector)(\.|$)"
@@ -49,9 +49,10 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 def load_model(
     checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str, headed: bool = False
 ) -> PreTrainedModel:
-    """The decoder, adapters merged, frozen, with our attention, and its LM head where `headed`; no dropout of its own.
+    """Load the decoder in eval mode: adapters merged, weights frozen, fastvec's attention, no dropout of its own.
 
-    Causal or not is `Decoder`'s part. Raises ModelError where a tensor is missing or does not fit.
+    It has its LM head if `headed`. `Decoder` decides whether it runs causal. Raises ModelError if the config makes no
+    model, a tensor is missing, unknown or of another shape, an adapter does not fit, or memory runs out.
     """
     tensors = _tensors(checkpoint.base)
     with quiet_libraries():
@@ -66,12 +67,12 @@ def load_model(
                 dtype=dtype,
                 device_map={"": device},
                 attn_implementation=ATTENTION,
-                ignore_mismatched_sizes=True,  # told below, by name
+                ignore_mismatched_sizes=True,  # reported by name in _refuse_unfilled
                 output_loading_info=True,
             )
         except torch.OutOfMemoryError:
             raise ModelError(f"{checkpoint.name} does not fit into the memory of {device} as {dtype}") from None
-        except Exception as error:  # transformers computes with a config's values and raises what comes
+        except Exception as error:  # transformers computes with the config's values and raises all kinds of errors
             raise ModelError(f"{checkpoint.base / 'config.json'} makes no model: {one_line(error)}") from None
         _refuse_unfilled(checkpoint.base, found)
         _refuse_unread(checkpoint.base, config, found["unexpected_keys"])
@@ -88,15 +89,15 @@ def _config(checkpoint: Checkpoint) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             checkpoint.base, trust_remote_code=False, local_files_only=True
         )
-    else:  # a type of a folder's own code, which has the settings of one of transformers'
+    else:  # the type of a folder's own code, with the settings of a transformers type
         config = CONFIG_MAPPING[checkpoint.model_type].from_dict(content | {"model_type": checkpoint.model_type})
     return config
 
 
 def _tensors(base: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a model, without what torch.compile and DistributedDataParallel put before every name.
+    """Read all tensors of a model, without the name prefixes of torch.compile and DistributedDataParallel.
 
-    Raises ModelError where every name begins with what another wrapper puts there.
+    Raises ModelError if every name begins with the prefix of another wrapper.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(base):
@@ -113,14 +114,14 @@ def _common_prefix(names: Collection[str], prefixes: Collection[str]) -> str | N
 
 
 def _silence(config: PretrainedConfig) -> None:
-    """No dropout and no jitter of the architecture's own: they draw from a generator whose state nobody keeps."""
+    """Disable the architecture's own dropout and jitter, which draw from a generator whose state is not saved."""
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("drop" in name or name.endswith("jitter_noise")):
             setattr(config, name, 0.0)
 
 
 def _refuse_unfilled(base: Path, found: dict[str, set[object]]) -> None:
-    """transformers would fill with random numbers what the files do not hold."""
+    """Raise ModelError for missing or mismatched tensors, which transformers would fill with random numbers."""
     if found["missing_keys"] == {"lm_head.weight"}:
         raise ModelError(f"{base} holds no LM head, which mntp needs: give an adapter, or what it was made from")
     for problem, what in (("missing_keys", "does not hold"), ("mismatched_keys", "holds in another shape")):
@@ -129,7 +130,10 @@ def _refuse_unfilled(base: Path, found: dict[str, set[object]]) -> None:
 
 
 def _refuse_unread(base: Path, config: PretrainedConfig, names: Collection[str]) -> None:
-    """Tensors that transformers would drop in silence are a part of the model that config.json does not ask for."""
+    """Raise ModelError for tensors that transformers would silently drop: config.json does not ask for them.
+
+    Layers beyond num_hidden_layers only cause a warning.
+    """
     layers = int(getattr(config.get_text_config(), "num_hidden_layers", 0))
     unread = sorted(name for name in names if not HARMLESS.search(name))
     further = [name for name in unread if (found := LAYER.search(name)) and int(found[1]) >= layers]
@@ -146,16 +150,16 @@ def _refuse_unread(base: Path, config: PretrainedConfig, names: Collection[str])
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Add the LoRA adapter in `folder` to the weights of `model`, in place.
+    """Merge the LoRA adapter in `folder` into the weights of `model`, in place.
 
-    An adapter trained on a model with its LM head says `model.layers.0…` where one trained without says `layers.0…`,
-    and peft loads nothing, in silence, where the names differ. So the model is put under the name the adapter uses, and
-    every tensor must find its place; those of an LM head have none here and decide nothing.
+    An adapter trained on a model with its LM head names tensors `model.layers.0…`; one trained without, `layers.0…`.
+    If the names differ from the model's, peft silently loads nothing. So the model is wrapped under the name that the
+    adapter uses, and every tensor must match. Tensors of an LM head are skipped: no hidden state depends on them.
 
-    peft sums in float32 and rounds to the model's type once per adapter: the same weights as a merge in float32 gives
-    where the base is stored in that type, without a float32 copy (28 GB for 7 billion parameters).
+    peft adds in float32 and rounds to the model's dtype once per adapter. If the base is stored in that dtype, the
+    weights equal those of a merge in float32, without a float32 copy (28 GB for 7 billion parameters).
 
-    Raises ModelError for another kind of adapter, and for tensors without a place or without a value.
+    Raises ModelError for any other kind of adapter, and for unexpected or missing tensors.
     """
     config = _lora_config(folder)
     tensors = {name: tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items() if "lm_head." not in name}
@@ -178,12 +182,12 @@ def _lora_config(folder: Path) -> LoraConfig:
     settings = read_json(path)
     if settings.get("peft_type") != "LORA":
         raise ModelError(f"{path} is of type {settings.get('peft_type')!r}: fastvec merges LORA adapters")
-    if settings.get("megatron_config"):  # peft imports the module that megatron_core names
+    if settings.get("megatron_config"):  # peft would import the module that `megatron_core` names
         raise ModelError(f"{path} names code of Megatron, and fastvec runs no code from a model: save it without")
     known = {field.name for field in fields(LoraConfig)}
     if unknown := sorted(name for name, value in settings.items() if value and name not in known):
         raise ModelError(f"{path} sets {', '.join(unknown)}, which this peft does not know: upgrade peft")
-    # a task makes peft expect an LM head
+    # with a task type, peft expects an LM head
     kept = {name: value for name, value in settings.items() if name in known} | {"task_type": None}
     modules = kept.get("modules_to_save")
     kept["modules_to_save"] = [name for name in modules or () if name != "lm_head"] or None

@@ -1,12 +1,12 @@
-"""The fast inference path: a decoder with Llama's skeleton, from the same weights, by fewer and larger operations.
+"""The fused path: run a Llama-style decoder for inference, from the same weights, in fewer and larger operations.
 
     residual ← embed(tokens)
     each layer   q, k, v ← rope(norm(residual) · W_qkv)          one product; bias, head norms and rotation in one pass
-                 residual ← residual + attend(q, k, v) · W_o     the sum and the next norm in one pass
-                 residual ← residual + act(gate) · up · W_down   gate and up by one product, from norm(residual)
-    the last sum and the last norm are left to pooling
+                 residual ← residual + attend(q, k, v) · W_o     this sum and the next norm in one pass
+                 residual ← residual + act(gate) · up · W_down   gate and up from norm(residual), in one product
+    pooling computes the last sum and the final norm
 
-Which decoders have this skeleton, and where their weights go in it, is `recognition.py`'s part.
+`detection` decides which decoders are Llama-style; `llama_layers` maps the weights of their layers to this form.
 
 Shapes: T packed tokens, D hidden size, H and KV heads of size d, F feed-forward size, P positions, R rotary dimensions.
 """
@@ -24,7 +24,7 @@ from fastvec_kernels import AttentionPlan, add_rms_norm, attention, geglu, rms_n
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attending:
-    """How a layer was seen to attend."""
+    """The attention settings of a layer, read from its config or recorded from a forward."""
 
     heads: int
     kv_heads: int
@@ -44,12 +44,12 @@ class Norm:
 
 
 class LinearMap(Protocol):
-    """x · Wᵀ + bias, however it is computed."""
+    """x · Wᵀ + bias, in any implementation."""
 
     @property
     def bias(self) -> torch.Tensor | None: ...
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """x · Wᵀ alone."""
+        """Return x · Wᵀ without the bias."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
@@ -70,14 +70,14 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """The weights of a layer, and how it computes with them; a norm that it has not is None."""
+    """The weights of a layer and its settings; a norm that it lacks is None."""
 
     heads: int
     kv_heads: int
-    qkv: LinearMap  # [(H + 2 KV) · d, D]; its bias is added by rope
-    q_norm: Norm | None  # of a head [d], or of all heads at once [H · d]
+    qkv: LinearMap  # [(H + 2 KV) · d, D]; rope adds its bias
+    q_norm: Norm | None  # over one head [d], or over all heads at once [H · d]
     k_norm: Norm | None
-    rotary: int  # which of the decoder's tables
+    rotary: int  # index into the decoder's rotary tables
     attending: Attending
     output: LinearMap  # [D, H · d]
     gate_up: LinearMap  # [2F, D]
@@ -87,11 +87,11 @@ class Layer:
     after_attention: Norm | None
     before_mlp: Norm | None
     after_mlp: Norm | None
-    scale: float  # of what is added to the residual
+    scale: float  # factor of what the layer adds to the residual
 
 
 class FusedDecoder:
-    """A decoder's layers from its embeddings to just before its last norm, which is `norm`."""
+    """A decoder from its embeddings up to, but without, the final norm, which is `norm`."""
 
     def __init__(
         self,
@@ -101,13 +101,13 @@ class FusedDecoder:
         tables: Sequence[tuple[torch.Tensor, torch.Tensor]],
         norm: Norm,
     ) -> None:
-        """`embed` makes [T, D] of token ids [T]; `tables` hold the cosine and sine [P, R / 2] of every position."""
+        """`embed` maps token ids [T] to [T, D]; `tables` are the cosine and sine [P, R / 2] of every position."""
         self._embed, self._embed_scale = embed, embed_scale
         self._layers, self._tables = layers, tables
         self.norm = norm
 
     def with_linears(self, make: Callable[[torch.Tensor, torch.Tensor | None], LinearMap]) -> Self:
-        """The same decoder with what `make` makes of weight and bias for each of its layers' `Linear`s."""
+        """Return the same decoder with each `Linear` of its layers replaced by `make(weight, bias)`."""
 
         def made(linear: LinearMap) -> LinearMap:
             return make(linear.weight, linear.bias) if isinstance(linear, Linear) else linear
@@ -125,20 +125,20 @@ class FusedDecoder:
         return type(self)(self._embed, self._embed_scale, layers, self._tables, self.norm)
 
     def __call__(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        """(x, residual), [T, D] each: the states are `norm` of their sum."""
+        """Return (x, residual), [T, D] each; the hidden states are `norm` of their sum."""
         return self.run(self._embed(packed.token_ids), packed)
 
     def states(self, packed: Packed, embeddings: torch.Tensor | None = None) -> torch.Tensor:
-        """The hidden states [T, D] after the last norm, of the tokens or of `embeddings` [T, D] in their place."""
+        """Return the hidden states [T, D] after the final norm, of the tokens or of `embeddings` [T, D] instead."""
         x, residual = self(packed) if embeddings is None else self.run(embeddings, packed)
         return add_rms_norm(x, residual, self.norm.weight, self.norm.eps)[0]
 
     def run(self, embeddings: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same from the tokens' `embeddings` [T, D]."""
+        """Return what a call returns, from the `embeddings` [T, D] of the tokens; raise ValueError without a layer."""
         plan = AttentionPlan.build(packed.lengths, packed.token_ids.device)
         angles = [(cos[packed.positions], sin[packed.positions]) for cos, sin in self._tables]
         residual = embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
-        x: torch.Tensor | None = None  # what the layer before adds to the residual
+        x: torch.Tensor | None = None  # the previous sublayer's output, not yet added to the residual
         for layer in self._layers:
             normed, residual = _add_norm(x, residual, layer.before_attention)
             x = _finished(_attend(layer, normed, plan, angles), layer.after_attention, layer.scale)
@@ -150,7 +150,7 @@ class FusedDecoder:
 
 
 def _add_norm(x: torch.Tensor | None, residual: torch.Tensor, norm: Norm | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norm of x + residual, and that sum."""
+    """Return the norm of x + residual, and that sum."""
     if norm is None:
         total = residual if x is None else x + residual
         return total, total

@@ -1,6 +1,7 @@
-"""Llama's skeleton: a layer is recognised by its parts, not by its name.
+"""Convert Llama-style layers to the fused path's `Layer`; a layer is recognised by its parts, not by its name.
 
-Which linear maps and norms it has says where they stand; what a norm or an activation computes is found by trying it.
+The linear maps and norms of a layer determine where each one goes. What a norm or an activation computes is found by
+running it.
 
 Shapes: D hidden size.
 """
@@ -31,7 +32,7 @@ SAME_NORM = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 class NotLlamaStyle(Exception):
-    """This decoder has a part that the skeleton has not."""
+    """The decoder has a part that is not Llama-style."""
 
 
 def layer_of(layer: Any, attending: Attending, rotary: int) -> Layer:
@@ -75,7 +76,7 @@ def layer_of(layer: Any, attending: Attending, rotary: int) -> Layer:
 
 
 def require_parts(module: Any, parts: set[str], *, needed: set[str]) -> None:
-    """Raise NotLlamaStyle where `module` lacks a child, has one of another name, or a parameter of its own."""
+    """Raise NotLlamaStyle if `module` lacks a needed child, or has a child not in `parts` or its own parameter."""
     children = {name for name, _ in module.named_children()}
     if missing := needed - children:
         raise NotLlamaStyle(f"{type(module).__name__} has no {', '.join(sorted(missing))}")
@@ -86,7 +87,7 @@ def require_parts(module: Any, parts: set[str], *, needed: set[str]) -> None:
 
 
 def _joined(linears: Sequence[nn.Linear]) -> Linear:
-    """Linear maps of one input as one map; theirs become views of its weights."""
+    """Concatenate linear maps of the same input into one; their weights become views of its weight."""
     if not all(type(one) is nn.Linear for one in linears):
         raise NotLlamaStyle(f"{type(linears[0]).__name__} is no plain linear map")
     if len(linears) == 1:
@@ -101,7 +102,7 @@ def _joined(linears: Sequence[nn.Linear]) -> Linear:
 
 
 def norm_of(module: Any) -> Norm:
-    """The RMSNorm that `module` computes, by what it makes of random numbers; raises NotLlamaStyle for another."""
+    """Return the RMSNorm that `module` computes, found by running it on random input; raise NotLlamaStyle if none."""
     weight = getattr(module, "weight", None)
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
     if not isinstance(weight, torch.Tensor) or not isinstance(eps, float):

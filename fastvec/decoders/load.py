@@ -1,4 +1,4 @@
-"""A checkpoint's decoder and Dense layers, without transformers where the files say all that transformers would add."""
+"""Load a checkpoint's decoder and Dense layers, without transformers if its files are of the plain Llama layout."""
 
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,14 @@ from fastvec.checkpoints.sentence_transformers import DenseLayer
 from fastvec.decoders.from_files import PlainDecoder, decoder_from_files
 from fastvec.errors import ModelError, one_line
 
-if TYPE_CHECKING:  # transformers is imported for the checkpoints that need it
+if TYPE_CHECKING:  # imported only for checkpoints that need transformers
     from fastvec.decoders.packed_transformers import Decoder
 
 
 def load_decoder(
     checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str, bidirectional: bool, positions: int
 ) -> "Decoder | PlainDecoder":
-    """The decoder, for sequences of up to `positions` tokens. Raises ModelError where the files make none."""
+    """Load the decoder for sequences of up to `positions` tokens; raise ModelError if the files make none."""
     plain = decoder_from_files(checkpoint, dtype=dtype, device=device, bidirectional=bidirectional, positions=positions)
     if plain is not None:
         return plain
@@ -29,9 +29,9 @@ def load_decoder(
 
 
 def load_dense(checkpoint: Checkpoint, *, device: torch.device | str) -> nn.Sequential:
-    """The Dense layers in float32, one after another; without any, it returns what it is given.
+    """Load the Dense layers and their activations, in float32; without any, the result is the identity.
 
-    Raises ModelError where the weights are not those the folder's config.json describes.
+    Raises ModelError if the weights do not match the folder's config.json.
     """
     layers: list[nn.Module] = []
     for dense in checkpoint.dense:

@@ -1,11 +1,11 @@
-"""Any supported transformers decoder, run over packed sequences, bidirectional or causal.
+"""Run any supported transformers decoder over packed sequences, bidirectional or causal.
 
-A decoder asks two registered functions: one makes the mask of each kind of layer, one attends.
-Ours makes no tensor: it returns a `PackedMask`, which says how the row is cut into sequences, whether to look ahead,
-and how far. transformers carries it down to the attention function as `attention_mask`, the one argument that no
-family drops (stablelm and nemotron drop keyword arguments) and that gradient checkpointing keeps for the second
-forward; and it holds each layer's own window, which phimoe and qwen2_moe write nowhere but into the mask.
-A family that computes with its mask fails on it loudly.
+A transformers decoder calls two registered functions: one makes the mask of each kind of layer, one attends. fastvec's
+mask function makes no tensor. It returns a `PackedMask`, which says how the row is split into sequences, whether
+attention looks ahead, and how far. transformers passes it to the attention function as `attention_mask`, for three
+reasons: no family drops that argument (stablelm and nemotron drop keyword arguments), gradient checkpointing keeps it
+for the second forward, and it has the window of each layer, which phimoe and qwen2_moe write only into the mask. A
+family that computes with its mask raises an error.
 
 Shapes: T packed tokens, n sequences, H heads, D head size.
 """
@@ -26,14 +26,14 @@ from fastvec.errors import ModelError
 from fastvec.texts.packing import Packed
 from fastvec_kernels import AttentionPlan, attention
 
-ATTENTION = "fastvec"  # a name holding "sdpa", "flash" or "/" would be dispatched on by substring
-# keyword arguments that say nothing about what is attended to, or repeat what the mask says
+ATTENTION = "fastvec"  # transformers dispatches on the substrings "sdpa", "flash" and "/", so the name has none of them
+# keyword arguments that do not affect attention, or repeat the mask
 HARMLESS = {"position_ids", "use_cache", "sliding_window", "output_attentions"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Noise:
-    """What training drops in one forward: a function of `seed` and of the `numbers` [n] its sequences are known by."""
+    """The dropout of one training forward: a function of `seed` and of `numbers` [n], which identify the sequences."""
 
     seed: int
     numbers: Sequence[int]
@@ -42,7 +42,7 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedMask:
-    """What the tokens of a layer may see, in place of a mask tensor."""
+    """What the tokens of a layer may attend to, used instead of a mask tensor."""
 
     plan: AttentionPlan
     causal: bool
@@ -50,7 +50,7 @@ class PackedMask:
     noise: Noise | None = None
 
     def __getitem__(self, index: tuple[slice, ...]) -> "PackedMask":
-        """gemma4_text cuts its mask to the tokens whose logits are wanted, also where all are."""
+        """Allow only full slices: gemma4_text slices its mask to the tokens that need logits, even if all do."""
         if any(part not in (slice(None), slice(0, None)) for part in index):
             raise ModelError(f"a packed row is attended to as a whole, not by {index}")
         return self
@@ -68,7 +68,7 @@ _seen: ContextVar[list[Attending] | None] = ContextVar("fastvec_seen", default=N
 
 @contextmanager
 def watched() -> Iterator[list[Attending]]:
-    """What the layers do in this block, in their order, in a list that grows."""
+    """Record how each layer attends in this block: a list that grows, in the order of the calls."""
     seen: list[Attending] = []
     token = _seen.set(seen)
     try:
@@ -79,7 +79,7 @@ def watched() -> Iterator[list[Attending]]:
 
 @contextmanager
 def packed_attention(plan: AttentionPlan, noise: Noise | None = None) -> Iterator[None]:
-    """Forwards in this block read their one row of T tokens as the sequences of `plan`, and drop as `noise` says."""
+    """Make forwards in this block treat their one row of T tokens as the sequences of `plan`, with dropout `noise`."""
     token = _batch.set(_Batch(plan=plan, noise=noise))
     try:
         yield
@@ -88,7 +88,7 @@ def packed_attention(plan: AttentionPlan, noise: Noise | None = None) -> Iterato
 
 
 def forward_packed(model: torch.nn.Module, packed: Packed, noise: Noise | None = None) -> torch.Tensor:
-    """The states [T, hidden_size] after the final norm of a decoder that a `Decoder` took over, wrapped or not."""
+    """Return the hidden states [T, hidden_size] after the final norm of a model set up by `Decoder`, wrapped or not."""
     numbers = None if noise is None else noise.numbers
     plan = AttentionPlan.build(packed.lengths, packed.token_ids.device, sequence_ids=numbers)
     with packed_attention(plan, noise):
@@ -100,14 +100,14 @@ def forward_packed(model: torch.nn.Module, packed: Packed, noise: Noise | None =
 class Decoder:
     """A transformers decoder without its LM head, over packed batches.
 
-    `longest` is the most tokens a sequence may have, where the positions set a limit: learned ones end, and some
-    rotary ones (dynamic, longrope) stretch for the whole batch as soon as one of its sequences is longer.
+    `longest` is the maximum number of tokens in a sequence, or None if the positions set no limit. Learned positions
+    end, and some rotary ones (dynamic, longrope) change for the whole batch as soon as one of its sequences is longer.
     """
 
     def __init__(self, model: PreTrainedModel, *, bidirectional: bool) -> None:
-        """Take over `model`, as AutoModel gives it: its attention becomes ours, its config says whether it is causal.
+        """Modify `model`, as AutoModel returns it: fastvec's attention, and `is_causal` in its config.
 
-        Raises ModelError for a family that does not run.
+        Raises ModelError for an unsupported family.
         """
         require_supported(model.config.model_type)
         model.set_attn_implementation(ATTENTION)
@@ -134,17 +134,17 @@ class Decoder:
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """The table [V, D] of the tokens."""
+        """The token embedding table [V, D]."""
         table: torch.Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]
         return table
 
     @property
     def hidden_size(self) -> int:
-        """The width of the states; facebook/opt-350m projects them down at the end."""
+        """The width of the hidden states; facebook/opt-350m projects them to a smaller width at the end."""
         return int(getattr(self.model.config, "word_embed_proj_dim", self.model.config.hidden_size))
 
     def __call__(self, packed: Packed) -> torch.Tensor:
-        """The hidden states [T, hidden_size] after the final norm, under the caller's grad mode.
+        """Return the hidden states [T, hidden_size] after the final norm, under the caller's grad mode.
 
         Raises ModelError for a sequence of more than `longest` tokens.
         """
@@ -177,7 +177,10 @@ def _describe_mask(
     use_vmap: bool = False,
     **_: Any,
 ) -> PackedMask:
-    """The mask function transformers calls for each kind of layer; `local_size` is that kind's window."""
+    """Return the mask of one kind of layer, for transformers; `local_size` is that kind's window.
+
+    Raises ModelError outside of `packed_attention`, with padding, or for a mask rule that cannot run.
+    """
     batch = _batch.get(None)
     if batch is None:
         raise ModelError("this model attends to packed sequences: call it through fastvec's Decoder")
@@ -186,7 +189,7 @@ def _describe_mask(
             f"a padding mask {tuple(attention_mask.shape)} came with packed sequences, which have no padding"
         )
     causal = bool(getattr(config, "is_causal", True))
-    if use_vmap:  # the family adds a rule of its own to the mask
+    if use_vmap:  # the family adds its own rule to the mask
         if causal or not getattr(config, "use_bidirectional_attention", False):
             raise ModelError(f"this {config.model_type} checkpoint has a mask of its own, which cannot run causal")
         # EmbeddingGemma's rule: |i − j| < window, one less than transformers' own bidirectional window
@@ -207,7 +210,11 @@ def _attend(
     s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function of every layer: query [1, H, T, D], key and value with their own heads -> [1, T, H, D]."""
+    """Attend, for every layer: query [1, H, T, D], key and value with their own number of heads -> [1, T, H, D].
+
+    Raises ModelError for a mask that is not a PackedMask of one row, a contradicting `is_causal`, an unknown argument,
+    or dropout.
+    """
     layer = type(module).__name__
     if not isinstance(attention_mask, PackedMask) or len(query) != 1:
         found = f"{type(attention_mask).__name__} mask and {len(query)} rows"
@@ -249,7 +256,7 @@ def _attend(
 
 
 def _in_one_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """As autocast would have them: it casts for operations it knows, and rotary embeddings widen query and key."""
+    """Cast to the autocast dtype: autocast does not know this operation, and rotary embeddings widen query and key."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -257,7 +264,7 @@ def _in_one_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def derived_seed(*parts: object) -> int:
-    """A seed from 0 to 2^63 − 1 that is a hash of `parts`: a user's seed, a step, a layer."""
+    """Return a seed from 0 to 2^63 − 1 that is a hash of `parts`, e.g. a user's seed, a step, a layer."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

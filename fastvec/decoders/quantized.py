@@ -1,9 +1,9 @@
-"""Linear maps in eight bits: x · Wᵀ from bytes, each row of x and each row of W divided by a scale of its own.
+"""Linear maps in eight bits: int8 or fp8 products with one scale for each row of x and each row of W.
 
     x · Wᵀ ≈ (s_x ⊗ s_w) ⊙ (⌊x / s_x⌉ · ⌊W / s_w⌉ᵀ)     s = max |row| / the largest number of the eight bits
 
-A row's scale is of this row alone, so that no text's vector depends on its neighbours. int8 is for CPUs, by oneDNN;
-fp8 (E4M3) for GPUs from Hopper on, by cuBLAS.
+Each row of x has its own scale, so a text's vector does not depend on the other texts of its batch. int8 is for CPUs
+and uses oneDNN; fp8 (E4M3) is for GPUs from Hopper on and uses cuBLAS.
 
 Shapes: T rows, K their width, N the width of the product.
 """
@@ -16,16 +16,16 @@ from fastvec.decoders.fused import FusedDecoder
 from fastvec.errors import ModelError
 from fastvec_kernels import quantize_rows
 
-ROWS = 512  # of x at a time on a CPU: what is made of them stays in its caches
-BYTE = 127  # the largest number of eight bits with a sign
-TINY = torch.finfo(torch.float32).tiny  # a row of zeros is divided by something too
-FP8_MULTIPLE = 16  # of the widths that cuBLAS takes
+ROWS = 512  # of x at a time on a CPU, so that intermediate results stay in its caches
+BYTE = 127  # largest int8
+TINY = torch.finfo(torch.float32).tiny  # least maximum of a row: avoids division by zero for a row of zeros
+FP8_MULTIPLE = 16  # cuBLAS requires widths divisible by this
 
 
 def quantized(decoder: FusedDecoder, quantize: str, bits: int) -> FusedDecoder:
-    """`decoder` with the products of its layers in int8, weights of `bits` bits, or in fp8.
+    """Return `decoder` with the linear maps of its layers in fp8, or in int8 with weights of `bits` bits.
 
-    Embeddings, norms, rotation and attention stay as they are. Raises ModelError for widths that fp8 does not take.
+    Embeddings, norms, rotation and attention are unchanged. Raises ModelError for widths that fp8 does not support.
     """
     if quantize == "fp8":
         return decoder.with_linears(Fp8Linear)
@@ -34,17 +34,17 @@ def quantized(decoder: FusedDecoder, quantize: str, bits: int) -> FusedDecoder:
 
 @functools.cache
 def int8_bits() -> int | None:
-    """The bits of a weight for which sums of bytes are exact on this CPU; None where torch multiplies no bytes there.
+    """Return the bits of a weight for which int8 sums are exact on this CPU; None if torch has no int8 products here.
 
-    With VNNI instructions they are 8. Without, two products are added in 16 bits, which 255 · 127 · 2 does not fit
-    and 255 · 63 · 2 does: 7.
+    With VNNI instructions it is 8. Without them, two products are added in 16 bits: 255 · 127 · 2 overflows,
+    255 · 63 · 2 does not, so it is 7.
     """
     for bits in (8, 7):
         largest = 2 ** (bits - 1) - 1
         weight = torch.full((256, 256), float(largest))
         try:
             found = Int8Linear(weight, None, bits).of_bytes(torch.full((64, 256), 255, dtype=torch.uint8))
-        except (AttributeError, RuntimeError):  # a build of torch without oneDNN, or another processor
+        except (AttributeError, RuntimeError):  # torch built without oneDNN, or an unsupported processor
             return None
         if (found == float(BYTE * largest * 256)).all():
             return bits
@@ -52,7 +52,7 @@ def int8_bits() -> int | None:
 
 
 class Int8Linear:
-    """A linear map on a CPU whose weights [N, K] are integers of `bits` bits."""
+    """A linear map on a CPU with weights [N, K] rounded to integers of `bits` bits."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> None:
         wide = weight.float()
@@ -74,7 +74,7 @@ class Int8Linear:
         return _added(self.product(x), self.bias)
 
     def of_bytes(self, x: torch.Tensor) -> torch.Tensor:
-        """(x − 128) · Wᵀ [T, N] in float32 of bytes x [T, K], summed without an error."""
+        """Return (x − 128) · Wᵀ [T, N] in float32 for uint8 x [T, K], from exact integer sums if `int8_bits` allows."""
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             x, 1.0, 128, self._weight, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
@@ -82,17 +82,17 @@ class Int8Linear:
 
 
 def _bytes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of x [T, K] as bytes around 128, and their scales [T, 1] in float32."""
+    """Quantise the rows of x [T, K] to uint8 with zero point 128; return them and their scales [T, 1] in float32."""
     wide = x.float()
     largest = torch.maximum(wide.amax(dim=1, keepdim=True), -wide.amin(dim=1, keepdim=True))
     scales = largest.clamp_min_(TINY).div_(BYTE)
-    # to a byte with a sign, whose upper bit is then turned: many times faster than to one without
+    # converting to int8 and flipping the top bit is many times faster than converting to uint8
     whole = (wide * (1 / scales)).round_().to(torch.int8)
     return whole.view(torch.uint8).bitwise_xor_(128), scales
 
 
 class Fp8Linear:
-    """A linear map on a GPU whose weights [N, K] are E4M3."""
+    """A linear map on a GPU with weights [N, K] in E4M3."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         if any(width % FP8_MULTIPLE for width in weight.shape):
@@ -110,7 +110,7 @@ class Fp8Linear:
             self._weight.T,
             scale_a=scales[:, None],
             scale_b=self._scales[None],
-            out_dtype=torch.bfloat16,  # the one type that comes with a scale for each row
+            out_dtype=torch.bfloat16,  # the only output dtype supported with a scale for each row
             use_fast_accum=True,
         )
         return product.to(x.dtype)

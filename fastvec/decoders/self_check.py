@@ -1,4 +1,4 @@
-"""Whether a decoder's attention sees what it should: tried on a few tokens each time a model is loaded."""
+"""Check, each time a model is loaded, that its attention sees the tokens it should, on three short sequences."""
 
 from typing import Protocol
 
@@ -8,14 +8,15 @@ import torch
 from fastvec.errors import ModelError
 from fastvec.texts.packing import Packed, pack
 
-# How far a state that must stay may move, relative to its norm. Dense models repeat to the bit; an expert's
-# matrix product rounds by how many tokens it gets (6e-7 in float32), and a half-precision one may pick another kernel.
-# What must move may do so by less than that: the bundled model's states by 0.017, of its one layer.
+# The largest change, relative to its norm, of a hidden state that must not change. Dense models are reproducible bit
+# for bit; an expert's matrix product rounds differently with the number of its tokens (6e-7 in float32), and in half
+# precision may use another kernel. States that must change may change by less than this: those of the bundled model,
+# which has one layer, change by 0.017.
 STILL = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
 class Checked(Protocol):
-    """Of a decoder what is asked here."""
+    """The part of a decoder that the check uses."""
 
     bidirectional: bool
 
@@ -28,18 +29,19 @@ class Checked(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
     def __call__(self, packed: Packed) -> torch.Tensor:
-        """The states [T, D]."""
+        """Return the hidden states [T, D]."""
 
 
 def self_check(decoder: Checked) -> None:
-    """Run the model, in eval mode, on three short sequences, twice: the second half of the middle one changes between.
+    """Run the model, in eval mode, twice on three short sequences; the second half of the middle one differs.
 
-    Its first half must move if the decoder is bidirectional, and stay if it is causal; the other two sequences must
-    stay. Sequences are at most 8 tokens, shorter than a real model's window. Raises ModelError where it is not so.
+    The states of its first half must change if the decoder is bidirectional and stay the same if it is causal. Those of
+    the other two sequences must stay the same. Sequences have at most 8 tokens, fewer than a real model's window.
+    Raises ModelError otherwise, or if a state is not finite.
     """
     ids = (
         np.arange(24) + decoder.vocabulary // 2
-    ) % decoder.vocabulary  # special tokens stand at the ends of a vocabulary
+    ) % decoder.vocabulary  # special tokens are at the ends of a vocabulary
     before, middle, after, other = np.split(ids, [6, 14, 20])
     changed = np.concatenate([middle[:4], other])
     with torch.no_grad():
@@ -50,7 +52,7 @@ def self_check(decoder: Checked) -> None:
     if not (states.isfinite().all() and moved_states.isfinite().all()):
         raise ModelError(f"{found} are not finite in {decoder.dtype}: its weights are damaged, or need a wider dtype")
     movement = (moved_states - states).norm(dim=-1) / states.norm(dim=-1)
-    # a sequence's median, as an expert model may send a token that stands between two experts another way
+    # the median over a sequence: a router may send a token with nearly equal scores to a different expert
     outside = max(movement[:6].median().item(), movement[14:].median().item())
     ahead = movement[6:10].median().item()
     still = STILL.get(decoder.dtype, STILL[torch.float32])

@@ -2,5 +2,5 @@
 
 - `plan` opens the inputs and computes the job's schema and fingerprint before a model is loaded;
 - `job` runs the stages: `corpus.reader` → `tokenized_chunks` → `encoder` → `output.writer`;
-- `estimate` is `--dry-run`.
+- `estimate` implements `--dry-run`.
 """

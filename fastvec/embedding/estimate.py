@@ -1,4 +1,4 @@
-"""`--dry-run`: what a job would take, from a sample of its rows and a short trial of the model."""
+"""Estimates a job for `--dry-run`: tokens, bytes and time, from a sample of its rows and a short trial of the model."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from fastvec.embedding.plan import EmbedPlan
 if TYPE_CHECKING:
     from fastvec.encoder import Encoder
 
-SAMPLE_PLACES = 8  # spread over the corpus, since one end of it is seldom like the other
+SAMPLE_PLACES = 8  # spread over the corpus, whose parts often differ
 SAMPLE_ROWS = 64  # at each place
 TRIAL_SECONDS = 5.0
 TRIAL_ROWS = 16
@@ -22,10 +22,10 @@ TRIAL_ROWS = 16
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
     rows: int
-    tokens: int  # of all rows, from the sample's mean
+    tokens: int  # of all rows, extrapolated from the sample's mean
     sampled_rows: int
-    output_bytes: int  # vectors and row numbers, without kept columns
-    seconds: float  # for all rows, from the trial's rate
+    output_bytes: int  # of vectors and row numbers, without kept columns
+    seconds: float  # for all rows, at the trial's rate
     tokens_per_second: float
     output: str
     model: str
@@ -47,7 +47,7 @@ class Estimate:
 
 
 def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
-    """Sample the corpus, time the model on a part of the sample, and scale both to all rows."""
+    """Sample the corpus, time the model on part of the sample, and scale both to all rows."""
     plan.corpus.say_column()
     texts = _sample(plan)
     tokenizer = encoder.tokenizer(plan.instruction, plan.prompt_name)
@@ -55,7 +55,7 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     shuffled = [present[i] for i in np.random.default_rng(0).permutation(len(present))]
     groups = [tokenizer(shuffled[i : i + TRIAL_ROWS]) for i in range(0, len(shuffled), TRIAL_ROWS)]
     tokens = round(sum(len(group.ids) for group in groups) / max(len(texts), 1) * plan.corpus.rows)
-    if groups:  # the first forward also allocates and warms up, and those of a quantised model are compared
+    if groups:  # not timed: the first forward pass allocates and warms up, and checks a quantised model's vectors
         encoder.encode_tokens(groups[0] if plan.settings.quantize is None else tokenizer(shuffled[:COMPARED]))
     tried, started = 0, time.perf_counter()
     for group in groups:
@@ -78,7 +78,7 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
 
 
 def _sample(plan: EmbedPlan) -> list[str | None]:
-    """The texts of up to `SAMPLE_ROWS` rows at `SAMPLE_PLACES` places, no row twice."""
+    """Return the texts of up to `SAMPLE_ROWS` rows, or 1 MiB, at each of about `SAMPLE_PLACES` places; no row twice."""
     rows = plan.corpus.rows
     places = range(0, rows, max(rows // SAMPLE_PLACES, SAMPLE_ROWS))
     limits = ChunkLimits(rows=SAMPLE_ROWS, bytes=1 << 20)

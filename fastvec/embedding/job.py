@@ -1,7 +1,7 @@
-"""The embedding job: read, tokenise, pack, encode, write; in order, resumable, each row exactly once.
+"""The embedding job: read, tokenise, pack, encode and write; in order, resumable, each row exactly once.
 
-A chunk, a run of input rows, is the unit of all of it: batches never cross a chunk, and a chunk is one record batch of
-the output. So a resumed run makes the very batches that an uninterrupted one would have made.
+Every stage works on chunks, which are runs of consecutive input rows. A batch never crosses a chunk boundary, and a
+chunk becomes one record batch of the output. A resumed run therefore makes the same batches as an uninterrupted one.
 """
 
 import json
@@ -31,14 +31,14 @@ from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
 from fastvec.settings import EncoderSettings
 from fastvec.system.pipeline import Pipeline, StoppedError
 
-if TYPE_CHECKING:  # torch is not imported before there is work to do
+if TYPE_CHECKING:  # torch is only imported when there is work to do
     from fastvec.encoder import Begun, Encoder
 
 logger = logging.getLogger(__name__)
 
 FLOAT16_MAX = 65504.0
-# The ranges of int8 vectors, and whether quantised ones are near enough, are decided by so many texts, however few the
-# first chunk has, or by those of so many rows.
+# The first vectors set the ranges of an int8 column and decide whether a quantised model is accurate enough. In such
+# jobs nothing is written before this many texts have a vector, or this many rows were encoded, or the input ends.
 FIRST_TEXTS, FIRST_ROWS = 256, 65_536
 
 
@@ -61,13 +61,14 @@ def embed(
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
 ) -> Report:
-    """Embed the text column of Parquet or Arrow files into one Arrow file, a row out for each row in, in order.
+    """Embed the text column of Parquet or Arrow files into one Arrow file, with one row per input row, in order.
 
-    The same call again resumes an unfinished output and leaves a finished one alone. Given settings instead of an
-    encoder, the model loads only where there is work to do. `keep` names columns to copy, None all of them. `progress`
-    is called after each chunk; `stop_signal` is asked often and ends the run with the signal it returns.
+    The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
+    model is only loaded when there is work to do. `keep` names the columns to copy; None copies all of them. `progress`
+    is called after each chunk. `stop_signal` is called often; once it returns a signal number, the run stops and raises
+    InterruptedRunError.
 
-    Raises FastvecError: its subclasses say what went wrong, and what is durable stays.
+    Raises FastvecError; the subclass says what went wrong. Rows that are already durable are kept.
     """
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
     plan = plan_embed(
@@ -104,9 +105,10 @@ def embed(
 
 @contextmanager
 def _token_budget(encoder: "Encoder", asked: int | None, earlier: int | None) -> Iterator[None]:
-    """The token budget asked for, or that of an earlier run, which may have found out how much memory there is.
+    """Set the token budget of a run: the smaller of `asked` and the `earlier` run's, or the encoder's own without both.
 
-    The encoder has its own again behind it, unless it ran out of memory.
+    The earlier run may have halved its budget for lack of memory. Afterwards the encoder's own budget is restored,
+    unless this run ran out of memory.
     """
     own = encoder.batch_tokens
     settled = encoder.batch_tokens = min((budget for budget in (asked, earlier) if budget is not None), default=own)
@@ -131,7 +133,7 @@ def _require_space(plan: EmbedPlan) -> None:
 class _Embedded:
     chunk: Chunk
     vectors: FloatArray  # [rows, D]
-    valid: npt.NDArray[np.bool_]  # [rows] where there is a vector
+    valid: npt.NDArray[np.bool_]  # [rows], whether a row has a vector
     counts: Mapping[str, int]
     errors: Sequence[RowError]
     batch_tokens: int
@@ -139,7 +141,7 @@ class _Embedded:
 
 
 class _Run:
-    """The stages of one job, the last of which, writing, runs in the caller's thread."""
+    """Runs the stages of one job. The last stage, writing, runs in the caller's thread."""
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class _Run:
         self._resumed_rows = self._rows = writer.rows
         self._tokens = self._padded_tokens = 0
         self._ranges: FloatArray | None = None
-        self._held: list[_Embedded] = []  # not written yet
+        self._held: list[_Embedded] = []  # encoded, not written yet
 
     def run(self) -> Report:
         writer = self._writer
@@ -207,7 +209,7 @@ class _Run:
         )
 
     def _settled(self) -> bool:
-        """Whether the vectors held are enough to begin the output with."""
+        """Return whether enough vectors are held to start the output."""
         if self._writer.schema is not None or (self._plan.vector_dtype != "int8" and not self._plan.settings.quantize):
             return True
         valid = np.concatenate([done.valid for done in self._held])
@@ -231,7 +233,10 @@ class _Run:
         self._padded_tokens += done.padded_tokens
 
     def _begin(self) -> None:
-        """Fix the schema at the first chunks, whose vectors set the ranges of int8; a resumed output has both."""
+        """Fix the schema before the first write; the held vectors set the int8 ranges.
+
+        A resumed output already has both.
+        """
         plan, writer = self._plan, self._writer
         if writer.schema is None:
             if plan.vector_dtype == "int8":
@@ -242,7 +247,7 @@ class _Run:
             self._ranges = ranges_from_json(writer.schema.metadata[b"fastvec.ranges"])
 
     def _check_errors(self, errors: Sequence[RowError]) -> None:
-        """Raises RowErrorsError before a chunk is written that has one error too many."""
+        """Raise RowErrorsError if a chunk, not written yet, exceeds the number of errors that the options allow."""
         plan = self._plan
         total = self._writer.counts["errors"] + len(errors)
         allowed = 0 if plan.on_error == "fail" else plan.max_errors

@@ -1,7 +1,8 @@
-"""What an embedding job is, settled before a model loads: its rows, its output's schema, its fingerprint.
+"""Plans an embedding job before the model is loaded: its rows, its output's schema, its fingerprint.
 
-Two runs with one fingerprint make the same file, to rounding: what else could change it is in there, and nothing that
-could not (how many errors are too many, threads, prefetch). Batch size, device and versions change how sums round.
+Two runs with the same fingerprint produce the same file, up to rounding. The fingerprint contains everything that can
+change the file, and nothing that cannot (the number of errors allowed, threads, prefetch). Batch size, device and
+library versions are left out, because they only change how sums round.
 """
 
 import json
@@ -26,7 +27,7 @@ BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedPlan:
-    """One job: which rows, by which encoder, into which file."""
+    """One job: which rows are embedded, with which encoder settings, into which file."""
 
     corpus: Corpus
     output: Path
@@ -40,7 +41,7 @@ class EmbedPlan:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Field by field what identifies the job."""
+        """The fields that identify the job."""
         corpus = self.corpus
         return {
             "format": arrow_file.FORMAT,
@@ -55,11 +56,11 @@ class EmbedPlan:
 
     @property
     def output_bytes(self) -> int:
-        """The size of the vectors and the row numbers; kept columns come on top."""
+        """The size in bytes of the vectors and the row numbers, without kept columns."""
         return self.corpus.rows * (self.settings.dims * BITS[self.vector_dtype] // 8 + 8)
 
     def schema(self, ranges: FloatArray | None = None) -> pa.Schema:
-        """The output's columns and metadata; `ranges` [D] are those of int8 vectors."""
+        """Return the output's columns and metadata; `ranges` [D] are those of int8 vectors."""
         fields = [
             *self.corpus.kept_schema,
             pa.field("row", pa.int64(), nullable=False),
@@ -90,7 +91,7 @@ class EmbedPlan:
             metadata["eos"] = _flag(checkpoint.special_tokens.eos)
         if ranges is not None:
             metadata["ranges"] = ranges_to_json(ranges)
-        # what a file name or an argument holds that is not UTF-8 is written out, as \udcff
+        # bytes of a file name or an argument that are not UTF-8 are written as escapes, e.g. \udcff
         return {f"fastvec.{key}": value.encode("utf-8", "backslashreplace") for key, value in metadata.items()}
 
 
@@ -109,9 +110,9 @@ def plan_embed(
     max_errors: int | None = None,
     limit: int | None = None,
 ) -> EmbedPlan:
-    """Open every input and settle the job; `keep` None keeps every column.
+    """Open every input and plan the job. `keep` None keeps every column.
 
-    Raises UsageError, InputError or OutputError for what cannot work, before anything is written.
+    Raises UsageError, InputError or OutputError if the job cannot work, before anything is written.
     """
     if vector_dtype not in VECTOR_DTYPES:
         raise UsageError(f"vector dtype {vector_dtype!r} is not known: choose {', '.join(VECTOR_DTYPES)}")
@@ -136,7 +137,7 @@ def plan_embed(
         on_error=on_error,
         max_errors=max_errors,
     )
-    plan.schema()  # refuses what no column can hold, before the model loads
+    plan.schema()  # raises UsageError for dims that no vector column can have, before the model is loaded
     return plan
 
 

@@ -1,4 +1,4 @@
-"""Chunks of texts, tokenised: two at a time, and in order."""
+"""Tokenises chunks of texts, two at a time and in order."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,16 +17,19 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedChunk:
-    """The tokens of a chunk's texts; `counts` are of its rows."""
+    """The tokens of a chunk's texts. `counts` covers the chunk's rows: nulls, empty, truncated, repaired, tokens."""
 
     chunk: Chunk
-    valid: npt.NDArray[np.bool_]  # [rows] where the text is not null
+    valid: npt.NDArray[np.bool_]  # [rows], whether the text is not null
     texts: TokenizedTexts  # of the valid rows
     counts: Mapping[str, int]
 
 
 def tokenize_chunks(chunks: Iterable[Chunk], tokenizer: TextTokenizer) -> Iterator[TokenizedChunk]:
-    """Two chunks at a time, in order: one's tokens are gathered in Python while the other's are found on all cores."""
+    """Tokenise two chunks at a time, in order.
+
+    While Python gathers the tokens of one chunk, the tokenizer works on the other on all cores.
+    """
     with ThreadPoolExecutor(2) as pool:
         futures = (pool.submit(_tokenized, chunk, tokenizer) for chunk in chunks)
         for future in behind(futures, by=1):
@@ -34,7 +37,7 @@ def tokenize_chunks(chunks: Iterable[Chunk], tokenizer: TextTokenizer) -> Iterat
 
 
 def behind(items: Iterable[Item], *, by: int) -> Iterator[Item]:
-    """The same items, each given on once `by` more were taken."""
+    """Yield the same items in order, each one after `by` more have been taken from `items`."""
     taken: deque[Item] = deque()
     for item in items:
         taken.append(item)

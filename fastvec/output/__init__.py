@@ -1,8 +1,8 @@
-"""The output, which is what goes out: one Arrow file, complete or resumable, and never in between.
+"""Writes and reads the output: one Arrow file that is always either complete or resumable.
 
-- `writer` writes it: `journal` records which chunks are durable, `arrow_file` makes the file's bytes, `vector_column`
-  the vectors' column, and `ownership` decides whether a job may write at a path.
-- `reader` opens a finished output; `verify` and `inspect` are the commands of these names.
+- `writer` writes it: `journal` records which chunks are durable, `arrow_file` encodes the file's parts, `vector_column`
+  builds the vector column, and `ownership` decides whether a job may write to a path.
+- `reader` opens a finished output; `verify` and `inspect` implement the commands of these names.
 
-Nothing here knows about models or corpora: a job is a fingerprint.
+This package does not depend on models or corpora: it identifies a job by its fingerprint.
 """

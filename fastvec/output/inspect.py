@@ -1,4 +1,4 @@
-"""`fastvec inspect`: what a finished output is, on one screen."""
+"""`fastvec inspect`: a one-screen summary of a finished output."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ _SHOWN_INPUTS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Norms:
-    """Lengths of `vectors` of the vectors: of all, or of batches spread over the file."""
+    """Statistics of the norms of `vectors` vectors: of all, or of batches sampled evenly over the file."""
 
     vectors: int
     minimum: float
@@ -29,7 +29,7 @@ class Norms:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What an output is. `norms` is None for binary vectors, and where no row has a vector."""
+    """The summary of an output. `norms` is None for binary vectors, and if no sampled row has a vector."""
 
     path: str
     size_bytes: int
@@ -38,18 +38,18 @@ class Summary:
     revision: str
     weights: str
     bidirectional: bool
-    eos: bool | None  # whether EOS ends every sequence; None: as tokenizer.json says
+    eos: bool | None  # whether EOS ends every sequence; None: tokenizer.json decides
     pooling: str
     pooled_tokens: str
     instruction: str
     rows: int
-    nulls: int  # rows without a vector: no text, or an error
+    nulls: int  # rows without a vector: null text or row error
     dims: int
     vector_dtype: str
     vector_column: str
     normalize: bool
     norms: Norms | None
-    kept: dict[str, str]  # name and type
+    kept: dict[str, str]  # column name to type
     inputs: list[dict[str, Any]]
     counts: dict[str, int]
 
@@ -85,9 +85,9 @@ class Summary:
 
 
 def inspect(path: str | Path) -> Summary:
-    """Say what the output at `path` is, from its metadata and the norms of some batches.
+    """Summarise the output at `path` from its metadata and the norms of sampled batches.
 
-    Raises OutputError for a file that is not a finished output.
+    Raises OutputError if the file is not a finished output, or if its columns do not match its metadata.
     """
     output = read_output(Path(path))
     for check in check_columns(output):

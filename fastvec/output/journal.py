@@ -1,11 +1,12 @@
-"""The journal of an unfinished output: JSON lines, each closed by its own CRC32, under a lock.
+"""The journal of an unfinished output: a locked file of JSON lines, each with its own CRC32.
 
-The first line is the header: what identifies the job. Then comes a line for each chunk, appended after the chunk's
-bytes are durable, and made durable itself before anyone counts on it. So the last lines may be torn by a crash, and are
-dropped; a damaged line among whole ones is not a crash's work, and is refused.
+The first line is the header, which identifies the job. One line per chunk follows. It is appended after the chunk's
+bytes are durable, and is made durable itself before any code relies on it. So a crash can tear only the last lines,
+which are dropped on reading. A damaged line before an intact one cannot come from a crash and is an error.
 
-The journal is also what two runs of one output meet at: an exclusive `flock` is held on it from the first look at the
-output to the last. The lock ends with its process. Windows has no flock: there, nothing stops a second run.
+The journal also prevents concurrent runs on one output: a run holds an exclusive `flock` on it from its first access to
+the output to its last. The lock ends with the process. Windows has no flock, and some network file systems have no
+locks: there, nothing prevents a second run.
 """
 
 import json
@@ -29,7 +30,7 @@ _SEAL = b',"line_crc32":"'
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowError:
-    """A row for which no vector came. Never its text."""
+    """A row that got no vector, and the reason's code. It never contains the row's text."""
 
     row: int
     code: str
@@ -37,16 +38,16 @@ class RowError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What an output is made by; the journal's header."""
+    """The job that writes an output; the journal's header."""
 
-    fingerprint: Mapping[str, Json]  # what identifies the job, compared field by field
-    environment: Mapping[str, str]  # versions and device: a difference is a warning
-    limits: Mapping[str, int]  # of a chunk, for a new run; a resumed one keeps the journal's
+    fingerprint: Mapping[str, Json]  # identifies the job; compared field by field
+    environment: Mapping[str, str]  # versions and device; a difference is only a warning
+    limits: Mapping[str, int]  # chunk limits of a new run; a resumed run keeps the journal's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """What the journal knows of one durable chunk."""
+    """The journal's record of one durable chunk."""
 
     block: Block
     counts: Mapping[str, int]
@@ -55,7 +56,7 @@ class Chunk:
 
 
 class Journal:
-    """An open, locked journal. `job` is None, and `chunks` empty, where nothing was begun."""
+    """An open, locked journal. If it has no header yet, `job` is None and `chunks` is empty."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -68,8 +69,8 @@ class Journal:
     def open(cls, path: Path, *, create: bool) -> "Journal":
         """Lock and read the journal at `path`.
 
-        Raises RefusedError where a running process holds it or it is not a journal, OutputError where it is damaged,
-        FileNotFoundError where there is none and `create` is False.
+        Raises RefusedError if a running process holds the lock, or the file is not a journal or has another version's
+        format; OutputError if it is damaged; FileNotFoundError if it does not exist and `create` is False.
         """
         journal = cls(path, _open_locked(path, create=create))
         try:
@@ -102,14 +103,14 @@ class Journal:
             raise OutputError(f"{self.path}: its chunks are not in order; {_delete(self.path)}")
 
     def begin(self, job: Job) -> None:
-        """Forget what the journal holds and write a new header, durable when this returns."""
+        """Clear the journal and write a new header, which is durable when this returns."""
         os.ftruncate(self._fd, 0)
         self.job, self.chunks, self._end = job, [], 0
         self._append([_seal({"fastvec_journal": _FORMAT, **_fields(job)})])
         sync_folder(self.path.parent)
 
     def append(self, chunks: Sequence[Chunk]) -> None:
-        """Add a line for each chunk, over what a crash tore; durable when this returns."""
+        """Append a line for each chunk, overwriting torn lines of a crash; durable when this returns."""
         first = len(self.chunks)
         self._append(_seal({"chunk": first + i, **_record(chunk)}) for i, chunk in enumerate(chunks))
         self.chunks += chunks
@@ -121,8 +122,8 @@ class Journal:
         self._end += len(data)
 
     def remove(self) -> None:
-        """Delete the journal for good, then end its lock: nobody may lock a journal that is about to go."""
-        if sys.platform == "win32":  # deletes no open file
+        """Delete the journal durably, then release its lock, so that no other run locks a journal being deleted."""
+        if sys.platform == "win32":  # cannot delete an open file
             self.close()
         os.unlink(self.path)
         sync_folder(self.path.parent)
@@ -133,7 +134,7 @@ class Journal:
         return self._fd < 0
 
     def close(self) -> None:
-        """End the lock."""
+        """Release the lock."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -149,7 +150,7 @@ def _open_locked(path: Path, *, create: bool) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # between our open and our lock, a finishing process deleted the journal that we hold
+        os.close(fd)  # a finishing process deleted this file between open and lock
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -169,7 +170,7 @@ def _seal(record: Mapping[str, Json]) -> bytes:
 
 
 def _unseal(line: bytes) -> dict[str, Any] | None:
-    """The record of a line, or None where its CRC32 is not that of its bytes."""
+    """Return the record of a line, or None if its CRC32 does not match."""
     body, seal, crc32 = line.rpartition(_SEAL)
     if not seal or crc32 != b'%08x"}' % zlib.crc32(body):
         return None

@@ -1,7 +1,7 @@
-"""Whose files stand at an output's path, and whether a job may write there.
+"""Decides which job the files at an output's path belong to, and whether a job may write there.
 
-An output `vecs.arrow` has three files beside it: `.part` and `.journal` while it is unfinished, and
-`vecs.errors.jsonl` where rows failed.
+An output `vecs.arrow` has three companion files: `vecs.arrow.part` and `vecs.arrow.journal` while it is unfinished, and
+`vecs.errors.jsonl` if rows failed.
 """
 
 import json
@@ -21,11 +21,12 @@ _REMEDY = "replace it with --overwrite, or choose another -o"
 
 
 def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[str, int] | None:
-    """The `rows` of the finished output of this very job, and what else was counted; None where there is work to do.
+    """Return the `rows` and other counts of this job's finished output, or None if there is work to do.
 
-    With `overwrite` there always is. Cheap, for before the model loads. Raises RefusedError where `output` or its
-    unfinished files are another job's or not ours (unless `overwrite`), or held by a running process; OutputError where
-    nothing can be written there.
+    With `overwrite`, there always is. This is cheap, so that it can run before the model is loaded.
+    Raises RefusedError if `output` or its unfinished files belong to another job or are not fastvec's (unless
+    `overwrite`), if the journal is locked by a running process, or if it is not a journal that this version reads;
+    OutputError if the path is not writable or the journal is damaged.
     """
     with explained(output):
         require_writable(output)
@@ -35,7 +36,7 @@ def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[
             return finished(output, job, None, overwrite=overwrite)
         try:
             counts = finished(output, job, journal, overwrite=overwrite)
-            if counts is not None:  # a run was killed between its rename and its last step
+            if counts is not None:  # a run was killed after its rename, before it deleted its journal
                 discard(journal, beside(output, ".part"))
         finally:
             journal.close()
@@ -51,21 +52,21 @@ def errors_path(output: Path) -> Path:
 
 
 def discard(journal: Journal, part: Path) -> None:
-    """Delete unfinished files that hold nothing durable, or the journal that a finished run left."""
-    if journal.job is not None:  # without a header, `part` is not known to be ours
+    """Delete unfinished files without durable chunks, or the journal left behind by a finished run."""
+    if journal.job is not None:  # without a header, `part` may not be fastvec's
         remove_part(part)
     journal.remove()
 
 
 def remove_part(part: Path) -> None:
-    """Delete `part`, for good before its journal goes: without that it would be nobody's."""
+    """Delete `part` durably. Call it before deleting the journal: without that, `part` cannot be identified."""
     if part.exists():
         os.unlink(part)
         sync_folder(part.parent)
 
 
 def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool) -> dict[str, int] | None:
-    """`finished_counts`, under the journal's lock where there is one."""
+    """Implement `finished_counts`; the caller holds the lock on `journal`, which is None if there is none."""
     if overwrite:
         return None
     part, begun = beside(output, ".part"), journal.job if journal is not None else None
@@ -77,7 +78,7 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
     if output.exists():
         fingerprint, counts = _published(output)
         _refuse_another(output, fingerprint, job)
-        if not (unfinished and part.exists()):  # else an --overwrite of the same job was interrupted, and goes on
+        if not (unfinished and part.exists()):  # else an interrupted --overwrite of the same job resumes
             return counts
     if not is_errors_file(errors_path(output)):
         raise RefusedError(f"{errors_path(output)} is not a list of row errors, yet would be replaced; {_REMEDY}")
@@ -85,7 +86,7 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
 
 
 def _published(output: Path) -> tuple[Mapping[str, Json], dict[str, int]]:
-    """Fingerprint and counts of a finished output."""
+    """Read the fingerprint and counts of a finished output; raises RefusedError if it is not one."""
     try:
         with pa.memory_map(str(output)) as source:
             reader = ipc.open_file(source)
@@ -114,8 +115,8 @@ def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
 
 
 def is_errors_file(path: Path) -> bool:
-    """Whether an errors file may stand at `path`: nothing there, or one of ours."""
-    if not path.is_file():  # to open a pipe would be to wait for its other end
+    """Return whether `path` may be written as errors file: it does not exist, or its first line is a row error."""
+    if not path.is_file():  # opening a pipe would wait for its other end
         return not path.exists()
     with path.open("rb") as file:
         first = file.readline(10_000)

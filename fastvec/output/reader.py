@@ -1,4 +1,4 @@
-"""A finished output, opened for reading: what it says of itself, and its rows in bounded memory.
+"""Opens a finished output for reading: its metadata, and its rows in bounded memory.
 
 Shapes: n rows of a batch, D values of a vector.
 """
@@ -23,16 +23,16 @@ from fastvec.output.vector_column import column_type, ranges_from_json
 
 Array = npt.NDArray[Any]
 
-_ROWS_AT_ONCE = 1024  # as float64, of 4096 dimensions, 32 MB
+_ROWS_AT_ONCE = 1024  # 32 MB of float64 vectors of 4096 dimensions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """`own` are the schema's metadata, `promises` the footer's; the rest is read from these."""
+    """An opened output. `own` is the schema's metadata, `promises` the footer's; other fields are parsed from these."""
 
     path: Path
     schema: pa.Schema
-    own: dict[str, str]  # keys without "fastvec."
+    own: dict[str, str]  # keys without the prefix "fastvec."
     promises: dict[str, str]
     rows: int
     counts: dict[str, int]
@@ -41,19 +41,19 @@ class Output:
     dims: int
     vector_dtype: str
     vector_column: str
-    vector_type: pa.DataType  # as dims and dtype have it
+    vector_type: pa.DataType  # as given by dims and vector_dtype
     normalize: bool
-    ranges: Array | None  # [D], of int8 vectors: value = int8 * range / 127
+    ranges: Array | None  # [D], only for int8 vectors: value = int8 * range / 127
 
     @property
     def counted_nulls(self) -> int:
-        """Rows without a vector: those without a text, and those that failed."""
+        """The number of rows without a vector, by the counts: null texts and row errors."""
         return self.counts.get("nulls", 0) + self.counts.get("errors", 0)
 
     def batches(self, *, stride: int = 1) -> Iterator[pa.RecordBatch]:
-        """Every `stride`th batch, in slices of at most 1,024 rows; one batch is in memory at a time.
+        """Yield every `stride`th batch in slices of at most 1,024 rows, with one batch in memory at a time.
 
-        Raises OutputError where one is damaged so that Arrow cannot read it.
+        Raises OutputError if a batch is so damaged that Arrow cannot read it.
         """
         with pa.OSFile(os.fsencode(self.path)) as source:
             reader = ipc.open_file(source)
@@ -61,15 +61,15 @@ class Output:
                 try:
                     batch = reader.get_batch(index)
                     batch.validate()
-                except (pa.ArrowException, OSError) as error:  # OSError: also of what Arrow cannot parse
+                except (pa.ArrowException, OSError) as error:  # Arrow also raises OSError for malformed bytes
                     raise OutputError(f"{self.path}: batch {index} cannot be read: {one_line(error)}") from error
                 for begin in range(0, batch.num_rows, _ROWS_AT_ONCE):
                     yield batch.slice(begin, _ROWS_AT_ONCE)
 
     def vectors(self, batch: pa.RecordBatch) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """The vectors of `batch` [n, D] and which rows have one [n].
+        """Return the vectors of `batch` [n, D] and a mask of the rows that have one [n].
 
-        A row without one takes its place in the values too: `flatten` would drop it and shift the others.
+        Null rows keep their place in the values: `flatten` would drop them and shift the later rows.
         """
         column = batch.column(self.vector_column)
         width = column.type.list_size
@@ -78,7 +78,7 @@ class Output:
         return values.to_numpy(zero_copy_only=False).reshape(len(column), width), valid
 
     def norms(self, vectors: Array) -> Array:
-        """The length of each of `vectors` [n, D] as a float64 [n]; int8 ones as the floats that they stand for."""
+        """Return the L2 norms of `vectors` [n, D] as float64 [n]; int8 vectors are dequantised first."""
         wide = vectors.astype(np.float64)
         if self.ranges is not None:
             wide *= self.ranges / 127
@@ -87,20 +87,20 @@ class Output:
 
 
 def read_output(path: Path) -> Output:
-    """Open the finished output at `path`. Raises OutputError, in one line, for any other file."""
+    """Open the finished output at `path`. Raises a one-line OutputError for any other file."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
             raise OutputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}, not an output")
-        with pa.memory_map(os.fsencode(path)) as source:  # its name need not be UTF-8
+        with pa.memory_map(os.fsencode(path)) as source:  # the path may not be UTF-8
             reader = ipc.open_file(source)
             schema, promises = reader.schema, _decoded(reader.metadata)
             own = {key.removeprefix("fastvec."): text for key, text in _decoded(schema.metadata).items()}
-            _ = [(field.name, str(field.type)) for field in schema]  # raises here for a name that is no UTF-8 any more
+            _ = [(field.name, str(field.type)) for field in schema]  # raises here if a column name is not UTF-8
     except (pa.ArrowException, ValueError) as error:
         raise OutputError(f"{path} {_what_it_is(path)}") from error
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's text would name the path again
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's message would repeat the path
         raise OutputError(f"{path} cannot be read: {reason}") from error
     if own.get("format") != arrow_file.FORMAT:
         raise OutputError(f"{path} is an Arrow file, but not an output of this version of fastvec")

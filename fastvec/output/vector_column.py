@@ -1,4 +1,4 @@
-"""Vectors to an Arrow column: float32, float16, int8 with a range per dimension, or packed sign bits.
+"""Encodes vectors as an Arrow column: float32, float16, int8 with a range per dimension, or packed sign bits.
 
 Shapes: n rows, D dimensions of a vector.
 """
@@ -20,9 +20,9 @@ _VALUE_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int
 
 
 def column_type(dims: int, dtype: VectorDtype) -> pa.DataType:
-    """The column's Arrow type: a fixed-size list of D values, or of D / 8 bytes for `binary`.
+    """Return the column's Arrow type: a fixed-size list of D values, or of D / 8 bytes for `binary`.
 
-    Raises UsageError where D is no multiple of 8 and `dtype` is binary.
+    Raises UsageError if `dtype` is binary and D is not a multiple of 8.
     """
     if dtype == "binary" and dims % 8:
         raise UsageError(f"binary vectors pack 8 dimensions into a byte, and {dims} is no multiple of 8: choose --dims")
@@ -30,7 +30,7 @@ def column_type(dims: int, dtype: VectorDtype) -> pa.DataType:
 
 
 def ranges_of(vectors: FloatArray) -> FloatArray:
-    """The largest magnitude of each dimension [D] over `vectors` [n, D]; 1 where there is none."""
+    """Return the largest magnitude of each dimension [D] over `vectors` [n, D]; 1 if all its values are 0 or n is 0."""
     largest = np.abs(vectors).max(axis=0, initial=0.0)
     return np.where(largest > 0, largest, 1.0).astype(np.float32)
 
@@ -46,10 +46,10 @@ def ranges_from_json(text: str | bytes) -> FloatArray:
 def to_column(
     vectors: FloatArray, valid: npt.NDArray[np.bool_], dtype: VectorDtype, ranges: FloatArray | None = None
 ) -> pa.FixedSizeListArray:
-    """The column for `vectors` [n, D]; a row that is not `valid` [n] becomes a null, its values zeros.
+    """Encode `vectors` [n, D] as a column. A row that is not `valid` [n] becomes null, with zeros as its values.
 
-    int8 is symmetric: round(value / range · 127), a value beyond its range saturates. Raises ValueError for int8
-    without `ranges` [D].
+    int8 quantisation is symmetric: round(value / range · 127); values beyond their range saturate at ±127.
+    Raises ValueError for int8 without `ranges` [D].
     """
     vectors = np.where(valid[:, None], vectors, np.float32(0))
     if dtype == "int8":

@@ -1,4 +1,4 @@
-"""`fastvec verify`: every promise about a finished output, checked."""
+"""`fastvec verify`: checks every promise about a finished output."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,13 +12,13 @@ from fastvec.errors import OutputError
 from fastvec.output import arrow_file
 from fastvec.output.reader import Output, read_output
 
-# float32: a norm summed in float32 is off by up to D/2 · 2⁻²⁴, 1.2e-4 for 4096 dimensions; float16 rounds by 2⁻¹¹ more
+# float32: the error of a norm summed in float32 is up to D/2 · 2⁻²⁴, 1.2e-4 for D = 4096; float16 rounding adds 2⁻¹¹
 _UNIT_TOLERANCE = {"float32": 2e-4, "float16": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One promise: `detail` says what was found, or what is wrong."""
+    """The check of one promise. `detail` says what was found, or what is wrong."""
 
     name: str
     passed: bool
@@ -45,10 +45,11 @@ class Verification:
 
 
 def verify(path: str | Path) -> Verification:
-    """Check every promise about the output at `path`, in bounded memory. Never raises for a bad file: the report says.
+    """Check every promise about the output at `path`, in bounded memory.
 
-    First the bytes, each of which is accounted for: the head is what the schema gives, each batch what its CRC32 says,
-    and the rest the footer that the batches and counts give. Where they are damaged, values are not looked at.
+    A damaged file raises no error; it gives a failed check. The bytes are checked first, all of them: the head must be
+    the encoded schema, each batch must match its CRC32, and the rest must be the footer that follows from the batches
+    and counts. The columns' types are checked if the bytes pass, and the values if both do.
     """
     try:
         output = read_output(Path(path))
@@ -56,7 +57,7 @@ def verify(path: str | Path) -> Verification:
         for stage in (_check_bytes, check_columns, _check_values):
             if all(check.passed for check in checks):
                 checks += stage(output)
-    except (OutputError, OSError) as error:  # a bad sector, say
+    except (OutputError, OSError) as error:  # OSError: e.g. a bad sector
         checks = [_check("file", str(error), "")]
     return Verification(path=str(path), checks=tuple(checks))
 
@@ -88,7 +89,7 @@ def _right_footer(output: Output) -> bytes:
     metadata = arrow_file.footer_metadata(output.schema, output.counts, output.blocks)
     try:
         return arrow_file.footer(output.path, output.schema, output.blocks, metadata)
-    except (OutputError, pa.ArrowException):  # more batches were promised, or others
+    except (OutputError, pa.ArrowException):  # the metadata promises more batches, or different ones
         return b""
 
 
@@ -109,7 +110,7 @@ def check_columns(output: Output) -> Iterator[Check]:
 
 def _check_values(output: Output) -> Iterator[Check]:
     rows = nulls = 0
-    problems: dict[str, str] = {}  # the first of each kind
+    problems: dict[str, str] = {}  # the first problem of each kind
     for batch in output.batches():
         for name, problem in _problems(output, batch, rows):
             problems.setdefault(name, problem)
@@ -151,5 +152,5 @@ def _inputs_problem(output: Output) -> str | None:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without the escape sequences that a terminal would obey."""
+    """Replace non-printable characters, such as line breaks and the escapes of terminal sequences, by U+FFFD."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,13 +1,14 @@
-"""The output of an embedding job: one Arrow IPC file, in order, whole or resumable, never in between.
+"""Writes the output of an embedding job: one Arrow IPC file, in row order, always either complete or resumable.
 
-While a job runs, `vecs.arrow.part` holds the file's own bytes and `vecs.arrow.journal` says how many of them count:
+While a job runs, `vecs.arrow.part` contains the file's bytes and `vecs.arrow.journal` says how many of them are valid:
 
-    commit    fsync the data, append a line a chunk to the journal, fsync that: a listed chunk is durable
-    resume    go on where the last listed chunk ends: the same bytes as without the interruption
+    commit    fsync the data, append one line per chunk to the journal, fsync it: a listed chunk is durable
+    resume    continue after the last listed chunk: the bytes are the same as without the interruption
     finish    append the footer, fsync, rename to `vecs.arrow`, fsync the folder, delete the journal
 
-The final name appears in one step, when everything is there. `with pyarrow.ipc.new_file(...)` on it would not do: that
-writes a valid footer even when an exception passes through, a short file that looks whole.
+The rename is atomic, so the final name exists only for a complete file. Writing to it with
+`with pyarrow.ipc.new_file(...)` was rejected: on an exception that writes a valid footer, and the truncated file looks
+complete.
 """
 
 import json
@@ -31,23 +32,26 @@ from fastvec.system.durable_files import explained, open_file, sync_folder, writ
 
 __all__ = ["Job", "Json", "RowError", "Writer", "finished_counts"]
 
-# a commit is two fsyncs: 0.2 ms on an SSD, some 50 ms on a spinning disk, and nothing if one comes every 2 s
+# a commit takes two fsyncs: 0.2 ms on an SSD, about 50 ms on a hard disk; negligible at one commit every 2 s
 GROUP_BYTES = 256 << 20
 GROUP_SECONDS = 2.0
 
 
 class Writer:
-    """Writes the chunks of a job in order, each as one record batch. For one thread at a time.
+    """Writes the chunks of a job in order, each as one record batch. Not thread-safe. Create it with `Writer.open`.
 
-    limits: the chunk limits in force; a resumed run's are the journal's.
-    rows, chunks: how much is durable; a resumed run goes on after these.
-    counts, errors, batch_tokens: sums over all chunks written, the row errors in order, the last chunk's token budget.
-    schema: the output's; in a fresh run None until `begin`.
-    warnings: lines for the user.
+    Attributes:
+        limits: The chunk limits in force; a resumed run takes them from the journal.
+        rows, chunks: Durable rows and chunks; a resumed run continues after these.
+        counts: Sums over all chunks written.
+        errors: The row errors of all chunks written, in order.
+        batch_tokens: The token budget of the last chunk written.
+        schema: The output's schema; None in a fresh run before `begin`.
+        warnings: One-line warnings for the user.
     """
 
     def __init__(self, output: Path, job: Job, journal: Journal) -> None:
-        """`Writer.open` is the way in."""
+        """Use `Writer.open` instead."""
         self.limits = job.limits
         self.rows = 0
         self.chunks = 0
@@ -58,22 +62,23 @@ class Writer:
         self.warnings: list[str] = []
         self._output = output
         self._part_path = beside(output, ".part")
-        self._part: int | None = None  # the open file; None before it is begun and after it failed
+        self._part: int | None = None  # file descriptor; None before `begin` and after a failure
         self._job = job
         self._journal = journal
-        self._end = 0  # of the last chunk written
-        self._crc32 = 0  # of the bytes since then: the head's, before the first chunk
-        self._pending: list[Chunk] = []  # written, not durable
+        self._end = 0  # byte offset of the next chunk
+        self._crc32 = 0  # start value for the next chunk's: the head's CRC32 before the first chunk, then 0
+        self._pending: list[Chunk] = []  # written, not yet durable
         self._pending_bytes = 0
         self._pending_since = 0.0
 
     @classmethod
     def open(cls, output: Path, job: Job, *, overwrite: bool = False) -> "Writer":
-        """Lock `output`, to write it from its start or from where this job's unfinished work ends.
+        """Lock `output`, to write it from the start or to resume this job's unfinished work.
 
-        `overwrite` replaces another job's files, and a finished output, which stays readable until the new one takes
-        its place. It never discards unfinished work of the same job.
-        Raises what `finished_counts` raises, and RefusedError where the output was finished meanwhile.
+        `overwrite` replaces another job's files or a finished output, which stays readable until the new one replaces
+        it. It never discards unfinished work of the same job.
+        Raises what `finished_counts` raises, RefusedError if another run has finished the output since that call, and
+        OutputError if unfinished work is damaged.
         """
         with explained(output):
             ownership.require_writable(output)
@@ -92,7 +97,7 @@ class Writer:
         begun = journal.job
         if begun is None or not journal.chunks or ownership.mismatch(begun.fingerprint, self._job):
             return
-        if overwrite and not self._part_path.exists():  # killed after its rename: only the journal is left
+        if overwrite and not self._part_path.exists():  # killed after the rename: only the journal is left
             return
         self.limits = begun.limits
         for difference in differences(begun.environment, dict(self._job.environment), ""):
@@ -117,9 +122,9 @@ class Writer:
         self._settle(chunks)
 
     def begin(self, schema: pa.Schema) -> None:
-        """Fix the schema of a fresh run, its metadata included; the job's fingerprint is added to those.
+        """Set the schema of a fresh run, with its metadata, to which the job's fingerprint is added.
 
-        Raises OutputError for a column that an output cannot hold: dictionaries, views, run-end encoded ones.
+        Raises OutputError for dictionary, view and run-end encoded columns, and RuntimeError if the schema is set.
         """
         if self.schema is not None:
             raise RuntimeError("begin is for fresh runs: this one has a schema")
@@ -138,9 +143,10 @@ class Writer:
     def write(
         self, batch: pa.RecordBatch, *, counts: Mapping[str, int], errors: Sequence[RowError], batch_tokens: int
     ) -> None:
-        """Add a chunk. It is durable after the next commit, which comes by itself every 256 MB or 2 s.
+        """Write a chunk. It is durable after the next commit, which this method makes every 256 MiB or 2 s.
 
-        Raises DiskFullError or OutputError; what was durable stays so, and only `close` may follow.
+        Raises DiskFullError or OutputError. Durable chunks stay durable, and only `close` may be called afterwards.
+        Raises ValueError if the schema of `batch` is not the output's.
         """
         part = self._require_part()
         if not batch.schema.equals(self.schema):
@@ -164,7 +170,7 @@ class Writer:
         part, pending = self._require_part(), self._pending
         if not pending:
             return
-        # never tried again: after a failed fsync the kernel forgets the bytes, and the next fsync would succeed
+        # never retried: after a failed fsync the kernel drops the dirty pages, and the next fsync would succeed
         self._part, self._pending = None, []
         try:
             with explained(self._output, self.rows):
@@ -177,34 +183,35 @@ class Writer:
         self._settle(pending)
 
     def finish(self, error_lines: Iterable[str]) -> None:
-        """Commit, complete the file and give it its name; `error_lines` (without line ends) go into `*.errors.jsonl`.
+        """Commit, append the footer and rename the file to its final name; then release the lock.
 
-        Without any, an errors file of an earlier run is deleted. Ends the lock.
+        `error_lines` (without line ends) are written to `*.errors.jsonl`. If there are none, the errors file of an
+        earlier run is deleted.
         """
         self.commit()
         part, schema = self._require_part(), self.schema
         blocks = [chunk.block for chunk in self._journal.chunks]
         metadata = arrow_file.footer_metadata(schema, self.counts, blocks)
         with explained(self._output, self.rows):
-            os.ftruncate(part, self._end)  # half a chunk or a footer may follow, from before a crash
+            os.ftruncate(part, self._end)  # remove a partial chunk or footer left by a crash
             write_at(part, self._end, arrow_file.footer(self._part_path, schema, blocks, metadata))
             os.fsync(part)
             self._part = None
             os.close(part)
             _write_errors(ownership.errors_path(self._output), error_lines)
-            sync_folder(self._output.parent)  # before the rename: a finished output has its errors file
+            sync_folder(self._output.parent)  # before the rename, so that a finished output has its errors file
             os.replace(self._part_path, self._output)
             sync_folder(self._output.parent)
             self._journal.remove()
 
     def close(self) -> None:
-        """End the lock without finishing: commit what is written if possible, and leave work that resumes.
+        """Commit the written chunks if possible and release the lock; the unfinished work can be resumed.
 
-        Where nothing is durable, nothing is left behind. After `finish`, or a second time, this does nothing.
+        If nothing is durable, the unfinished files are deleted. After `finish` or an earlier `close` this does nothing.
         """
         if self._part is not None:
-            with suppress(OSError, OutputError):  # an error is on its way already, or `rows` tells
-                os.ftruncate(self._part, self._end)  # on a full disk, half a chunk makes room for the journal's lines
+            with suppress(OSError, OutputError):  # an error is already propagating, or `rows` shows what is durable
+                os.ftruncate(self._part, self._end)  # drop a partial chunk: on a full disk the journal needs room
                 self.commit()
         if self._part is not None:
             part, self._part = self._part, None

@@ -1,6 +1,6 @@
-"""The few system calls that an output is made with, and their errors as one line for the user.
+"""The system calls that write an output, with their errors turned into one line for the user.
 
-Everything that changes a disk goes through `os`, call by call, so that a test can kill the process at each of them.
+An embedding output is changed only by calls to functions of `os`, so that a test can kill the process at each call.
 """
 
 import errno
@@ -16,13 +16,13 @@ from fastvec.errors import DiskFullError, OutputError, RefusedError
 if sys.platform != "win32":
     import fcntl
 
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+_BINARY = getattr(os, "O_BINARY", 0)  # otherwise Windows translates line endings
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextmanager
 def explained(output: Path, safe_rows: int = 0) -> Iterator[None]:
-    """Turn an OSError into DiskFullError or OutputError, which say how much of `output` is durable."""
+    """Turn an OSError into DiskFullError or OutputError, whose message says how many rows of `output` are durable."""
     try:
         yield
     except OSError as error:
@@ -38,9 +38,9 @@ def open_file(path: Path, flags: int) -> int:
 
 
 def write_at(fd: int, offset: int, data: Any) -> None:
-    """Write all of `data` at `offset`, so that trying again after an error never leaves a gap or a double.
+    """Write all of `data` at `offset`; the fixed offset means that a retry after an error leaves no gap or duplicate.
 
-    Raises OSError, with part of `data` perhaps written.
+    Raises OSError; part of `data` may have been written by then.
     """
     os.lseek(fd, offset, os.SEEK_SET)
     view = memoryview(data)
@@ -49,8 +49,8 @@ def write_at(fd: int, offset: int, data: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: files created, renamed and deleted there."""
-    if sys.platform == "win32":  # cannot open a folder; NTFS journals its names itself
+    """fsync `folder`, so that creating, renaming and deleting files in it is durable."""
+    if sys.platform == "win32":  # Windows cannot open a folder; NTFS journals names itself
         return
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -60,7 +60,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make the files below `folder` durable, as others wrote them."""
+    """fsync `folder` and the files below it, which other libraries wrote without an fsync."""
     for path in folder.rglob("*"):
         if path.is_file():
             fd = os.open(path, os.O_RDONLY | _BINARY)
@@ -72,7 +72,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """All of `path` or nothing, also after a power cut."""
+    """Replace `path` atomically: after a power cut, it has either its old content or all of `text`."""
     draft = path.with_name(path.name + ".tmp")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -83,7 +83,7 @@ def write_durably(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; raises RefusedError where a running process holds it."""
+    """Hold a lock on the file `path`. Raises RefusedError if a running process holds it; does nothing on Windows."""
     fd = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         lock(fd, path)
@@ -100,5 +100,5 @@ def lock(fd: int, path: Path) -> None:
     except BlockingIOError as error:
         raise RefusedError(f"{path} is locked by a running process: wait for it, or give another output") from error
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems do not support locks
             raise

@@ -1,4 +1,4 @@
-"""Other libraries, kept from speaking to the user: fastvec checks what matters of what they would say."""
+"""Keeps other libraries from printing to the user; fastvec itself checks whatever matters in their messages."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import transformers
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without the libraries' progress bars, reports and warnings: what matters of them is checked, and raised."""
+    """Suppress progress bars, warnings and load reports of libraries; fastvec checks what matters and raises errors."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     with warnings.catch_warnings():

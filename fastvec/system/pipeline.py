@@ -1,6 +1,6 @@
-"""Stages that run side by side: each an iterator in a thread of its own, joined to the next by a bounded queue.
+"""Runs stages concurrently. Each stage is an iterator in its own thread, joined to the next by a bounded queue.
 
-A slow stage fills the queue before it and empties the one behind it: the others wait, and it is busy.
+A slow stage fills the queue before it and drains the queue after it, so the other stages wait while it is busy.
 """
 
 import queue
@@ -16,25 +16,25 @@ from typing import Self, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-POLL_SECONDS = 0.1  # how often a waiting stage looks whether it should stop
+POLL_SECONDS = 0.1  # how often a waiting stage checks whether it should stop
 
 
 class StoppedError(Exception):
-    """Raised in a stage, the consumer's included, once the run should stop."""
+    """Raised in every stage, including the consumer, once the run should stop."""
 
 
 class _End:
-    """The last thing in a queue: the stage before is done, or failed."""
+    """The last item in a queue: the previous stage finished, or failed with `error`."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 class Pipeline:
-    """The stages of one run; leaving its `with` block stops and joins their threads.
+    """The stages of one run; leaving the `with` block stops and joins their threads.
 
-    `should_stop` is asked often, from every thread. `waits` counts the seconds each stage spent waiting for the one
-    before it or the one behind it, `busy` those it worked.
+    `should_stop` is called often, from every thread. `waits` counts the seconds that each stage waited for the stage
+    before or after it, and `busy` the seconds that it worked.
     """
 
     def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -55,13 +55,13 @@ class Pipeline:
             thread.join()
 
     def check(self) -> None:
-        """For a stage in the middle of long work: raises StoppedError once the run should stop."""
+        """Raise StoppedError if the run should stop; a stage calls this during long work."""
         if self._closing.is_set() or self._should_stop():
             raise StoppedError
 
     @contextmanager
     def working(self, stage: str) -> Iterator[None]:
-        """Count a block's time as work of `stage`, less what it waits meanwhile for the stage before."""
+        """Count the time of the block as work of `stage`, minus the time that it waits for the previous stage."""
         started, waited = time.perf_counter(), self.waits[stage]
         try:
             yield
@@ -69,9 +69,9 @@ class Pipeline:
             self.busy[stage] += time.perf_counter() - started - (self.waits[stage] - waited)
 
     def run_ahead(self, stage: str, items: Iterable[Item], *, feeds: str, depth: int) -> Iterator[Item]:
-        """Iterate over `items` in a thread, at most `depth` ahead of the stage it feeds, which takes the result.
+        """Iterate over `items` in a thread, at most `depth` ahead of the stage `feeds`, which consumes the result.
 
-        What `items` raises is raised in that stage.
+        An exception from `items` is raised in that stage.
         """
         link: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
         thread = threading.Thread(target=self._pump, args=(stage, items, link), name=f"fastvec-{stage}", daemon=True)
@@ -86,7 +86,7 @@ class Pipeline:
                 self._wait(stage, partial(link.put, item, timeout=POLL_SECONDS), queue.Full)
         except StoppedError:
             return
-        except BaseException as error:  # whatever it is, it is the consumer's to know
+        except BaseException as error:  # any exception is raised again in the consuming stage
             end = _End(error)
         try:
             self._wait(stage, partial(link.put, end, timeout=POLL_SECONDS), queue.Full)

@@ -1,9 +1,9 @@
-"""Texts to packed token ids.
+"""Turns texts into packed token ids.
 
-- `load` gives a checkpoint's tokenizer: `from_files` where tokenizer.json says all of it, else `from_transformers`.
-- `special_tokens` decides on BOS and EOS, `prompt` on the chat template and the EOS behind a text.
+- `load` loads a checkpoint's tokenizer: with `from_files` if its files fully define it, else with `from_transformers`.
+- `special_tokens` decides on BOS and EOS, `prompt` on the chat template and the EOS after a text.
 - `tokenizer` turns texts into ids, truncates them, and finds the span of tokens to pool.
-- `batching` sorts the texts of a chunk into batches by a token budget, `packing` lays each batch end to end.
+- `batching` groups the texts of a chunk into batches by a token budget, `packing` concatenates each batch's sequences.
 
 Nothing here runs a model.
 """

@@ -1,8 +1,8 @@
-"""Token-budget packing: which texts of a chunk share a forward pass.
+"""Token-budget batching: decides which texts of a chunk share a forward pass.
 
-Sorting by length puts texts of equal length side by side, which attention can serve as one dense block; nothing is
-padded, so a budget in tokens is a budget in work and in memory. The batches depend on the lengths and the budget
-alone: the same chunk always makes the same batches.
+Sorting by length makes texts of equal length adjacent, and attention can process them as one dense block. Nothing is
+padded, so a budget in tokens limits both work and memory. The batches depend only on the lengths and the budget: the
+same chunk always yields the same batches.
 """
 
 import numpy as np
@@ -10,20 +10,21 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.integer]
 
-# Of two bytes a number. 4,096 tokens keep a CPU's matrix products busy for any model, and more leave its caches; a GPU
-# needs more to fill it.
+# For a dtype of two bytes. On a CPU, 4,096 tokens suffice for efficient matrix products with any model, and more do not
+# fit into its caches. A GPU needs more tokens to be fully used.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
-# What a GPU's forward has to do at least, some 15 ms of work: a small model's layers would be done sooner than the next
-# ones are launched. And the most tokens that are taken for it.
+# The minimum work of a forward on a GPU, about 15 ms: with less, a small model's layers finish before the next ones are
+# launched. And the maximum number of tokens used to reach it.
 FORWARD_FLOP, MOST_TOKENS = 6e12, 131_072
-# a rough rate, in FLOP/s, and how long a chunk should take at it: enough to sort by length, little enough to redo
+# A rough rate in FLOP/s, and how long a chunk should take at that rate: long enough for sorting by length to pay off,
+# short enough that repeating a chunk costs little.
 FLOPS = {"cpu": 1e11, "cuda": 2e14}
 CHUNK_SECONDS = 4
 CHUNK_TOKENS = {"cpu": (4096, 65_536), "cuda": (262_144, 2_097_152)}
 
 
 def token_budget(device: str, parameters: int, bytes_a_number: int) -> int:
-    """The tokens of a forward, where none are asked for, of a model of so many `parameters`."""
+    """Return the default number of tokens in a forward for a model with this many `parameters`."""
     tokens = BATCH_TOKENS[device]
     if device == "cuda":
         tokens = max(tokens, min(int(FORWARD_FLOP / (2 * parameters)), MOST_TOKENS))
@@ -31,7 +32,7 @@ def token_budget(device: str, parameters: int, bytes_a_number: int) -> int:
 
 
 def chunk_limits(device: str, parameters: int) -> dict[str, int]:
-    """The rows and the bytes of text at which a chunk closes, so that encoding one takes seconds on this device."""
+    """Return the limits of a chunk, in rows and in bytes of text, so that encoding it takes seconds on this device."""
     tokens = int(CHUNK_SECONDS * FLOPS[device] / (2 * parameters))
     low, high = CHUNK_TOKENS[device]
     tokens = min(max(tokens, low), high)
@@ -41,8 +42,8 @@ def chunk_limits(device: str, parameters: int) -> dict[str, int]:
 def token_batches(lengths: IntArray, budget: int) -> list[IntArray]:
     """Split texts of `lengths` [n] tokens into batches of at most `budget` tokens; returns row indices, longest first.
 
-    A text longer than the budget is alone in its batch. There are as few batches as the sorted order allows, and they
-    are evened out: a small last batch would leave the device idle for a whole forward.
+    A text longer than the budget gets its own batch. The number of batches is the minimum that the sorted order allows,
+    and tokens are spread evenly over them, because a small last batch would underuse the device for a whole forward.
 
     Raises ValueError for a budget below 1.
     """
@@ -53,7 +54,7 @@ def token_batches(lengths: IntArray, budget: int) -> list[IntArray]:
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
     fewest = len(_cuts(ends, budget))
-    # the smallest budget that needs no more batches spreads the tokens most evenly
+    # the smallest budget that needs no more batches spreads the tokens most evenly; binary search for it
     low, high = min(int(ends[-1]) // fewest, budget), budget
     while low < high:
         middle = (low + high) // 2
@@ -65,7 +66,7 @@ def token_batches(lengths: IntArray, budget: int) -> list[IntArray]:
 
 
 def _cuts(ends: IntArray, budget: int) -> list[int]:
-    """Where each batch ends, filling greedily; `ends` [n] are the running sums of the sorted lengths."""
+    """Return the end index of each batch, filled greedily; `ends` [n] is the cumulative sum of the sorted lengths."""
     cuts: list[int] = []
     begin, taken = 0, 0
     while begin < len(ends):

@@ -1,4 +1,4 @@
-"""Tokenizers straight from tokenizer.json, without transformers, whose import takes seconds."""
+"""Loads tokenizers directly from tokenizer.json, without transformers, whose import takes seconds."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ TOKENIZER_IGNORED = {"backend", "clean_up_tokenization_spaces", "is_local", "loc
 
 
 class PlainTokenizer:
-    """A tokenizer.json with the names of its special tokens: of transformers' tokenizers what fastvec asks for."""
+    """A tokenizer.json and the names of its special tokens: the subset of transformers' interface that fastvec uses."""
 
     def __init__(self, backend: Tokenizer, special: Mapping[str, str]) -> None:
         self.backend_tokenizer = backend
@@ -28,9 +28,9 @@ class PlainTokenizer:
 
 
 def tokenizer_from_files(checkpoint: Checkpoint) -> PlainTokenizer | None:
-    """The tokenizer of `checkpoint` where its files say all of it; None where transformers has a part in it.
+    """Return the tokenizer of `checkpoint` if its files fully define it, or None if transformers may change it.
 
-    A class of transformers may build another tokenizer than the file holds, and adds tokens that the file has not.
+    Classes in transformers can build a different tokenizer than tokenizer.json defines, and add tokens it lacks.
     """
     folder = checkpoint.tokenizer
     if checkpoint.chat_template or not (folder / "tokenizer.json").is_file():
@@ -49,7 +49,7 @@ def tokenizer_from_files(checkpoint: Checkpoint) -> PlainTokenizer | None:
         return None
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # the tokenizers library raises nothing more precise; transformers' loader tells the user
+    except Exception:  # tokenizers raises nothing more specific; `from_transformers` then reports the error
         return None
     held = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     if not set(special.values()) <= held:

@@ -1,4 +1,4 @@
-"""Tokenizers as transformers loads them: from any file that it reads, with a chat template, and to be saved again."""
+"""Loads tokenizers with transformers: from every format that it reads, with chat templates, and able to be saved."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +13,9 @@ from fastvec.texts.special_tokens import apply_rules
 
 
 def tokenizer_from_transformers(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a `tokenizers` backend and lower-casing where the checkpoint asks for it.
+    """Load the tokenizer, and apply the checkpoint's rules on lower-casing and special tokens.
 
-    Raises ModelError where its files make none.
+    Raises ModelError if transformers cannot load the files, or loads a tokenizer without a `tokenizers` backend.
     """
     folder = checkpoint.tokenizer
     if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
@@ -28,7 +28,7 @@ def tokenizer_from_transformers(checkpoint: Checkpoint) -> PreTrainedTokenizerBa
             backend = getattr(tokenizer, "backend_tokenizer", None)
             if isinstance(backend, Tokenizer):
                 backend.encode("a")  # a class that does not fit the vocabulary fails here
-        except Exception as error:  # the tokenizers library raises nothing more precise
+        except Exception as error:  # the tokenizers library raises nothing more specific
             own_code = "trust_remote_code" in str(error)
             reason = "it needs code of its own, and fastvec runs no code from a model" if own_code else one_line(error)
             raise ModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
@@ -39,7 +39,7 @@ def tokenizer_from_transformers(checkpoint: Checkpoint) -> PreTrainedTokenizerBa
 
 
 def _require_sentencepiece(folder: Path) -> None:
-    """transformers reads the file by it, and without it names another package."""
+    """Raise ModelError if sentencepiece is missing; the error of transformers would name another package."""
     if find_spec("sentencepiece") is None:
         raise ModelError(
             f"the tokenizer in {folder} is a tokenizer.model alone, which needs sentencepiece: "

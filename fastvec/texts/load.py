@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, without transformers where tokenizer.json says all that transformers would add."""
+"""Loads a checkpoint's tokenizer, without importing transformers if the checkpoint's files fully define it."""
 
 from fastvec.checkpoints.checkpoint import Checkpoint
 from fastvec.texts.from_files import tokenizer_from_files
@@ -6,7 +6,7 @@ from fastvec.texts.tokenizer import LoadedTokenizer
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
-    """Raises ModelError where the checkpoint's files make no tokenizer."""
+    """Load the tokenizer of `checkpoint`; raises ModelError if its files define none that can be loaded."""
     tokenizer = tokenizer_from_files(checkpoint)
     if tokenizer is not None:
         return tokenizer

@@ -1,4 +1,4 @@
-"""A packed batch: n sequences laid end to end in one row of T tokens. There is no padding in the project.
+"""Packed batches: n sequences concatenated into one row of T tokens. fastvec never pads sequences.
 
 Shapes: T packed tokens, n sequences.
 """
@@ -17,20 +17,20 @@ IntArray = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """One batch, ready for a forward. `spans` and `lengths` stay on the host: planning never waits for the device."""
+    """A batch ready for a forward. `spans` and `lengths` stay on the host, so that planning never syncs the device."""
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64, from 0 in each sequence
-    cu_seqlens: torch.Tensor  # [n + 1] int32, where each sequence starts, then T
-    spans: torch.Tensor  # [n, 2] int64, begin and end of the pooled tokens, counted over T; on the host
+    cu_seqlens: torch.Tensor  # [n + 1] int32, the start of each sequence, then T
+    spans: torch.Tensor  # [n, 2] int64, begin and end of the pooled tokens as indices into T; on the host
     lengths: tuple[int, ...]  # tokens in each sequence
 
 
 def pack(sequences: Sequence[IntArray], spans: IntArray | None = None, *, device: torch.device | str = "cpu") -> Packed:
-    """Lay `sequences` (token ids, each of at least one token) end to end.
+    """Concatenate `sequences` (token ids, at least one token each) into a packed batch.
 
-    `spans` [n, 2] are the pooled tokens of each sequence, counted from its own start; omitted, all of them.
-    Raises ValueError for an empty sequence or a span outside its sequence.
+    `spans` [n, 2] are begin and end of each sequence's pooled tokens, relative to its start; None pools all tokens.
+    Raises ValueError if there are no sequences, a sequence is empty, or a span is empty or outside its sequence.
     """
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     if len(sequences) == 0 or lengths.min() == 0:

@@ -1,4 +1,4 @@
-"""What stands around a text by a checkpoint's rules: an instruction, a user turn, an EOS."""
+"""Builds the strings that a checkpoint's rules put before and after an instruction and text: a user turn, an EOS."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,9 +9,9 @@ from fastvec.texts.tokenizer import LoadedTokenizer
 
 
 def text_frame(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> tuple[str, str]:
-    """What stands before the instruction and after the text: a user turn, an EOS, or nothing.
+    """Return the strings before the instruction and after the text: the parts of a user turn, an EOS, or nothing.
 
-    Raises ModelError where the checkpoint needs a chat template or an EOS and the tokenizer has none.
+    Raises ModelError if the checkpoint needs a chat template or an EOS and the tokenizer has none.
     """
     before, after = _user_turn(checkpoint, tokenizer) if checkpoint.chat_template else ("", "")
     if checkpoint.append_eos:
@@ -19,15 +19,15 @@ def text_frame(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> tuple[str,
         if not isinstance(eos, str):
             raise ModelError(f"{checkpoint.name} pools its EOS token, and its tokenizer names none")
         if not after.endswith(eos):
-            after += " </s>" if eos == "</s>" else eos  # the space is LLM2Vec's; a SentencePiece makes a token of it
+            after += " </s>" if eos == "</s>" else eos  # the space is LLM2Vec's; SentencePiece turns it into a token
     return before, after
 
 
 def _user_turn(checkpoint: Checkpoint, tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts before and after a user's message, without BOS and white space at the ends.
+    """Return what the chat template puts before and after a user's message, without BOS and outer white space.
 
-    A default system message is no part of it (in some templates it holds today's date): where a template takes two user
-    messages in a row, the second one's turn is the turn alone.
+    The result excludes a default system message, which contains today's date in some templates: if a template accepts
+    two user messages in a row, the turn of the second message is used.
     """
 
     def render(*messages: str) -> str:
@@ -36,11 +36,11 @@ def _user_turn(checkpoint: Checkpoint, tokenizer: Any) -> tuple[str, str]:
 
     try:
         turn = first = render("fastvec")
-    except Exception as error:  # a template is a program, and can fail like one
+    except Exception as error:  # a template is a program, and can raise any error
         raise ModelError(
             f"{checkpoint.name} was trained in a chat template it does not hold: {one_line(error)}"
         ) from None
-    with suppress(Exception):  # templates that want an answer in between have no default system message
+    with suppress(Exception):  # templates that require an answer in between have no default system message
         both = render("fastvec", "fastvec")
         turn = both.removeprefix(first) if both.startswith(first) else first
     before, message, after = turn.partition("fastvec")

@@ -1,4 +1,4 @@
-"""The special tokens around every text, where a checkpoint says otherwise than its tokenizer.json."""
+"""Sets the special tokens around every text if a checkpoint's rules differ from its tokenizer.json."""
 
 import logging
 
@@ -14,7 +14,7 @@ Around = tuple[list[int], list[int]]  # ids before and after a text
 
 
 def apply_rules(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:
-    """Let `tokenizer` lower-case texts and put special tokens around them as `checkpoint` says, whoever loaded it.
+    """Configure `tokenizer` to lower-case texts and add special tokens as `checkpoint` says, whichever loader made it.
 
     Raises ModelError and UsageError as `settle_special_tokens` does.
     """
@@ -26,10 +26,10 @@ def apply_rules(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:
 
 
 def settle_special_tokens(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:
-    """Let `tokenizer` put around a text what `checkpoint.special_tokens` says, and say in a line what that changed.
+    """Configure `tokenizer` to add `checkpoint.special_tokens` to a text, and log what that changed in one line.
 
-    It is a part of the tokenizer then, and is saved with it. Raises ModelError where the token to add has no name,
-    UsageError where a user's choice does not fit the template.
+    The change becomes part of the tokenizer and is saved with it. Raises ModelError if the tokenizer does not name a
+    token that a flag requires, and UsageError if the user's choice does not fit the template.
     """
     wanted, backend = checkpoint.special_tokens, tokenizer.backend_tokenizer
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -85,7 +85,7 @@ def _with_or_without(tokens: list[int], token: int | None, wanted: bool | None, 
 
 
 def _template(backend: Tokenizer, around: Around) -> processors.TemplateProcessing:
-    """Named by their place, as a token's own name may hold what a template reads as its syntax."""
+    """Build the template. It names tokens by their place, because a token's own name may contain template syntax."""
     names = [[f"{place}{i}" for i in range(len(tokens))] for place, tokens in zip("BE", around, strict=True)]
     before, after = names
     ids = dict(zip(before + after, around[0] + around[1], strict=True))

@@ -1,8 +1,8 @@
-"""Text to token ids and the span of tokens that is pooled.
+"""Turns a text into token ids and the span of tokens to pool.
 
-A sequence is `specials + tokens of (prefix + text + suffix) + specials`, tokenised once, as one string; which tokens
-came from the text is read from the token offsets, because tokenising the text alone can differ at the seam.
-Truncation drops the text's last tokens only: instruction, template and EOS survive it.
+A sequence is `specials + tokens of (prefix + text + suffix) + specials`. The string in parentheses is tokenised once,
+as a whole; the token offsets show which tokens belong to the text. Tokenising the text alone was rejected, because the
+tokens at its boundaries can differ. Truncation removes only the text's last tokens: instruction, template and EOS stay.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 IntArray = npt.NDArray[np.integer]
 
-# English has 4 to 5 characters a token; a text cut at 10 a token almost always still fills max_length
+# English has 4 to 5 characters per token, so a text cut at 10 per token almost always still fills max_length
 CHARACTERS_PER_TOKEN = 10
-# a cut can change the tokens just before it; those this far before it stay as they are
+# cutting a text can change the tokens just before the cut, but not those further from it than this
 SEAM_TOKENS = 32
 
 
 class LoadedTokenizer(Protocol):
-    """What is asked of a tokenizer, one of transformers' or a `PlainTokenizer`; what it has not is None."""
+    """The interface fastvec uses of a tokenizer, `PlainTokenizer` or one of transformers; absent tokens are None."""
 
     @property
     def backend_tokenizer(self) -> "Tokenizer": ...
@@ -49,8 +49,9 @@ class LoadedTokenizer(Protocol):
 class TextRecipe:
     """How one text becomes one sequence.
 
-    `pooled` is the span of pooled tokens: the whole sequence; the text's own tokens and the suffix's, without special
-    tokens and prefix; or what follows the prefix as sentence-transformers counts it (the tokens of the prefix alone).
+    `pooled` selects the pooled tokens. `sequence` means the whole sequence. `text` means the tokens of the text and the
+    suffix, without special tokens and prefix. `after_prefix` means the tokens after the prefix as sentence-transformers
+    counts it, i.e. by tokenising the prefix alone.
     """
 
     prefix: str = ""
@@ -58,7 +59,7 @@ class TextRecipe:
     max_length: int = 512  # tokens of the whole sequence
     text_max_length: int | None = None  # tokens of the text alone
     pooled: Literal["sequence", "text", "after_prefix"] = "sequence"
-    strip_end: bool = False  # drop white space at the end of a text
+    strip_end: bool = False  # remove white space at the end of a text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +68,8 @@ class TokenizedTexts:
 
     ids: IntArray  # [tokens] int32
     offsets: IntArray  # [n + 1]
-    spans: IntArray  # [n, 2] begin and end of the pooled tokens, from the sequence's own start
-    truncated: int  # texts that lost tokens to a maximum length
+    spans: IntArray  # [n, 2] begin and end of the pooled tokens, relative to the start of the sequence
+    truncated: int  # number of texts that lost tokens to a maximum length
     lengths: IntArray = field(init=False)  # [n]
 
     def __post_init__(self) -> None:
@@ -81,12 +82,12 @@ class TokenizedTexts:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     def beyond(self, rows: int) -> IntArray:
-        """The texts that have a token beyond `rows` embeddings."""
+        """Return the indices of the texts with a token id of `rows`, the number of embeddings, or more."""
         tokens = np.flatnonzero(self.ids >= rows)
         return np.unique(np.searchsorted(self.offsets, tokens, side="right") - 1)
 
     def sample(self, count: int) -> "TokenizedTexts":
-        """At most `count` texts, evenly from first to last."""
+        """Return at most `count` texts, evenly spaced from first to last."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
         ids = [self.sequence(row) for row in rows]
         return TokenizedTexts(
@@ -98,9 +99,9 @@ class TokenizedTexts:
 
 
 def require_embeddings(tokenizer: LoadedTokenizer, rows: int, name: str) -> None:
-    """Raises ModelError where the tokenizer of the model `name` has tokens beyond its `rows` embeddings.
+    """Raise ModelError if the tokenizer of the model `name` has tokens beyond the model's `rows` embeddings.
 
-    Special tokens may lie there, a padding token that was added later for one, unless one stands around every text.
+    Special tokens are allowed there, e.g. a padding token that was added later, unless they surround every text.
     """
     backend = tokenizer.backend_tokenizer
     added = backend.get_added_tokens_decoder()
@@ -116,13 +117,13 @@ def require_embeddings(tokenizer: LoadedTokenizer, rows: int, name: str) -> None
 
 
 class TextTokenizer:
-    """Turns texts into sequences by one recipe.
+    """Turns texts into sequences according to a recipe.
 
-    Raises UsageError when the prefix, the suffix and the special tokens leave no room for a text in `max_length`.
+    Raises UsageError if the prefix, the suffix and the special tokens leave no room for a text in `max_length`.
     """
 
     def __init__(self, tokenizer: LoadedTokenizer, recipe: TextRecipe, *, embeddings: int | None = None) -> None:
-        """With `embeddings`, their number, texts that hold a token without one raise InputError."""
+        """Given the model's number of `embeddings`, a text with a token beyond them raises InputError."""
         self.recipe, self._embeddings = recipe, embeddings
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -134,7 +135,7 @@ class TextTokenizer:
             self._backend.encode(part, add_special_tokens=False).ids for part in (recipe.prefix, recipe.suffix)
         )
         self._prefix_tokens = len(prefix)
-        # sentence-transformers takes a last special token of the prompt for the EOS its tokenizer appended
+        # sentence-transformers mistakes a special token at the end of the prompt for an EOS that its tokenizer appended
         self._prefix_ends_special = not self._after and bool(prefix) and prefix[-1] in tokenizer.all_special_ids
         fixed = len(self._before) + len(prefix) + len(suffix) + len(self._after)
         if fixed >= recipe.max_length:
@@ -146,7 +147,10 @@ class TextTokenizer:
         self._text_max_length = recipe.text_max_length or recipe.max_length
 
     def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenise `texts`, each of them valid UTF-8, on all cores."""
+        """Tokenise `texts`, each of them valid UTF-8, on all cores.
+
+        Raises InputError if a text contains a token beyond `embeddings`.
+        """
         if self.recipe.strip_end:
             texts = [text.rstrip() for text in texts]
         encodings, begins, ends = self._encode(texts)
@@ -173,7 +177,11 @@ class TextTokenizer:
         return found
 
     def _encode(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
-        """Each text's encoding, without special tokens, and which of its tokens, begin to end, are the text's own."""
+        """Return each text's encoding without special tokens, and the begin and end of the text's own tokens in it.
+
+        Long texts are cut before tokenising. A text is tokenised again, uncut, if its cut version has too few tokens
+        to be sure that the cut does not affect the result.
+        """
         sure = min(self._content, self._text_max_length) + SEAM_TOKENS
         cut = sure * CHARACTERS_PER_TOKEN
         encodings, begins, ends = self._encode_whole([text[:cut] for text in texts])
@@ -196,28 +204,31 @@ class TextTokenizer:
         return encodings, begins, ends
 
     def _text_tokens(self, encoding: "Encoding", characters: int) -> tuple[int, int]:
-        """The tokens that end inside the text, which has `characters` characters after the prefix."""
+        """Return begin and end of the tokens that end inside the text: `characters` characters after the prefix."""
         begin = _tokens_until(encoding, len(self.recipe.prefix), self._prefix_tokens)
         if not self.recipe.suffix:
             return begin, len(encoding)
         return begin, _tokens_until(encoding, len(self.recipe.prefix) + characters, len(encoding))
 
     def _spans(self, lengths: IntArray, begins: IntArray) -> IntArray:
-        """The pooled tokens [n, 2] of sequences with `begins` tokens of prefix each; all where none would be."""
+        """Return begin and end of the pooled tokens [n, 2] of sequences with `begins` [n] prefix tokens each.
+
+        An empty span is replaced by the whole sequence.
+        """
         own = len(self._before) + begins
         firsts, lasts = np.zeros_like(lengths), lengths
         if self.recipe.pooled == "text":
             firsts, lasts = own, lengths - len(self._after)
         elif self.recipe.pooled == "after_prefix":
             counted = len(self._before) + self._prefix_tokens - self._prefix_ends_special
-            # one word after the prefix can share its last token: counted so, nothing of the text would be left
+            # a short text can merge into the prefix's last token: by this count, no token of the text would remain
             firsts = np.where(counted < lengths, counted, own)
         some = firsts < lasts
         return np.stack([np.where(some, firsts, 0), np.where(some, lasts, lengths)], axis=1)
 
 
 def _tokens_until(encoding: "Encoding", character: int, guess: int) -> int:
-    """How many tokens end at or before `character`, looked for around `guess`."""
+    """Return how many tokens end at or before `character`; the search starts at `guess`."""
 
     def ends_by(index: int) -> bool:
         span: tuple[int, int] | None = encoding.token_to_chars(index)
@@ -232,8 +243,11 @@ def _tokens_until(encoding: "Encoding", character: int, guess: int) -> int:
 
 
 def special_tokens(backend: "Tokenizer") -> tuple[list[int], list[int]]:
-    """The ids the tokenizer's template puts before and after every text."""
-    for probe in chain("a", map(backend.id_to_token, range(backend.get_vocab_size()))):  # "a" may be no token's part
+    """Return the ids that the tokenizer's template puts before and after every text.
+
+    Raises ModelError if the tokenizer yields no token for any text.
+    """
+    for probe in chain("a", map(backend.id_to_token, range(backend.get_vocab_size()))):  # "a" may be in no token
         with_specials = backend.encode(probe or "")
         own = [i for i, special in enumerate(with_specials.special_tokens_mask) if not special]
         if own:
@@ -242,7 +256,7 @@ def special_tokens(backend: "Tokenizer") -> tuple[list[int], list[int]]:
 
 
 def without_surrogates(text: str) -> str:
-    """`text` with each lone surrogate, which UTF-8 cannot hold, as U+FFFD."""
+    """Return `text` with each lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -251,5 +265,5 @@ def without_surrogates(text: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold `text`: bytes of an argument that were none come as lone surrogates."""
+    """Return whether UTF-8 can encode `text`: Python decodes invalid bytes in an argument as lone surrogates."""
     return text == without_surrogates(text)

@@ -1,4 +1,4 @@
-"""Operations over packed sequences, each with its PyTorch reference."""
+"""Operations on packed sequences, each with Triton kernels and a PyTorch reference implementation."""
 
 from fastvec_kernels._launch import to_device, to_host
 from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference

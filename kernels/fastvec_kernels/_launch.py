@@ -1,8 +1,9 @@
-"""Where and how kernels run: the one place that knows about devices, the interpreter and compiling without a GPU.
+"""Kernel launches: the one module that handles devices, Triton's interpreter and compilation without a GPU.
 
-A kernel is launched by `launch` and chosen by `architecture`, so that a machine without a GPU can compile exactly what
-a GPU would run: under `compiling_for`, every op takes its kernels and compiles each launch instead of making it.
-Without Triton (macOS, Windows) `triton` and `tl` are stand-ins: kernels are defined, and never run.
+`launch` launches every kernel, with the configuration for `architecture`, so that a machine without a GPU can compile
+exactly what a GPU would run: inside `compiling_for`, every op takes its kernels and compiles each launch instead of
+running it.
+Without Triton (macOS, Windows), `triton` and `tl` are stubs: kernels are defined but never run.
 """
 
 import os
@@ -40,22 +41,22 @@ __all__ = [
     "triton",
 ]
 
-INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # decided when a kernel is defined
-# What the configuration tables have a row for, and the shared memory a program may have there, in bytes. sm_80's is the
-# 99 KiB of its consumer siblings sm_86 and sm_89, which share its row.
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # Triton decides this when a kernel is defined
+# The architectures in the configuration tables, and the shared memory available to a program on each, in bytes. sm_80
+# has the 99 KiB of its consumer siblings sm_86 and sm_89, which share its row.
 SHARED_MEMORY = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
-_functions: dict[Any, Callable[..., Any]] = {}  # of each operator, what it was made of
+_functions: dict[Any, Callable[..., Any]] = {}  # by operator, the function that it wraps
 _kernels_on_cpu = False
 _compiling: "CompileOnly | None" = None
 
 
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
-    """Send CPU tensors to the kernels too, in Triton's interpreter; tests of kernels use this.
+    """Run the kernels on CPU tensors too, in Triton's interpreter; kernel tests use this.
 
-    Elsewhere CPU tensors take PyTorch's operations, which is what a machine without a GPU runs.
-    Raises RuntimeError where the kernels were not defined for the interpreter.
+    Outside the block CPU tensors take PyTorch operations, as on any machine without a GPU.
+    Raises RuntimeError if the kernels were not defined for the interpreter.
     """
     global _kernels_on_cpu
     if not INTERPRETED:
@@ -68,7 +69,7 @@ def kernels_on_cpu() -> Iterator[None]:
 
 
 class CompileOnly:
-    """Stands in for Triton's GPU driver: it knows its target, and nothing can be launched on it."""
+    """Replacement for Triton's GPU driver that has a target to compile for but cannot launch kernels."""
 
     def __init__(self, architecture: str) -> None:
         from triton.backends.compiler import GPUTarget
@@ -76,13 +77,13 @@ class CompileOnly:
         cuda = architecture.startswith("sm_")
         self.architecture = architecture
         self.target = GPUTarget("cuda", int(architecture[3:]), 32) if cuda else GPUTarget("hip", architecture, 64)
-        self.compiled: list[tuple[str, Any]] = []  # (kernel's name, triton's CompiledKernel), a launch each
+        self.compiled: list[tuple[str, Any]] = []  # (kernel's name, Triton's CompiledKernel) of each launch
 
     def get_current_target(self) -> Any:
         return self.target
 
     def get_current_device(self) -> str:
-        return self.architecture  # a key of triton's caches: a kernel compiled for another target is not found again
+        return self.architecture  # part of Triton's cache key, so that targets do not share compiled kernels
 
     def get_current_stream(self, device: str) -> int:
         return 0
@@ -92,8 +93,9 @@ class CompileOnly:
 def compiling_for(architecture: str) -> Iterator[CompileOnly]:
     """Compile what the ops in this block would launch on `architecture`, a key of SHARED_MEMORY; launch nothing.
 
-    Tensors may be anywhere; what an op returns in this block is uninitialised.
-    Raises RuntimeError where the kernels were defined for the interpreter, ValueError for another architecture.
+    Tensors may be on any device; the tensors that an op returns in this block are uninitialised.
+    Raises RuntimeError without Triton or if the kernels were defined for the interpreter, and ValueError for another
+    architecture.
     """
     global _compiling
     if INTERPRETED or not HAS_TRITON:
@@ -112,7 +114,7 @@ def compiling_for(architecture: str) -> Iterator[CompileOnly]:
 
 
 def runs_triton(x: torch.Tensor) -> bool:
-    """Whether kernels, not PyTorch's operations, handle `x` in this process."""
+    """Return whether Triton kernels, not PyTorch operations, handle `x` in this process."""
     if not HAS_TRITON:
         return False
     if _kernels_on_cpu or _compiling is not None:
@@ -121,9 +123,9 @@ def runs_triton(x: torch.Tensor) -> bool:
 
 
 def architecture(device: torch.device) -> str | None:
-    """The row of the configuration tables for `device`: a key of SHARED_MEMORY, or None for a GPU without one.
+    """Return the row of the configuration tables for `device`: a key of SHARED_MEMORY, or None if a GPU has none.
 
-    The interpreter reads sm_90's row: it runs the same programs, tile by tile.
+    The interpreter takes the row of sm_90: it runs the same programs, tile by tile.
     """
     if _compiling is not None:
         return _compiling.architecture
@@ -136,8 +138,8 @@ def architecture(device: torch.device) -> str | None:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run `kernel` on `grid` programs; the first of `args` is a tensor on the device it runs on."""
-    options.setdefault("enable_fp_fusion", True)  # Triton's default until 3.10; unsaid, 3.9 warns
+    """Run `kernel` with `grid` programs on the device of the first of `args`, a tensor."""
+    options.setdefault("enable_fp_fusion", True)  # Triton's default until 3.10; 3.9 warns if it is not given
     if _compiling is not None:
         _compiling.compiled.append((kernel.__name__, kernel.warmup(*args, grid=grid, **options)))
     elif args[0].is_cuda and args[0].device.index != torch.cuda.current_device():
@@ -148,7 +150,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """As `torch.library.custom_op`, for an operator that `call` may pass by."""
+    """Define a custom operator like `torch.library.custom_op`, which `call` may bypass."""
 
     def define(function: Callable[..., Any]) -> Any:
         defined = torch.library.custom_op(name, function, mutates_args=())
@@ -159,9 +161,10 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def call(defined: Any, *args: Any) -> Any:
-    """What an operator gives; in inference by its function, where neither autograd nor the compiler looks on.
+    """Call an operator; in inference mode, without torch.compile, call the function that it wraps.
 
-    A first call of the operator imports the compiler, nearly two seconds, and each takes as long as a launch.
+    The first call through an operator imports the compiler, which takes almost two seconds, and the overhead of each
+    call is as long as a kernel launch. In inference mode autograd does not need the operator.
     """
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         return _functions[defined](*args)
@@ -169,24 +172,27 @@ def call(defined: Any, *args: Any) -> Any:
 
 
 def needs_scratch(device: torch.device) -> None:
-    """Let the next launches on `device` make tensor descriptors there, for which Triton asks for memory."""
+    """Set the allocator from which Triton takes memory for tensor descriptors, for the next launches on `device`."""
     if device.type == "cuda":
         triton.set_allocator(lambda size, _alignment, _stream: torch.empty(size, dtype=torch.int8, device=device))
 
 
 def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
-    """`array` on `device`; from pinned memory, as a copy from other memory waits for all that the device was given."""
+    """Copy `array` to `device` from pinned memory: a copy from pageable memory waits for all work queued there."""
     x = torch.from_numpy(array)
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def to_host(x: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """`x` on the host, where it is once the event is done; waiting for that waits for nothing the device got later."""
+    """Start copying `x` to the host; the copy is complete when the returned event is done (None for a CPU tensor).
+
+    Waiting for the event does not wait for work that the device receives later.
+    """
     if not x.is_cuda:
         return x, None
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     host.copy_(x, non_blocking=True)
-    done = torch.cuda.Event(blocking=True)  # it sleeps: others need the core
+    done = torch.cuda.Event(blocking=True)  # waiting sleeps instead of spinning: other threads need the core
     done.record()
     return host, done
 
@@ -196,5 +202,5 @@ def next_power_of_2(n: int) -> int:
 
 
 def warps_for(block_size: int) -> int:
-    """Warps for a program that holds `block_size` elements in fp32: at most 16 elements a thread, 4 to 16 warps."""
+    """Return the warps for a program of `block_size` fp32 elements: 16 elements per thread, but 4 to 16 warps."""
     return min(max(block_size // 512, 4), 16)

@@ -1,7 +1,7 @@
-"""The coins of dropout: Philox gives each row two random words, and a mixer makes bits of these and a column's place.
+"""Random bits of dropout: Philox gives each row two random words; a mixer combines them with the column index.
 
-Philox for every entry would be exact too, and costs ten rounds of wide products instead of two narrow ones.
-On a CPU the mixer runs in NumPy, which has unsigned words and works in place: PyTorch's operations take six times as
+Philox for every entry would be correct too, but takes ten rounds of wide products instead of two narrow products.
+On a CPU the mixer runs in NumPy, which has unsigned words and works in place: PyTorch operations take six times as
 long.
 """
 
@@ -13,17 +13,20 @@ import numpy.typing as npt
 import torch
 
 WORD = 0xFFFFFFFF
-WORDS_AT_ONCE = 1 << 16  # a block of the mixer that stays in a core's cache
+WORDS_AT_ONCE = 1 << 16  # per block of the mixer, so that a block stays in a core's cache
 
 
 def philox(counter: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
-    """Philox-4x32-10 (Salmon et al., 2011): four random words, int64 below 2^32, of four such counters of one shape."""
+    """Return the four random words of Philox-4x32-10 (Salmon et al., 2011) for four counters of one shape.
+
+    Words and counters are int64 below 2^32.
+    """
     if all(c.device.type == "cpu" for c in counter):
         return _philox_in_numpy([c.numpy() for c in counter], seed)
     c0, c1, c2, c3 = counter
     k0, k1 = seed & WORD, seed >> 32 & WORD
     for _ in range(10):
-        wide0, wide2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64 bits that wrap; the halves are right all the same
+        wide0, wide2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps at 64 bits; both 32-bit halves are still right
         c0, c1, c2, c3 = (wide2 >> 32 & WORD) ^ c1 ^ k0, wide2 & WORD, (wide0 >> 32 & WORD) ^ c3 ^ k1, wide0 & WORD
         k0, k1 = k0 + 0x9E3779B9 & WORD, k1 + 0xBB67AE85 & WORD
     return [c0, c1, c2, c3]
@@ -42,7 +45,7 @@ def _philox_in_numpy(counter: Sequence[npt.NDArray[np.int64]], seed: int) -> lis
 
 
 def keeps_of_columns(first: torch.Tensor, second: torch.Tensor, columns: int, p: float) -> torch.Tensor:
-    """[..., columns] bool: whether each column is kept, from two words [...] a row; exact to 24 bits of `p`."""
+    """Return whether each column is kept [..., columns], from two words per row [...]; `p` is rounded to 24 bits."""
     if first.device.type != "cpu":
         return _mixed(first, second, columns) >> 8 >= drop_below(p)
     kept = np.empty((first.numel(), columns), dtype=np.bool_)
@@ -53,7 +56,7 @@ def keeps_of_columns(first: torch.Tensor, second: torch.Tensor, columns: int, p:
 
 
 def keeps_of_features(first: torch.Tensor, second: torch.Tensor, features: int, p: float) -> torch.Tensor:
-    """[..., features] bool, from half a word each, so that one mixes two of them; exact to 16 bits of `p`."""
+    """Return whether each feature is kept [..., features], by half a mixed word each; `p` is rounded to 16 bits."""
     pairs = -(-features // 2)
     if first.device.type != "cpu":
         words = _mixed(first, second, pairs)
@@ -61,27 +64,27 @@ def keeps_of_features(first: torch.Tensor, second: torch.Tensor, features: int, 
         return halves >= drop_below(p, bits=16)
     kept = np.empty((first.numel(), features), dtype=np.bool_)
     for rows, words in _mixed_blocks(first, second, pairs):
-        halves = words.astype("<u4", copy=False).view("<u2")[:, :features]  # the lower half first
+        halves = words.astype("<u4", copy=False).view("<u2")[:, :features]  # the lower half comes first
         np.greater_equal(halves, np.uint16(drop_below(p, bits=16)), out=kept[rows])
     return torch.from_numpy(kept).view(*first.shape, features)
 
 
 def drop_below(p: float, *, bits: int = 24) -> int:
-    """What random bits are compared with: an entry is dropped where they are below."""
+    """Return the threshold of the random bits: an entry is dropped if its bits are below it."""
     return min(round(p * (1 << bits)), (1 << bits) - 1)
 
 
 def _mixed(first: torch.Tensor, second: torch.Tensor, columns: int) -> torch.Tensor:
-    """[..., columns] int64 below 2^32."""
+    """Return the mixed words [..., columns], int64 below 2^32."""
     x = first[..., None] + torch.arange(columns, device=first.device) * 0x9E3779B9 & WORD
-    x = (x ^ x >> 16) * 0x21F0AAAD & WORD  # the constants of a 32-bit mixer without bias (Wellons, 2018)
+    x = (x ^ x >> 16) * 0x21F0AAAD & WORD  # the constants of a low-bias 32-bit mixer (Wellons, 2018)
     x = x ^ second[..., None]
     x = (x ^ x >> 15) * 0x735A2D97 & WORD
     return x ^ x >> 15
 
 
 def _mixed_blocks(first: torch.Tensor, second: torch.Tensor, columns: int) -> Any:
-    """The same words, block by block of rows: (slice of rows, [rows, columns] uint32)."""
+    """Yield the same words in blocks of rows: (slice of rows, uint32 [rows, columns])."""
     starts, keys = (words.reshape(-1, 1).numpy().astype(np.uint32) for words in (first, second))
     offsets: npt.NDArray[np.uint32] = np.arange(columns, dtype=np.uint32) * np.uint32(0x9E3779B9)
     step = max(1, WORDS_AT_ONCE // max(columns, 1))

@@ -1,7 +1,8 @@
-"""Dropout of features that is a function of the token alone: y_td = x_td / (1 − p) where kept, else 0.
+"""Feature dropout that depends only on the seed and the token: y_td = x_td / (1 − p) if kept, else 0.
 
-A token is known by two numbers, its sequence's and its place in it: the same features are dropped in any batch, on any
-device and in every repetition of a forward, and no mask is kept for the backward pass. `_random.py` has the coins.
+A token is identified by the number of its sequence and its position in it. The same features are therefore dropped in
+any batch, on any device and in every repetition of a forward pass, and the backward pass needs no stored mask.
+`_random.py` generates the random bits.
 
 Shapes: T tokens, D features.
 """
@@ -18,7 +19,7 @@ __all__ = ["dropout", "dropout_reference"]
 
 
 def dropout_reference(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> torch.Tensor:
-    """The definition: `x` [T, D] float, `tokens` [T, 2] int64."""
+    """Reference implementation: `x` [T, D] float, `tokens` [T, 2] int64."""
     sequence, place = tokens.unbind(1)
     first, second, _, _ = philox([sequence, place, place * 0, place * 0], seed)
     kept = keeps_of_features(first, second, x.shape[1], p)
@@ -26,9 +27,9 @@ def dropout_reference(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: 
 
 
 def dropout(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> torch.Tensor:
-    """Drop features of `x` [T, D] with probability `p`; `tokens` [T, 2] int64 tell each row's sequence and place.
+    """Drop features of `x` [T, D] with probability `p`; `tokens` [T, 2] int64 are each row's sequence and position.
 
-    Raises ValueError where shapes do not fit, `p` is not in [0, 1) or `seed` not in [0, 2^63).
+    Raises ValueError if shapes do not fit, `p` is not in [0, 1) or `seed` is not in [0, 2^63).
     """
     if x.ndim != 2 or tokens.shape != (len(x), 2):
         raise ValueError(f"dropout needs x [T, D] and tokens [T, 2], got {tuple(x.shape)} and {tuple(tokens.shape)}")
@@ -43,7 +44,7 @@ def dropout(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> to
 
 
 def tile(width: int) -> tuple[int, int]:
-    """(rows, block_d) of a program of 4 warps: 2048 elements, 16 a thread."""
+    """Return (rows, block_d) of a program of 4 warps: 2048 elements, 16 per thread."""
     block_d = min(next_power_of_2(width), 1024)
     return 2048 // block_d, block_d
 
@@ -71,7 +72,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 
 def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return _dropout(dy, *ctx.saved_tensors, ctx.p, ctx.seed), None, None, None  # the same coins, the same scale
+    return _dropout(dy, *ctx.saved_tensors, ctx.p, ctx.seed), None, None, None  # the same random bits, the same scale
 
 
 _dropout.register_autograd(_gradient, setup_context=_save)
@@ -83,7 +84,7 @@ def _dropout_kernel(
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    row = (tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)).to(tl.int64)  # T · D passes 2^31
+    row = (tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)).to(tl.int64)  # T · D may exceed 2^31
     sequence = tl.load(tokens_ptr + 2 * row, mask=row < T, other=0).to(tl.uint32)
     place = tl.load(tokens_ptr + 2 * row + 1, mask=row < T, other=0).to(tl.uint32)
     first, second, _, _ = tl.philox(seed, sequence, place, place * 0, place * 0)

@@ -1,9 +1,9 @@
-"""Rows in eight bits: each is divided by a scale of its own and rounded to E4M3 (4 bits of exponent, 3 of mantissa).
+"""Row-wise FP8 quantization: each row is divided by its own scale and rounded to E4M3 (4 exponent, 3 mantissa bits).
 
     s_t = max_d |x_td| / 448, y_td = e4m3(x_td / s_t)
 
-A scale is of one row alone: what a row becomes does not depend on its neighbours. One pass reads the rows once, where
-PyTorch's operations make three.
+Each row has its own scale, so its result does not depend on the other rows. The kernel makes one pass over the rows,
+PyTorch operations make three.
 
 Shapes: T rows, D their width.
 """
@@ -15,20 +15,20 @@ from fastvec_kernels.rms_norm import WIDEST, forward_tile, rows_of
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # the largest number of E4M3
-LEAST = 1e-30  # a row of zeros is divided by something too
+LEAST = 1e-30  # lower bound of a row's maximum: a row of zeros needs a positive scale
 
 
 def quantize_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition, in float32."""
+    """Reference implementation, in float32."""
     wide = x.float()
     largest = wide.abs().amax(dim=1).clamp_min(LEAST)
     return (wide * (LARGEST / largest)[:, None]).to(E4M3), largest / LARGEST
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`x` [T, D] as E4M3 [T, D] and the scales [T] in float32 that it was divided by.
+    """Quantize `x` [T, D] -> E4M3 [T, D] and the float32 scales [T] that its rows were divided by.
 
-    Raises ValueError for another shape.
+    Raises ValueError if `x` is not two-dimensional or D is 0.
     """
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"quantize_rows needs x [T, D], got {tuple(x.shape)}")
@@ -48,7 +48,7 @@ def _quantize_kernel(
     x_ptr, y_ptr, scales_ptr, stride, T,
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, LARGEST: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)  # T · D passes 2^31
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)  # T · D may exceed 2^31
     cols = tl.arange(0, BLOCK_D)[None, :]
     inside = (row < T)[:, None] & (cols < D)
     x = tl.load(x_ptr + row[:, None] * stride + cols, mask=inside, other=0.0).to(tl.float32)

@@ -1,16 +1,16 @@
-"""RMSNorm over packed tokens, alone or after the addition of the residual.
+"""RMSNorm over packed tokens, alone or after adding the residual.
 
     y = x / sqrt(mean(x²) + eps) · w                        rms_norm
     total = round(x + residual), y = rms_norm(total)        add_rms_norm
 
-The norm is taken of the rounded sum, which is what transformers does, what the next layer reads as its residual, and
-all that the backward has to keep. Gemma's 1 + w is passed in as w.
+The norm is computed from the rounded sum: transformers does the same, the next layer reads this sum as its residual,
+and it is the only activation that the backward pass needs. For Gemma, the caller passes 1 + w as w.
 With g = dy · w and r = 1 / sqrt(mean(x²) + eps):
 
     dx = r · (g − x · r² · mean(g · x)) (+ dtotal) = dresidual          dw = Σ_t dy · x · r
 
 Shapes: T packed tokens, D hidden size.
-All arithmetic is fp32 whatever the dtypes; rounding happens once, at the store. Off a GPU it is PyTorch's operation.
+The kernels compute in fp32 whatever the dtypes and round once, at the store. Without a GPU, F.rms_norm is called.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ import torch.nn.functional as F
 
 from fastvec_kernels._launch import call, launch, next_power_of_2, operator, runs_triton, tl, triton
 
-WIDEST = 32_768  # a program holds whole rows: 32 elements a thread of 32 warps
-GRADIENT_WARPS = 2048  # the warps that share a weight's gradient: a wave of 16 a multiprocessor on 128 of them
+WIDEST = 32_768  # a program holds whole rows: 32 warps with 32 elements per thread
+GRADIENT_WARPS = 2048  # warps that share a weight's gradient: a wave of 16 per multiprocessor on 128 multiprocessors
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """The definition, in float32 or wider."""
+    """Reference implementation, in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)  # float64 stays float64, for gradcheck
     x_wide = x.to(wide)
     return (x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide)).to(x.dtype)
@@ -34,7 +34,7 @@ def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tor
 def add_rms_norm_reference(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition; the sum of two halves is exact in float32 and rounded once, in PyTorch's own addition too."""
+    """Reference implementation; PyTorch adds half-precision numbers in float32 and rounds once, as the kernel does."""
     total = x + residual
     return rms_norm_reference(total, weight, eps), total
 
@@ -42,7 +42,7 @@ def add_rms_norm_reference(
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Normalise each row of `x` [T, D] and scale it by `weight` [D] -> [T, D] of x's dtype.
 
-    Raises ValueError where a shape does not fit.
+    Raises ValueError if a shape does not fit.
     """
     if x.ndim != 2 or weight.shape != x.shape[1:]:
         raise ValueError(f"rms_norm needs x [T, D] and weight [D], got {tuple(x.shape)} and {tuple(weight.shape)}")
@@ -57,7 +57,7 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add `residual` [T, D] to `x` [T, D] and normalise the sum -> (y, total), both [T, D] of x's dtype.
 
-    `total` is the next layer's residual. Raises ValueError where a shape or the residual's dtype does not fit.
+    `total` is the next layer's residual. Raises ValueError if a shape or the residual's dtype does not fit.
     """
     if x.ndim != 2 or weight.shape != x.shape[1:]:
         raise ValueError(f"add_rms_norm needs x [T, D] and weight [D], got {tuple(x.shape)} and {tuple(weight.shape)}")
@@ -72,7 +72,7 @@ def add_rms_norm(
 
 
 def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`rms_norm` by PyTorch's operation, which it has for one dtype alone."""
+    """Compute `rms_norm` by F.rms_norm or, as that requires one dtype, for two dtypes by the reference."""
     if weight.dtype != x.dtype:
         return rms_norm_reference(x, weight, eps)
     return F.rms_norm(x, x.shape[1:], weight, eps)
@@ -83,7 +83,7 @@ def _runs_kernel(x: torch.Tensor) -> bool:
 
 
 def forward_tile(D: int) -> tuple[int, int, int]:
-    """(rows, block_d, warps) of a program: 4096 elements, or one longer row, at 32 elements a thread.
+    """Return (rows, block_d, warps) of a program: 4096 elements or one longer row, 32 elements per thread.
 
     A thread then has four 16-byte loads of each half-precision tensor in flight, and rows share a load of the weight.
     """
@@ -93,22 +93,22 @@ def forward_tile(D: int) -> tuple[int, int, int]:
 
 
 def backward_tile(D: int) -> tuple[int, int, int]:
-    """(rows, block_d, warps) of a program: 2048 elements, or one longer row, at 16 a thread, of five tensors."""
+    """Return (rows, block_d, warps) of a program: 2048 elements or one longer row of five tensors, 16 per thread."""
     block_d = next_power_of_2(D)
     rows = max(2048 // block_d, 1)
     return rows, block_d, min(rows * block_d // 512, 32)
 
 
 def gradient_programs(row_blocks: int, warps: int) -> int:
-    """Programs that each sum a weight's gradient over at least 8 blocks of rows, and write fp32 partials.
+    """Return the number of programs that sum a weight's gradient, each over at least 8 blocks of rows, in fp32.
 
-    The same on every GPU: so are the bits of the sum.
+    The number, and so the bits of the sum, is the same on every GPU.
     """
     return max(min(row_blocks // 8, GRADIENT_WARPS // warps), 1)
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself where its rows are contiguous, however far apart, else a copy."""
+    """Return `x` if each row is contiguous, whatever the stride between rows, else a contiguous copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -211,7 +211,7 @@ def _rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, x_stride, residual_stride, eps, T,
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    # int64: T * D passes 2^31 in a large packed batch; T does not
+    # int64: T * D exceeds 2^31 in a large packed batch; T does not
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     cols = tl.arange(0, BLOCK_D)[None, :]
     inside = (rows < T) & (cols < D)
@@ -219,7 +219,7 @@ def _rms_norm_kernel(
     x = tl.load(x_ptr + rows * x_stride + cols, mask=inside, other=0.0).to(tl.float32)
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + rows * residual_stride + cols, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + cols, mask=cols < D, other=0.0)  # before the sum, which waits for the rows
+    weight = tl.load(weight_ptr + cols, mask=cols < D, other=0.0)  # loaded before the sum, which waits for the rows
     if residual_ptr is not None:
         total = (x + residual).to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + rows * D + cols, total, mask=inside)

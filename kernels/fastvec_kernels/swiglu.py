@@ -1,14 +1,14 @@
-"""Gated linear units of the feed-forward layer: y = f(gate) · up, straight out of the fused gate-up product.
+"""Gated linear units of the feed-forward layer: y = f(gate) · up, computed directly from the fused gate-up product.
 
-    f(g) = g · sigmoid(g)                                            swiglu
-         = g · sigmoid(2 √(2/π) (g + 0.044715 g³))                   geglu, "tanh": ½ g (1 + tanh(…)), uncancelled
-         = g · ½ (1 + erf(g / √2))                                   geglu, "none"
+    f(g) = g · sigmoid(g)                                swiglu
+         = g · sigmoid(2 √(2/π) (g + 0.044715 g³))       geglu, "tanh": ½ g (1 + tanh(…)) without cancellation
+         = g · ½ (1 + erf(g / √2))                       geglu, "none"
 
     dgate = dy · up · f'(gate), dup = dy · f(gate)
 
-Shapes: T packed tokens, F feed-forward size; gate_up [T, 2F] holds gate, then up.
-All arithmetic is fp32 whatever the dtype; rounding happens once, at the store. Off a GPU activation and product are two
-operations of PyTorch's, as in a plain model: less than half the time of fp32 copies.
+Shapes: T packed tokens, F feed-forward size; gate_up [T, 2F] contains gate, then up.
+The kernels compute in fp32 whatever the dtype and round once, at the store. Without a GPU, activation and product are
+two PyTorch operations, as in a plain model: this takes less than half the time of fp32 copies.
 """
 
 from typing import Any, Literal, get_args
@@ -23,19 +23,19 @@ Approximate = Literal["tanh", "none"]
 
 
 def swiglu_reference(gate_up: torch.Tensor) -> torch.Tensor:
-    """The definition, in float32 or wider."""
+    """Reference implementation, in float32 or wider."""
     gate, up = _halves(gate_up)
     return (F.silu(gate) * up).to(gate_up.dtype)
 
 
 def geglu_reference(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.Tensor:
-    """The definition, in float32 or wider."""
+    """Reference implementation, in float32 or wider."""
     gate, up = _halves(gate_up)
     return (F.gelu(gate, approximate=approximate) * up).to(gate_up.dtype)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype. Raises ValueError for another shape."""
+    """Return silu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype. Raises ValueError for another shape."""
     _check("swiglu", gate_up)
     if gate_up.numel() == 0 or not runs_triton(gate_up):
         gate, up = gate_up.chunk(2, 1)
@@ -45,9 +45,9 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.Tensor:
-    """gelu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype; `approximate` as torch.nn.functional.gelu has it.
+    """Return gelu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype.
 
-    Raises ValueError for another shape or another approximation.
+    `approximate` is that of torch.nn.functional.gelu. Raises ValueError for another shape or another approximation.
     """
     _check("geglu", gate_up)
     if approximate not in get_args(Approximate):
@@ -71,9 +71,10 @@ def _halves(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def tile(width: int) -> tuple[int, int]:
-    """(rows, block_f) of a program of 4 warps: 2048 elements, 16 a thread, so two 16-byte loads each of gate and up.
+    """Return (rows, block_f) of a program of 4 warps: 2048 elements, 16 per thread.
 
-    1024 columns at most: they divide most feed-forward sizes (3072, 8192, 14336), and waste little of the others.
+    A thread thus makes two 16-byte loads each of gate and up. The maximum of 1024 columns divides most feed-forward
+    sizes (3072, 8192, 14336) and wastes little of the others.
     """
     block_f = min(next_power_of_2(width), 1024)
     return 2048 // block_f, block_f
@@ -128,7 +129,7 @@ _gated.register_autograd(_gradient, setup_context=_save)
 
 @triton.jit
 def _activate(gate, ACTIVATION: tl.constexpr):
-    """p of f(gate) = gate · p, and the derivative of what p is a sigmoid of; with erf, that of p itself."""
+    """Return p of f(gate) = gate · p, and dz: with p = sigmoid(z) the derivative of z, with erf that of p."""
     if ACTIVATION == "silu":
         p = 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * gate))  # log2 e
         dz = 1.0
@@ -144,9 +145,9 @@ def _activate(gate, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _place(T, F: tl.constexpr, ROWS: tl.constexpr, BLOCK_F: tl.constexpr):
-    """Rows, columns and which of them are inside, of a program; programs go along a row first."""
+    """Return rows, columns and the mask of a program; consecutive programs advance along a row first."""
     BLOCKS: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
-    rows = (tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)  # T · 2F passes 2^31
+    rows = (tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)  # T · 2F may exceed 2^31
     cols = tl.program_id(0) % BLOCKS * BLOCK_F + tl.arange(0, BLOCK_F)[None, :]
     return rows, cols, (rows < T) & (cols < F)
 

@@ -1,6 +1,6 @@
-"""Texts as bags of tokens, and what a teacher gave for them.
+"""Texts as bags of tokens, and a teacher's vectors of them.
 
-Shapes: V vocabulary, H width of a token, D the teacher's, T tokens of n texts.
+Shapes: V vocabulary, H width of a token vector, D width of the teacher's vectors, T tokens of n texts.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """n texts as flat arrays."""
+    """The token ids of n texts, as flat arrays."""
 
     ids: torch.Tensor  # [T] int32
     lengths: torch.Tensor  # [n]
@@ -36,7 +36,7 @@ class Texts:
         return cls(ids, lengths, F.pad(lengths.cumsum(0), (1, 0)))
 
     def means(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The means [rows, H] of the texts' normed tokens, of all `tokens` [V, H]."""
+        """Return for each text in `rows` the mean [H] of its RMS-normalised vectors from the table `tokens` [V, H]."""
         sizes = self.lengths[rows]
         starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
         places = torch.arange(int(sizes.sum())) + (self.offsets[rows] - starts).repeat_interleave(sizes)
@@ -45,7 +45,7 @@ class Texts:
 
 
 def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, torch.Tensor]:
-    """The texts, and the teacher's vectors [n, D] in float16."""
+    """Read the texts in the Parquet files of `folder`, and the teacher's vectors [n, D] in float16."""
     found, targets = [], []
     for part in sorted(folder.glob("*.parquet")):
         table = pq.read_table(part)

@@ -1,12 +1,12 @@
-"""The finished folder: what the package carries, with nothing in it that only the making of it needed.
+"""Make the model folder that the package ships, without files and settings needed only for training.
 
     python -m recipes.bundled.finish distilled --start static --texts texts.parquet -o folder --card card.md
 
-Its weights lie halfway between the start and what was distilled from it: that keeps most of what was learned, and most
-of what the start knew of texts unlike those of the training (Wortsman et al., 2022: Robust fine-tuning of zero-shot
-models). The Dense layer, whose vectors are wider than the model, becomes the square one that gives the same cosines.
-Then dimensions of words come behind those of meaning. Matrices are kept in 8 bits, which fastvec, transformers and
-sentence-transformers widen when they read them.
+The weights are the average of the static start and the model distilled from it. That keeps most of what distillation
+learned, and most of what the start knew about texts unlike the training texts (Wortsman et al., 2022: Robust
+fine-tuning of zero-shot models). The Dense layer, whose output is wider than the model, is replaced by the square one
+with the same cosines. Then word dimensions are appended to the meaning dimensions (`words`). Matrices are stored in 8
+bits, which fastvec, transformers and sentence-transformers widen when they read them.
 """
 
 import json
@@ -48,7 +48,11 @@ MOST_BYTES = 12_000_000
 def main(
     adapted: Path, start: Path, output: Path, texts: Path, words: int, share: float, max_length: int, card: Path
 ) -> None:
-    """Copy ADAPTED and CARD, weights averaged with START's, the record cut to how it is run, the tokenizer compact."""
+    """Make the folder from ADAPTED and CARD.
+
+    The weights are averaged with those of START, the record keeps only how to run the model, and the tokenizer is
+    written as compact JSON.
+    """
     for name in FILES:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapted / name, output / name)
@@ -60,7 +64,7 @@ def main(
     small = {name: weight.to(MATRICES if weight.ndim == 2 else torch.float16) for name, weight in weights.items()}
     save_file(small, output / WEIGHTS, metadata={"format": "pt"})
     save_dense(output / DENSE_FOLDER, linear(dense))
-    wider = {"hidden_size": len(dense), "dtype": "float32"}  # the dtype is what others compute in
+    wider = {"hidden_size": len(dense), "dtype": "float32"}  # `dtype` is what other libraries compute in
     config = read_json(adapted / "config.json") | wider
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rules = {
@@ -81,7 +85,7 @@ def main(
 
 
 def average(start: Path, adapted: Path) -> dict[str, torch.Tensor]:
-    """The weights halfway between two files, in float32 and the second one's names."""
+    """Return the average of the weights in two files, in float32, under the names in `adapted`."""
     first = {name.removeprefix("model."): tensor.float() for name, tensor in load_file(start).items()}
     return {
         name: first[name.removeprefix("model.")].lerp(tensor.float(), 0.5)
@@ -90,9 +94,9 @@ def average(start: Path, adapted: Path) -> dict[str, torch.Tensor]:
 
 
 def square(weight: torch.Tensor) -> torch.Tensor:
-    """A matrix [H, H] that gives vectors of the same inner products as `weight` [D, H] does.
+    """Return a matrix [H, H] whose outputs have the same inner products as those of `weight` [D, H].
 
-    It is the square root of weight.T @ weight, so of all such matrices the one that turns them least.
+    It is the square root of weight.T @ weight: among all such matrices, the one that rotates vectors least.
     """
     _, sizes, axes = torch.linalg.svd(weight, full_matrices=False)
     root: torch.Tensor = axes.T @ (sizes[:, None] * axes)

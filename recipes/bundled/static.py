@@ -1,12 +1,13 @@
-"""Where the bundled model starts: a Llama whose layers add next to nothing yet: a vector is the mean of its tokens'.
+"""Make the start of the bundled model: a Llama whose layers add almost nothing, so a vector is its tokens' mean.
 
     python -m recipes.bundled.static vectors/ -o static --tokenizer tokenizer --teacher all-MiniLM-L6-v2
 
-A token starts as the teacher's vector for it alone, reduced by PCA, and weighted by how rare it is (Arora et al.,
-2017) beside one constant dimension: the final RMSNorm divides by a token's norm, and the larger the constant's part in
-it, the less the token weighs. Then tokens and a map to the teacher's width learn by the loss of `fastvec adapt
---objective distil`, which takes minutes, for there is no layer to run. The folder opens in transformers; its layers add
-a hundredth of a token, and training begins where the static model ends.
+The initial vector of a token is the teacher's vector of the token alone, weighted by rarity (Arora et al., 2017),
+reduced by PCA, and extended by one constant dimension. The final RMSNorm divides by a token's norm, so the larger the
+constant's share of the norm, the less the token weighs. Then the token vectors and a linear map to the teacher's width
+are trained with the loss of `fastvec adapt --objective distil`, which takes minutes, as there are no layers to run.
+transformers can load the folder. Its layers add a hundredth of a token, so further training starts from the static
+model.
 
 Shapes: V vocabulary, H the model's width, D the teacher's, T tokens of n texts.
 """
@@ -30,10 +31,10 @@ from recipes.bundled.bags import Texts, read
 from recipes.pretrain import shape
 
 logger = logging.getLogger("recipes.bundled.static")
-RARE = 1e-3  # a token of this share of all tokens weighs half
-CONSTANT = 3.0  # times the mean norm of the tokens
-QUIET = 0.1  # times the projections of the layers' outputs
-BETAS = (0.9, 0.95)  # Adam's: with the usual 0.999 a token that comes rarely is thrown about by each of its texts
+RARE = 1e-3  # a token with this share of all occurrences has weight 1/2
+CONSTANT = 3.0  # the constant dimension, relative to the mean norm of the tokens
+QUIET = 0.1  # factor of the layers' output projections
+BETAS = (0.9, 0.95)  # Adam's: with the usual 0.999, each text that contains a rare token moves it too far
 
 
 @click.command()
@@ -56,7 +57,7 @@ def main(
     layers: int,
     **options: Any,
 ) -> None:
-    """Learn static tokens from VECTORS, a folder of Parquet files of text and embedding."""
+    """Train static token vectors on VECTORS, a folder of Parquet files with columns `text` and `embedding`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_path)
     texts, targets = read(vectors, tokenizer)
@@ -74,7 +75,7 @@ def main(
 
 
 def start(tokenizer: PreTrainedTokenizerFast, teacher: str, ids: torch.Tensor, width: int) -> torch.Tensor:
-    """The tokens' first vectors [V, H], the last dimension constant, their root mean square about 1."""
+    """Return the initial token vectors [V, H], the last dimension constant, with a root mean square of 1."""
     names = [str(tokenizer.decode([token])).strip() or " " for token in range(len(tokenizer))]
     encoded = SentenceTransformer(teacher).encode(names, batch_size=256, convert_to_tensor=True).float().cpu()
     counts = torch.bincount(ids, minlength=len(names)).double()
@@ -97,7 +98,7 @@ def learn(
     lr: float,
     seed: int,
 ) -> nn.Linear:
-    """Train `tokens` in place, and the map to the teacher's width that is returned."""
+    """Train `tokens` in place; return the linear map to the teacher's width, which is trained with them."""
     count = len(texts.lengths)
     random = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(count, generator=random) for _ in range(epochs)])
@@ -120,15 +121,15 @@ def learn(
 
 
 def llama(tokens: torch.Tensor, width: int, layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with these tokens, whose layers add next to nothing to them yet."""
+    """Return a Llama with these token embeddings, whose layers add almost nothing to them."""
     config = shape(len(tokens), width, layers)
-    config.intermediate_size = width  # the tokens' mean has little to gain from a layer, and its cost is the model's
+    config.intermediate_size = width  # a layer improves the mean of tokens little, and is most of the model's cost
     config.pad_token_id, config.bos_token_id, config.eos_token_id = tokenizer.pad_token_id, None, None
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(tokens)
         for layer in model.model.layers:
-            layer.self_attn.v_proj.weight[:, -1] = 0  # else attention would add the constant, many times over
+            layer.self_attn.v_proj.weight[:, -1] = 0  # else attention would add the constant many times over
             layer.self_attn.o_proj.weight.mul_(QUIET)
             layer.mlp.down_proj.weight.mul_(QUIET)
     model.config.is_causal = True

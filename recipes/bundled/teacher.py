@@ -1,11 +1,11 @@
-"""The vectors of a teacher for texts, in parts: what `fastvec adapt --objective distil` learns from.
+"""Embed texts with a teacher, in parts: the training data of `fastvec adapt --objective distil`.
 
     python -m recipes.bundled.teacher texts.parquet -o vectors --model all-MiniLM-L6-v2
 
-The teacher is any model that sentence-transformers opens. Each part, named after its texts, is a Parquet file of a row
-group's texts and their vectors in float16; the same command goes on with the first part that is missing. Where the
-hardware multiplies bfloat16 it computes in it, which on 1,500 Wikipedia sentences turned no vector of all-MiniLM-L6-v2
-by more than a cosine of 0.9999.
+The teacher is any model that sentence-transformers can load. Each part is a Parquet file, named after the file of
+texts, with the texts of one row group and their vectors in float16. The same command resumes with the missing parts.
+The teacher runs in bfloat16 if the hardware supports it: on 1,500 Wikipedia sentences, no vector of all-MiniLM-L6-v2
+then had a cosine below 0.9999 to its full-precision one.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ from fastvec.settings import settle_dtype
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--model", required=True, help="A sentence-transformers folder or hub id.")
 def main(texts: Path, output: Path, model: str) -> None:
-    """Write a part for every row group of TEXTS."""
+    """Write one part for each row group of TEXTS."""
     output.mkdir(parents=True, exist_ok=True)
     dtype = settle_dtype("cuda" if torch.cuda.is_available() else "cpu")
     teacher = SentenceTransformer(model, model_kwargs={"dtype": getattr(torch, dtype)})

@@ -1,12 +1,12 @@
-"""The texts that the bundled model learns from: sentences, parts of them, passages and questions, shuffled.
+"""Collect the training texts of the bundled model: sentences, clauses, passages and questions, shuffled.
 
     python -m recipes.bundled.texts -o texts.parquet --articles wiki.parquet --texts questions.parquet:question
 
-Articles are cut into sentences; of some of them the clauses stand alone too, as queries are rarely whole sentences, and
-some runs of neighbouring sentences are a passage; `--passages` adds long ones. Columns given by `--texts` are taken as
-they are. Every text comes once. Texts that name somebody or a number are most of an encyclopedia and few of what people
-ask: a share of them is kept, and those that hold a rare word, of which too few texts would be left. The rows are in
-random order, so that the first n of them are a sample of all.
+Articles are split into sentences. Some sentences also yield their clauses, as queries are rarely whole sentences, and
+some runs of neighbouring sentences become a passage; `--passages` adds long ones. Texts from `--texts` columns are not
+split, only cut to 600 characters. Duplicates are dropped. Texts with a name or a number are most of an encyclopedia but
+few of the questions people ask, so only a share of them is kept, and those with a rare word, as too few texts with that
+word would remain. The rows are in random order, so that the first n are a sample of all.
 """
 
 import re
@@ -25,13 +25,13 @@ from recipes.sentences import sentences_of, within
 LIMITS = ChunkLimits(rows=512, bytes=4 << 20)
 CLAUSE_END = re.compile(r"[,;:()]\s+|\s+[–—-]\s+")
 CLAUSE_LENGTHS = (12, 90)  # characters
-PASSAGE_LENGTH = 600
-LONG_PASSAGES = (400, 1000)  # the teacher reads 256 tokens
+PASSAGE_LENGTH = 600  # characters, at most
+LONG_PASSAGES = (400, 1000)  # characters: the teacher reads 256 tokens
 CLAUSE_SHARE, PASSAGE_SHARE = 0.1, 0.12
 NAME = re.compile(r"(?<=.)[A-Z0-9]")
 NAMED_SHARE = 0.4
-WORD = re.compile(r"\b[a-z]{4,}\b")  # in lower case: names are not rare words
-RARE = range(5, 101)  # texts that hold the word
+WORD = re.compile(r"\b[a-z]{4,}\b")  # lower case only: names do not count as rare words
+RARE = range(5, 101)  # number of texts that contain the word
 ROW_GROUP = 16_384
 
 
@@ -63,7 +63,7 @@ def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], passag
 
 
 def of_articles(files: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
-    """The sentences of all articles, and of some of them clauses and passages."""
+    """Yield the sentences of all articles, and clauses and passages of some of them."""
     for chunk in open_corpus(files, column="text").chunks(LIMITS):
         for article in chunk.texts.drop_null().to_pylist():
             for paragraph in article.splitlines():
@@ -71,18 +71,18 @@ def of_articles(files: tuple[str, ...], random: np.random.Generator) -> Iterator
 
 
 def rare_words(texts: Iterable[str]) -> set[str]:
-    """The words that few of the texts hold, and more than a slip of the pen would."""
+    """Return the words that occur in few texts, but in more than a typing error would."""
     counts = Counter(word for text in texts for word in set(WORD.findall(text)))
     return {word for word, count in counts.items() if count in RARE}
 
 
 def wanted(text: str, rare: set[str]) -> bool:
-    """Whether a text names nobody, or holds a rare word."""
+    """Return whether a text has no name and no number, or has a rare word."""
     return NAME.search(text) is None or not rare.isdisjoint(WORD.findall(text))
 
 
 def long_passages(files: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
-    """Runs of whole lines of articles, each of a length drawn anew."""
+    """Yield runs of whole lines of articles, each with a new random length, cut to 1,000 characters."""
     for chunk in open_corpus(files, column="text").chunks(LIMITS):
         for article in chunk.texts.drop_null().to_pylist():
             passage, wanted = "", int(random.integers(*LONG_PASSAGES))
@@ -94,7 +94,7 @@ def long_passages(files: tuple[str, ...], random: np.random.Generator) -> Iterat
 
 
 def of_paragraph(paragraph: str, random: np.random.Generator) -> Iterator[str]:
-    """The sentences of a paragraph, and of some of them clauses and passages."""
+    """Yield the sentences of a paragraph, and clauses and passages of some of them."""
     sentences = sentences_of(paragraph)
     for place, sentence in enumerate(sentences):
         if not within(sentence):

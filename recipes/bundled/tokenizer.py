@@ -1,11 +1,11 @@
-"""The bundled model's tokenizer: whole words of lower-cased text, each one token wherever it stands, and pieces.
+"""Train the bundled model's tokenizer: lower-cased whole words, each one token wherever it occurs, and pieces.
 
     python -m recipes.bundled.tokenizer texts.parquet -o tokenizer --vocabulary 25600
 
-A third of the vocabulary are the letters and merges of a byte-level BPE, for what is no word of it; the others are the
-words that come most often. A BPE of the same size spends as many entries on stems on the way to words, and knows words
-of 16 occurrences where this knows those of 8. It learns from texts without names and numbers, which would take most of
-a small vocabulary. There are no tokens around a text, so that every tool pools the same tokens of it.
+A third of the vocabulary is the bytes and merges of a byte-level BPE, for words outside of the vocabulary; the rest is
+the most frequent words. A BPE of the same size spends as many entries on intermediate stems, and has only words with 16
+or more occurrences; this tokenizer has those with 8. It is trained on texts without names and numbers, which would take
+most of a small vocabulary. It adds no special tokens, so that every tool pools the same tokens.
 """
 
 import json
@@ -22,7 +22,7 @@ from recipes.bundled.texts import NAME
 
 SPECIAL = ["<pad>", "<mask>"]
 LONGEST = 24  # bytes of a token
-BREAKS = Regex(r" ?[\-–—/()\[\]\"“”]")  # after one of these a word is the same as after a space
+BREAKS = Regex(r" ?[\-–—/()\[\]\"“”]")  # a word after one of these is the same token as after a space
 
 
 @click.command()
@@ -31,7 +31,7 @@ BREAKS = Regex(r" ?[\-–—/()\[\]\"“”]")  # after one of these a word is t
 @click.option("--vocabulary", default=25_600, show_default=True)
 @click.option("--pieces", default=8_192, show_default=True, help="Entries of the BPE, of all.")
 def main(texts: Path, output: Path, vocabulary: int, pieces: int) -> None:
-    """Train it on TEXTS, a Parquet file with a column `text`."""
+    """Train the tokenizer on TEXTS, a Parquet file with a column `text`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     split = [pre_tokenizers.Split(BREAKS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=True)]
@@ -56,13 +56,13 @@ def main(texts: Path, output: Path, vocabulary: int, pieces: int) -> None:
 
 
 def nameless(texts: Path) -> Iterator[str]:
-    """The texts that hold no name and no number."""
+    """Yield the texts without a name or a number."""
     for batch in pq.ParquetFile(texts).iter_batches(columns=["text"]):
         yield from (text for text in batch["text"].to_pylist() if NAME.search(text) is None)
 
 
 def with_words(tokenizer: Tokenizer, texts: Path, vocabulary: int) -> Tokenizer:
-    """`tokenizer` with the most frequent words of `texts` as entries, up to `vocabulary` of all."""
+    """Add the most frequent words of `texts` to the vocabulary, up to `vocabulary` entries in total."""
     counts: Counter[str] = Counter()
     for text in nameless(texts):
         words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
@@ -74,7 +74,7 @@ def with_words(tokenizer: Tokenizer, texts: Path, vocabulary: int) -> Tokenizer:
             break
         if len(word) <= LONGEST:
             entries.setdefault(word, len(entries))
-    document["model"]["ignore_merges"] = True  # a word that is an entry is taken whole, whatever its pieces merge to
+    document["model"]["ignore_merges"] = True  # a word in the vocabulary is one token, whatever its pieces merge to
     return Tokenizer.from_str(json.dumps(document))
 
 

@@ -1,11 +1,11 @@
-"""Dimensions of words, behind those of meaning: each token's own direction, the longer the rarer the token.
+"""Append word dimensions to the meaning dimensions: a random direction for each token, longer for rarer tokens.
 
-What a teacher's vectors taught of words it hardly had is little, and texts of a trade are full of such. So a vector
-gets, beside what it means, a random projection of the text's words weighted by rarity, whose inner products are those
-of the weighted words to about 1 / sqrt(K) (Johnson and Lindenstrauss, 1984). The layers neither read nor write these
-dimensions: they go from the tokens through the mean to the vector.
+The teacher's vectors teach little about words that are rare in the training texts, and specialist texts are full of
+them. So a vector has, besides the meaning, a random projection of the text's words weighted by rarity. Its inner
+products equal those of the weighted words to within about 1 / sqrt(K) (Johnson and Lindenstrauss, 1984). The layers
+neither read nor write these dimensions: they pass from the tokens through the mean to the vector.
 
-Shapes: V vocabulary, H the model's width, K of it for words behind it, so that the wider model has H + K.
+Shapes: V vocabulary, H the model's width, K word dimensions appended to it; the wider model has H + K.
 """
 
 from collections.abc import Iterator
@@ -18,15 +18,18 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes.bundled.bags import Texts
 
-POWER = 0.7  # of a word's inverse document frequency
-PART = 0.25  # of a token's length, in the rarest words: the norms then change the meaning's scale by 3 % at most
+POWER = 0.7  # exponent of the inverse document frequency
+PART = 0.25  # of a token's norm, for the rarest token: the RMSNorms then change the meaning's scale by at most 3 %
 BATCH = 16_384  # texts
 
 Weights = dict[str, torch.Tensor]
 
 
 def rarity(texts: Path, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """Of each token [V], from 0 to 1: log((n + 1) / (texts that hold it + 1)), of which the largest is 1, to POWER."""
+    """Return the rarity of each token [V], from 0 to 1.
+
+    It is log((n + 1) / (texts with the token + 1)), divided by its largest value, to the power POWER.
+    """
     holders, count = torch.zeros(len(tokenizer)), 0
     for bags in batches(texts, tokenizer):
         owners = torch.arange(len(bags.lengths)).repeat_interleave(bags.lengths)
@@ -43,9 +46,9 @@ def batches(texts: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[Texts]:
 
 
 def widen(weights: Weights, dense: torch.Tensor, rare: torch.Tensor, width: int) -> tuple[Weights, torch.Tensor]:
-    """A Llama's weights and the matrix [H, H] behind its pooling, with `width` dimensions of words behind theirs.
+    """Append `width` word dimensions to a Llama's weights and to `dense` [H, H], the matrix after its pooling.
 
-    The matrix passes these on as they are.
+    The matrix passes the word dimensions through unchanged.
     """
     tokens = weights["embed_tokens.weight"]
     before = tokens.shape[1]
@@ -54,7 +57,7 @@ def widen(weights: Weights, dense: torch.Tensor, rare: torch.Tensor, width: int)
     lengths = PART * rare * tokens.norm(dim=1)
     wider = dict(weights)
     wider["embed_tokens.weight"] = torch.cat([tokens, directions * lengths[:, None]], dim=1)
-    scale = (before / (before + width)) ** 0.5  # a norm divides by the mean over more dimensions now
+    scale = (before / (before + width)) ** 0.5  # RMSNorm now takes its mean over more dimensions
     for name, weight in weights.items():
         if name.endswith("layernorm.weight"):
             wider[name] = F.pad(weight * scale, (0, width))
@@ -67,7 +70,7 @@ def widen(weights: Weights, dense: torch.Tensor, rare: torch.Tensor, width: int)
 
 
 def weigh(dense: torch.Tensor, weights: Weights, texts: Texts, width: int, share: float) -> None:
-    """Scale the words' part of `dense` in place, to `share` of the mean squared length of the vectors of `texts`."""
+    """Scale the word rows of `dense` in place to `share` of the mean squared length of the vectors of `texts`."""
     means = texts.means(weights["embed_tokens.weight"], torch.arange(len(texts.lengths))) * weights["norm.weight"]
     squares = (means @ dense.T).square().sum(dim=0)
     meaning, words = squares[:-width].sum(), squares[-width:].sum()

@@ -1,4 +1,4 @@
-"""The ahead-of-time gate: it compiles what a GPU would be given, and it refuses what it should."""
+"""The ahead-of-time gate: it compiles the kernels a GPU would run and rejects those that break a rule."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The arithmetic, the checks and the reports of the benchmarks; never a time."""
+"""The arithmetic, checks and reports of the benchmarks; real timings are not checked."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def test_real_lengths_come_from_a_file(tmp_path: Path) -> None:
     shapes = with_real_lengths(SHAPES["attention"], file)
     assert [shape.name for shape in shapes[:2]] == ["d128 32/8 wiki", "d128 16/16 wiki"]
     assert sum(shapes[0].lengths) == 16_384
-    assert set(shapes[0].lengths) < {7000, 6000, 5000, 5384, 4384, 3384}  # in some order, the last one cut
+    assert set(shapes[0].lengths) < {7000, 6000, 5000, 5384, 4384, 3384}  # shuffled, the last one cut to fit
 
 
 def test_names_of_shapes_are_unique() -> None:
@@ -63,7 +63,7 @@ def test_names_of_shapes_are_unique() -> None:
 
 
 def test_attention_counts_two_products_forward_and_five_backward() -> None:
-    # 2 sequences of 10 tokens: 2 products of 2·10·10·64 FLOPs, 4 heads
+    # 2 sequences of 10 tokens, 4 heads: each product takes 2·10·10·64 FLOPs per head
     assert roofline.attention_flops([10, 10], 4, 64) == 2 * 2 * 2 * 10 * 10 * 64 * 4
     assert roofline.attention_flops([10, 10], 4, 64, backward=True) == 5 * 2 * 2 * 10 * 10 * 64 * 4
 
@@ -71,7 +71,7 @@ def test_attention_counts_two_products_forward_and_five_backward() -> None:
 def test_useful_bytes_are_each_tensor_once() -> None:
     q, k = 20 * 4 * 64 * 2, 20 * 2 * 64 * 2  # bf16 [20, 4, 64] and [20, 2, 64]
     assert roofline.attention_bytes(20, 4, 2, 64) == q + k + k + q
-    assert roofline.attention_bytes(20, 4, 2, 64, backward=True) == (q + k + k + q) + q + (q + k + k)  # dO too
+    assert roofline.attention_bytes(20, 4, 2, 64, backward=True) == (q + k + k + q) + q + (q + k + k)  # and dO
     assert roofline.bytes_of_rms_norm(20, 64, 2, add=False) == {"forward": 2 * 2560, "backward": 3 * 2560}
     assert roofline.bytes_of_rms_norm(20, 64, 2, add=True) == {"forward": 4 * 2560, "backward": 4 * 2560}
     assert roofline.bytes_of_swiglu(20, 64, 2) == {"forward": 3 * 2560, "backward": 5 * 2560}
@@ -102,7 +102,7 @@ def test_a_timing_is_the_median_and_the_outer_fifths() -> None:
 
 
 class CountingEvent:
-    """A CUDA event where each one is a second after the one before."""
+    """A fake CUDA event: each one is made one second after the previous one."""
 
     made = 0
 
@@ -123,7 +123,7 @@ def test_every_call_is_timed_and_inputs_take_turns(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     called: list[str] = []
     timing = measure(called.append, ["a", "b", "c"], seconds=0.0)
-    assert called == ["a", "b", "c", "a", *"abcab"]  # three to warm up, one to see how long it takes, five timed
+    assert called == ["a", "b", "c", "a", *"abcab"]  # three warm-up calls, one to estimate the duration, five timed
     assert (timing.median, timing.calls, len(slept)) == (1.0, 5, 1)
 
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.embed` counts, makes and reports; never a time."""
+"""The counts, random models and reports of `benchmarks.embed`; real timings are not checked."""
 
 import json
 from pathlib import Path

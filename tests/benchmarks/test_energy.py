@@ -1,4 +1,4 @@
-"""What drivers tell of energy; never how much something takes."""
+"""Reading the energy counters of CPU and GPU drivers; real consumption is not checked."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `benchmarks.growth` fits and runs; never a time."""
+"""The fits and runs of `benchmarks.growth`; real timings are not checked."""
 
 import json
 from pathlib import Path

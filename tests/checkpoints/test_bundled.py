@@ -1,4 +1,4 @@
-"""The model in the package: it opens everywhere, is used where none is named, and finds what is meant."""
+"""The bundled model: other tools open it, it is the default, and texts of like meaning are nearest."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def test_it_is_a_bidirectional_decoder_and_takes_every_text(encoder: Encoder) ->
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_runs_in_half_precision(encoder: Encoder, dtype: str) -> None:
-    """As it is run where no type is named, on GPUs and on CPUs that multiply bfloat16."""
+    """Half precision is the default on GPUs and on CPUs that multiply bfloat16."""
     vectors = Encoder.from_pretrained(dtype=dtype, device="cpu").encode(SENTENCES)
     assert (vectors * encoder.encode(SENTENCES)).sum(axis=1).min() > 0.999
 

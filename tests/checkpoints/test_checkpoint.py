@@ -23,7 +23,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(model: Path | None, *adapters: Path) -> str:
-    """The one line with which `resolve` refuses."""
+    """Return the error message of `resolve`, which must be one line."""
     with pytest.raises(ModelError) as error:
         resolve(model, adapters=adapters)
     line = str(error.value)
@@ -79,7 +79,7 @@ def test_no_model_is_the_bundled_one() -> None:
     assert (checkpoint.name, checkpoint.layout, checkpoint.vector_size) == ("fastvec-mini", "fastvec", 352)
 
 
-# damaged and foreign folders
+# damaged and unknown folders
 
 
 def test_each_missing_or_damaged_file_is_named(llama: Path) -> None:
@@ -138,7 +138,7 @@ def test_shards_come_from_the_index_and_each_must_be_there(llama: Path) -> None:
         assert str(index) in refusal(llama)
 
 
-# what the hashes cover
+# what the hashes depend on
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -210,7 +210,7 @@ def test_an_adapter_that_leads_nowhere(tiny_llama: Path, tiny_adapter: Path, tmp
     assert "is an adapter on itself" in refusal(adapter)
     edit_json(settings, base_model_name_or_path=None)
     assert "names no base model" in refusal(adapter)
-    assert resolve(tiny_llama, adapters=[adapter]).adapters == (adapter,)  # here its base is given
+    assert resolve(tiny_llama, adapters=[adapter]).adapters == (adapter,)  # works because the base is given
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert "adapter_model.bin is a pickle" in refusal(tiny_llama, adapter)
     assert "holds no adapter_config.json" in refusal(tiny_llama, tiny_llama)
@@ -272,7 +272,7 @@ def test_a_published_llm2vec_checkpoint_is_known_by_the_code_it_names(tiny_adapt
     [
         ("meta-llama/Meta-Llama-3-8B-Instruct", True),
         ("/models/Mistral-7B-Instruct-v0.2/", True),
-        ("meta-llama/Meta-Llama-3.1-8B-Instruct", False),  # LLM2Vec trained it without a template
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", False),  # LLM2Vec trained this one without a template
         ("meta-llama/Meta-Llama-3-8B", False),
     ],
 )
@@ -285,7 +285,7 @@ def test_llm2vec_wraps_the_bases_it_knows_by_name(
     checkpoint = resolve(tiny_llama, adapters=[adapter])
     assert (checkpoint.chat_template, checkpoint.strip) == (wrapped, wrapped)
 
-    edit_json(llama / "llm2vec_config.json", **SAVED_BY_LLM2VEC)  # saved merged: only its config.json knows
+    edit_json(llama / "llm2vec_config.json", **SAVED_BY_LLM2VEC)  # saved merged: only config.json names the base
     edit_json(llama / "config.json", _name_or_path=base)
     assert resolve(llama).chat_template is wrapped
 

@@ -1,4 +1,4 @@
-"""Folders that would run code in a careless loader. Each of them would write a file, and none is ever written."""
+"""Folders that run code in a careless loader: the code would create a canary file, which must never appear."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads a
 
 
 class Bomb:
-    """Unpickled, it runs a command."""
+    """Runs a shell command when unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -39,7 +39,7 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(tiny_llama: Path, tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model with a Python file beside it that can be imported, from the folder and from the working directory."""
+    """A model with importable Python files beside it: its folder is on sys.path and is the working directory."""
     folder = copy(tiny_llama, tmp_path / "model")
     for name in ("modeling_evil", "configuration_evil", "tokenization_evil"):
         (folder / f"{name}.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")

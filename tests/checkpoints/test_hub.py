@@ -54,7 +54,7 @@ def test_a_folder_goes_before_a_hub_id_of_its_name(tmp_path: Path, monkeypatch: 
     assert locate("org/tiny") == (Path("org/tiny"), None)
 
 
-# what the hub answers
+# errors from the hub
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_name_that_the_system_refuses(name: str, reason: str) -> None:
 
 
 def test_a_folder_that_may_not_be_read(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read any: so the system is made to say no."""
+    """Root may read every folder, so `os.access` is patched to deny it."""
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(ModelError, match="cannot be read as a model: you may not look into this folder"):
         locate(tiny_llama)

@@ -1,4 +1,4 @@
-"""Checkpoints as they are published: what their publishers' code did is done here, or they are refused."""
+"""Checkpoints published with their own code: fastvec reproduces what the code did, or refuses them."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from tests.helpers.checkpoints import FLOAT32_ROUNDING, add_tokens, edit_json, l
 from tests.helpers.tiny import SENTENCES
 from tests.helpers.tiny_families import tiny_config
 
-BOS = [0]  # in the tiny tokenizer
+BOS = [0]  # its id in the tiny tokenizer
 
 
 def test_what_own_code_decides_is_asked_for(llama: Path) -> None:
-    """stella_en_1.5B_v5: its own modeling_qwen.Qwen2Model, and a config.json that does not say what that does."""
+    """As stella_en_1.5B_v5: its config.json does not say what its own modeling_qwen.Qwen2Model does."""
     edit_json(last_token_folder(llama) / "config.json", auto_map={"AutoModel": "modeling_qwen.Qwen2Model"})
     with pytest.raises(ModelError, match=r"of its own, modeling_qwen\.Qwen2Model, .* by --bidirectional or --causal"):
         Encoder.from_pretrained(llama)

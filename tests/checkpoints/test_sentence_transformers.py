@@ -17,7 +17,7 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def save(tiny_llama: Path, tmp_path: Path) -> Save:
-    """Write a folder with sentence-transformers itself."""
+    """Return a function that saves a folder with sentence-transformers itself."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
@@ -126,7 +126,7 @@ def test_an_older_folder_has_flags_and_other_class_paths(save: Save) -> None:
     assert (checkpoint.max_length, checkpoint.lower_case) == (1024, True)
     assert (checkpoint.vector_size, checkpoint.normalize, checkpoint.prompts) == (32, True, {})
     (folder / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 64}')
-    assert resolve(folder).pooling == "mean"  # the mode of a folder that names none
+    assert resolve(folder).pooling == "mean"  # the default when the config names no mode
 
 
 def test_a_transformer_module_may_be_an_adapter(save: Save, tiny_llama: Path, tmp_path: Path) -> None:

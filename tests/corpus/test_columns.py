@@ -36,7 +36,7 @@ COLUMNS: list[tuple[pa.DataType, list[Any]]] = [
 
 
 def bytes_of(value: Any, type: pa.DataType) -> int:
-    """The definition: what a value takes, one at a time."""
+    """The definition: the size in bytes of a single value."""
     if types.is_dictionary(type):
         return bytes_of(value, type.value_type)
     if types.is_struct(type):

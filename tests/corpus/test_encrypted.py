@@ -12,7 +12,7 @@ from tests.helpers.corpora import texts
 
 
 class Keys(encryption.KmsClient):  # type: ignore[misc]  # pyarrow has no types
-    """Hands every key out, as it were a key server."""
+    """A stand-in for a key server that hands out every key."""
 
     def __init__(self) -> None:
         super().__init__()

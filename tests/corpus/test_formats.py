@@ -41,7 +41,7 @@ def test_every_format_is_told_by_its_bytes_not_by_its_name(tmp_path: Path, write
 
 
 def duckdb_parquet(path: Path) -> None:
-    words = texts(WORDS)  # DuckDB finds it by its name
+    words = texts(WORDS)  # DuckDB's query refers to this variable by name
     duckdb.sql(f"COPY words TO '{path}' (FORMAT parquet, PARQUET_VERSION v2)")
     assert words.num_rows == len(WORDS)
 
@@ -120,7 +120,7 @@ def write_stream(path: Path) -> Path:
 
 
 def write_garbled(path: Path) -> Path:
-    """Parquet at both ends, and no footer between them."""
+    """Write a file with Parquet's magic bytes at both ends and no valid footer."""
     return write_bytes(b"PAR1" + b"garbled" * 9 + b"\x20\0\0\0PAR1")(path)
 
 
@@ -223,7 +223,7 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(tmp_path: Path, chan
 @pytest.mark.parametrize("write", [write_parquet, write_arrow])
 @pytest.mark.parametrize("end_row", [None, 350])
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, write: Any, end_row: int | None) -> None:
-    """Rewritten in place, as large as it was; also where its last rows are not asked for."""
+    """The file is rewritten in place with the same size, also if `end_row` leaves its last rows unread."""
     path = write(tmp_path / "corpus", texts([f"old {i:03}" for i in range(400)]), group_rows=100)
     other = write(tmp_path / "other", texts([f"new {i:03}" for i in range(400)]), group_rows=100)
     chunks = open_corpus([path]).chunks(ChunkLimits(rows=50, bytes=MIB), end_row=end_row)
@@ -246,7 +246,7 @@ def test_files_before_the_first_row_are_not_opened(tmp_path: Path) -> None:
 
 
 class CountedMemory:
-    """Arrow's memory from here on: `peak` bytes at most."""
+    """Counts the memory that Arrow allocates in the block; `peak` is its maximum in bytes."""
 
     def __enter__(self) -> Self:
         self._pool = pa.default_memory_pool()
@@ -274,7 +274,7 @@ def test_a_small_file_of_huge_equal_texts_takes_little_memory(tmp_path: Path, st
         tmp_path / "bomb.parquet",
         dictionary_column(["x" * MIB], [0] * 300),
         compression="zstd",
-        store_schema=stored_as_dictionary,  # without it, the column reads as plain strings
+        store_schema=stored_as_dictionary,  # without it, the column is read as plain strings
     )
 
     with CountedMemory() as memory:
@@ -282,7 +282,7 @@ def test_a_small_file_of_huge_equal_texts_takes_little_memory(tmp_path: Path, st
 
     assert path.stat().st_size < 100_000
     assert sizes == [MIB] * 300
-    assert memory.peak < 64 * MIB  # 300 MiB and more if a row group were read at once
+    assert memory.peak < 64 * MIB  # more than 300 MiB if a row group were read at once
 
 
 def test_small_rows_before_huge_ones_do_not_open_the_gates(tmp_path: Path) -> None:
@@ -294,16 +294,16 @@ def test_small_rows_before_huge_ones_do_not_open_the_gates(tmp_path: Path) -> No
         sizes = read_sizes(path)
 
     assert sizes == [size * row for row in rows]
-    assert memory.peak < 160 * MIB  # MAX_READ_ROWS of the huge ones, in a buffer that doubles as it grows
+    assert memory.peak < 160 * MIB  # MAX_READ_ROWS huge rows, in a buffer that grows by doubling
 
 
 def test_a_large_row_group_is_not_read_whole(tmp_path: Path) -> None:
-    """64 MiB that snappy makes no smaller, in one row group and pages of 1 MiB."""
+    """64 MiB that snappy cannot compress, in one row group with pages of 1 MiB."""
     random = np.random.default_rng(0)
     rows: list[str | None] = [random.bytes(1 << 13).hex() for _ in range(4096)]
     path = write_parquet(tmp_path / "one.parquet", texts(rows), group_rows=len(rows), write_batch_size=64)
 
-    before = pa.total_allocated_bytes()  # what is read ahead is not in the pool that CountedMemory sets
+    before = pa.total_allocated_bytes()  # read-ahead buffers are not in the pool that CountedMemory sets
     held, found = [], 0
     for chunk in open_corpus([path]).chunks(ChunkLimits(rows=1000, bytes=4 * MIB)):
         held.append(pa.total_allocated_bytes() - before)

@@ -9,7 +9,7 @@ from fastvec.errors import InputError, UsageError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with files in two levels; only the names matter here."""
+    """The working folder, with files at two levels; only their names matter here."""
     for name in ["b.parquet", "a.arrow", "deep/c.parquet", "notes.txt", ".hidden.parquet", "_metadata.parquet"]:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
@@ -93,7 +93,7 @@ def test_an_output_that_is_an_input_is_refused(folder: Path) -> None:
 
 
 def test_a_pattern_leaves_out_what_a_run_makes(folder: Path) -> None:
-    """So the same command finds the same inputs when it is run again, in whatever state it was left."""
+    """This way, the same command finds the same inputs when rerun, whatever state the last run left."""
     output, expected = Path("in/vecs.arrow"), [Path("in/a.arrow"), Path("in/b.parquet"), Path("in/deep/c.parquet")]
     patterns = ["in/[!_n]*"]
     assert find_files(patterns, output=output) == expected

@@ -228,7 +228,7 @@ def test_files_whose_columns_differ_are_refused(tmp_path: Path, second: dict[str
 
 
 def test_files_may_differ_in_what_does_not_matter(tmp_path: Path) -> None:
-    """Extra columns, order, dictionaries, nullability, metadata, and the flavour of the text."""
+    """They may differ in extra columns, column order, dictionaries, nullability, metadata and string type."""
     id_field, text_field = pa.field("id", pa.list_(pa.int64())), pa.field("text", pa.string(), nullable=False)
     strict = pa.field(
         "id", pa.list_(pa.field("element", pa.int64(), nullable=False)), nullable=False, metadata={"k": "v"}
@@ -274,7 +274,7 @@ Row = tuple[str | None, list[str | None] | None]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the same rows may lie in files: where files end, how many rows a row group has, and in which format."""
+    """One layout of the same rows: where files end, how many rows a row group has, and the format."""
 
     file_ends: Sequence[int]
     group_rows: int
@@ -307,7 +307,7 @@ all_limits = st.builds(ChunkLimits, rows=st.integers(1, 12), bytes=st.integers(1
 
 
 def cut(rows: Sequence[Row], limits: ChunkLimits) -> Iterator[list[Row]]:
-    """The definition of a chunk, row by row."""
+    """The definition: cut `rows` into chunks, row by row."""
     chunk: list[Row] = []
     size = 0
     for text, tags in rows:

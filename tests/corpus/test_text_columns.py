@@ -1,4 +1,4 @@
-"""Which column is the text, and the columns of other types that are: JSON, all null, a field of a struct."""
+"""How the text column is chosen, and text columns of other types: JSON, all null, a field of a struct."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Decoders and tokenizers read without transformers, against transformers' own."""
+"""Decoders and tokenizers loaded without transformers, compared with those of transformers."""
 
 import json
 import subprocess

@@ -22,7 +22,7 @@ TOKENS = torch.arange(3, 40)[None]
 
 
 def load(model: Path, *adapters: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model with transformers' attention in place of ours, to compare with theirs."""
+    """Load the model, but with transformers' attention instead of fastvec's, to compare it with transformers."""
     loaded = load_model(resolve(model, adapters=adapters), dtype=dtype, device="cpu")
     loaded.set_attn_implementation("eager")
     return loaded
@@ -107,7 +107,7 @@ def test_a_merged_adapter_is_the_unmerged_one(tiny_llama: Path, tmp_path: Path, 
     reference = hidden(with_adapter(kind.from_pretrained(tiny_llama), adapter))
     assert_close(hidden(load(tiny_llama, adapter)), reference, rtol=0, atol=1e-5)
     assert (reference - hidden(load(tiny_llama))).abs().max() > 0.1
-    model = load(adapter)  # its base is the one it was trained on
+    model = load(adapter)  # without a base given, the one it was trained on is used
     assert_close(hidden(model), reference, rtol=0, atol=1e-5)
     assert type(model) is type(load(tiny_llama))
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in load(tiny_llama).named_parameters()]
@@ -115,7 +115,8 @@ def test_a_merged_adapter_is_the_unmerged_one(tiny_llama: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("headed", [True, False], ids=["with an LM head", "without"])
 def test_a_family_that_names_its_decoder_otherwise(tmp_path: Path, headed: bool) -> None:
-    base = save_decoder(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4)  # transformer.h, weights transposed
+    # layers in transformer.h, weights transposed
+    base = save_decoder(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4)
     modules = ["c_attn", "c_proj"]
     adapter = save_adapter(base, tmp_path / "adapter", headed=headed, target_modules=modules, fan_in_fan_out=True)
     model = AutoModel.from_pretrained(base)
@@ -125,7 +126,7 @@ def test_a_family_that_names_its_decoder_otherwise(tmp_path: Path, headed: bool)
 
 
 def test_two_adapters_are_merged_in_order(tiny_llama: Path, tmp_path: Path) -> None:
-    # the second is DoRA, whose merge depends on the weights under it
+    # the second is DoRA, whose merge depends on the weights it is merged into
     first = save_adapter(tiny_llama, tmp_path / "first", headed=True)
     second = save_adapter(tiny_llama, tmp_path / "second", headed=False, seed=2, use_dora=True)
     below: Any = with_adapter(AutoModelForCausalLM.from_pretrained(tiny_llama), first)
@@ -207,9 +208,3 @@ def test_adapter_settings_that_cannot_be_met(
     edit_json(adapter / "adapter_config.json", **change)
     with pytest.raises(ModelError, match=message):
         load(tiny_llama, adapter)
-
-
-# the tokenizer
-
-
-# what stands around a text

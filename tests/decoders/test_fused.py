@@ -1,4 +1,4 @@
-"""The fused path against transformers' own forward, for every family it claims."""
+"""The fused path compared with transformers' own forward, for every family that it supports."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ FUSED = [
     "smollm3",
     "vaultgemma",
 ]
-# rotate by pairs; turn no query in some layers; let queries grow with their position; have other norms or experts
+# not fused: they rotate by pairs, skip RoPE in some layers, scale queries by position, or have other norms or experts
 OTHERS = [
     "ernie4_5",
     "exaone4",
@@ -44,7 +44,7 @@ OTHERS = [
     "stablelm",
     "starcoder2",
 ]
-LENGTHS = (17, 1, 9, 9, 2, 30)  # longer than the window of 4
+LENGTHS = (17, 1, 9, 9, 2, 30)  # most are longer than the window of 4
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_it_agrees_with_transformers(family: str, bidirectional: bool) -> None:
     fused = fuse(decoder, 64)
     assert fused is not None
     torch.testing.assert_close(states(fused), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    # the decoder still computes the same, from weights that are now views
+    # the decoder's result is unchanged although its weights are now views
     torch.testing.assert_close(decoder(packed()), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -81,7 +81,7 @@ def test_in_bfloat16_it_is_no_further_from_the_truth_than_transformers(family: s
     theirs = (narrow(packed()).float() - truth).norm()
     fused = fuse(narrow, 64)
     assert fused is not None
-    assert (states(fused) - truth).norm() < 1.25 * theirs  # both are rounding
+    assert (states(fused) - truth).norm() < 1.25 * theirs  # both are rounding errors
 
 
 @pytest.mark.parametrize("family", OTHERS)

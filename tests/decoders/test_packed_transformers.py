@@ -15,8 +15,8 @@ from fastvec_kernels import AttentionPlan, attention
 from tests import ROOT
 from tests.helpers.tiny_families import VOCABULARY, tiny_model
 
-LENGTHS = (1, 7, 3, 16, 7)  # one of a single token, two alike, one far longer than the tiny models' windows
-# transformers' own eager attention of this family fails without a mask, which a bidirectional layer has not
+LENGTHS = (1, 7, 3, 16, 7)  # a single token, two equal lengths, one far longer than the tiny models' windows
+# this family's eager attention in transformers fails without a mask, and a bidirectional layer has none
 ORACLE = {"modernbert-decoder": "sdpa"}
 
 
@@ -26,7 +26,7 @@ def random_sequences(lengths: tuple[int, ...] = LENGTHS) -> list[IntArray]:
 
 
 def alone(model: PreTrainedModel, sequences: list[IntArray], *, causal: bool | None) -> torch.Tensor:
-    """The oracle: plain transformers, one sequence at a time; `causal` None: as the checkpoint's config says."""
+    """The oracle: plain transformers, one sequence at a time. If `causal` is None, the config decides."""
     model.set_attn_implementation(ORACLE.get(model.config.model_type, "eager"))
     if causal is not None:
         model.config.is_causal = causal
@@ -38,7 +38,7 @@ def alone(model: PreTrainedModel, sequences: list[IntArray], *, causal: bool | N
 
 
 def assert_same_states(states: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within 1e-5 once the expected states are scaled into [-1, 1]."""
+    """Check that states agree within 1e-5 after scaling the expected ones into [-1, 1]."""
     torch.testing.assert_close(states / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_a_token_moves_the_tokens_that_see_it_and_no_others(model_type: str) -> 
         seen_by = [3, 4, 5, 6] if bidirectional else [6]
         expected = [token in seen_by for token in range(12)]
         assert (moved > 1e-4).tolist() == expected
-        assert moved[~torch.tensor(expected)].max() < 1e-5  # not zero: an expert's product rounds by its tokens
+        assert moved[~torch.tensor(expected)].max() < 1e-5  # not zero: an expert's rounding depends on its tokens
         self_check(decoder)
 
 

@@ -1,4 +1,4 @@
-"""Products in eight bits: what they compute, what they may depend on, and when their vectors are refused."""
+"""Eight-bit products: what they compute, what they may depend on, and when their vectors are rejected."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ TEXTS = [f"{one} {two}" for one in SENTENCES for two in SENTENCES]
 
 
 def in_int8(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """The definition, in float64: whole numbers, whose sums are exact, times the scales."""
+    """The definition in float64: an exact product of integers, multiplied by the scales."""
     x, weight = x.double(), weight.double()
     x_scale = x.abs().amax(dim=1, keepdim=True) / 127
     w_scale = weight.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
@@ -37,14 +37,14 @@ def in_int8(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 @needs_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 700])  # more than are taken at a time
+@pytest.mark.parametrize("rows", [1, 700])  # 700 is more than one step handles
 def test_an_int8_product_is_the_definition(rows: int, dtype: torch.dtype) -> None:
     assert BITS is not None
     x = without_ties(torch.randn(rows, 96).to(dtype), 127)
     weight = without_ties((torch.randn(64, 96) / 8).to(dtype), 2 ** (BITS - 1) - 1)
     bias = torch.randn(64).to(dtype)
     linear = Int8Linear(weight, bias, BITS)
-    # sums of whole numbers are exact: what rounds are two scales and two products by them in float32, and the result
+    # integer sums are exact: rounding comes from two float32 scales, two float32 products by them, and the result
     relative = 4 * 2**-23 + (2**-8 if dtype == torch.bfloat16 else 0)
     torch.testing.assert_close(linear.product(x).double(), in_int8(x, weight, BITS), rtol=relative, atol=0)
     assert linear(x).dtype == dtype
@@ -52,9 +52,10 @@ def test_an_int8_product_is_the_definition(rows: int, dtype: torch.dtype) -> Non
 
 
 def without_ties(x: torch.Tensor, largest: int) -> torch.Tensor:
-    """`x` with zeros for entries so near to halfway between two whole numbers that float32 may round them either way.
+    """Zero the entries of `x` so close to halfway between two integers that float32 may round them either way.
 
-    A quotient of up to 127 from a float32 scale and its inverse is off by at most 127 · 3 · 2⁻²⁴ = 2.3e-5.
+    A quotient of up to 127, computed from a float32 scale and its inverse, is off by at most
+    127 · 3 · 2⁻²⁴ = 2.3e-5.
     """
     quotients = x.double() / (x.double().abs().amax(dim=1, keepdim=True) / largest)
     near = (quotients.frac().abs() - 0.5).abs() < 1e-4
@@ -149,7 +150,7 @@ def test_few_texts_are_compared_by_cosine_alone_and_nan_is_left_out() -> None:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products in int8 are far from what they should be."""
+    """Make int8 products badly wrong."""
     product = Int8Linear.product
     monkeypatch.setattr(Int8Linear, "product", lambda self, x: -10 * product(self, x))
 
@@ -182,7 +183,7 @@ def test_texts_that_come_one_by_one_are_compared_too(monkeypatch: pytest.MonkeyP
         assert encoder.agreement is not None
         assert encoder.agreement.texts == count
         assert (encoder.agreement.overlap is None) == (count < 12)
-    spoil(monkeypatch)  # no longer compared, so no longer refused
+    spoil(monkeypatch)  # vectors are no longer compared, so the error goes unnoticed
     assert (encoder.encode(TEXTS[12:13]) * floats.encode(TEXTS[12:13])).sum() < 0.99
 
 

@@ -1,4 +1,4 @@
-"""What the first texts of a run decide, and that however few a first chunk has, there are enough of them."""
+"""What the first texts of a run decide, and that enough of them are collected however small the first chunk is."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_int8_has_the_ranges_of_256_texts_though_nulls_stand_between(encoder: En
         progress=lambda state: written.append(state.rows),
     )
 
-    assert written[35:38] == [0, 259, 266]  # 37 chunks have 257 texts and two nulls
+    assert written[35:38] == [0, 259, 266]  # 37 chunks of 7 rows have 257 texts and two nulls
     expected = np.abs(encoder.encode(texts[:257])).max(axis=0)
     np.testing.assert_allclose(ranges_in(output), expected, rtol=1e-5)
     assert verify(output).return_code == 0
@@ -80,7 +80,7 @@ def test_a_run_that_was_stopped_makes_the_same_file(encoder: Encoder, tmp_path: 
 def test_nothing_is_written_before_a_quantised_forward_was_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of few texts the cosine is seen alone, which here is near enough; neighbours are compared from 100 texts on."""
+    """Under 100 texts only the cosine is compared, which passes here; from 100 texts on, neighbours are too."""
     monkeypatch.setattr("fastvec.decoders.agreement.LEAST_OVERLAP", 1.1)
     encoder = Encoder.from_pretrained(dtype="float32", device="cpu", quantize="int8")
     with pytest.raises(ModelError, match="int8 turns this model's vectors too far"):

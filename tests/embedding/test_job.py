@@ -26,7 +26,7 @@ def encoder(tiny_llama: Path) -> Encoder:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 40 rows at most, so that 300 rows are several."""
+    """Limit chunks to 40 rows, so that 300 rows make several chunks."""
     monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 40, "bytes": 16_000})
 
 
@@ -148,7 +148,7 @@ def test_a_run_resumed_after_any_chunk_is_the_same_to_the_byte(
 ) -> None:
     monkeypatch.setattr(
         "fastvec.embedding.job.FIRST_TEXTS", 1
-    )  # else int8's first six chunks would be committed together
+    )  # otherwise the first six chunks of int8 would be committed together
     whole, broken = tmp_path / "whole.arrow", tmp_path / "broken.arrow"
     options: dict[str, Any] = {"encoder": encoder, "column": "text", "vector_dtype": vector_dtype}
     embed([ARTICLES], whole, **options)

@@ -29,7 +29,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="a process's own peak
 
 
 def growth(**environment: str) -> float:
-    """MiB by which the peak of `SCRIPT` grows."""
+    """Return how much the peak memory of `SCRIPT` grows, in MiB."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
@@ -44,16 +44,16 @@ def growth(**environment: str) -> float:
 @pytest.mark.slow
 @linux
 def test_batches_of_ever_new_sizes_are_not_remembered() -> None:
-    """oneDNN would keep each compiled product twice; how large one is depends on the processor."""
+    """oneDNN would otherwise cache each compiled product twice; its size depends on the processor."""
     kept = growth(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
-    allocator = 32  # MiB by which a peak varies by itself; a product of 3,150 rows takes one
+    allocator = 32  # MiB, the peak's own variation; a product of 3,150 rows takes 1 MiB
     assert growth() < max(kept / 4, allocator)
 
 
 @linux
 def test_a_peak_is_of_this_process_not_of_the_one_that_started_it() -> None:
     large = bytearray(400 << 20)
-    large[::4096] = b"x" * len(large[::4096])  # each page is touched
+    large[::4096] = b"x" * len(large[::4096])  # touch every page
     script = "from fastvec.report import peak_memory_bytes; print(peak_memory_bytes())"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 10 << 20 < int(done.stdout) < 300 << 20

@@ -1,4 +1,4 @@
-"""Rows for which no finite vector came: nulls that are told of, or where a run stops."""
+"""Rows without a finite vector: they become reported nulls, or the run stops there."""
 
 import json
 from pathlib import Path

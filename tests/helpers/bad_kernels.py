@@ -1,7 +1,7 @@
-"""Kernels that the ahead-of-time gate must refuse; run as a program, without TRITON_INTERPRET, it prints its verdicts.
+"""Kernels that the ahead-of-time gate must reject. Run as a program without TRITON_INTERPRET, this prints the verdicts.
 
-One product of M × K and K × N: 256 × 256 float32 sums are 512 registers a thread of four warps, and 64 × 512 operands
-twice are 128 KiB of shared memory, which sm_80's row does not have.
+Each is one product of M × K and K × N. 256 × 256 float32 sums need 512 registers per thread with four warps, so they
+spill. Two bfloat16 operands of 64 × 512 need 128 KiB of shared memory, more than the gate's table allows on sm_80.
 """
 
 import torch

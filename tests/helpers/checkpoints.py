@@ -1,4 +1,4 @@
-"""Checkpoint folders for the tests, written the way their own tools write them."""
+"""Checkpoint folders for the tests, written as the original tools write them."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.tiny import SENTENCES
 
-# of tiny decoders: two layers of 64 dimensions, states near 1, tens of roundings of 6e-8 each
+# for tiny decoders: two layers of 64 dimensions, hidden states near 1, tens of roundings of 6e-8 each
 FLOAT32_ROUNDING = 1e-5
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -27,14 +27,14 @@ def copy(folder: Path, target: Path) -> Path:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Set the keys of a JSON object, made where there is none; None removes a key."""
+    """Set keys in a JSON file, creating it if needed. A value of None removes the key."""
     content = json.loads(path.read_text()) if path.is_file() else {}
     content.update(changes)
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def add_tokens(folder: Path, *contents: str, special: bool) -> None:
-    """Give the tokenizer tokens that the model has no embeddings for."""
+    """Add tokens to the tokenizer that the model has no embeddings for."""
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     size = max(token["id"] for token in content["added_tokens"]) + len(content["model"]["vocab"])
@@ -44,28 +44,28 @@ def add_tokens(folder: Path, *contents: str, special: bool) -> None:
 
 
 def save_adapter(base: Path, target: Path, *, headed: bool = True, seed: int = 1, **settings: Any) -> Path:
-    """A LoRA adapter of `base`, made on the model with its LM head or, as LLM2Vec does, on the one without."""
+    """Save a LoRA adapter for `base`, made on the model with its LM head or, as LLM2Vec does, without it."""
     model = (AutoModelForCausalLM if headed else AutoModel).from_pretrained(base)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **settings}
     tuned = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM" if headed else None, **settings))
     torch.manual_seed(seed)
     for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:  # made as zeros, which change nothing
+        if "lora_B" in name:  # initialized with zeros, which would change nothing
             torch.nn.init.normal_(parameter, 0, 0.1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says which layers it saves
+        warnings.simplefilter("ignore")  # peft warns about which layers it saves
         tuned.save_pretrained(target)
     return target
 
 
 def with_adapter(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
-    """`model` with an adapter beside its weights, not merged: peft's own arithmetic."""
+    """Return `model` with an unmerged adapter, computed by peft itself."""
     tuned: torch.nn.Module = PeftModel.from_pretrained(model, adapter)
     return tuned.eval()
 
 
 def save_to_hub_cache(folder: Path, cache: Path, repository: str = "org/tiny") -> Path:
-    """Lay `folder` out as the hub's client does after a download of `repository`; returns the snapshot."""
+    """Copy `folder` into `cache` as the hub's client stores a download of `repository`; return the snapshot."""
     root = cache / f"models--{repository.replace('/', '--')}"
     snapshot = root / "snapshots" / COMMIT
     (root / "blobs").mkdir(parents=True)
@@ -73,7 +73,7 @@ def save_to_hub_cache(folder: Path, cache: Path, repository: str = "org/tiny") -
     (root / "refs" / "main").write_text(COMMIT)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        # small files are named by their git hash, of 40 characters
+        # small files are named by their git hash of 40 characters
         blob = root / "blobs" / (digest if file.suffix == ".safetensors" else digest[:40])
         shutil.copyfile(file, blob)
         link = snapshot / file.relative_to(folder)
@@ -83,13 +83,13 @@ def save_to_hub_cache(folder: Path, cache: Path, repository: str = "org/tiny") -
 
 
 def use_hub_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make `cache` the one that the hub's client looks into."""
+    """Make the hub's client use `cache`."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     return cache
 
 
 def last_token_folder(folder: Path) -> Path:
-    """The layout of e5-mistral and its kin: sentence-transformers' modules, the last token pooled."""
+    """Give `folder` the layout of e5-mistral and similar models: sentence-transformers modules, last-token pooling."""
     (folder / "1_Pooling").mkdir()
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
     modules = [
@@ -102,7 +102,7 @@ def last_token_folder(folder: Path) -> Path:
 
 
 def last_states(folder: Path, before: list[int], after: list[int], *, causal: bool = True) -> npt.NDArray[np.float32]:
-    """The last hidden state of each sentence between these special tokens, by transformers, one sentence at a time."""
+    """Return the last hidden state of each sentence between the given token ids, by transformers, one at a time."""
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     model.config.is_causal = causal
     tokenizer = AutoTokenizer.from_pretrained(folder)

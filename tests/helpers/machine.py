@@ -1,8 +1,8 @@
-"""A machine to interrupt: its programs die at a chosen system call, and its power may go.
+"""A simulated machine whose programs can be killed at a chosen system call and whose power can fail.
 
-Inside `run`, calls of `os` and `flock` are counted. At the chosen one the program is dead: that and all later calls
-raise Killed and do nothing; its files and locks are closed. What each fsync made durable is remembered, the names in
-the folder and the bytes of each file, so that `after_power_cut` can tell what is there when the power is back.
+Inside `run`, calls of `os` and `flock` are counted. At the chosen call the program dies: that call and all later ones
+raise Killed and do nothing, and its files and locks are closed. The machine records what each fsync made durable (the
+names in the folder and the bytes of each file), so that `after_power_cut` can return what survives a power cut.
 """
 
 import fcntl
@@ -29,11 +29,11 @@ COUNTED: dict[ModuleType, tuple[str, ...]] = {
 
 
 class Killed(BaseException):
-    """What a dead program raises; only `run` catches it."""
+    """Raised by every system call of a killed program; only `run` catches it."""
 
 
 class Machine:
-    """`folder` is what programs work in; `attic` keeps the files that they delete, for they may come back."""
+    """Programs work in `folder`. `attic` keeps the files they delete, because a power cut may bring them back."""
 
     def __init__(self, folder: Path, attic: Path) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Machine:
         self.start_with(frozenset())
 
     def start_with(self, files: Files) -> None:
-        """Put `files`, and nothing else, into the folder; all of them durable."""
+        """Make `files` the only content of the folder, all of them durable."""
         for path in (*self.folder.iterdir(), *self._attic.iterdir()):
             path.unlink()
         self._in_attic: set[int] = set()
@@ -63,9 +63,10 @@ class Machine:
         midway: bool = False,
         die: Callable[[], object] = lambda: None,
     ) -> list[str]:
-        """Run `program` up to its `kill_at`th system call, or, midway, with half of that done; return its calls.
+        """Run `program` and return the names of its system calls, up to the one where it is killed.
 
-        `die` is called at that moment, and need not return.
+        `kill_at` is the index of that call. With `midway`, half of it, a write, is done first. `die` is called at that
+        moment and need not return.
         """
         self._calls: list[str] = []
         self._open_files: set[int] = set()
@@ -90,7 +91,7 @@ class Machine:
                 self._dead = True
                 raise Killed
             self._calls.append(name)
-            if name == "fsync":  # remembered instead of done, which would only take time
+            if name == "fsync":  # recorded, not executed: a real fsync would only take time
                 return self._sync(args[0])
             before = self._names() if name in ("open", "replace", "unlink") else {}
             result = original(*args, **kwargs)
@@ -105,7 +106,7 @@ class Machine:
         return call
 
     def _names(self) -> dict[str, int]:
-        """The folder's names and their inodes; each inode gets a second name in the attic, so that it stays."""
+        """Return the folder's names and inodes; give each inode a second name in the attic, so that it survives."""
         names = {entry.name: entry.inode() for entry in os.scandir(self.folder)}
         for name, inode in names.items():
             if inode not in self._in_attic:
@@ -122,10 +123,10 @@ class Machine:
             self._synced_bytes[inode] = (self._attic / str(inode)).read_bytes()
 
     def after_power_cut(self, names: Names, data: Data) -> Files:
-        """What a power cut may leave in the folder: the names and bytes that were not synced, kept or lost.
+        """Return what a power cut may leave in the folder: names and bytes that were not synced are kept or lost.
 
-        Of the names, also the last change alone, whatever came before it. Zeros: a file is as long as it was, but what
-        was not synced is zeros.
+        With `names` "last", only the last change of names is kept, whatever unsynced changes preceded it. With `data`
+        "zeros", each file keeps its length, but bytes that were not synced are zeros.
         """
         chosen = self._names()
         if names == "lost":

@@ -1,4 +1,4 @@
-"""Small outputs made by the real writer: a job of seven chunks, with null texts and row errors, without a model."""
+"""Small outputs from the real writer, without a model: a job of seven chunks with null texts and row errors."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from fastvec.fingerprint import Json
 from fastvec.output.writer import Job, RowError, Writer, finished_counts
 
 DIMS = 8
-ROWS = 5  # in a chunk
+ROWS = 5  # per chunk
 CHUNKS = 7
 VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
 
@@ -65,7 +65,7 @@ def make_vectors(rows: int, *, dtype: str, normalize: bool, dims: int, seed: int
 def make_chunk(
     index: int, *, dtype: str = "float32", normalize: bool = True, dims: int = DIMS, rows: int = ROWS
 ) -> tuple[pa.RecordBatch, dict[str, int], list[RowError]]:
-    """Chunk `index`: its second row has no text; in every third chunk, the last row failed."""
+    """Make chunk `index`: its second row has no text, and in every third chunk the last row has failed."""
     first = index * rows
     errors = [RowError(row=first + rows - 1, code="not_finite")] if index % 3 == 1 else []
     missing = np.zeros(rows, dtype=bool)
@@ -91,7 +91,7 @@ def run_job(
     dtype: str = "float32",
     normalize: bool = True,
 ) -> Writer | None:
-    """What the command does: nothing where the output is finished, else write what is missing; None where finished."""
+    """Do what the command does: write what is missing, or return None if the output is already finished."""
     job = make_job() if job is None else job
     if finished_counts(output, job, overwrite=overwrite) is not None:
         return None
@@ -113,7 +113,7 @@ def write_chunk(writer: Writer, index: int, *, dtype: str = "float32", normalize
 
 
 def begun(output: Path, chunks: int) -> Writer:
-    """A job of which `chunks` chunks are written, and not finished."""
+    """Start a job and write `chunks` chunks without finishing it."""
     writer = Writer.open(output, make_job())
     writer.begin(make_schema())
     for index in range(chunks):
@@ -126,7 +126,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write_output(output: Path, batches: Sequence[pa.RecordBatch], **counts: int) -> None:
-    """A finished output of these batches, whatever is in them."""
+    """Write a finished output of these record batches, whatever they contain."""
     writer = Writer.open(output, make_job())
     writer.begin(batches[0].schema)
     for index, batch in enumerate(batches):

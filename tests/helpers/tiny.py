@@ -1,4 +1,4 @@
-"""Tiny decoders with random weights and a real tokenizer, made on the spot: for the tests and for `make demo`."""
+"""Tiny decoders with random weights and a real tokenizer, made on the fly for the tests."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ TINY = {
 def save_tokenizer(
     folder: Path, texts: Sequence[str] = SENTENCES, *, bos: bool = True, eos: bool = False, vocab_size: int = 512
 ) -> int:
-    """Train a byte-level BPE of at most `vocab_size` tokens on `texts`, save it for transformers; returns its size."""
+    """Train a byte-level BPE of at most `vocab_size` tokens, save it for transformers, and return its size."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,7 +66,8 @@ def save_decoder(
     config.pad_token_id = None
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():  # transformers' 0.02 leaves attention almost uniform; a wrong mask would hide below 1e-5
+    # with transformers' std of 0.02, attention is almost uniform: a wrong mask would change states by less than 1e-5
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.1)

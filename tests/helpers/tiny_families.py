@@ -1,4 +1,4 @@
-"""A tiny random decoder of every supported family, with each kind of layer that the family's checkpoints have."""
+"""A tiny random decoder of every supported family, with every kind of layer in the family's checkpoints."""
 
 import inspect
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 WINDOW = 4
 VOCABULARY = 128
-# each family takes the sizes its config knows
+# each family uses the sizes that its config has
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -37,13 +37,13 @@ SIZES = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
     "first_k_dense_replace": 1,
-    # latent attention: value heads differ from query heads
+    # latent attention: value heads and query heads have different sizes
     "q_lora_rank": 24,
     "kv_lora_rank": 16,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
     "v_head_dim": 12,
-    # older names
+    # names in older configs
     "n_embd": 64,
     "n_head": 4,
     "n_layer": 4,
@@ -51,7 +51,7 @@ SIZES = {
     "dff": 96,
     "ffn_dim": 96,
 }
-LATENT = {"head_dim": 8, "num_key_value_heads": 4}  # head_dim is the rotary part, and every query head has its key
+LATENT = {"head_dim": 8, "num_key_value_heads": 4}  # head_dim is the rotary part, and each query head has its own key
 MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 MOSTLY_SLIDING = {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
 LONGROPE = {
@@ -61,7 +61,7 @@ LONGROPE = {
     "long_factor": [2.0] * 8,
     "original_max_position_embeddings": 64,
 }
-SHARED_KEYS = {  # the last two of six layers reuse keys and values of earlier ones
+SHARED_KEYS = {  # the last two of six layers reuse keys and values of earlier layers
     "num_hidden_layers": 6,
     "layer_types": ["sliding_attention", "full_attention"] * 3,
     "num_kv_shared_layers": 2,
@@ -121,7 +121,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "minicpm3": LATENT
     | {"rope_parameters": LONGROPE | {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0] * 4, "factor": 8.0}},
     "ministral": MIXED,
-    "ministral3": {  # queries grow with their position in the sequence, already inside these short ones
+    "ministral3": {  # queries are scaled by position, even in the short test sequences
         "rope_parameters": {
             "rope_type": "yarn",
             "rope_theta": 1e4,
@@ -143,7 +143,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"use_sliding_window": True, "max_window_layers": 4, "mlp_only_layers": [1]},
     "qwen3": {"use_sliding_window": True, "max_window_layers": 2},
     "qwen3_moe": {"use_sliding_window": True, "mlp_only_layers": [1]},
-    "smollm3": {"use_sliding_window": True, "no_rope_layer_interval": 2},  # layers without positions are the windowed
+    "smollm3": {"use_sliding_window": True, "no_rope_layer_interval": 2},  # layers without RoPE have the window
     "stablelm": {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True},
     "vaultgemma": MIXED | {"attn_logit_softcapping": 5.0},
     "youtu": LATENT,
@@ -158,9 +158,10 @@ def tiny_config(model_type: str, **overrides: Any) -> PretrainedConfig:
 
 
 def tiny_model(model_type: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:
-    """A random model whose attention is not uniform: with transformers' 0.02 a wrong mask would hide below 1e-5.
+    """Make a random model whose attention is not uniform.
 
-    One-dimensional parameters move too: norms and sinks are constant at first, biases zero.
+    With transformers' std of 0.02, a wrong mask would change states by less than 1e-5. One-dimensional parameters are
+    randomized too: norms and sinks start constant, biases zero.
     """
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModel.from_config(tiny_config(model_type, **overrides), dtype=dtype).eval()

@@ -1,4 +1,4 @@
-"""Packed batches to attend over, for the tests of attention."""
+"""Packed batches, references and tolerances for the tests of attention."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ LENGTHS = st.lists(
     min_size=1,
     max_size=5,
 )
-# the shipped tiles hold most test sequences whole; with these, all walks have several steps, and both classes members
+# most test sequences fit into one shipped tile; with these, all loops take several steps and both classes occur
 SMALL_TILES: dict[str, tuple[Tile, ...]] = {
     "forward_long": (Tile(32, 16, 4, 1),),
     "forward_32": (Tile(16, 32, 4, 1),),
@@ -43,7 +43,7 @@ class Case:
         return attention(self.q, self.k, self.v, self.plan, **self.options)
 
     def to(self, dtype: torch.dtype) -> "Case":
-        """The same in another dtype: with `float64`, for the reference, on the CPU."""
+        """Return the case in another dtype; float64, which the reference uses, is moved to the CPU."""
         device = "cpu" if dtype == torch.float64 else self.q.device
         sinks = self.options.get("sinks")
         return replace(
@@ -60,7 +60,7 @@ class Case:
 
 
 def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values with other strides, as the families hand them over, and NaN between them."""
+    """Return the same values with other strides, as model families pass them, with NaN in the gaps."""
     if layout == "heads first":
         return x.transpose(0, 1).contiguous().transpose(0, 1)
     if layout == "slice of a fused product":
@@ -74,7 +74,7 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 def cases(draw: st.DrawFn, device: str) -> Case:
     lengths = draw(LENGTHS)
     if draw(st.booleans()):
-        lengths.sort()  # as a batch arrives: equal lengths stand together
+        lengths.sort()  # as in a real batch: equal lengths are adjacent
     kv_heads, group = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 5]))
     head_dim, value_dim = draw(st.sampled_from([(8, 8), (16, 16), (80, 80), (24, 12), (8, 24)]))
     causal = draw(st.booleans())
@@ -119,7 +119,10 @@ def random_case(
 
 
 def windows(tiles: str) -> list[int]:
-    """Of 70 tokens: ends on every place of 16 keys, around 32 rows, on the last keys; shipped tiles hold them all."""
+    """Window sizes for 70 tokens, to end at every position in a tile of 16 keys, around 32 rows and at the last keys.
+
+    A shipped tile holds all 70 keys, so it needs fewer sizes.
+    """
     found = [*(range(1, 18) if tiles == "small" else (1, 2)), 31, 32, 33, 68, 69, 70]
     return found if THOROUGH else [window for window in found if window in (1, 16, 17, 33, 70)]
 
@@ -148,7 +151,7 @@ def kind_name(options: dict[str, Any]) -> str:
 
 
 def kinds(*, dropout: bool = True) -> list[Any]:
-    """The kinds of attention as parameters of a test: all rules at once, and, slow, none and each alone."""
+    """The kinds of attention as test parameters: all rules at once and, marked slow, no rule and each one alone."""
     leave_out = () if dropout else ("dropout_p", "seed")
     found = [{name: value for name, value in kind.items() if name not in leave_out} for kind in KINDS]
     by_name = {kind_name(kind): kind for kind in found}
@@ -159,7 +162,7 @@ def kinds(*, dropout: bool = True) -> list[Any]:
 
 
 def plain_attention(case: Case) -> torch.Tensor:
-    """What PyTorch gives in the inputs' own precision: every step of the definition rounded to their dtype."""
+    """PyTorch's result in the inputs' own precision: every step of the definition is rounded to their dtype."""
     ends = itertools.accumulate(case.plan.lengths, initial=0)
     group = case.q.shape[1] // case.k.shape[1]
     options, sinks = case.options, case.options.get("sinks")
@@ -180,10 +183,10 @@ def plain_attention(case: Case) -> torch.Tensor:
 
 
 def score_rounding(case: Case) -> float:
-    """What rounding the largest score once can move an output by, in float32.
+    """How far rounding the largest score once in float32 can move an output.
 
-    Of a few tokens PyTorch's own error can be small by luck: with scores of 25, in one of 2,000 cases of 5 to 7 tokens
-    twice its error was too little for a sum in another order.
+    With few tokens, PyTorch's own error can be small by chance. With scores of 25, twice its error was too tight for a
+    sum in another order in one of 2,000 cases of 5 to 7 tokens.
     """
     q, k, v = (x.detach().cpu().double() for x in (case.q, case.k, case.v))
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -196,8 +199,10 @@ def score_rounding(case: Case) -> float:
 def assert_as_exact(
     found: torch.Tensor, expected: torch.Tensor, same_precision: torch.Tensor, rounding: float = 0.0
 ) -> None:
-    """FlashAttention's rule: at most twice the error of PyTorch in the same precision, and rounding: of every number,
-    and of their Frobenius norm. `rounding` is what else a number may be off by."""
+    """Check FlashAttention's rule: at most twice the error of PyTorch in the same precision, plus rounding.
+
+    It holds for every number and for the Frobenius norm. `rounding` is an additional absolute tolerance.
+    """
     found, same_precision = found.cpu().double(), same_precision.cpu().double()
     eps = torch.finfo(same_precision.dtype if same_precision.dtype != torch.float64 else torch.float32).eps
     largest = expected.abs().max().item()

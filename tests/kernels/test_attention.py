@@ -30,7 +30,7 @@ def test_the_definition_on_numbers_worked_by_hand() -> None:
 
     both = attention_reference(q, k, v, plan, scale=1.0)  # weights 1:3 and 1:9
     causal = attention_reference(q, k, v, plan, scale=1.0, causal=True)
-    with_sink = attention_reference(q, k, v, plan, scale=1.0, sinks=torch.zeros(1))  # one more share of 1, no value
+    with_sink = attention_reference(q, k, v, plan, scale=1.0, sinks=torch.zeros(1))  # adds weight 1 without a value
 
     torch.testing.assert_close(both.flatten(), torch.tensor([(1 + 15) / 4, (1 + 45) / 10, 7.0]))
     torch.testing.assert_close(causal.flatten(), torch.tensor([1.0, (1 + 45) / 10, 7.0]))
@@ -64,7 +64,7 @@ def test_half_precision_is_as_exact_as_pytorch_can_be(dtype: torch.dtype, option
     assert_as_exact(output, case.to(torch.float64).reference(), plain_attention(case))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # from NumPy, in the interpreter
 @pytest.mark.parametrize("options", kinds())
 def test_a_nan_stays_in_its_sequence(options: dict[str, Any], device: str) -> None:
     case = random_case([4, 4, 4, 40], device, **options)
@@ -104,12 +104,12 @@ def test_the_same_bits_come_again(options: dict[str, Any], device: str) -> None:
 def test_scores_larger_than_memory_should_hold_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     case = random_case([6] * 5 + [9], "cpu", softcap=2.0, dropout_p=0.25, seed=3)
     whole = attention_torch(case)
-    monkeypatch.setattr(torch_ops, "SCORES_AT_ONCE", 2 * 4 * 6 * 6)  # two of 6 at a time, none of 9
+    monkeypatch.setattr(torch_ops, "SCORES_AT_ONCE", 2 * 4 * 6 * 6)  # fits two sequences of 6 tokens, none of 9
     torch.testing.assert_close(attention_torch(case), whole)
 
 
 def attention_torch(case: Case) -> torch.Tensor:
-    """PyTorch's operations, whatever runs elsewhere in this test."""
+    """Run PyTorch's operations, whichever implementation is under test."""
     options = {"causal": False, "window": None, "sinks": None, **case.options}
     output: torch.Tensor = torch_ops.attention_torch(case.q, case.k, case.v, case.plan, **options)
     return output

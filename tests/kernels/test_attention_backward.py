@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("attention_tiles")
 
 
 def gradients(case: Case, output: Any, weights: torch.Tensor) -> list[torch.Tensor]:
-    """dq, dk, dv, and dsinks where there are any, of Σ weights · output(case)."""
+    """Return dq, dk, dv, and dsinks if the case has sinks, of Σ weights · output(case)."""
     inputs = [case.q, case.k, case.v]
     if case.options.get("sinks") is not None:
         inputs.append(case.options["sinks"])
@@ -38,7 +38,7 @@ def weights_for(case: Case) -> torch.Tensor:
 
 
 def differences(case: Case) -> float:
-    """How large dq and dk are before dP − delta cancels: of a query that sees one key both are 0 but for rounding."""
+    """The size of dq and dk before dP − delta cancels; for a query that sees one key, only rounding remains of them."""
     weights, v = weights_for(case), case.v.detach().cpu()
     products = torch.einsum("ihd,jgd->ijhg", weights, v).abs().max().item() / (1 - case.options["dropout_p"])
     return float(case.options["scale"] * products * max(x.abs().max().item() for x in (case.q, case.k)))
@@ -82,7 +82,7 @@ def test_half_precision_gradients_are_as_exact_as_pytorch_can_be(
         assert_as_exact(f, e, s)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # from NumPy, in the interpreter
 @pytest.mark.parametrize("options", kinds())
 def test_a_nan_stays_in_its_sequence(options: dict[str, Any], device: str) -> None:
     case = random_case([4, 4, 4, 40], device, **options)

@@ -13,9 +13,9 @@ HEADS, P = 2, 0.25
 def output_and_values(
     lengths: list[int], ids: list[int], seed: int, device: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(o [T, H, size], v [T, 1, size], the unit vectors [T, size]): equal scores, and the unit vectors as values.
+    """Return o [T, H, size], v [T, 1, size] and the unit vectors [T, size] that are the values; all scores are equal.
 
-    So o [i, h, j] = 1 / (L (1 − p)) where head h of query i keeps key j, else 0.
+    So o [i, h, j] = 1 / (L (1 − p)) if head h of query i keeps key j, else 0.
     """
     plan = AttentionPlan.build(lengths, device, sequence_ids=ids)
     unit = torch.cat([torch.eye(max(lengths))[:length] for length in lengths]).to(device)
@@ -24,7 +24,7 @@ def output_and_values(
 
 
 def masks(shares: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
-    """What is kept of each sequence, [heads, L, L] bool, of [T, heads, keys]."""
+    """Return which keys are kept in each sequence, [heads, L, L] bool, given `shares` [T, heads, keys]."""
     return [x.transpose(0, 1)[:, :, : len(x)].cpu() > 0 for x in torch.split(shares.detach(), lengths)]
 
 
@@ -37,7 +37,7 @@ def test_both_directions_drop_what_the_definition_says(device: str) -> None:
     forward = masks(o, lengths)
     for head in range(HEADS):
         do = torch.zeros_like(o)
-        do[:, head] = unit  # so that dv [j, i] is what query i keeps of key j
+        do[:, head] = unit  # so that dv [j, i] shows whether query i keeps key j
         (dv,) = torch.autograd.grad(o, v, do, retain_graph=True)
         for index, (mask, length) in enumerate(zip(masks(dv, lengths), lengths, strict=True)):
             expected = dropout_keeps(seed, torch.tensor(ids[index : index + 1]), HEADS, length, P)[0, head]

@@ -1,4 +1,4 @@
-"""Attention as PyTorch sees it: operators that keep its rules, and compile into one graph."""
+"""Attention's registered operators: they follow PyTorch's rules and compile into one graph."""
 
 from typing import Any
 

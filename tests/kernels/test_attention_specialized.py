@@ -1,4 +1,4 @@
-"""The kernel for Hopper whose warps are specialized, in the interpreter: what it computes, not how fast."""
+"""The warp-specialized kernel for Hopper, run in the interpreter: its results, not its speed."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_it_matches_the_reference(
     assert_as_exact(output, case.to(torch.float64).reference(), case.reference())
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's about NaN, in the interpreter
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from NumPy about NaN, in the interpreter
 def test_a_neighbours_nan_never_comes_near(device: str) -> None:
     case = half_case([20, 40, 20], 2, 1, 64, False, device)
     with forcing(**TILES):
@@ -75,7 +75,7 @@ def test_what_it_hands_to_the_backward_pass_is_right(device: str) -> None:
 def test_tensors_that_the_copy_engine_cannot_address_take_pointers(device: str) -> None:
     plan = AttentionPlan.build([40, 3], device)
     wide = torch.randn(43, 4, 68, device=device).half()
-    q, k, v = wide[..., 2:66], wide[:, :1, 4:68], wide[:, 1:2, :64]  # 2 bytes · 2: no multiple of 16
+    q, k, v = wide[..., 2:66], wide[:, :1, 4:68], wide[:, 1:2, :64]  # an offset of 2 · 2 bytes is no multiple of 16
     assert not fits_descriptors(q, k, v)
     assert fits_descriptors(*(x.contiguous() for x in (q, k, v)))
     expected = attention_reference(q, k, v, plan, scale=0.125)

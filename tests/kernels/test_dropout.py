@@ -9,7 +9,7 @@ TOKENS = torch.tensor([[4, 0], [4, 1], [9, 0], [2**31 - 1, 7], [4, 2**20]])
 
 
 def test_dropout_is_the_definition_and_passes_gradients_where_it_keeps(device: str) -> None:
-    x = torch.randn(5, 101, device=device, requires_grad=True)  # odd: the last word serves one feature
+    x = torch.randn(5, 101, device=device, requires_grad=True)  # odd: the last random word serves only one feature
     y = dropout(x, TOKENS.to(device), p=0.3, seed=2**63 - 1)
     expected = dropout_reference(x, TOKENS.to(device), p=0.3, seed=2**63 - 1)
     torch.testing.assert_close(y, expected)

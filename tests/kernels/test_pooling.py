@@ -16,7 +16,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, tor
 
 @st.composite
 def spans(draw: st.DrawFn) -> list[list[int]]:
-    """Spans inside sequences laid end to end; tokens before and after a span belong to nothing."""
+    """Spans inside packed sequences; tokens before and after a span belong to no span."""
     found, start = [], 0
     lengths = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129, 300]))
     for length in draw(st.lists(lengths, min_size=1, max_size=6)):
@@ -27,7 +27,7 @@ def spans(draw: st.DrawFn) -> list[list[int]]:
 
 
 def surrounded(x: torch.Tensor) -> torch.Tensor:
-    """`x` [T, D] as a slice of a larger buffer full of NaN."""
+    """Return `x` [T, D] as a slice of a larger buffer full of NaN."""
     buffer = x.new_full((len(x) + 2, x.shape[1] + 16), torch.nan)
     buffer[1:-1, 8:-8] = x
     return buffer[1:-1, 8:-8]
@@ -81,7 +81,7 @@ def test_pool_matches_the_reference(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_half_precision_is_as_exact_as_pytorch_can_be(mode: Mode, dtype: torch.dtype, device: str) -> None:
-    """FlashAttention's rule: at most twice the error of a plain computation in the same precision."""
+    """FlashAttention's rule: at most twice the error of plain PyTorch in the same precision."""
     generator = torch.Generator().manual_seed(0)
     hidden, residual = (torch.randn(210, 100, generator=generator).to(device, dtype) for _ in range(2))
     weight = torch.randn(100, generator=generator).to(device, dtype)
@@ -124,7 +124,7 @@ def test_int8_rounds_half_to_even_and_saturates(pooling: Any, device: str) -> No
 
 
 def quantised(pooling: Any, out_dtype: torch.dtype, device: str) -> tuple[Any, Any, Any]:
-    """The vectors of random states as float32, as `out_dtype`, and int8's ranges."""
+    """Pool random hidden states; return vectors in float32 and in `out_dtype`, and the ranges of int8."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(180, 100, generator=generator).to(device)
     ranges = (torch.rand(72, generator=generator) * 0.3 + 0.01).to(device)
@@ -145,7 +145,7 @@ def test_int8_vectors_are_the_float32_ones_in_steps_of_their_ranges(pooling: Any
 
 @pytest.mark.parametrize("pooling", [pool, pool_reference])
 def test_int8_divides_and_multiplies_as_numpy_does(pooling: Any, device: str) -> None:
-    """Beside a tie the last bit decides: a product with 127 / range ends elsewhere than the quotient times 127."""
+    """Near a tie, the last bit decides: x · (127 / range) may round differently from (x / range) · 127."""
     generator = torch.Generator().manual_seed(0)
     ranges = torch.rand(1000, generator=generator) + 0.1
     hidden = (torch.randint(-126, 126, (1, 1000), generator=generator) + 0.5) / 127 * ranges
@@ -178,7 +178,8 @@ def test_a_nan_outside_a_span_stays_outside(mode: Mode, length: int, device: str
     hidden = torch.randn(2 * length + 5, 4, device=device)
     spans = torch.tensor([[1, 1 + length], [1 + length, 3 + length], [4 + length, 4 + 2 * length]])
     clean = pool(hidden, spans, mode, weight=torch.ones(4, device=device))
-    hidden[0] = hidden[1 + length : 4 + length] = hidden[-1] = torch.nan  # before, the whole second span, between
+    # before the first span, the whole second span and the gap after it, and after the last span
+    hidden[0] = hidden[1 + length : 4 + length] = hidden[-1] = torch.nan
     vectors = pool(hidden, spans, mode, weight=torch.ones(4, device=device))
     assert vectors[1].isnan().all()
     assert torch.equal(vectors[[0, 2]], clean[[0, 2]])
@@ -186,13 +187,13 @@ def test_a_nan_outside_a_span_stays_outside(mode: Mode, length: int, device: str
 
 @pytest.mark.parametrize("mode", ["mean", "weighted_mean"])
 def test_a_large_neighbour_costs_no_precision(mode: Mode, device: str) -> None:
-    """A difference of running sums would lose every digit here."""
+    """The difference of two running sums would lose every digit here."""
     hidden = torch.cat([torch.full((100, 2), 1e9), torch.ones(3, 2)]).to(device)
     assert pool(hidden, torch.tensor([[0, 100], [100, 103]]), mode)[1].tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
 
 
 def test_half_precision_states_are_summed_in_float32(device: str) -> None:
-    hidden = torch.full((4096, 1), 1.0, dtype=torch.bfloat16, device=device)  # a bfloat16 sum of ones stops at 256
+    hidden = torch.full((4096, 1), 1.0, dtype=torch.bfloat16, device=device)  # a sum of ones in bfloat16 stops at 256
     assert pool(hidden, torch.tensor([[0, 4096]]), "mean").tolist() == [[1.0]]
 
 
@@ -206,17 +207,17 @@ def test_a_zero_vector_stays_zero_when_normalised(device: str) -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's, in the interpreter
+@pytest.mark.filterwarnings("ignore:invalid value")  # from NumPy, in the interpreter
 def test_an_overflow_outside_dims_stays_outside_the_l2_norm(device: str) -> None:
     hidden = torch.ones(1, 8, device=device)
-    hidden[0, 6] = torch.inf  # the RMSNorm makes it NaN, and all else zero
+    hidden[0, 6] = torch.inf  # RMSNorm turns it into NaN and everything else into zero
     options: dict[str, Any] = {"weight": torch.ones(8, device=device), "dims": 4, "normalize": True}
     assert pool(hidden, torch.tensor([[0, 1]]), "mean", **options).tolist() == [[0.0] * 4]
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")  # NumPy's, in the interpreter
+@pytest.mark.filterwarnings("ignore:divide by zero")  # from NumPy, in the interpreter
 def test_a_norm_without_epsilon_is_finite(device: str) -> None:
-    """The absent rows of a tile and the gaps between spans are zeros, whose norm is divided by."""
+    """Rows missing from a tile and gaps between spans are zeros, and the kernels divide by their norm."""
     hidden = torch.randn(7, 4, device=device, requires_grad=True)
     vectors = pool(hidden, torch.tensor([[0, 3], [4, 6]]), "mean", weight=torch.ones(4, device=device), eps=0.0)
     (gradient,) = torch.autograd.grad(vectors.sum(), hidden)

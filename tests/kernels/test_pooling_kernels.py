@@ -1,4 +1,4 @@
-"""What only the kernels of pooling have: gradients of their own, lists of pieces, ops that torch.compile sees."""
+"""Specific to the pooling kernels: their own gradients, spans cut into pieces, and ops for torch.compile."""
 
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from tests.kernels import examples
 pytestmark = pytest.mark.usefixtures("only_kernels")
 
 MODES = get_args(Mode)
-# gaps before, between and after; the last goes on where the one before ends; one, two and three pieces of 64 tokens
+# gaps before, between and after; the last span adjoins the one before; one, two and three pieces of 64 tokens
 SPANS = [[2, 3], [5, 69], [71, 141], [141, 291]]
 LAYOUTS = {"disjoint": SPANS, "out of order": SPANS[::-1], "overlapping": [*SPANS, [0, 100], [60, 75], [60, 75]]}
 
@@ -25,7 +25,7 @@ def states(*shape: int, device: str, dtype: torch.dtype = torch.float32, seed: i
 
 
 def gradients(pooling: Any, inputs: list[torch.Tensor], spans: Any, mode: Mode, **options: Any) -> list[torch.Tensor]:
-    """d hidden, d residual, d weight, as many as there are inputs; the upstream gradient is random."""
+    """Return d hidden, d residual and d weight, one per input, for a random upstream gradient."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     named = dict(zip(("residual", "weight"), leaves[1:], strict=False))
     vectors = pooling(leaves[0], torch.tensor(spans), mode, **named, **options)
@@ -61,7 +61,7 @@ def test_gradients_of_half_precision_are_rounded_once(dtype: torch.dtype, device
     wide = gradients(pool_reference, [x.float() for x in inputs], SPANS, "mean", normalize=True)
     assert [gradient.dtype for gradient in found] == [dtype, dtype, torch.float32]
     for gradient, expected in zip(found, wide, strict=True):
-        tolerance = 2 * torch.finfo(gradient.dtype).eps  # 2: the interpreter truncates to bfloat16
+        tolerance = 2 * torch.finfo(gradient.dtype).eps  # 2: the interpreter truncates to bfloat16, not rounds
         torch.testing.assert_close(gradient.float(), expected, rtol=tolerance, atol=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_training_and_inference_pool_alike(device: str) -> None:
 
 
 def test_a_wide_row_is_pooled_as_a_narrow_one(device: str) -> None:
-    """8,192 dimensions are one row a tile with a residual; 8,200 take PyTorch's operations."""
+    """With a residual, 8,192 dimensions take one row per tile; 8,200 take PyTorch's operations."""
     for width in (4095, 8192, 8200):
         hidden, residual = (states(70, width, device=device, seed=seed) for seed in range(2))
         options: dict[str, Any] = {"residual": residual, "weight": torch.ones(width, device=device), "normalize": True}

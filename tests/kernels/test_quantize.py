@@ -3,14 +3,14 @@ import torch
 
 from fastvec_kernels import quantize_rows, quantize_rows_reference
 
-# numpy's, in the interpreter, of infinity times zero
+# from NumPy, in the interpreter, for infinity times zero
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def settled(x: torch.Tensor) -> torch.Tensor:
-    """Which of x's numbers are tested: Triton's interpreter halves what is rounded up to a power of two."""
+    """Mask the entries of `x` to compare: Triton's interpreter halves numbers that round up to a power of two."""
     if x.is_cuda:
         return torch.ones_like(x, dtype=torch.bool)
     rounded, scales = quantize_rows_reference(x)
@@ -26,7 +26,7 @@ def test_it_is_the_definition(device: str, shape: tuple[int, int], dtype: torch.
     expected, expected_scales = quantize_rows_reference(x)
     assert y.dtype == torch.float8_e4m3fn
     torch.testing.assert_close(scales, expected_scales, rtol=1e-6, atol=0)
-    # a number halfway between two of E4M3 may go either way where a division is rounded otherwise
+    # a number halfway between two E4M3 values may round either way when a division is rounded differently
     found, expected = (one.float()[settled(x)] for one in (y, expected))
     torch.testing.assert_close(found, expected, rtol=2**-3, atol=2**-9)
     assert (found == expected).float().mean() > 0.98

@@ -29,7 +29,7 @@ sizes = {
 
 
 def surrounded(x: torch.Tensor) -> torch.Tensor:
-    """`x` [T, D] as a slice of a larger buffer full of NaN."""
+    """Return `x` [T, D] as a slice of a larger buffer full of NaN."""
     T, D = x.shape
     buffer = torch.full((T + 2, D + 16), torch.nan, dtype=x.dtype, device=x.device)
     buffer[1:-1, 8:-8] = x
@@ -37,14 +37,14 @@ def surrounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def transformers_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """LlamaRMSNorm's order of roundings: before the weight, and after it."""
+    """Round where LlamaRMSNorm does: before and after multiplying by the weight."""
     wide = x.float()
     normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return (weight.to(x.dtype) * normed).to(x.dtype)
 
 
 def assert_no_worse(found: torch.Tensor, expected: torch.Tensor, same_precision: torch.Tensor) -> None:
-    """At most twice the error of PyTorch in the same precision, plus a rounding of the largest entry."""
+    """Check for at most twice the error of PyTorch in the same precision, plus one rounding of the largest entry."""
     assert found.shape == expected.shape
     rounding = max(torch.finfo(found.dtype).eps, 2e-6) * expected.abs().max()
     error, allowed = (found.float() - expected).abs().max(), (same_precision.float() - expected).abs().max()
@@ -84,12 +84,12 @@ def test_add_rms_norm_is_the_norm_of_the_rounded_sum(
     y, total = add_rms_norm(x, residual, weight, eps=1e-5)
     assert (y.dtype, total.dtype) == (dtype, dtype)
     assert_no_worse(total, x.float() + residual.float(), x + residual)
-    # of the total that came back: Triton's interpreter truncates to bfloat16 where a GPU rounds
+    # from the returned total: Triton's interpreter truncates to bfloat16, whereas a GPU rounds
     expected = rms_norm_reference(total.float(), weight.float(), 1e-5)
     assert_no_worse(y, expected, transformers_rms_norm(total, weight, 1e-5))
 
 
-# not D = 1: dx is then a difference of equals
+# without D = 1, where dx is a difference of equal numbers
 @given(**(sizes | {"D": st.sampled_from([8, 63, 100, 896, 1024, 2560])}), backward_of_total=st.booleans())
 @settings(max_examples=examples(25))
 def test_gradients_are_as_exact_as_pytorch(
@@ -107,7 +107,7 @@ def test_gradients_are_as_exact_as_pytorch(
     tensors = [x, residual, weight]
     found = gradients(add_rms_norm, tensors, [dy, dtotal])
     total = add_rms_norm(x, residual, weight, eps=1e-5)[1]
-    rounded = [total, torch.zeros_like(total), weight]  # at the total that came back, as above
+    rounded = [total, torch.zeros_like(total), weight]  # at the returned total, as above
     expected = gradients(add_rms_norm_reference, [tensor.float() for tensor in rounded], [dy, dtotal])
     same_precision = gradients(in_transformers, rounded, [dy, dtotal])
     for tensor, *three in zip(tensors, found, expected, same_precision, strict=True):
@@ -125,7 +125,7 @@ def test_a_weight_without_gradient_changes_no_other_gradient(device: str) -> Non
 
 
 def test_a_gradient_that_is_one_number_everywhere_arrives(device: str) -> None:
-    """The gradient of a sum is an expanded tensor: strides of 0."""
+    """The gradient of a sum is an expanded tensor with strides of 0."""
     x = torch.randn(3, 100, device=device, requires_grad=True)
     weight = torch.rand(100, device=device, requires_grad=True)
     found = torch.autograd.grad(rms_norm(x, weight, 1e-5).sum(), [x, weight])

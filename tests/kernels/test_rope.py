@@ -13,7 +13,7 @@ from tests.kernels import examples
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HEADS = [(1, 1), (4, 1), (14, 2), (16, 8), (9, 3)]
-# head size and rotary size; the last ones of Phi, GPT-NeoX and of no model
+# (head size, rotary size); the last three are those of Phi, of GPT-NeoX and of no model
 HEAD_SIZES = [(16, 16), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256), (80, 32), (64, 16), (40, 6)]
 cases = {
     "T": st.sampled_from([1, 2, 9, 17]),
@@ -28,7 +28,7 @@ cases = {
 
 
 def surrounded(x: torch.Tensor) -> torch.Tensor:
-    """`x` [T, D] as a slice of a larger buffer full of NaN."""
+    """Return `x` [T, D] as a slice of a larger buffer full of NaN."""
     T, D = x.shape
     buffer = torch.full((T + 2, D + 16), torch.nan, dtype=x.dtype, device=x.device)
     buffer[1:-1, 8:-8] = x
@@ -45,7 +45,7 @@ def in_the_same_precision(
     k_weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As transformers does it, rounding after every operation."""
+    """Compute as transformers does, rounding after every operation."""
     x = qkv if bias is None else qkv + bias
     head_dim = x.shape[1] // (heads + 2 * kv_heads)
     x = x.reshape(len(x), -1, head_dim)
@@ -95,7 +95,7 @@ def in_float32(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_no_worse(found: torch.Tensor, expected: torch.Tensor, same_precision: torch.Tensor) -> None:
-    """At most twice the error of PyTorch in the same precision, plus a rounding of the largest entry."""
+    """Check for at most twice the error of PyTorch in the same precision, plus one rounding of the largest entry."""
     assert found.shape == expected.shape
     rounding = max(torch.finfo(found.dtype).eps, 2e-6) * expected.abs().max()
     error, allowed = (found.float() - expected).abs().max(), (same_precision.float() - expected).abs().max()
@@ -174,7 +174,7 @@ def test_the_definition_on_numbers_worked_by_hand(op: Callable[..., Any], device
     bias = torch.tensor([0.0, 5.0, -3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], device=device)
     weights = {"q_weight": torch.tensor([1.0, 2.0, 3.0], device=device), "k_weight": torch.zeros(3, device=device)}
     q, k, v = op(qkv, **quarter, heads=1, kv_heads=1, bias=bias, **weights, eps=1e-9)
-    # (1, 7, 0) over the root of 50 / 3, times the weight, a quarter turned
+    # (1, 7, 0) divided by the root of 50 / 3, times the weight, rotated by a quarter turn
     torch.testing.assert_close(q.cpu(), torch.tensor([[[-3.4292856, 0.2449490, 0.0]]]))
     assert (k.abs().tolist(), v.tolist()) == ([[[0.0, 0.0, 0.0]]], [[[7.0, 8.0, 10.0]]])
 

@@ -14,11 +14,11 @@ from fastvec_kernels.swiglu import _gated, _gated_backward, tile
 from tests.kernels import examples
 
 Op = Callable[[torch.Tensor], torch.Tensor]
-# numpy's, in the interpreter, where a sigmoid is 1 / (1 + inf)
+# from NumPy, in the interpreter, when a sigmoid is 1 / (1 + inf)
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# each with its reference, and PyTorch's activation, for the order of roundings of a plain model
+# each op with its reference and PyTorch's activation, which rounds in the order of a plain model
 OPS: dict[str, tuple[Op, Op, Op]] = {
     "swiglu": (swiglu, swiglu_reference, F.silu),
     "geglu": (geglu, geglu_reference, partial(F.gelu, approximate="tanh")),
@@ -38,7 +38,7 @@ cases = {
 
 
 def surrounded(x: torch.Tensor) -> torch.Tensor:
-    """`x` [T, D] as a slice of a larger buffer full of NaN."""
+    """Return `x` [T, D] as a slice of a larger buffer full of NaN."""
     T, D = x.shape
     buffer = torch.full((T + 2, D + 16), torch.nan, dtype=x.dtype, device=x.device)
     buffer[1:-1, 8:-8] = x
@@ -46,7 +46,7 @@ def surrounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def assert_no_worse(found: torch.Tensor, expected: torch.Tensor, same_precision: torch.Tensor) -> None:
-    """At most twice the error of PyTorch in the same precision, plus a rounding of the largest entry."""
+    """Check for at most twice the error of PyTorch in the same precision, plus one rounding of the largest entry."""
     assert found.shape == expected.shape
     rounding = max(torch.finfo(found.dtype).eps, 1e-6) * expected.abs().max()
     error, allowed = (found - expected).abs().max(), (same_precision - expected).abs().max()  # in float64
@@ -89,7 +89,7 @@ def test_the_activation_is_exact_to_fp32_rounding_everywhere(name: str, device: 
     gate = torch.linspace(-12, 12, 4001, dtype=torch.float64)[:, None]
     gate_up = torch.cat([gate.float().double(), torch.ones_like(gate)], 1)
     y, expected = op(gate_up.float().to(device)).cpu().double(), reference(gate_up)
-    # a tail that is 1 + erf(−x) loses digits of its own, not of the result's scale: PyTorch's does too
+    # in the tail, 1 + erf(−x) loses relative precision, as in PyTorch, so the tolerance is absolute
     torch.testing.assert_close(y, expected, rtol=2e-6, atol=4e-7 if name != "swiglu" else 1e-9)
 
 
@@ -101,9 +101,9 @@ def test_swiglu_on_numbers_worked_by_hand(op: Op, device: str) -> None:
 
 @pytest.mark.parametrize("op", [geglu, geglu_reference])
 def test_geglu_on_numbers_worked_by_hand(op: Any, device: str) -> None:
-    gate_up = torch.tensor([[1.0, -1.0, 2.0, 3.0]], device=device)  # the normal distribution up to 1: 0.8413447
+    gate_up = torch.tensor([[1.0, -1.0, 2.0, 3.0]], device=device)  # normal CDF at 1: 0.8413447
     torch.testing.assert_close(op(gate_up, approximate="none").cpu(), torch.tensor([[1.6826895, -0.4759658]]))
-    torch.testing.assert_close(op(gate_up).cpu(), torch.tensor([[1.6823840, -0.4764240]]))  # tanh: 0.8411920
+    torch.testing.assert_close(op(gate_up).cpu(), torch.tensor([[1.6823840, -0.4764240]]))  # tanh form: 0.8411920
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -114,7 +114,7 @@ def test_large_gates_saturate(name: str, device: str) -> None:
 
 
 def test_a_gradient_that_is_one_number_everywhere_arrives(device: str) -> None:
-    """The gradient of a sum is an expanded tensor: strides of 0."""
+    """The gradient of a sum is an expanded tensor with strides of 0."""
     gate_up = torch.randn(3, 100, device=device, requires_grad=True)
     (found,) = torch.autograd.grad(swiglu(gate_up).sum(), gate_up)
     (expected,) = torch.autograd.grad(swiglu_reference(gate_up).sum(), gate_up)

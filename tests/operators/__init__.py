@@ -1,0 +1,1 @@
+"""Tests that run once, not per implementation: attention's plan on the host, dropout masks, registered operators."""

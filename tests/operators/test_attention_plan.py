@@ -1,4 +1,4 @@
-"""What attention decides before anything is launched: which programs a batch takes, and with which tiles."""
+"""Attention's decisions on the host before a launch: the programs for a batch and their tiles."""
 
 import itertools
 from dataclasses import replace
@@ -43,10 +43,10 @@ def test_work_is_listed_longest_first_and_by_class() -> None:
     lengths = torch.tensor([20, 300, 33, 32, 130, 64], dtype=torch.int32)
     work = work_of(lengths, lengths.device, rows=128, group=2, limits=(32, 64))
     assert work.items.tolist() == [
-        *([1, row] for row in (0, 128, 256, 384, 512)),  # 300 tokens of two heads: 600 rows
+        *([1, row] for row in (0, 128, 256, 384, 512)),  # 300 tokens of two query heads: 600 rows
         *([4, row] for row in (0, 128, 256)),
         *([5, 0], [2, 0]),  # at most 64 tokens
-        *([3, 0], [0, 0]),  # at most 32
+        *([3, 0], [0, 0]),  # at most 32 tokens
     ]
     assert work.counts == (8, 2, 2)
 
@@ -62,7 +62,7 @@ def test_every_row_has_one_program_and_no_program_is_empty(
 ) -> None:
     host_lengths = torch.tensor(lengths, dtype=torch.int32)
     work = work_of(host_lengths, torch.device("cpu"), rows, group, limits)
-    assert work is work_of(host_lengths.clone(), torch.device("cpu"), rows, group, limits)  # one list for every layer
+    assert work is work_of(host_lengths.clone(), torch.device("cpu"), rows, group, limits)  # one list for all layers
     items = [(int(sequence), int(first)) for sequence, first in work.items]
     assert len(items) == sum(work.counts)
     longer, *classes = work.counts
@@ -91,7 +91,7 @@ def test_every_kind_has_tiles_that_hold_what_they_must(row: str, dropout: bool) 
             assert list(classes) == sorted(set(classes) & set(CLASSES))
             assert all(tile.keys >= limit for limit, tile in classes.items())  # a program has all keys of a sequence
         tiles = [*passes.forward_long, passes.backward_rows, passes.backward_keys]
-        assert any(tile.path == "pointer" for tile in passes.forward_long)  # descriptors do not fit every tensor
+        assert any(tile.path == "pointer" for tile in passes.forward_long)  # not every tensor fits a descriptor
         assert all(tile.bears_dropout for tile in tiles) or not dropout
 
 

@@ -1,4 +1,4 @@
-"""The coins of attention's dropout; that every implementation throws these is tested with the kernels."""
+"""The random masks of attention's dropout; the kernel tests check that every implementation uses them."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ HEADS, P = 4, 0.25
 
 @pytest.mark.parametrize(
     ("counter", "seed", "words"),
-    [  # the known answers that come with Random123
+    [  # the known answers published with Random123
         ([0, 0, 0, 0], 0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
         ([0xFFFFFFFF] * 4, 2**64 - 1, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
         (
@@ -26,7 +26,7 @@ def test_random_words_are_philoxs(counter: list[int], seed: int, words: list[int
 
 
 def agreement(a: torch.Tensor, b: torch.Tensor) -> float:
-    """How many standard deviations the share of equal entries is off that of independent masks."""
+    """How many standard deviations the share of equal entries differs from that of independent masks."""
     expected, n = P * P + (1 - P) * (1 - P), a.numel()
     return float(abs((a == b).double().mean().item() - expected) / (expected * (1 - expected) / n) ** 0.5)
 
@@ -47,7 +47,7 @@ def test_the_masks_are_of_independent_coins() -> None:
     }
     for name, (a, b) in pairs.items():
         assert agreement(a, b) < 4, name
-    rows = (~masks).double().sum(-1)  # binomial: the variance shows whether entries of a row hang together
+    rows = (~masks).double().sum(-1)  # binomial: the variance shows whether the entries of a row are correlated
     assert abs(rows.var().item() / (128 * P * (1 - P)) - 1) < 0.05
 
 

@@ -1,4 +1,4 @@
-"""In inference operators are passed by: what they give is the same, and nothing imports the compiler."""
+"""Inference bypasses the registered operators: results are the same, and the compiler is not imported."""
 
 import os
 import subprocess

@@ -69,7 +69,7 @@ def test_bytes_do_not_depend_on_how_a_batch_was_cut(name: str) -> None:
 
 
 def test_bytes_do_not_depend_on_how_a_file_was_read(tmp_path: Path) -> None:
-    """Parquet's reader leaves under a null what its own last batch had there."""
+    """Under a null, Parquet's reader leaves the bytes of its previous batch."""
     numbers = np.random.default_rng(0).integers(1, 1 << 40, 3000)
     missing = numbers % 3 == 0
     table = pa.table({"n": pa.array(numbers, mask=missing), "s": pa.array([{"a": n} for n in numbers], mask=missing)})
@@ -79,7 +79,7 @@ def test_bytes_do_not_depend_on_how_a_file_was_read(tmp_path: Path) -> None:
         batches = pq.ParquetFile(tmp_path / "corpus.parquet").iter_batches(batch_size)
         return pa.Table.from_batches(batches).slice(1000, 500).combine_chunks().to_batches()[0]
 
-    assert not read(64).serialize().equals(read(777).serialize())  # or the test shows nothing
+    assert not read(64).serialize().equals(read(777).serialize())  # otherwise the test proves nothing
     assert encode(read(64)).equals(encode(read(777)))
 
 
@@ -101,7 +101,7 @@ def test_columns_with_bytes_elsewhere_are_refused(column: pa.Array) -> None:
 def test_the_first_damaged_block_is_found(tmp_path: Path) -> None:
     path = tmp_path / "blocks"
     path.write_bytes(b"123456789" * 3)
-    blocks = [Block(rows=1, end_offset=9 * (i + 1), crc32=0xCBF43926) for i in range(3)]  # CRC-32's own check value
+    blocks = [Block(rows=1, end_offset=9 * (i + 1), crc32=0xCBF43926) for i in range(3)]  # the check value of CRC-32
     assert first_damaged(path, blocks) is None
     path.write_bytes(b"123456789" * 2 + b"12345678")
     assert first_damaged(path, blocks) == 2

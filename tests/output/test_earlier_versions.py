@@ -1,4 +1,4 @@
-"""Files in `tests/data/format-1`, written by version 0.1.0 before its modules moved into packages."""
+"""Reads the files in `tests/data/format-1`, written by version 0.1.0 before its modules moved into packages."""
 
 import shutil
 from pathlib import Path

@@ -25,7 +25,7 @@ CHUNKS = [
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A journal of two chunks, closed."""
+    """A closed journal of two chunks."""
     path = tmp_path / "vecs.arrow.journal"
     journal = Journal.open(path, create=True)
     journal.begin(make_job())
@@ -68,7 +68,7 @@ def test_a_torn_tail_is_dropped_wherever_it_is_torn(path: Path) -> None:
 )
 def test_a_damaged_line_among_whole_ones_is_refused(path: Path, line: int, expected: str) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
-    for i in range(len(lines[line]) - 1):  # without its end, a line is one with the next
+    for i in range(len(lines[line]) - 1):  # not the newline: without it, the line would merge with the next
         flipped = bytes([*lines[line][:i], lines[line][i] ^ 4, *lines[line][i + 1 :]])
         path.write_bytes(b"".join([*lines[:line], flipped, *lines[line + 1 :]]))
         with pytest.raises(OutputError, match=expected + "delete it and vecs.arrow.part, and run the command again"):
@@ -106,7 +106,7 @@ def test_it_is_locked_until_it_is_closed(path: Path) -> None:
 
 
 def test_it_is_deleted_before_its_lock_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or another run could take for unfinished what was just finished."""
+    """Otherwise another run could mistake the finished output for an unfinished one."""
     unlink = os.unlink
 
     def unlink_if_locked(target: Path) -> None:
@@ -121,7 +121,7 @@ def test_it_is_deleted_before_its_lock_ends(path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_journal_deleted_before_our_lock_is_not_ours(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finishing run deletes its journal, and only then ends the lock that we wait for."""
+    """A finishing run deletes its journal before it releases the lock that the other run waits for."""
     flock = fcntl.flock
 
     def after_it_finished(*args: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whose output is it? The table of what may stand at a path, and what a command is told."""
+"""Whose output is it? What may exist at an output path, and what the command reports for each case."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def interrupt(output: Path, *, model: str = "tiny", overwrite: bool = False) -> None:
-    """Leave unfinished work of two chunks."""
+    """Leave an unfinished output of two chunks."""
     writer = Writer.open(output, make_job(model=model), overwrite=overwrite)
     writer.begin(make_schema())
     write_chunk(writer, 0)
@@ -31,7 +31,7 @@ def interrupt(output: Path, *, model: str = "tiny", overwrite: bool = False) -> 
 
 
 def assert_refused(output: Path, message: str, *, model: str = "tiny") -> None:
-    """Both ways in say `message`, and touch nothing."""
+    """Check that `finished_counts` and `Writer.open` both raise `message` and change no file."""
     before = contents(output.parent)
     for look in (finished_counts, Writer.open):
         with pytest.raises(RefusedError, match=f"^{re.escape(message)}$"):
@@ -82,7 +82,7 @@ def test_many_differences_are_counted(output: Path) -> None:
 
 
 def test_work_in_which_nothing_is_durable_is_nobodys(output: Path) -> None:
-    """As after an early kill: a header, and no chunk."""
+    """The state after an early kill: a header and no chunk."""
     writer = Writer.open(output, make_job(model="a"))
     writer.begin(make_schema())
     left = contents(output.parent)
@@ -168,7 +168,7 @@ def test_a_place_where_nothing_can_be_written(output: Path, look: Callable[[Path
         look(output, make_job())
     assert contents(output) == {}
     output.rmdir()
-    os.mkfifo(output)  # to open it would be to wait
+    os.mkfifo(output)  # opening a pipe would block
     with pytest.raises(OutputError, match=r"vecs\.arrow is no regular file: choose another -o"):
         look(output, make_job())
 

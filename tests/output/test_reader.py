@@ -5,7 +5,7 @@ from tests.helpers.outputs import ROWS, make_chunk, run_job
 
 
 def test_a_null_row_does_not_shift_the_others(output: Path) -> None:
-    """Read in slices, as the checks do: each row's vector is the one that was written."""
+    """Vectors are read in slices, as the checks do; each row must have the vector that was written."""
     run_job(output)
     opened = read_output(output)
     for index, batch in enumerate(opened.batches()):

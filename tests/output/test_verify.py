@@ -1,4 +1,4 @@
-"""What `verify` finds and `inspect` shows, on files that the real writer made."""
+"""What `verify` finds and `inspect` shows in files from the real writer."""
 
 import json
 import os
@@ -70,9 +70,10 @@ def test_an_output_without_rows_passes(output: Path) -> None:
 
 @pytest.mark.sampled
 def test_every_flipped_bit_is_found(output: Path) -> None:
-    """One bit in each byte, another in the next; all eight of each take a minute and were found too.
+    """Flip one bit per byte, a different one in the next byte.
 
-    Not thorough, in every eleventh byte, which meets all bits of a byte and all bytes of an aligned number.
+    Flipping all eight bits of every byte takes a minute; those were all found too. `make test` flips a bit in every
+    eleventh byte only, which still covers all bits of a byte and all bytes of an aligned number.
     """
     run_job(output, chunks=2)
     sound = output.read_bytes()
@@ -82,7 +83,7 @@ def test_every_flipped_bit_is_found(output: Path) -> None:
         output.write_bytes(sound[:i] + bytes([sound[i] ^ (1 << i % 8)]) + sound[i + 1 :])
         found.append(verify(output).return_code)
         try:
-            str(inspect(output))  # shows what it can, or says in one line why not
+            str(inspect(output))  # shows what it can, or raises a one-line error
         except OutputError as error:
             assert "\n" not in str(error)  # noqa: PT017
     assert found == [1] * len(places)
@@ -193,7 +194,7 @@ def with_vector(batch: pa.RecordBatch, i: int, vector: list[float | None]) -> pa
 
 
 def test_values_that_break_a_promise_are_found(output: Path) -> None:
-    """Each by its first row; the bytes are as written."""
+    """Each failure names the first wrong row; the bytes themselves are undamaged."""
 
     def failures_of(batches: Sequence[pa.RecordBatch], nulls: int = 9) -> dict[str, str]:
         write_output(output, batches, nulls=nulls)
@@ -229,7 +230,7 @@ def test_vectors_that_promise_no_length_may_have_any(output: Path) -> None:
 
 
 def test_columns_and_ranges_must_be_as_promised(output: Path) -> None:
-    """And what `verify` finds there, `inspect` refuses."""
+    """`inspect` rejects what `verify` finds here."""
 
     def failures_with(dtype: str, names: Sequence[str] = ("id", "row", "embedding"), **metadata: str | None) -> object:
         schema = make_schema(dtype=dtype)

@@ -127,7 +127,7 @@ def test_a_column_that_cannot_be_written_is_refused_before_anything_is(output: P
 def test_commits_come_in_groups(
     output: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: float, seconds: float, rows: list[int]
 ) -> None:
-    """By size or by time: a chunk has 552 bytes, and takes `seconds` on this clock (it is read twice a chunk)."""
+    """By size or time: a chunk has 552 bytes; the clock is read twice per chunk and advances `seconds` each time."""
     clock = iter(range(1000))
     monkeypatch.setattr(writer_module, "GROUP_BYTES", group_bytes)
     monkeypatch.setattr("time.monotonic", lambda: next(clock) * seconds)
@@ -163,7 +163,7 @@ def test_overwrite_discards_another_jobs_work_only_when_it_begins(output: Path, 
     before = contents(output.parent)
     another = Writer.open(output, make_job(model="another"), overwrite=True)
     assert (another.rows, another.schema) == (0, None)
-    another.close()  # as when the model cannot be loaded
+    another.close()  # as happens when the model cannot be loaded
     assert contents(output.parent) == before
 
     another = Writer.open(output, make_job(model="another"), overwrite=True)
@@ -177,7 +177,7 @@ def test_overwrite_discards_another_jobs_work_only_when_it_begins(output: Path, 
 def test_an_errors_file_of_an_earlier_run_goes(output: Path) -> None:
     run_job(output, job=make_job(model="old"))
     assert output.with_name("vecs.errors.jsonl").exists()
-    run_job(output, chunks=1, overwrite=True)  # its one chunk has no errors
+    run_job(output, chunks=1, overwrite=True)  # the only chunk has no errors
     assert contents(output.parent).keys() == {"vecs.arrow"}
 
 

@@ -1,4 +1,4 @@
-"""Whatever kills a run, and whenever: the same command again ends in the same bytes."""
+"""However and whenever a run is killed, rerunning the command produces the same bytes."""
 
 import os
 import random
@@ -54,13 +54,13 @@ def expected(machine: Machine) -> Files:
 
 
 def kill_points(machine: Machine, program: Callable[[], object]) -> list[tuple[int, bool]]:
-    """In front of each system call of `program` (so behind each too), and in the middle of each write."""
+    """Return all kill points: before each system call of `program` (hence after each too) and midway in each write."""
     calls = machine.run(program)
     return [(i, midway) for i, name in enumerate(calls) for midway in ((False, True) if name == "write" else (False,))]
 
 
 def left_by_kills(machine: Machine, program: Callable[[], object], start: Files) -> set[Files]:
-    """All that may be in the folder after `program` was killed, at any point, and the power perhaps gone."""
+    """All contents the folder may have after `program` was killed at any point, with or without a power cut."""
     machine.start_with(start)
     left = set()
     for kill_at, midway in kill_points(machine, program):
@@ -72,7 +72,7 @@ def left_by_kills(machine: Machine, program: Callable[[], object], start: Files)
 
 @pytest.mark.slow
 def test_killed_and_killed_again_at_every_system_call(machine: Machine, expected: Files) -> None:
-    """From every folder that kills and power cuts can lead to, however many, the command ends in the same bytes."""
+    """From every state reachable by any number of kills and power cuts, the command produces the same bytes."""
     job = job_of(machine)
     todo, seen = [frozenset[tuple[str, bytes]]()], set[Files]()
     while todo:
@@ -88,7 +88,7 @@ def test_killed_and_killed_again_at_every_system_call(machine: Machine, expected
 
 
 def test_an_overwrite_is_killed_at_every_system_call(machine: Machine, expected: Files) -> None:
-    """Until the new output is whole the old one stands."""
+    """The old output remains until the new one is complete."""
     run_job(machine.folder / "vecs.arrow", job=make_job(model="another"))
     old = machine.files()
     outputs = {content for name, content in old | expected if name == "vecs.arrow"}
@@ -100,9 +100,9 @@ def test_an_overwrite_is_killed_at_every_system_call(machine: Machine, expected:
 
 
 def fork(program: Callable[[], object]) -> int:
-    """Run `program` in a child process, return its id; the child ends with 0, or with 1 after an exception."""
+    """Run `program` in a child process and return its id. The child exits with 0, or with 1 after an exception."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 on: we have threads. The child needs none of them
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns about threads; the child needs none
         child = os.fork()
     if child:
         return child
@@ -122,7 +122,7 @@ def was_killed(child: int) -> bool:
 
 
 def test_sigkill_at_every_system_call(machine: Machine, expected: Files) -> None:
-    """The same with processes that really die."""
+    """The same test with real processes killed by SIGKILL."""
     job = job_of(machine)
 
     def die() -> None:
@@ -138,7 +138,7 @@ def test_sigkill_at_every_system_call(machine: Machine, expected: Files) -> None
 
 @pytest.mark.slow
 def test_sigkill_at_random_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four runs, which sleep for 0.7 s in all, are killed seven times each, every time after at most 0.1 s."""
+    """Kill each of four runs, which sleep for 0.7 s in total, seven times, each time after at most 0.1 s."""
     write = Writer.write
 
     def write_slowly(self: Writer, *args: Any, **kwargs: Any) -> None:

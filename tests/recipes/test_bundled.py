@@ -1,4 +1,4 @@
-"""The recipe of the bundled model, from articles to the finished folder, with a tiny teacher and a few steps."""
+"""The recipe for the bundled model, from articles to the finished folder, with a tiny teacher and a few steps."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ SIZES = "--width 64 --layers 1 --batch-size 64 --epochs 4"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with texts, tokenizer, teacher's vectors and the static start."""
+    """A folder with texts, tokenizer, teacher's vectors and static starting model."""
     folder = tmp_path_factory.mktemp("bundled")
     save_decoder(folder / "decoder", "llama", bos=False)
     fastvec.adapt(
@@ -76,7 +76,7 @@ def test_texts_come_once_shuffled_and_of_every_kind(made: Path) -> None:
     found = pq.read_table(made / "texts.parquet")["text"].to_pylist()
     titles = set(pq.read_table(str(ARTICLES))["title"].to_pylist())
     assert len(found) == len(set(found)) > 800
-    assert 30 < len(titles & set(found)) < 300  # most of them name somebody
+    assert 30 < len(titles & set(found)) < 300  # most contain a name, and only a share of those is kept
     places = [place for place, text in enumerate(found) if text in titles]
     assert min(places) < len(found) / 10 < 9 * len(found) / 10 < max(places)
     assert any(". " in text and len(text) > 220 for text in found)  # passages
@@ -87,7 +87,7 @@ def test_texts_with_names_are_kept_for_their_rare_words() -> None:
     common = [f"The cat sat in room {room}." for room in range(200)]
     rare = [f"In room {room} a marmoset sat." for room in range(20)]
     words = texts.rare_words([*common, *rare, "A solitary typpo of 1 text."])
-    assert words == {"marmoset"}  # neither what all texts hold nor what one does
+    assert words == {"marmoset"}  # neither words of nearly all texts nor words of one text
     assert [text for text in [*common, *rare] if texts.wanted(text, words)] == rare
     assert texts.wanted("nobody is named here", words)
 
@@ -100,7 +100,7 @@ def test_long_passages_are_whole_lines_of_an_article(made: Path, tmp_path: Path)
         for text in pq.read_table(str(ARTICLES))["text"].to_pylist()
     ]
     inside = sum(any(passage in text for text in flat) for passage in found)
-    assert inside > 0.75 * len(found) > 30  # the others cross an empty line
+    assert inside > 0.75 * len(found) > 30  # the others span an empty line
     run(texts, f"-o {tmp_path}/more.parquet --articles {ARTICLES} --texts {ARTICLES}:title --passages 40")
     less, more = (
         pq.read_table(path)["text"].to_pylist() for path in (made / "texts.parquet", tmp_path / "more.parquet")
@@ -166,7 +166,7 @@ def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_e
         inner = tuple(slice(size) for size in middle.shape)
         middle = middle.to(torch.float8_e4m3fn) if middle.ndim == 2 else (middle * (64 / 96) ** 0.5).half()
         assert torch.equal(weight[inner].float(), middle.float())
-        if name.startswith("layers."):  # which neither read nor write words
+        if name.startswith("layers."):  # the layers neither read nor write the word dimensions
             rest = weight.float()
             rest[inner] = 0
             assert rest.count_nonzero() == 0
@@ -178,7 +178,7 @@ def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_e
     meaning = unit(found[:, :64])
     for end in ("static", "distilled"):
         near = Encoder.from_pretrained(made / end, dtype="float32", device="cpu").encode(texts)
-        cosines = near @ near.T  # eight bits, half the way, and norms that hold words now: not quite the same
+        cosines = near @ near.T  # only close: 8-bit, averaged weights, and norms that now include words
         assert np.abs(meaning @ meaning.T - cosines).mean() < cosines.std() / 5
     other = SentenceTransformer(str(finished), device="cpu", model_kwargs={"dtype": torch.float32})
     np.testing.assert_allclose(other.encode(texts[:9]), found[:9], atol=1e-5)

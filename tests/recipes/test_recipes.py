@@ -1,4 +1,4 @@
-"""The recipes run, from nothing to a table, on a few steps."""
+"""Run the recipes end to end, up to the final table, with a few steps."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_stages_are_measured_and_tabled(decoder: Path, tmp_path: Path) -> No
     rows = json.loads((tmp_path / "out" / "stages.json").read_text())
     assert [(row["seed"], row["stage"]) for row in rows] == [(s, x) for s in (0, 1) for x in stages.STAGES]
     by_stage = {row["stage"]: row["spearman"] for row in rows if row["seed"] == 0}
-    assert len(set(by_stage.values())) >= 3  # every stage is another model
+    assert len(set(by_stage.values())) >= 3  # the stages are different models
     lines = (tmp_path / "out" / "stages.md").read_text().splitlines()
     assert lines[2].startswith("| causal, as pretrained | ")
     assert " ± 0.00 |" in lines[2]

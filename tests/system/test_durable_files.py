@@ -1,4 +1,4 @@
-"""Disks that are full, slow to take what is written, or failing: what is durable stays, and the command goes on."""
+"""Disks that are full, make partial writes or fail: durable data survives, and the command resumes."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def expected(tmp_path: Path) -> dict[str, bytes]:
 
 
 class Disk:
-    """Stands in for os.write: holds so many more bytes, and takes at most so many at a time."""
+    """Replaces os.write: the disk has `free` bytes left and accepts at most `largest_write` bytes per call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free = 1 << 40
@@ -61,7 +61,7 @@ def test_partial_writes_are_completed(output: Path, expected: dict[str, bytes], 
 def test_a_full_disk_keeps_what_is_durable(
     output: Path, expected: dict[str, bytes], disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much fits: exit 5 with the number of safe rows, and after making room the same bytes."""
+    """However much fits, exit code 5 and the number of safe rows; with room again, the same bytes."""
     monkeypatch.setattr(writer_module, "GROUP_BYTES", 1200)
     run_job(output)
     needed, output_files = (1 << 40) - disk.free, [path.name for path in output.parent.iterdir()]
@@ -105,7 +105,7 @@ def write_until_it_fails(writer: Writer, *, rows: int) -> None:
 
 
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
-    """Chunks of 30 KB: six fit, and what was written of the seventh makes room for 8 KB of journal."""
+    """Six chunks of 30 KB fit; discarding the part of the seventh makes room for 8 KB of journal."""
     output = small_disk / "vecs.arrow"
     writer = begun(output, 0)
     with pytest.raises(DiskFullError, match="no space left"):
@@ -118,7 +118,7 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
 
 
 def test_a_file_that_may_not_grow(output: Path) -> None:
-    """The process's limit on file sizes is another error than a full disk, and as safe."""
+    """The process's file size limit raises a different error from a full disk, and is as safe."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     writer = begun(output, 2)
     writer.commit()
@@ -136,7 +136,7 @@ def test_a_file_that_may_not_grow(output: Path) -> None:
 def test_what_a_failed_fsync_may_have_lost_is_not_counted(
     output: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linux drops the bytes that it could not write, and reports that once: a second fsync would succeed."""
+    """Linux drops the bytes it could not write and reports it only once: a second fsync would succeed."""
     writer = begun(output, 2)
     writer.commit()
     write_chunk(writer, 2)

@@ -26,7 +26,7 @@ def test_a_stage_runs_no_further_ahead_than_its_queue() -> None:
         numbers = pipeline.run_ahead("read", count(), feeds="write", depth=2)
         assert next(numbers) == 0
         time.sleep(0.3)
-        assert len(made) <= 4  # one taken, two queued, one waiting for room
+        assert len(made) <= 4  # one taken, two queued, one waiting for a free slot
 
 
 def test_an_error_in_a_stage_is_raised_where_its_items_are_taken() -> None:

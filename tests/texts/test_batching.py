@@ -33,7 +33,7 @@ def test_a_text_over_the_budget_is_alone() -> None:
         ("cpu", 25_000_000, 2, 4096),
         ("cpu", 25_000_000, 4, 2048),
         ("cuda", 600_000_000, 2, 32_768),
-        ("cuda", 30_000_000, 2, 100_000),  # a small model gets more: launching takes as long for it as for a large one
+        ("cuda", 30_000_000, 2, 100_000),  # more tokens for a small model: launches take as long as for a large one
         ("cuda", 30_000_000, 4, 50_000),
         ("cuda", 1_000_000, 2, 131_072),
     ],

@@ -29,7 +29,7 @@ CHATML = (
 
 
 def wrapped(base: Path, tmp_path: Path, template: str | None, **llm2vec: object) -> Path:
-    """An LLM2Vec folder whose base is one that LLM2Vec wraps."""
+    """An LLM2Vec folder with a base whose texts LLM2Vec wraps in a chat template."""
     folder = copy(base, tmp_path / "wrapped")
     edit_json(folder / "config.json", _name_or_path="meta-llama/Meta-Llama-3-8B-Instruct")
     edit_json(folder / "llm2vec_config.json", pooling_mode="mean", **llm2vec)

@@ -1,4 +1,4 @@
-"""Which special tokens stand around a text, as the publisher of a checkpoint trained it."""
+"""Special tokens before and after a text: those that the checkpoint's publisher trained with."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from fastvec.texts.from_transformers import tokenizer_from_transformers
 from tests.helpers.checkpoints import FLOAT32_ROUNDING, edit_json, last_states, last_token_folder
 from tests.helpers.tiny import SENTENCES, save_decoder
 
-BOS, EOS = [0], [1]  # the ids in the tiny tokenizer, whose template holds BOS alone
+BOS, EOS = [0], [1]  # ids in the tiny tokenizer, whose template adds only BOS
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_class_is_config_jsons_or_the_model_types_where_none_is_named(
 ) -> None:
     edit_json(llama / "tokenizer_config.json", tokenizer_class=None, backend=None)
     edit_json(llama / "config.json", model_type=model_type, **named_by)
-    (llama / "tokenizer.json").rename(llama / "tokenizer.model")  # is not opened here
+    (llama / "tokenizer.json").rename(llama / "tokenizer.model")  # only its name matters; it is not opened
     assert resolve(llama).special_tokens.bos is bos
 
 
@@ -168,7 +168,7 @@ def test_eos_stands_once_where_llm2vec_pools_it(llama: Path, eos: bool | None, t
 
 @pytest.mark.parametrize("eos", [True, False])
 def test_a_template_that_ends_otherwise_than_by_eos_is_left_alone(tmp_path: Path, eos: bool) -> None:
-    """Qwen3-Embedding ends sequences with <|endoftext|>, and its EOS token is <|im_end|>."""
+    """As in Qwen3-Embedding: sequences end with <|endoftext|>, but its EOS token is <|im_end|>."""
     folder = save_decoder(tmp_path / "model", "qwen3", bos=False, eos=True)
     edit_json(folder / "tokenizer_config.json", eos_token="<mask>")
     with pytest.raises(UsageError, match="ends its sequences with '</s>', which is not its EOS token '<mask>'"):
@@ -194,7 +194,7 @@ def test_a_special_token_that_is_written_out(llama: Path) -> None:
 
 @pytest.fixture
 def sentencepiece_alone(tmp_path: Path) -> Path:
-    """A model whose tokenizer is a SentencePiece model, as the first Llama and Mistral were published."""
+    """A model whose tokenizer is only a SentencePiece file, as in the first releases of Llama and Mistral."""
     import sentencepiece
 
     folder = save_decoder(tmp_path / "model", "llama", vocab_size=400)

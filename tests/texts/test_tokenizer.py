@@ -10,7 +10,7 @@ from fastvec.errors import UsageError
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer, TokenizedTexts
 from tests.helpers.tiny import save_tokenizer
 
-# words of several tokens, of several bytes a character, and space at every place
+# words of several tokens, characters of several bytes, and whitespace anywhere
 TEXTS = st.lists(st.text(alphabet="abc étrain 日1\n<s>", max_size=60), min_size=1, max_size=4)
 
 
@@ -85,7 +85,7 @@ def test_a_limit_of_the_text_alone_leaves_the_instruction(plain: PreTrainedToken
 
 
 @pytest.mark.parametrize("prefix", ["", "the train "])
-@example(words=["x"] * 10 + ["train"])  # cut to what must be kept, it ends inside a token
+@example(words=["x"] * 10 + ["train"])  # the shortest valid cut would end inside a token
 @given(words=st.lists(st.sampled_from(["train", "harbour", "sea", "1024", "日本語", "é", " "]), max_size=60))
 def test_cutting_a_long_text_first_changes_no_token(
     plain: PreTrainedTokenizerBase, prefix: str, words: list[str]
@@ -95,7 +95,7 @@ def test_cutting_a_long_text_first_changes_no_token(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "fastvec.texts.tokenizer.CHARACTERS_PER_TOKEN", 1
-        )  # so that most texts are cut, and most cuts too short
+        )  # so that most texts are cut, and most first cuts are too short
         tokenized = TextTokenizer(plain, recipe)([text])
     assert tokenized.sequence(0).tolist() == plain(prefix + text)["input_ids"][:12]
 

@@ -1,7 +1,7 @@
-"""Every objective, a few steps each; run by torchrun as one of several processes, or called in one.
+"""Trains every objective for a few steps: run by torchrun in several processes, or called in a single one.
 
-By SGD, whose step is in proportion to the gradient. Adam's is not: where a gradient is the rounding of a zero, it makes
-a step of full size, in a direction that depends on the processor.
+The optimizer is SGD, whose step is proportional to the gradient. Adam's is not: if a gradient is only the rounding
+error of a zero, Adam takes a full-size step in a direction that depends on the processor.
 """
 
 import sys
@@ -21,7 +21,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "contrastive": {
         "query": "title",
         "positive": "start",
-        "negatives": ("other", "another"),  # of which the two processes have unequal numbers, and so of parts
+        "negatives": ("other", "another"),  # the processes get unequal numbers of these, hence of parts
         "grad_cache": 3,
         "warmup": 0,
         "temperature": 0.5,
@@ -32,7 +32,7 @@ LEARNING_RATE = 0.5
 
 
 def train(objective: str, model: Path, data: Path, folder: Path, *, processes: int) -> None:
-    """Eight examples a step, whatever the number of processes."""
+    """Train on eight examples per step, whatever the number of processes."""
     arguments_of = learner._arguments
 
     def with_sgd(*arguments: Any) -> TrainingArguments:

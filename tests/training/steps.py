@@ -1,4 +1,4 @@
-"""A step of training without a Trainer: a tiny model, a pass that takes its gradients, and what they should be."""
+"""Helpers for a training step without a Trainer: a tiny model, a `Pass`, and comparison of gradients."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 
 @dataclass
 class PlainPass:
-    """`tasks.Pass` on the model itself, with attention dropout as the only noise; `forwards` are the sizes it saw."""
+    """A `task.Pass` on the plain model, with only attention dropout; `forwards` lists the sequences per forward."""
 
     model: nn.Module
     seed: int = 5
@@ -43,7 +43,7 @@ class PlainPass:
 
 
 def headed_model(folder: Path) -> PreTrainedModel:
-    """The causal model in `folder`, its decoder taken over, bidirectional, in float32."""
+    """Load the causal model in `folder` in float32, its decoder with fastvec's attention, bidirectional."""
     causal: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
     Decoder(causal.model, bidirectional=True)
     return causal
@@ -59,14 +59,14 @@ def chunk_of(texts: Sequence[str | None], **columns: Sequence[str | None]) -> Ch
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The gradients of a model's parameters, taken away from it."""
+    """Return the gradients of a model's parameters and clear them."""
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
 
 
 def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Each tensor within `tolerance` of the expected one's largest entry."""
+    """Check each gradient to within `tolerance` times the largest entry of the expected one."""
     assert found.keys() == expected.keys()
     assert found
     for name, gradient in found.items():

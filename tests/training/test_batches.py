@@ -16,7 +16,7 @@ def texts_of(chunk: Any, admitted: Any) -> list[str]:
 
 
 def batches(folder: Path, *, rank: int = 0, ranks: int = 1, size: int = 4) -> Batches:
-    """Of two data sets, of 30 and of 90 rows."""
+    """Batches from two data sets of 30 and 90 rows."""
     streams = []
     for name, rows in (("a", 30), ("b", 90)):
         path = write_parquet(folder / f"{name}.parquet", texts([f"{name}{i}" for i in range(rows)]), group_rows=16)

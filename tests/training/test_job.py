@@ -23,7 +23,7 @@ from tests import ROOT
 from tests.helpers.tiny import SENTENCES, save_decoder
 
 ARTICLES = ROOT / "tests" / "data" / "articles.parquet"
-# what makes a run short; float32 so that two runs agree to the last digit
+# options for a short run; float32, so that two runs agree to the last digit
 SMALL = {"steps": 6, "batch_size": 4, "max_length": 32, "dtype": "float32", "device": "cpu"}
 MNTP = {"objective": "mntp", "data": [ARTICLES], "column": "text", **SMALL}
 
@@ -38,7 +38,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scored pairs without a header."""
+    """A CSV file of scored pairs without a header."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.csv"
     places = [(i, j) for i in range(5) for j in range(i)]
     lines = [f'"{SENTENCES[i]}","{SENTENCES[j]}",{i * j % 5}' for i, j in places]
@@ -57,7 +57,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mntp(tiny_llama: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AdaptReport]:
-    """An adaptation of the tiny model, at a rate at which six steps show."""
+    """An adaptation of the tiny model, with a learning rate at which six steps have an effect."""
     folder = tmp_path_factory.mktemp("mntp") / "adapted"
     return folder, adapt(folder, tiny_llama, lr=5e-3, eval_pairs=pairs, eval_every=2)
 
@@ -168,7 +168,7 @@ fastvec.adapt(objective=sys.argv[1], model=sys.argv[2], data=[{str(ARTICLES)!r}]
 
 
 def run(*arguments: str) -> subprocess.Popen[bytes]:
-    # two runs at a time: with more threads than cores they would wait for each other
+    # two runs at once: with more threads than cores, they would wait for each other
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], env=environment, stderr=subprocess.PIPE)
 
@@ -215,7 +215,7 @@ def test_a_signal_stops_a_run_that_goes_on_later(
 def test_a_run_killed_while_it_saves_takes_no_step_more(
     tiny_llama: Path, tmp_path: Path, mntp: tuple[Path, AdaptReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the last checkpoint, in the middle of the folder, and between the whole folder and its name."""
+    """Killed after the last checkpoint, while the folder is saved, and before the saved folder is renamed."""
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -342,7 +342,7 @@ def test_running_out_of_memory_names_the_remedy(
 
 
 def test_dropout_that_an_architecture_brings_along_is_left_out(tmp_path: Path) -> None:
-    """Else two runs would differ, or a layer would refuse; gpt2's configuration has three kinds of it."""
+    """Otherwise two runs would differ, or a layer would raise an error; gpt2's config has three kinds of dropout."""
     base = save_decoder(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=128)
     for name in ("one", "two"):
         adapt(tmp_path / name, base, steps=2)

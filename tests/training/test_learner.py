@@ -21,7 +21,7 @@ from tests.helpers.tiny_families import tiny_config, tiny_model
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 
-# what most decoders are, a projection of all three, experts, learned positions; the others are slow
+# the common layers, a fused qkv projection, experts, learned positions; the other families are slow tests
 DAILY = {"llama", "qwen2", "gemma2", "phi3", "mixtral", "gpt_neox", "gpt2"}
 
 
@@ -29,11 +29,11 @@ DAILY = {"llama", "qwen2", "gemma2", "phi3", "mixtral", "gpt_neox", "gpt2"}
     "model_type", [pytest.param(one, marks=() if one in DAILY else pytest.mark.slow) for one in FAMILIES]
 )
 def test_every_family_takes_an_adapter_whose_every_weight_learns(model_type: str) -> None:
-    """A weight without a gradient would also stop DistributedDataParallel."""
+    """A weight without a gradient would also make DistributedDataParallel fail."""
     if model_type not in CONFIG_MAPPING:
         pytest.skip(f"the installed transformers has no {model_type}")
     settings = tiny_config(model_type).to_dict()
-    # as load_model does, which test_job tries
+    # load_model does the same; test_job.py tests that
     own_dropout: dict[str, Any] = {
         name: 0.0 for name, value in settings.items() if "drop" in name and isinstance(value, float)
     }

@@ -15,7 +15,7 @@ def test_a_run_that_resumes_drops_what_came_after_its_checkpoint(tmp_path: Path)
     first = Metrics(tmp_path, step=0)
     first.add(rows(1, 2, 3, 4))
     path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text() + '{"step": 5, "lo')  # torn by a crash
+    path.write_text(path.read_text() + '{"step": 5, "lo')  # cut off by a crash
     second = Metrics(tmp_path, step=2)
     second.add([{"step": 2, "spearman": 0.5}, *rows(3)])
     assert read_metrics(path) == [*rows(1, 2), {"step": 2, "spearman": 0.5}, *rows(3)]

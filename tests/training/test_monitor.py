@@ -10,7 +10,7 @@ from tests.training.test_job import adapt
 
 
 def test_correlations_before_and_after_are_of_the_same_pairs(tiny_llama: Path, tmp_path: Path) -> None:
-    """A run that goes on with other pairs has none of the model before, of which it keeps the other measures."""
+    """A run that resumes with other pairs drops the earlier correlations and keeps the other metrics."""
     lines = [f"{one}\t{SENTENCES[0]}\t{score}" for score, one in enumerate(SENTENCES)]
     for name, count in (("few", 4), ("all", 5)):
         (tmp_path / f"{name}.tsv").write_text("\n".join(lines[:count]))

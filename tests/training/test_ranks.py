@@ -1,4 +1,4 @@
-"""Two processes over gloo against one with the double batch: same losses, same weights."""
+"""Two processes over gloo match one process with twice the batch: same losses, same weights."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ ARTICLES = ROOT / "tests" / "data" / "articles.parquet"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Articles with their starts, hard negatives that most rows lack, and a teacher's vectors."""
+    """Articles with their first 80 characters, hard negatives that most rows lack, and a teacher's vectors."""
     table = pq.read_table(ARTICLES)
     starts = [text[:80] for text in table["text"].to_pylist()]
     other = [None if row % 3 else text for row, text in enumerate(starts[::-1])]
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_two(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what two processes trained."""
+    """The folder with what two processes trained."""
     folder = tmp_path_factory.mktemp("two")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -60,7 +60,7 @@ def test_two_processes_equal_one_with_the_double_batch(
     if objective == "distil":
         dense, other_dense = (load_file(folder / "2_Dense" / "model.safetensors") for folder in folders)
         weights, other = weights | dense, other | other_dense
-    # A gradient is a sum over at most 8 · 24 tokens, in another order by two processes: 192 roundings of 2⁻²⁴ are 1e-5
-    # of the sum of its terms' sizes. Of the largest entry, whose terms cancel by less than ten, that is 1e-4.
+    # A gradient is a sum over at most 8 · 24 tokens, and two processes sum in another order: 192 roundings of 2⁻²⁴ are
+    # 1e-5 of the sum of magnitudes. The largest entry cancels by less than a factor of ten, so that is 1e-4 of it.
     for name, tensor in weights.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4 * tensor.abs().max().item(), msg=name)

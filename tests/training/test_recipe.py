@@ -8,7 +8,7 @@ COLUMNS = {"query": "q", "positive": "p"}
 
 @pytest.mark.parametrize(
     ("objective", "given", "expected"),
-    [  # what LLM2Vec was trained with
+    [  # LLM2Vec's training settings
         ("mntp", {}, {"batch_size": 32, "max_length": 512, "lr": 5e-5, "warmup": 0, "mask_probability": 0.2}),
         (
             "simcse",

@@ -22,7 +22,7 @@ from tests.helpers.tiny import SENTENCES, save_decoder
 
 
 def adapt(output: Path, model: Path, **options: Any) -> Path:
-    """A short SimCSE at a rate that moves the weights."""
+    """Run a short SimCSE with a learning rate that changes the weights."""
     settings: dict[str, Any] = {
         "steps": 3,
         "batch_size": 8,
@@ -39,7 +39,7 @@ def adapt(output: Path, model: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope="module", params=["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gemma 3's windows depend on what the config says of attention's direction."""
+    """Includes Gemma 3, whose windows depend on the attention direction in its config."""
     return save_decoder(tmp_path_factory.mktemp("models") / request.param, request.param)
 
 
@@ -96,7 +96,7 @@ def test_a_merged_folder_gives_the_same_vectors_everywhere(base: Path, merged: P
 
 
 def test_merging_changes_no_vector(base: Path, merged: Path) -> None:
-    """The adapter beside the merged weights, on its base, is the same model."""
+    """The adapter saved beside the merged weights, on its base, is the same model."""
     apart = Encoder.from_pretrained(
         base, adapters=[merged / "adapter"], dtype="float32", device="cpu", max_length=24
     ).encode(SENTENCES)
@@ -135,7 +135,7 @@ def test_llm2vec_finds_its_own_settings_and_names(adapter: Path) -> None:
     assert settings["target_modules"] == sorted(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
-    assert len(settings) == 14  # an older peft refuses a setting it does not know
+    assert len(settings) == 14  # older versions of peft reject unknown settings
     assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (16, 32, 0.05)
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_record_is_told(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_below_is_merged_too(base: Path, adapter: Path, tmp_path: Path) -> None:
-    """At a learning rate of 0 nothing is added to it. No adapter is saved beside: it would lie on two."""
+    """A learning rate of 0 adds nothing. No adapter is saved beside: it would need the base and the adapter below."""
     still = adapt(tmp_path / "out", base, adapters=[adapter], merge=True, lr=0.0)
     np.testing.assert_allclose(encode(still), encode(adapter), atol=1e-5)
     assert not (still / "adapter").exists()
@@ -188,7 +188,7 @@ GEMMA4 = {
 def test_a_merged_folder_is_bidirectional_everywhere_for_a_text_alone(
     family: str, sizes: dict[str, Any], tmp_path: Path
 ) -> None:
-    """gemma4_text has another word for it; the others keep it from SDPA, which a text alone, without a mask, asks."""
+    """gemma4_text has another key for it; the others do not tell SDPA, which is causal by default without a mask."""
     base = save_decoder(tmp_path / "base", family, bos=False, **sizes)
     merged = adapt(tmp_path / "merged", base, merge=True)
     encoder = Encoder.from_pretrained(merged, dtype="float32", device="cpu")
@@ -215,7 +215,7 @@ def test_the_card_of_an_adapter_on_an_adapter_has_the_lines_that_open_it_in_peft
     monkeypatch.chdir(third)
     names: dict[str, Any] = {"AutoModel": AutoModel, "PeftModel": PeftModel}
     with quiet_libraries():
-        exec(lines, names)  # what the card tells its reader to run
+        exec(lines, names)  # the code that the model card tells users to run
     tokenizer = AutoTokenizer.from_pretrained(third)
     for text, vector in zip(SENTENCES, encode(third), strict=True):
         ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=24)["input_ids"]
@@ -235,7 +235,7 @@ def test_an_adapter_on_one_made_elsewhere_has_no_lines_that_might_not_fit(tiny_l
 
 @pytest.fixture(scope="module")
 def sentence_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of sentence-transformers with prompts, one of them before every text, that cuts its vectors."""
+    """A sentence-transformers folder with prompts, one of them the default, that truncates its vectors."""
     folder = save_decoder(tmp_path_factory.mktemp("models") / "sentence", "llama", bos=False)
     prompts = {"query": "Instruct: find it\nQuery:", "document": ""}
     save_modules(
@@ -261,12 +261,12 @@ def test_prompts_and_dims_of_a_sentence_transformers_folder_are_kept(
             np.testing.assert_allclose(vectors, before.encode(SENTENCES, prompt_name=name), atol=1e-5)
         if "merge" in options:
             own = SentenceTransformer(str(out), device="cpu").encode(SENTENCES, prompt_name=name)
-            # it cuts what it has normalised
+            # sentence-transformers truncates after normalizing
             np.testing.assert_allclose(vectors, own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_what_is_distilled_is_not_cut(sentence_model: Path, tmp_path: Path) -> None:
-    """Its vectors are of the teacher's space, and are learned whole."""
+    """The vectors are in the teacher's space and are learned at full width."""
     corpus, vectors = tmp_path / "corpus.parquet", tmp_path / "vectors.arrow"
     pq.write_table(pa.table({"text": SENTENCES}), corpus)
     fastvec.embed([corpus], vectors, encoder=Encoder.from_pretrained(sentence_model, dims=64), keep=["text"])
@@ -289,7 +289,7 @@ def test_weights_without_the_head_that_mntp_needs_are_told(tmp_path: Path, caplo
 
 
 def test_an_adapter_on_the_bundled_model_names_a_folder_that_peft_finds(tmp_path: Path) -> None:
-    """It has a Dense layer, which only a distillation trains."""
+    """The bundled model has a Dense layer, which only distillation trains."""
     corpus, vectors = tmp_path / "corpus.parquet", tmp_path / "vectors.arrow"
     pq.write_table(pa.table({"text": SENTENCES}), corpus)
     fastvec.embed([corpus], vectors, encoder=Encoder.from_pretrained(device="cpu"), keep=["text"])

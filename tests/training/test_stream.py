@@ -16,14 +16,14 @@ ROWS = 200
 
 
 def numbers_of(chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[int]:
-    """Two examples a row, so that rows and examples are told apart."""
+    """Make two examples per row, so that tests distinguish rows from examples."""
     values = [int(text) for text, used in zip(chunk.texts.to_pylist(), admitted, strict=True) if used]
     return [example for value in values for example in (2 * value, 2 * value + 1)]
 
 
 @pytest.fixture
 def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExampleStream[int]:
-    """The numbers below 200 as rows, in two files with row groups of 30, chunks of 7 rows, blocks of 25 examples."""
+    """The numbers below 200 as rows of two files: row groups of 30, chunks of 7 rows, blocks of 25 examples."""
     for name, value in {"BLOCK_EXAMPLES": 25, "SIDE_BY_SIDE": 2, "STRETCH_ROWS": 20}.items():
         monkeypatch.setattr(stream, name, value)
     monkeypatch.setattr(stream, "LIMITS", ChunkLimits(rows=7, bytes=1 << 20))
@@ -45,10 +45,10 @@ def test_an_epoch_is_every_row_that_is_not_held_out_once_and_shuffled(numbers: E
     for epoch in (first.tolist(), second.tolist()):
         assert Counter(epoch) == Counter(set(range(2 * ROWS)) - set(held_out))
         assert epoch != sorted(epoch)
-        assert np.abs(np.diff(epoch)).mean() > 20  # neighbours come from a whole block
+        assert np.abs(np.diff(epoch)).mean() > 20  # neighbouring examples come from anywhere in a block
     assert first.tolist() != second.tolist()
     groups = list(dict.fromkeys((first // 60).tolist()))
-    assert groups != sorted(groups)  # as they would from the beginning of the corpus to its end
+    assert groups != sorted(groups)  # as they would be if read in corpus order
 
 
 def test_a_run_goes_on_at_any_example_from_any_place_before_it(numbers: ExampleStream[int]) -> None:
@@ -59,7 +59,7 @@ def test_a_run_goes_on_at_any_example_from_any_place_before_it(numbers: ExampleS
         assert Place.from_json(json.loads(json.dumps(near.to_json()))) == near
         assert taken(numbers, 40, start, near) == whole[start : start + 40]
     assert numbers.place_before(500).epoch == 1
-    assert numbers.place_before(500).example > 400  # no more than a block is read again
+    assert numbers.place_before(500).example > 400  # at most one block is read again
 
 
 def test_the_seed_decides_order_and_held_out_rows(numbers: ExampleStream[int]) -> None:
@@ -85,7 +85,7 @@ def test_too_little_data_for_a_batch_is_said(numbers: ExampleStream[int]) -> Non
 
 
 def test_a_sorted_corpus_is_mixed_within_one_row_group(tmp_path: Path) -> None:
-    """Of 16 stretches of 4,096 rows eight are read side by side, 1,024 rows of each in turn: two blocks here."""
+    """Eight of 16 stretches of 4,096 rows are read in turn, 1,024 rows of each: two blocks of examples."""
     rows = 16 * 4096
     write_parquet(tmp_path / "sorted.parquet", texts([str(i) for i in range(rows)]), group_rows=rows)
     whole = ExampleStream(open_corpus([tmp_path]), numbers_of, seed=0, hold_out=0.0)
@@ -95,7 +95,7 @@ def test_a_sorted_corpus_is_mixed_within_one_row_group(tmp_path: Path) -> None:
     counts = np.bincount(stretches, minlength=16)
     assert np.sort(counts).tolist() == [0] * 8 + [2048] * 8
     assert (counts > 0).tolist() != [True] * 8 + [False] * 8
-    assert len(set(stretches[:100])) == 4  # and shuffled in a block, which has two examples a row
+    assert len(set(stretches[:100])) == 4  # a block, two examples per row, covers 4 chunks and is shuffled
 
 
 @pytest.mark.parametrize(

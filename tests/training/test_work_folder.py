@@ -1,4 +1,4 @@
-"""Where an adaptation is made, with a file in place of a training; the last two tests train."""
+"""The work folder of an adaptation. A file stands in for the training; only the last two tests train."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.training.test_job import adapt
 
 WEIGHTS = "adapter_model.safetensors"
 ONE, OTHER = {"lr": 1}, {"lr": 2}
-PUBLISH_CALLS = 6  # that change the disk: a checkpoint, two names, two files, what was replaced
+PUBLISH_CALLS = 6  # disk changes: delete a checkpoint, rename twice, delete two files and the replaced folder
 
 
 class Killed(BaseException):
@@ -27,7 +27,7 @@ class Killed(BaseException):
 def run(
     output: Path, job: dict[str, Any], *, overwrite: bool = False, before_publish: Callable[[], None] = lambda: None
 ) -> None:
-    """As `job.adapt` does it, with a file for a training."""
+    """Do what `fastvec.training.job.adapt` does, but write a file instead of training."""
     if finished(output, job, overwrite=overwrite) is not None:
         tidy(output)
         return
@@ -42,7 +42,7 @@ def run(
 
 
 def kill_at_call(patch: pytest.MonkeyPatch, number: int) -> None:
-    """Let the process die in front of a call that changes the disk, or in the middle of a folder's deletion."""
+    """Raise Killed before disk change `number`, or midway in it if it deletes a folder with files."""
     left = iter(range(number))
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +97,7 @@ def test_where_no_run_could_go_on_another_job_begins_anew(tmp_path: Path) -> Non
     output, part = tmp_path / "out", part_of(tmp_path / "out")
     with workplace(output, ONE, overwrite=False):
         (part / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-        (part / "checkpoint-2").mkdir()  # cut off while it was written
+        (part / "checkpoint-2").mkdir()  # killed while it was being written
     with workplace(output, OTHER, overwrite=False):
         assert {path.name for path in part.iterdir()} == {JOB, LOCK}
         (part / "checkpoint-2").mkdir()

@@ -1,12 +1,12 @@
-"""The backward kernels of attention: each gradient is written by the one program that owns it, so no atomics.
+"""Attention backward kernels. Each gradient is written by the one program that owns it, so there are no atomics.
 
-    P = exp2(S − lse)      dP = dO Vᵀ, where dropout kept the pair, / (1 − p)      delta_i = Σ_j P_ij dP_ij = dO_i · O_i
+    P = exp2(S − lse)    dP = dO Vᵀ / (1 − p) if dropout kept the pair, else 0    delta_i = Σ_j P_ij dP_ij = dO_i · O_i
     dS = P (dP − delta)    dV = P'ᵀ dO, with P' = P after dropout      dK = scale · dSᵀ Q      dQ = scale · dS K
 
 A softcap multiplies dS by its derivative. A sink has no value, so it enters through lse alone.
-`backward_short` holds all of a sequence's K and V and makes dQ, dK and dV in one pass over its rows; delta is then a
-sum over the tile, and O is not needed. Longer sequences take `delta_of`, `backward_keys` (a tile of keys walks over the
-rows) and `backward_rows` (a tile of rows walks over the keys).
+`backward_short` keeps all of a sequence's K and V and computes dQ, dK and dV in one pass over its rows; delta is then a
+sum over the tile, and O is not needed. Longer sequences take `delta_of`, `backward_keys` (each program keeps a tile of
+keys and loops over the rows) and `backward_rows` (each program keeps a tile of rows and loops over the keys).
 """
 
 from fastvec_kernels._launch import tl, triton
@@ -27,7 +27,7 @@ from fastvec_kernels.attention.parts import (
 def delta_of(
     o_ptr, do_ptr, delta_ptr, do_strides, rows, heads, SIZE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
 ):
-    """delta [T, H] = Σ over Dv of o · do; o [T, H, Dv] is dense."""
+    """Compute delta [T, H] = Σ over Dv of o · do; o [T, H, Dv] is dense."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     mask = (row < rows)[:, None] & (column < SIZE)[None, :]
@@ -39,9 +39,9 @@ def delta_of(
 
 @triton.jit
 def _pair(products, dproducts, lse, delta, query, key, words, length, rule, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """(P', dS before the scale) of a tile from its q·k and do·v, rows by keys or keys by rows: all else broadcasts.
+    """Return (P', dS before the scale) of a tile from its q·k and do·v; all other arguments broadcast.
 
-    Without `delta` the tile must be rows by keys and hold every key.
+    The tile is rows by keys or keys by rows. Without `delta` it must be rows by keys and contain every key.
     """
     s, slope = capped(products, rule, KIND)
     if MASKED:
@@ -62,7 +62,7 @@ def _pair(products, dproducts, lse, delta, query, key, words, length, rule, KIND
 
 @triton.jit
 def _store(base, strides, place, head, in_sequence, x, SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    """Write x [·, WIDTH] at tokens `place` and heads `head` from the sequence's first token on."""
+    """Write x [·, WIDTH] at tokens `place` and heads `head`; `base` points to the sequence's first token."""
     column = tl.arange(0, WIDTH)
     mask = in_sequence[:, None] & (column < SIZE)[None, :]
     tl.store(base + (place * strides.token + head * strides.head)[:, None] + column[None, :], x, mask=mask)
@@ -70,7 +70,7 @@ def _store(base, strides, place, head, in_sequence, x, SIZE: tl.constexpr, WIDTH
 
 @triton.jit
 def _row_number(ptr, start, token, head, heads, length, PAST: tl.constexpr):
-    """A number [T, H] of each of a tile's rows, PAST for a row past the sequence's end: lse = +inf makes its P zero."""
+    """Load one number of [T, H] per row of a tile, PAST after the sequence's end: lse = +inf makes P zero there."""
     return tl.load(ptr + (start + token).to(tl.int64) * heads + head, mask=token < length, other=PAST)
 
 
@@ -112,7 +112,7 @@ def backward_short(
 
 @triton.jit
 def _row_range(first_key, last_key, length, rule, KIND: tl.constexpr):
-    """Tokens [begin, end) that see any of these keys."""
+    """Return the tokens [begin, end) that see any of these keys."""
     begin = 0
     end = length
     if KIND.causal:
@@ -130,7 +130,7 @@ def backward_keys(
     q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, strides, do_strides, grads, batch, heads,
     scale, rule, KIND: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of a tile of keys: the transposed scores [keys, rows] keep K and V where they are."""
+    """Compute dK and dV of a tile of keys; the scores are transposed, [keys, rows], so that K and V stay in place."""
     KEYS: tl.constexpr = TILE.keys
     item = batch.items + 2 * tl.program_id(0)
     sequence, first_key, kv_head = tl.load(item), tl.load(item + 1), tl.program_id(1)
@@ -153,7 +153,7 @@ def backward_keys(
         words = dropout_words(batch, sequence, token[None, :], head[None, :], rule, KIND)
         st = tl.dot(k, q.T, input_precision=KIND.precision)
         dpt = tl.dot(v, do.T, input_precision=KIND.precision)
-        # a key past the end needs no mask: what it gets is its own, and is not stored
+        # a key after the end needs no mask: it affects only its own rows of dK and dV, which are not stored
         MASKED: tl.constexpr = KIND.causal or KIND.window
         pt, dst = _pair(st, dpt, lse, delta, token[None, :], key[:, None], words, length, rule, KIND, MASKED)
         dv = tl.dot(pt.to(do.dtype), do, dv, input_precision=KIND.precision)
@@ -168,7 +168,7 @@ def backward_rows(
     q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, lse_ptr, delta_ptr, strides, do_strides, grads, batch, heads, scale, rule,
     KIND: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """dQ of a tile of rows."""
+    """Compute dQ of a tile of rows."""
     ROWS: tl.constexpr = TILE.rows
     KEYS: tl.constexpr = TILE.keys
     item = batch.items + 2 * tl.program_id(0)

@@ -1,7 +1,7 @@
-"""Which tiles a pass of attention takes: tables by architecture and head size, and no tuning at run time.
+"""Tiles of each attention pass: tables by architecture and head size instead of autotuning at run time.
 
-A cell lists candidates, best first: the first that fits the kind of attention is taken, the rest are what a benchmark
-compares it with. All compile without spilling; which is fastest is measured on a GPU.
+A cell lists candidates, best first. `configuration` takes the first that fits the kind of attention; benchmarks compare
+it with the rest. All candidates compile without spilling registers; which is fastest must be measured on a GPU.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ import torch
 from fastvec_kernels._launch import next_power_of_2
 from fastvec_kernels.attention.parts import Kind, Tile
 
-Cells = dict[int, tuple[Tile, ...]]  # by the widest head a cell serves
+Cells = dict[int, tuple[Tile, ...]]  # keyed by the widest head that a cell serves
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Passes:
-    """The tiles of every pass. The short ones are by the longest sequence they hold, ascending."""
+    """The tiles of every pass. The short ones are keyed by the longest sequence that fits into them, ascending."""
 
     forward_long: tuple[Tile, ...]  # in order of preference: the tensors' addresses may rule some out
     forward_short: dict[int, Tile]
@@ -129,7 +129,7 @@ TABLES: dict[str, dict[str, Cells]] = {
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
         "backward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(32, 64, 4, 2),)},
     },
-    # float32 takes twice the registers: small tiles, one class
+    # float32 takes twice the registers: small tiles, and no classes of short sequences
     "sm_80 float32": {
         "forward_long": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
         "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 32, 8, 1),)},
@@ -154,13 +154,13 @@ TABLES: dict[str, dict[str, Cells]] = {
 
 
 def widest_head(dtype: torch.dtype) -> int:
-    """The largest head size that has tiles in every row of the tables."""
+    """Return the largest head size for which every architecture has tiles."""
     return 128 if dtype == torch.float32 else 256
 
 
-@lru_cache(maxsize=64)  # asked by every layer
+@lru_cache(maxsize=64)  # called by every layer
 def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> Passes:
-    """The tiles for `kind` on `architecture`. Raises ValueError where the tables have no row for it."""
+    """Return the tiles for `kind` on `architecture`. Raises ValueError if the tables have no row for it."""
     row = f"{architecture} float32" if dtype == torch.float32 else str(architecture)
     if row not in TABLES:
         raise ValueError(f"attention has tiles for {', '.join(TABLES)}, not for {row}")
@@ -194,8 +194,10 @@ _forced: dict[str, tuple[Tile, ...]] = {}
 
 @contextmanager
 def forcing(**cells: tuple[Tile, ...]) -> Iterator[None]:
-    """Take these cells in this block, by the name of their pass in TABLES; without a tile, the class is not there. For
-    benchmarks and tests."""
+    """Use the given cells inside the block, for benchmarks and tests.
+
+    Keywords are pass names as in TABLES. An empty cell removes its class of short sequences.
+    """
     before = dict(_forced)
     _forced.update(cells)
     configuration.cache_clear()

@@ -1,9 +1,9 @@
-"""The forward kernels of attention: one for sequences that fit one tile of keys, one that walks over the keys.
+"""Attention forward kernels: one for sequences that fit into one tile of keys, one that loops over the keys.
 
 Shapes: T packed tokens, H query heads, Hkv key and value heads, D and Dv head sizes.
-`forward_short` holds all of a sequence's K and V and walks over its rows: no loop over keys, nothing to rescale, and K
-and V are read once. `forward_long` holds a tile of rows and walks over the keys (Dao, FlashAttention-2, 2023), with
-the first and the last tiles masked and those between not.
+`forward_short` keeps all of a sequence's K and V and loops over its rows: it has no loop over keys, rescales nothing,
+and reads K and V once. `forward_long` keeps a tile of rows and loops over the keys (Dao, FlashAttention-2, 2023); it
+masks the first and the last tiles, but not those between.
 """
 
 from fastvec_kernels._launch import tl, triton
@@ -22,7 +22,7 @@ from fastvec_kernels.attention.parts import (
 
 @triton.jit
 def store_rows(o_ptr, lse_ptr, o, lse, start, token, head, length, heads, KIND: tl.constexpr, WIDTH: tl.constexpr):
-    """Write a tile's outputs [T, H, Dv] and log-sum-exps [T, H] of the rows that are in the sequence."""
+    """Write outputs [T, H, Dv] and log-sum-exps [T, H] of the rows of a tile that are inside the sequence."""
     in_sequence = token < length
     row = (start + token).to(tl.int64) * heads + head
     column = tl.arange(0, WIDTH)
@@ -50,7 +50,7 @@ def forward_short(
         s, _ = capped(tl.dot(q, k.T, input_precision=KIND.precision), rule, KIND)
         s = tl.where(sees(token[:, None], key[None, :], length, rule, KIND), s, float("-inf"))
         highest = tl.max(s, 1)
-        if KIND.causal or KIND.window:  # a row past the end may see nothing
+        if KIND.causal or KIND.window:  # a row after the sequence's end may see no key
             highest = tl.where(token < length, highest, 0.0)
         if KIND.sinks:
             sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
@@ -71,7 +71,7 @@ def forward_short(
 
 @triton.jit
 def _attend(q, k, v, state, words, token, first_key, length, rule, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """One step of the online softmax: the running (acc, highest, total) of a tile of rows take in a tile of keys."""
+    """Add a tile of keys to the running (acc, highest, total) of a tile of rows: one step of the online softmax."""
     acc, highest, total = state
     key = first_key + tl.arange(0, k.shape[0])
     s, _ = capped(tl.dot(q, k.T, input_precision=KIND.precision), rule, KIND)
@@ -79,7 +79,7 @@ def _attend(q, k, v, state, words, token, first_key, length, rule, KIND: tl.cons
         s = tl.where(sees(token[:, None], key[None, :], length, rule, KIND), s, float("-inf"))
     higher = tl.maximum(highest, tl.max(s, 1))
     shift = higher
-    if MASKED and KIND.window:  # nothing of a window may have come yet
+    if MASKED and KIND.window:  # a row may not have seen a key of its window yet
         shift = tl.where(higher == float("-inf"), 0.0, higher)
     p = tl.exp2(s - shift[:, None])
     shrink = tl.exp2(highest - shift)
@@ -107,7 +107,7 @@ def forward_long(
     acc = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    if KIND.sinks:  # one more score, already taken in
+    if KIND.sinks:  # a sink is one more score, added first
         highest = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
         total += 1.0
     words = dropout_words(batch, sequence, token[:, None], head[:, None], rule, KIND)
@@ -127,7 +127,7 @@ def forward_long(
         v = load_keys(v_base, strides.v, first_key, length, KEYS, KIND.value_dim, VALUE_WIDTH, False, KIND.upcast)
         state = _attend(q, k, v, state, words, token, first_key, length, rule, KIND, True)
     acc, highest, total = state
-    if KIND.window:  # a row past the end may have seen nothing
+    if KIND.window:  # a row after the sequence's end may have seen no key
         total = tl.where(token < length, total, 1.0)
     lse = highest + tl.log2(total)
     store_rows(o_ptr, lse_ptr, acc / total[:, None], lse, start, token, head, length, heads, KIND, VALUE_WIDTH)

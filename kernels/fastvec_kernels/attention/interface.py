@@ -2,13 +2,13 @@
 
     s_ij = scale · q_i·k_j, with a softcap c: c · tanh(s_ij / c)
     window w:    bidirectional |i − j| ≤ w, causal 0 ≤ i − j < w
-    sinks:       one logit a head that joins the softmax's denominator and has no value
+    sinks:       one logit per head that is added to the softmax's denominator and has no value
     dropout p:   each softmax_j is dropped with probability p, else divided by 1 − p
 
 Shapes: T packed tokens, n sequences, H query heads, Hkv key and value heads (H a multiple of Hkv), D and Dv head sizes.
 Query head h reads key and value head h // (H / Hkv).
-There is no padding. On a GPU our kernels run (`op.py` launches those of `forward.py`,
-`specialized.py` and `backward.py`), elsewhere PyTorch's operations (`torch_ops.py`).
+There is no padding. On a GPU fastvec's Triton kernels run (`op.py` launches those of `forward.py`, `specialized.py` and
+`backward.py`), except for float64 and for heads wider than their tiles; otherwise PyTorch operations (`torch_ops.py`).
 """
 
 import itertools
@@ -38,7 +38,7 @@ def attention_reference(
     dropout_p: float = 0.0,
     seed: int = 0,
 ) -> torch.Tensor:
-    """The definition: one sequence at a time, in float32 or wider."""
+    """Reference implementation: one sequence at a time, in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)  # float64 stays float64, for gradcheck
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
     outputs = []
@@ -58,7 +58,7 @@ def attention_reference(
         if sinks is not None:
             sink_column = sinks.to(wide)[:, None, None].expand(-1, end - begin, 1)
             scores = torch.cat([scores, sink_column], dim=-1)
-        probabilities = scores.softmax(dim=-1)[..., : end - begin]  # the sink takes its share and gives no value
+        probabilities = scores.softmax(dim=-1)[..., : end - begin]  # the sink has a share but no value
         if dropout_p > 0:
             keeps = dropout_keeps(seed, plan.sequence_ids[index : index + 1], heads, end - begin, dropout_p)[0]
             probabilities = probabilities * keeps / (1 - dropout_p)
@@ -80,17 +80,29 @@ def attention(
     dropout_p: float = 0.0,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Attend from `q` [T, H, D] to `k` [T, Hkv, D] and `v` [T, Hkv, Dv] inside each sequence of `plan` -> [T, H, Dv].
+    """Attend from `q` to `k` and `v` inside each sequence of `plan` -> [T, H, Dv] of their dtype.
 
-    Any strides, any floating dtype (one for q, k and v); `sinks` [H]; `window` and `softcap` as in the formula above.
-    Dropout is a function of `seed`, the plan's id of the sequence, head, query and key alone: of neither batch nor
-    device. A layer and a call should have a seed of their own, from 0 to 2^63 − 1.
-    Raises ValueError where shapes, dtypes, options or the plan do not fit together.
+    Args:
+        q: Queries [T, H, D]. q, k and v may have any strides and any floating dtype, the same for all three.
+        k: Keys [T, Hkv, D].
+        v: Values [T, Hkv, Dv].
+        plan: The sequences of the packed batch.
+        scale: Factor of q·k, positive.
+        causal: Whether a token sees only itself and earlier tokens.
+        window: Window in tokens, as in the formula above; unlimited if omitted.
+        softcap: Cap of the scores, as in the formula above.
+        sinks: One logit per head, [H].
+        dropout_p: Probability of dropout, in [0, 1). Dropout depends only on `seed`, the plan's sequence id, head,
+            query and key, not on the batch or the device.
+        seed: From 0 to 2^63 − 1. Each layer and each call should have its own.
+
+    Raises:
+        ValueError: If shapes, dtypes, options or the plan do not fit together.
     """
     _check(q, k, v, scale, window, softcap, sinks, dropout_p, seed)
     kernels = runs_triton(q) and max(q.shape[2], v.shape[2]) <= widest_head(q.dtype)
     way = attention_triton if kernels else attention_torch
-    with torch.autocast(q.device.type, enabled=False):  # the inputs say in what is computed
+    with torch.autocast(q.device.type, enabled=False):  # the inputs determine the dtype
         return way(
             q,
             k,
@@ -117,7 +129,7 @@ def _check(
     dropout_p: float,
     seed: int,
 ) -> None:
-    def shapes() -> str:  # only where they do not fit: a compiler would take a printed size for a constant
+    def shapes() -> str:  # only on failure: torch.compile would treat a printed size as a constant
         return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
 
     if not q.ndim == k.ndim == v.ndim == 3 or q.shape[2] != k.shape[2] or k.shape[1] != v.shape[1]:

@@ -1,9 +1,9 @@
-"""Attention as operators: what is launched for a batch, what autograd and the compiler know of it.
+"""Attention as custom operators: kernel launches, and registration with autograd and torch.compile.
 
 Shapes: T packed tokens, n sequences, H query heads, Hkv key and value heads, D and Dv head sizes.
-A pass is one launch for the sequences longer than every class, and one for each class that has sequences. What depends
-on the batch's lengths is decided inside the operators, which the compiler does not look into: a compiled model serves
-every batch.
+Short sequences are in classes by length. Each direction launches its long kernels once, for the sequences longer than
+every class, and its short kernel once for each class that has sequences. All decisions that depend on the batch's
+lengths are made inside the operators, which torch.compile does not trace, so a compiled model serves every batch.
 """
 
 import math
@@ -37,20 +37,20 @@ def attention_triton(
     dropout_p: float,
     seed: int,
 ) -> torch.Tensor:
-    """As `attention`, by the kernels."""
+    """Compute `attention` by the Triton kernels."""
     batch = (plan.host_lengths, plan.cu_seqlens, plan.sequence_ids)
     o: torch.Tensor = call(_attention, q, k, v, sinks, *batch, scale, causal, window, softcap, dropout_p, seed)[0]
     return o
 
 
 class _Call(NamedTuple):
-    """What both directions decide alike from their arguments."""
+    """Values that forward and backward derive from their arguments in the same way."""
 
-    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v with strides that the kernels take
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v with strides that the kernels accept
     kind: Kind
     rule: Rule
     passes: Passes
-    widths: dict[str, int]  # a head's columns in a tile
+    widths: dict[str, int]  # columns of a head in a tile
 
 
 def _prepare(
@@ -70,7 +70,7 @@ def _prepare(
     check_tokens(int(lengths.sum()), len(q))
     longest = int(lengths.max())
     if window is not None and window >= longest - (0 if causal else 1):
-        window = None  # it cuts nothing off
+        window = None  # it excludes no key
     kind = Kind(
         group=q.shape[1] // k.shape[1],
         head_dim=q.shape[2],
@@ -118,7 +118,7 @@ def _attention(
     dropout_p: float,
     seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> o [T, H, Dv], and for the backward pass the scores' log2-sum-exp2 [T, H] float32."""
+    """Return o [T, H, Dv] and, for the backward pass, the log2-sum-exp2 of the scores [T, H] float32."""
     call = _prepare(q, k, v, sinks, host_lengths, scale, causal, window, softcap, dropout_p, seed)
     H, kv_heads = q.shape[1], k.shape[1]
     o = q.new_empty(len(q), H, v.shape[2])
@@ -170,7 +170,7 @@ def _differentiate(ctx: Any, do: torch.Tensor | None, _: torch.Tensor | None) ->
     q, k, v, sinks, *others = ctx.saved_tensors
     dq, dk, dv, delta = _attention_backward(do, q, k, v, sinks, *others, *ctx.options)
     dsinks = None
-    if sinks is not None and ctx.needs_input_grad[3]:  # a sink has no value: dS of it is p (0 − delta)
+    if sinks is not None and ctx.needs_input_grad[3]:  # a sink has no value: its dS is p (0 − delta)
         lse = others[1]
         dsinks = -(torch.exp2(sinks.float() * LOG2E - lse) * delta).sum(0).to(sinks.dtype)
     return dq, dk, dv, dsinks, *nothing
@@ -198,7 +198,7 @@ def _attention_backward(
     dropout_p: float,
     seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> dq, dk, dv as q, k, v, dense; delta [T, H] float32, filled where a long sequence or a sink asks for it."""
+    """Return dq, dk and dv, dense, and delta [T, H] float32, filled only if there are long sequences or sinks."""
     call = _prepare(q, k, v, sinks, host_lengths, scale, causal, window, softcap, dropout_p, seed)
     H, kv_heads = q.shape[1], k.shape[1]
     do = do if do.stride(-1) == 1 else do.contiguous()
@@ -245,15 +245,18 @@ def _(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_oth
 
 
 def _precision(q: torch.Tensor) -> str:
-    """How float32 is multiplied: exactly on AMD's float32 matrix units, as three tf32 products on NVIDIA's, whose sum
-    is as exact as float32 rounding; one tf32 product would lose 13 bits."""
+    """Return the input precision of float32 products.
+
+    AMD's matrix units multiply float32 exactly. NVIDIA's take three tf32 products, whose sum is as accurate as float32
+    rounding; one tf32 product would lose 13 bits.
+    """
     if q.dtype != torch.float32:
         return "tf32"  # unused
     return "ieee" if str(architecture(q.device)).startswith("gfx") or INTERPRETED else "tf32x3"
 
 
 def _forward_tile(call: _Call) -> Tile:
-    """The first choice for long sequences that these tensors' addresses allow."""
+    """Return the first tile for long sequences that the tensors' addresses and strides allow."""
     tiles = call.passes.forward_long
     return next(tile for tile in tiles if tile.path == "pointer" or fits_descriptors(*call.inputs))
 
@@ -267,10 +270,10 @@ def _strides(x: torch.Tensor) -> Strides:
 
 
 def _width(x: torch.Tensor) -> int:
-    """A head's columns in a tile: a power of two that a matrix product takes."""
+    """Return the columns of a head in a tile: a power of two, and at least the 16 that a matrix product needs."""
     return max(16, next_power_of_2(x.shape[2]))
 
 
 def _addressable(x: torch.Tensor, longest: int) -> torch.Tensor:
-    """`x` with a dense last axis, and its longest sequence inside what an int32 offset reaches."""
+    """Return `x` if its last axis is dense and int32 offsets reach all of a sequence, else a contiguous copy."""
     return x if x.stride(2) == 1 and longest * x.stride(0) < 2**31 else x.contiguous()

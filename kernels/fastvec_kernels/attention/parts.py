@@ -1,9 +1,9 @@
-"""What the attention kernels share: how a program finds its rows and keys, its scores, its dropout.
+"""Code shared by the attention kernels: rows and keys of a program, scores, masks and dropout.
 
-A program works for one key and value head of one sequence. Its rows are the sequence's tokens times the G query heads
-that read this head, tokens first: row r is token r // G and query head kv_head · G + r % G. So a group's heads fill
-one tile together, and K and V are read once for all of them.
-Scores are kept in base 2: exp2 is one instruction, and log2(e) is folded into the scale.
+A program works on one key and value head of one sequence. Its rows are the sequence's tokens times the G query heads
+that read this head, with the token as the major index: row r is token r // G and query head kv_head · G + r % G. All
+heads of a group are thus in one tile, and K and V are read once for all of them.
+Scores are in base 2: exp2 is one instruction, and log2(e) is folded into the scale.
 """
 
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from fastvec_kernels._launch import tl, triton
 
 
 class Strides(NamedTuple):
-    """Elements from one token to the next, and from one head to the next; the last axis is dense."""
+    """Strides between tokens and between heads, in elements; the last axis is dense."""
 
     token: int
     head: int
 
 
 class Inputs(NamedTuple):
-    """The strides of all that is read."""
+    """Strides of q, k and v, or of their gradients."""
 
     q: Strides
     k: Strides
@@ -27,27 +27,27 @@ class Inputs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The plan, on the device."""
+    """The plan of a packed batch, on the device."""
 
     cu_seqlens: Any  # [n + 1] int32
-    items: Any  # [items, 2] int32: sequence, and its first row or key of a program
-    sequence_ids: Any  # [n] int32, what dropout knows a sequence by
+    items: Any  # [items, 2] int32: a sequence, and the first row or key of a tile in it
+    sequence_ids: Any  # [n] int32, by which dropout identifies a sequence
 
 
 class Rule(NamedTuple):
-    """Run-time numbers of the scores; what a kernel's `Kind` leaves out is not read."""
+    """Run-time parameters of the scores; a kernel reads only those of the features that its `Kind` turns on."""
 
     scale: float  # log2(e) times the softmax's scale
     softcap: float  # log2(e) times the cap
-    cap_scale: float  # 2 · log2(e) · scale / cap: to e^2y of tanh(y)
+    cap_scale: float  # 2 · log2(e) · scale / cap: exp2(cap_scale · q·k) is the e^2y of tanh(y)
     window: int
     seed: int
-    drop_below: int  # a key is dropped where its 24 random bits are below this
+    drop_below: int  # a key is dropped if its 24 random bits are below this
     keep_scale: float  # 1 / (1 − p)
 
 
 class Kind(NamedTuple):
-    """What a kernel is compiled for, beside its tile."""
+    """Compile-time parameters of a kernel, apart from its tile."""
 
     group: int  # G
     head_dim: int  # D
@@ -57,31 +57,34 @@ class Kind(NamedTuple):
     softcap: bool = False
     sinks: bool = False
     dropout: bool = False
-    upcast: bool = False  # the interpreter's bfloat16 arithmetic is wrong: it computes in float32
-    precision: str = "tf32"  # of float32 products
+    upcast: bool = False  # compute in float32, as the interpreter's bfloat16 arithmetic is wrong
+    precision: str = "tf32"  # input precision of float32 products
 
 
 class Tile(NamedTuple):
-    """How much a program holds, and how it is compiled."""
+    """Tile size of a program, and its compile options."""
 
     rows: int
     keys: int
     warps: int
     stages: int
-    path: str = "pointer"  # or specialized: tensor descriptors, and a warp of its own that loads them
-    bears_dropout: bool = True  # whether there are registers for it
+    path: str = "pointer"  # or "specialized": tensor descriptors, loaded by a dedicated warp
+    bears_dropout: bool = True  # whether enough registers are left for dropout
 
 
 @triton.jit
 def row_places(first_row, kv_head, KIND: tl.constexpr, ROWS: tl.constexpr):
-    """(token in the sequence, query head) of each of a tile's rows."""
+    """Return (token in the sequence, query head) of each row of a tile."""
     row = first_row + tl.arange(0, ROWS)
     return row // KIND.group, kv_head * KIND.group + row % KIND.group
 
 
 @triton.jit
 def sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head):
-    """Where a sequence's q, k and v begin: past 2^31 elements in a large batch; from there on offsets are int32."""
+    """Return pointers to a sequence's q, k and v; int64, as a large batch exceeds 2^31 elements.
+
+    Offsets inside a sequence are int32.
+    """
     first = start.to(tl.int64)
     return (
         q_ptr + first * strides.q.token,
@@ -92,7 +95,10 @@ def sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head):
 
 @triton.jit
 def load_rows(base, strides, token, head, length, SIZE: tl.constexpr, WIDTH: tl.constexpr, UPCAST: tl.constexpr):
-    """[rows, WIDTH] of x [T, heads, SIZE], `base` at the sequence's first token; zeros past its end and past SIZE."""
+    """Load [rows, WIDTH] of x [T, heads, SIZE]; zeros after the sequence's end and after SIZE.
+
+    `base` points to the sequence's first token.
+    """
     column = tl.arange(0, WIDTH)
     mask = (token < length)[:, None]
     if SIZE != WIDTH:
@@ -106,11 +112,12 @@ def load_keys(
     base, strides, first_key, length,
     KEYS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, INSIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """[KEYS, WIDTH] of x [T, SIZE], `base` at the sequence's first token, from `first_key` on.
+    """Load [KEYS, WIDTH] of x [T, SIZE] from `first_key` on; `base` points to the sequence's first token.
 
-    Zeros past SIZE and, unless all keys are INSIDE, past the sequence's end: the neighbour's NaN times 0 would be NaN.
+    Zeros after SIZE and, unless all keys are INSIDE, after the sequence's end, as a NaN of the next sequence times 0
+    would be NaN.
     """
-    # the offsets inside a tile are the same in every step; only a scalar moves
+    # the offsets inside a tile are the same in every step; only a scalar changes
     tile = base + tl.cast(first_key, tl.int64) * strides.token
     key, column = tl.arange(0, KEYS), tl.arange(0, WIDTH)
     place = tile + (key * strides.token)[:, None] + column[None, :]
@@ -127,11 +134,11 @@ def load_keys(
 
 @triton.jit
 def capped(products, rule, KIND: tl.constexpr):
-    """Scores in base 2 from q·k, and the derivative of the cap (1 without one)."""
+    """Return the scores in base 2 from q·k, and the derivative of the softcap (1 without a softcap)."""
     s = products * rule.scale
     slope = 1.0
     if KIND.softcap:
-        # c · tanh(x / c), with tanh(y) = 1 − 2 / (1 + e^2y): no tanh instruction is exact enough
+        # c · tanh(x / c), with tanh(y) = 1 − 2 / (1 + e^2y), as no tanh instruction is accurate enough
         tanh = 1.0 - 2.0 / (1.0 + tl.exp2(products * rule.cap_scale))
         s = rule.softcap * tanh
         slope = 1.0 - tanh * tanh
@@ -140,7 +147,7 @@ def capped(products, rule, KIND: tl.constexpr):
 
 @triton.jit
 def sees(query, key, length, rule, KIND: tl.constexpr):
-    """Whether a query sees a key: their places in the sequence, in shapes that broadcast."""
+    """Return whether a query sees a key; both are positions in the sequence, in shapes that broadcast."""
     visible = key < length
     if KIND.causal:
         visible = visible & (key <= query)
@@ -153,9 +160,9 @@ def sees(query, key, length, rule, KIND: tl.constexpr):
 
 @triton.jit
 def dropout_words(batch, sequence, token, head, rule, KIND: tl.constexpr):
-    """Two random words a row, from (sequence, head, query): Philox-4x32-10 (Salmon et al., 2011)."""
+    """Return two random words per row from (sequence, head, query): Philox-4x32-10 (Salmon et al., 2011)."""
     first = token.to(tl.uint32)
-    second = first  # without dropout they stand for nothing
+    second = first  # placeholders: unused without dropout
     if KIND.dropout:
         identity = tl.load(batch.sequence_ids + sequence)
         first, second, _, _ = tl.philox(rule.seed, identity + token * 0, head, token, token * 0)
@@ -164,7 +171,7 @@ def dropout_words(batch, sequence, token, head, rule, KIND: tl.constexpr):
 
 @triton.jit
 def kept(words, key, rule):
-    """Whether dropout keeps (row, key): 24 bits mixed from the row's two words and the key's place."""
+    """Return whether dropout keeps (row, key), by 24 bits mixed from the row's two words and the key's position."""
     x = words[0] + key.to(tl.uint32) * 0x9E3779B9
     x = (x ^ (x >> 16)) * 0x21F0AAAD
     x = x ^ words[1]
@@ -174,9 +181,9 @@ def kept(words, key, rule):
 
 @triton.jit
 def key_range(first_row, rows, length, rule, KIND: tl.constexpr, KEYS: tl.constexpr):
-    """Keys [begin, end) that any of a tile's rows sees, and [inside_begin, inside_end), tiles that each sees whole.
+    """Return the keys [begin, end) that any row of a tile sees, and [inside_begin, inside_end) that every row sees.
 
-    All but `end` are multiples of KEYS.
+    All but `end` are multiples of KEYS, unless a window leaves no whole tile inside and clips both bounds to `end`.
     """
     first_token = first_row // KIND.group
     last_token = (tl.minimum(first_row + rows, length * KIND.group) - 1) // KIND.group

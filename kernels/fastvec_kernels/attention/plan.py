@@ -1,4 +1,4 @@
-"""How a batch is cut into sequences, and its sequences into programs: on the host, once a batch, for every layer."""
+"""Split a batch into sequences, and sequences into kernel programs: on the host, once per batch, for every layer."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from fastvec_kernels._launch import to_device
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionPlan:
-    """How a batch is cut into sequences: built once a batch, used by every layer, without waiting for the device."""
+    """The sequences of a packed batch. Built once per batch, used by every layer, without waiting for the device."""
 
     lengths: tuple[int, ...]  # tokens in each sequence
-    host_lengths: torch.Tensor  # [n] int32, the same, on the host: operators take tensors
+    host_lengths: torch.Tensor  # [n] int32, the same on the host, as operators take tensors
     cu_seqlens: torch.Tensor  # [n + 1] int32, where each sequence starts, then T
-    sequence_ids: torch.Tensor  # [n] int32, what dropout knows each sequence by
-    runs: tuple[tuple[int, int, int], ...]  # (first token, sequences, length): neighbours of equal length
+    sequence_ids: torch.Tensor  # [n] int32, by which dropout identifies each sequence
+    runs: tuple[tuple[int, int, int], ...]  # (first token, sequences, length): adjacent sequences of equal length
     tokens: int  # T
 
     @classmethod
@@ -30,8 +30,10 @@ class AttentionPlan:
         *,
         sequence_ids: Sequence[int] | None = None,
     ) -> "AttentionPlan":
-        """`sequence_ids` are the numbers that dropout is keyed by, so that a sequence drops the same keys in any batch;
-        omitted, its place in this batch. Raises ValueError where there is no sequence, an empty one, or an id too few.
+        """Build the plan of a batch from the length of each sequence in tokens.
+
+        Dropout is keyed by `sequence_ids`, so that a sequence drops the same keys in any batch; the default is the
+        index in this batch. Raises ValueError if there is no sequence, an empty one, or not one id per sequence.
         """
         if len(lengths) == 0 or min(lengths) < 1:
             raise ValueError(f"a plan needs sequences of at least one token, got lengths {list(lengths)}")
@@ -61,25 +63,26 @@ def check_tokens(planned: int, found: int) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """The programs of one pass over a batch.
+    """The programs of one pass over a batch, for one head.
 
-    Sequences no longer than a limit are a class of their own, one program each; longer ones are cut into tiles.
+    A class has the sequences up to its length limit, with one program each; sequences above all limits are cut into
+    tiles.
     """
 
     items: torch.Tensor  # [items, 2] int32 on the device: a sequence, and the first row or key of a tile
-    counts: tuple[int, ...]  # items of the longer sequences, then of each class, from the largest limit down
+    counts: tuple[int, ...]  # items of the tiled sequences, then of each class, from the largest limit down
 
 
 def work_of(
     host_lengths: torch.Tensor, device: torch.device, rows: int, group: int, limits: tuple[int, ...] = ()
 ) -> Work:
-    """The programs where a tile has `rows` rows and a token `group` of them; `limits` are the classes, ascending.
+    """Return the programs for tiles of `rows` rows, `group` rows per token; `limits` are the classes, ascending.
 
-    Longest sequences first, so that what is left when the device runs out of programs is small. Listed once for the
-    same lengths: the layers of a model come one after another. Known by content, not by the plan, for an operator gets
-    tensors, and in a backward pass the plan may be gone.
+    The longest sequences come first, so that only short programs run at the end, when multiprocessors become idle. The
+    list is cached, as one layer after another asks for the same lengths. The cache key is the content, not the plan:
+    operators take tensors, and the plan may no longer exist in the backward pass.
     """
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0  # whose copy this is
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0  # that orders the copy
     return _list_work(host_lengths.numpy().tobytes(), device, stream, rows, group, limits)
 
 

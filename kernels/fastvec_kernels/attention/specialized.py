@@ -1,9 +1,9 @@
-"""Attention's forward for long sequences on Hopper, its warps specialized: one loads, the others compute.
+"""Attention forward kernel for long sequences on Hopper, warp-specialized: one warp loads, the others compute.
 
-Triton's warp specialization (3.6 and 3.9) asks for tensor descriptors for all three inputs, one loop, and four warps;
-with a second loop, or Q read through pointers, it fails to compile. So a program serves one query head, and every tile
-of keys is masked. The descriptors are made on the device, bounded by the sequence's own end: the copy engine gives
-zeros past it, so that a neighbour's NaN never comes near.
+Triton's warp specialization (3.6 and 3.9) requires tensor descriptors for all three inputs, one loop, and four warps;
+with a second loop, or with Q read through pointers, it fails to compile. A program therefore serves one query head, and
+every tile of keys is masked. The descriptors are built on the device and end with the sequence: the tensor memory
+accelerator (TMA) returns zeros after it, so that a NaN of the next sequence is never read.
 """
 
 import torch
@@ -13,7 +13,7 @@ from fastvec_kernels.attention.forward import store_rows
 
 
 def fits_descriptors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether the copy engine can address the tensors: 16-byte strides and starts, a multiple of 16 bytes a head."""
+    """Return whether TMA can address the tensors: starts, strides and head sizes are multiples of 16 bytes."""
     return all(
         x.data_ptr() % 16 == 0 and all(size * x.element_size() % 16 == 0 for size in (*x.stride()[:2], x.shape[2]))
         for x in (q, k, v)

@@ -1,6 +1,6 @@
-"""Attention on PyTorch's operations: what a machine without a GPU runs.
+"""Attention by PyTorch operations, for tensors that the Triton kernels do not take, e.g. on a machine without a GPU.
 
-Neighbours of equal length form a run, which is a batch without a copy: SDPA takes it as it is.
+Adjacent sequences of equal length form a run. A run is a batch without padding, which SDPA takes as a view, not a copy.
 """
 
 import torch
@@ -10,11 +10,12 @@ from fastvec_kernels._random import keeps_of_columns, philox
 from fastvec_kernels.attention.plan import AttentionPlan, check_tokens
 
 SCORES_AT_ONCE = 1 << 26  # 256 MiB of float32; a run of 16k tokens at length 512 with 32 heads would take 1 GiB
-# bfloat16 on a CPU (one core with its AVX-512 instructions): up to this length products with the scores in memory are
-# faster than SDPA, at 120 tokens 2.7 times forward and 2.4 times in both directions, at 512 1.7 times and as fast
+# bfloat16 on a CPU (one core with AVX-512 instructions for bfloat16): up to this length, matrix products with the
+# scores in memory are faster than SDPA: at 120 tokens 2.7 times as fast forward and 2.4 times forward plus backward, at
+# 512 tokens 1.7 times as fast forward and equally fast forward plus backward
 PLAIN_LENGTH = 512
-# and below this many multiplications they are faster in float32: oneDNN compiles a bfloat16 product anew for each shape
-# that is not among its last 16, in about 0.3 ms
+# below this many multiplications, float32 is faster: oneDNN compiles a bfloat16 product again for each shape that is
+# not among its last 16, in about 0.3 ms
 NARROW_PRODUCTS = 10_000_000
 
 
@@ -32,11 +33,11 @@ def attention_torch(
     dropout_p: float,
     seed: int,
 ) -> torch.Tensor:
-    """As `attention`, run by run."""
+    """Compute `attention` run by run."""
     check_tokens(plan.tokens, len(q))
-    never_sdpa = softcap is not None or sinks is not None or dropout_p > 0  # it has no cap, no sink, no keyed dropout
+    never_sdpa = softcap is not None or sinks is not None or dropout_p > 0  # SDPA has no cap, sink or keyed dropout
     narrow_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    # one split, not a slice for each run: a slice's gradient is as large as the batch
+    # one split, not one slice per run: the gradient of a slice is as large as the batch
     parts = (torch.split(x, [sequences * length for _, sequences, length in plan.runs]) for x in (q, k, v))
     outputs, first_sequence = [], 0
     for (_, sequences, length), *tensors in zip(plan.runs, *parts, strict=True):
@@ -68,9 +69,9 @@ def attention_torch(
 
 
 def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int, p: float) -> torch.Tensor:
-    """[n, heads, length, length] bool: whether query i (row) keeps key j, of n sequences of one length.
+    """Return a mask [n, heads, length, length] for n sequences of `length` tokens: whether query i (row) keeps key j.
 
-    A row is known by its sequence, head and query, a column by the key's place.
+    The random bits of a row depend on its sequence id, head and query, those of a column on the key's position.
     """
     device = sequence_ids.device
     places = sequence_ids.to(torch.int64)[:, None, None], torch.arange(heads, device=device)[None, :, None]
@@ -81,7 +82,7 @@ def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int
 
 
 def _visible(length: int, causal: bool, window: int | None, device: torch.device) -> torch.Tensor:
-    """[length, length] bool: whether token i (row) sees token j."""
+    """Return a mask [length, length]: whether token i (row) sees token j."""
     i = torch.arange(length, device=device)
     behind = i[:, None] - i[None, :]
     if window is None:
@@ -101,13 +102,13 @@ def _plain_attention(
     dropout_p: float,
     seed: int,
 ) -> torch.Tensor:
-    """One run, q [g, H, L, D], k and v [g, Hkv, L, D or Dv]: matrix products with the scores in memory."""
+    """Attend in one run, q [g, H, L, D], k and v [g, Hkv, L, D or Dv], by products with the scores in memory."""
     heads, length = q.shape[1:3]
     wide = torch.promote_types(q.dtype, torch.float32)
     outputs = []
     step = max(1, SCORES_AT_ONCE // (heads * length * length))
     for q_part, k_part, v_part, ids in zip(*(torch.split(x, step) for x in (q, k, v, sequence_ids)), strict=True):
-        q_grouped = q_part.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [step, Hkv, G·L, D]: K and V as they are
+        q_grouped = q_part.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [step, Hkv, G·L, D]: no copies of K and V
         scores = (scale * (q_grouped @ k_part.transpose(2, 3)).to(wide)).view(-1, heads, length, length)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)

@@ -1,6 +1,6 @@
-"""Pooling: token states to one vector a sequence.
+"""Pooling: hidden states of tokens to one vector per sequence.
 
-`interface` has the formula, the reference and the public `pool`; `op` launches the Triton kernels in `kernels`.
+`interface` contains the formula, the reference and the public `pool`; `op` launches the Triton kernels in `kernels`.
 """
 
 from fastvec_kernels.pooling.interface import pool, pool_reference

@@ -1,9 +1,10 @@
-"""The kernels of pooling: one read of the states, and for training one write of their gradient.
+"""Pooling kernels: they read the hidden states once and, for training, write their gradient once.
 
 Shapes: n sequences, D hidden size.
-A program sums one piece of a span in tiles [rows, D]. All rows of a column are in one thread, so that the sum over rows
-exchanges nothing. A span of one piece is finished where it is summed (weight, L2, cast). A longer one leaves a row of
-partial sums for each piece; these are added in order, a block of columns a program, and then finished.
+A program sums one piece of a span in tiles [rows, D]. All rows of a column are in one thread, so the sum over rows
+needs no exchange between threads. If a span has one piece, the same program finishes the vector (weight, L2, cast). For
+a longer span each piece writes a row of partial sums. A second kernel adds these rows in order, one block of columns
+per program, and a third finishes the vector.
 """
 
 from fastvec_kernels._launch import tl, triton
@@ -11,7 +12,7 @@ from fastvec_kernels._launch import tl, triton
 
 @triton.jit
 def _load_states(hidden_ptr, residual_ptr, hidden_stride, residual_stride, begin, row, cols, mask):
-    """x [rows, columns] of the piece that starts at token `begin`; int64 as T · D may pass 2^31."""
+    """Load x [rows, columns] of the piece that starts at token `begin`; int64, as T · D may exceed 2^31."""
     start = begin.to(tl.int64)
     x = tl.load(hidden_ptr + start * hidden_stride + row[:, None] * hidden_stride + cols[None, :], mask, 0.0)
     x = x.to(tl.float32)
@@ -31,7 +32,7 @@ def _total_weight(length, WEIGHTED: tl.constexpr):
 
 @triton.jit
 def _finish(y, span, weight_ptr, ranges_ptr, y_ptr, dims, NORMALIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Weight, L2, cast and store of a span's sum `y` [BLOCK_D]."""
+    """Apply weight, L2 and cast to a span's weighted mean `y` [BLOCK_D], and store it."""
     out_dtype: tl.constexpr = y_ptr.dtype.element_ty
     cols = tl.arange(0, BLOCK_D)
     in_row = cols < dims
@@ -50,7 +51,7 @@ def _finish(y, span, weight_ptr, ranges_ptr, y_ptr, dims, NORMALIZE: tl.constexp
         if out_dtype == tl.int8:
             y = tl.div_rn(y, tl.load(ranges_ptr + cols, in_row, 1.0).to(tl.float32)) * 127
             y = tl.minimum(tl.maximum(y, -127.0), 127.0)
-            y = (y + 12582912.0) - 12582912.0  # 1.5 · 2^23: what is added has no fraction left, rounded half to even
+            y = (y + 12582912.0) - 12582912.0  # 1.5 · 2^23: the sum has no fraction bits, so it is rounded half to even
         tl.store(y_ptr + start * dims + cols, y.to(out_dtype), mask=in_row)
 
 
@@ -77,7 +78,7 @@ def pool_kernel(
                 scale = (before + row + 1).to(tl.float32)
             if NORMED:
                 scale *= tl.rsqrt(tl.sum(x * x, 1) / D + eps)
-            x *= tl.where(in_piece, scale, 0.0)[:, None]  # with eps = 0 the scale of an absent row is infinite
+            x *= tl.where(in_piece, scale, 0.0)[:, None]  # with eps = 0 a row outside the piece has an infinite scale
         acc += tl.sum(x, 0)
     if target < 0:
         tl.store(partials_ptr + (-1 - target).to(tl.int64) * dims + cols, acc, mask=cols < dims)
@@ -88,7 +89,7 @@ def pool_kernel(
 
 @triton.jit
 def sum_partials_kernel(partials_ptr, items_ptr, dims, PIECES: tl.constexpr, COLUMNS: tl.constexpr):
-    """A span's partial sums [pieces, dims] into the first of them, a block of columns a program."""
+    """Add a span's partial sums [pieces, dims] into the first row; a program adds one block of columns."""
     item = items_ptr + 4 * tl.program_id(0)
     start, pieces = tl.load(item).to(tl.int64) * dims, tl.load(item + 1)
     cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -117,7 +118,7 @@ def backward_kernel(
     grad_ptr, hidden_ptr, residual_ptr, items_ptr, dx_ptr, hidden_stride, residual_stride, dims, eps,
     D: tl.constexpr, NORMED: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dx = w/r · (g − x · (x · g) / (D r²)) with r = sqrt(mean(x²) + eps), or w · g; zero where the span is −1."""
+    """dx = w/r · (g − x · (x · g) / (D r²)) with r = sqrt(mean(x²) + eps), or w · g; zero if the span is −1."""
     item = items_ptr + 5 * tl.program_id(0)
     begin, tokens, before = tl.load(item), tl.load(item + 1), tl.load(item + 2)
     span, length = tl.load(item + 3), tl.load(item + 4)

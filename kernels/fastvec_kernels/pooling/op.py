@@ -1,8 +1,8 @@
-"""The ops of pooling: what torch.compile and autograd see, the lists of work, the launches.
+"""Pooling as custom operators for torch.compile and autograd: work lists and kernel launches.
 
 Shapes: T packed tokens, n sequences, D hidden size.
-The lists are made on the host from the host's spans, so nothing here waits for the device. How a span is cut follows
-from its own length alone: a vector has the same bits in any batch.
+The work lists are built on the host from spans on the host, so nothing here waits for the device. How a span is cut
+into pieces depends on its own length alone, so a vector has the same bits in any batch.
 """
 
 from typing import Any
@@ -16,17 +16,17 @@ from fastvec_kernels.pooling.kernels import backward_kernel, finish_kernel, pool
 
 IntArray = npt.NDArray[np.int64]
 
-# Tokens of a piece. A batch of 32k tokens makes 512 such pieces or more: 4 for each of an H100's 132 multiprocessors,
-# which leave it 97 % busy, with 62 kB of bfloat16 states of 1,024 dimensions under way in each, where an H200's
-# 4.8 TB/s at a latency of 1 µs need 36 kB; 128 tokens would leave 31 kB. A row of partial sums for 64 rows of bfloat16
-# is 3 % more to write; 32 tokens would make that 6 %.
+# Tokens per piece. A batch of 32k tokens has at least 512 such pieces, which is 97 % of 4 for each of an H100's 132
+# multiprocessors. Each multiprocessor then has 62 kB of bfloat16 hidden states of 1,024 dimensions in flight; an H200
+# needs 36 kB (4.8 TB/s at a latency of 1 µs), and pieces of 128 tokens would give only 31 kB. One row of partial sums
+# per 64 rows of bfloat16 adds 3 % of memory traffic; pieces of 32 tokens would add 6 %.
 PIECE = 64
-WIDEST = 8192  # dimensions of a tile's row; one more doubling needs more registers than a program has
-SUMMED_PIECES, SUMMED_COLUMNS = 32, 128  # of a tile of partial sums: 16 kB
+WIDEST = 8192  # largest hidden size: a tile row twice as wide needs more registers than a program has
+SUMMED_PIECES, SUMMED_COLUMNS = 32, 128  # a tile of partial sums: 16 kB
 
 
 def span_bounds(spans: torch.Tensor, tokens: int) -> tuple[IntArray, IntArray]:
-    """Begin and end of each span; raises ValueError where one is empty or leaves the `tokens`."""
+    """Return begin and end of each span; raise ValueError if one is empty or not inside the `tokens`."""
     begin, end = spans.numpy().T
     if ((begin < 0) | (end <= begin) | (end > tokens)).any():
         raise ValueError(f"pool needs non-empty spans inside {tokens} tokens, got {spans.tolist()}")
@@ -34,7 +34,7 @@ def span_bounds(spans: torch.Tensor, tokens: int) -> tuple[IntArray, IntArray]:
 
 
 def pooled_bounds(spans: torch.Tensor, tokens: int, mode: str) -> tuple[IntArray, IntArray]:
-    """The bounds of the tokens that are read: for `last` and `first` one of the span."""
+    """Return the bounds of the tokens that are read: one token of the span for `last` and `first`."""
     begin, end = span_bounds(spans, tokens)
     if mode == "last":
         return end - 1, end
@@ -56,7 +56,7 @@ def fused_pool(
     normalize: bool,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """All of `pool`, for inference: `out_dtype` is float32, float16, bfloat16, int8 or uint8 (binary)."""
+    """Compute all of `pool`, for inference: `out_dtype` is float32, float16, bfloat16, int8 or uint8 (binary)."""
     y = hidden.new_empty(len(spans), dims // 8 if out_dtype == torch.uint8 else dims, dtype=out_dtype)
     _launch_forward(hidden, spans, residual, weight, ranges, y, mode, eps, dims, weight is not None, normalize)
     return y
@@ -88,7 +88,7 @@ def weighted_sums(
     eps: float,
     dims: int,
 ) -> torch.Tensor:
-    """Σ w_t x_t, or Σ w_t x_t / sqrt(mean(x_t²) + eps) where `normed` -> [n, dims] float32; it has gradients."""
+    """Return Σ w_t x_t, if `normed` Σ w_t x_t / sqrt(mean(x_t²) + eps), as [n, dims] float32; differentiable."""
     y = hidden.new_empty(len(spans), dims, dtype=torch.float32)
     _launch_forward(hidden, spans, residual, None, None, y, mode, eps, dims, normed, False)
     return y
@@ -117,7 +117,7 @@ def weighted_sums_backward(
     normed: bool,
     eps: float,
 ) -> torch.Tensor:
-    """The gradient of x [T, D] in the wider dtype of `hidden` and `residual`; zero for a token outside all spans."""
+    """Return the gradient of x [T, D] in the wider dtype of `hidden` and `residual`; zero outside all spans."""
     begin, end = pooled_bounds(spans, len(hidden), mode)
     layers = _disjoint_layers(begin, end)
     dtype = _gradient_dtype(hidden, residual)
@@ -162,7 +162,10 @@ def _gradient_dtype(hidden: torch.Tensor, residual: torch.Tensor | None) -> torc
 
 
 def _disjoint_layers(begin: IntArray, end: IntArray) -> list[IntArray]:
-    """The spans' indices, in as few groups of spans that do not overlap as there are spans over one token."""
+    """Group the spans' indices into layers of spans that do not overlap.
+
+    There are as many layers as the largest number of spans that cover one token, which is the minimum.
+    """
     order = np.argsort(begin, kind="stable")
     if (begin[order][1:] >= end[order][:-1]).all():
         return [order]
@@ -177,7 +180,10 @@ def _disjoint_layers(begin: IntArray, end: IntArray) -> list[IntArray]:
 
 
 def _pieces(begin: IntArray, end: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Each interval in pieces of PIECE tokens, in order: (its index, tokens of it before the piece, tokens) a piece."""
+    """Cut the intervals into pieces of PIECE tokens, in order.
+
+    Returns, for each piece, the index of its interval, the interval's tokens before the piece, and the piece's tokens.
+    """
     lengths = end - begin
     counts = -(-lengths // PIECE)
     owner = np.repeat(np.arange(len(begin)), counts)
@@ -186,7 +192,7 @@ def _pieces(begin: IntArray, end: IntArray) -> tuple[IntArray, IntArray, IntArra
 
 
 def _items(columns: list[IntArray], device: torch.device) -> torch.Tensor:
-    """Int32 [items, columns] on `device`."""
+    """Stack the columns to an int32 tensor [items, columns] on `device`."""
     return to_device(np.stack(columns, axis=1).astype(np.int32), device)
 
 
@@ -195,9 +201,10 @@ def _rows_contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _tile(width: int, tensors: int, element_size: int) -> dict[str, int]:
-    """A tile of about 128 bytes a thread over the `tensors` read: eight 128-bit loads under way.
+    """Return a tile with about 128 bytes per thread over the `tensors` read: eight 128-bit loads in flight.
 
-    A warp reads 256 columns or more of a row, so that the rows of a column are in one thread.
+    In rows of at least 256 columns, a warp reads at least 256 columns of one row, so one thread has all rows of a
+    column.
     """
     block_d = max(next_power_of_2(width), 8)
     warps = min(max(block_d // 256, 1), 8)
@@ -223,7 +230,7 @@ def _launch_forward(
     owner, before, tokens = _pieces(begin, end)
     counts = np.bincount(owner)
     in_long = counts[owner] > 1
-    target = np.where(in_long, -np.cumsum(in_long, dtype=np.int64), owner)  # a span, or -1 - its row of partial sums
+    target = np.where(in_long, -np.cumsum(in_long, dtype=np.int64), owner)  # a span, or -1 - the row of partial sums
     items = _items([begin[owner] + before, tokens, before, target], hidden.device)
     partials = y.new_empty(int(in_long.sum()), dims, dtype=torch.float32)
     hidden, residual = hidden if hidden.stride(1) == 1 else hidden.contiguous(), _rows_contiguous(residual)
@@ -266,7 +273,7 @@ def _launch_backward(
     layer: IntArray,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The gradient through the spans of `layer`, which do not overlap and are in order of their begin."""
+    """Return the gradient through the spans of `layer`, which do not overlap and are sorted by their begin."""
     T, D = hidden.shape
     gap_begin, gap_end = np.append(0, end[layer]), np.append(begin[layer], T)
     begins, ends = np.concatenate([begin[layer], gap_begin]), np.concatenate([end[layer], gap_end])

@@ -1,6 +1,6 @@
 """Rotary position embeddings of q and k.
 
-`interface` has the formula, the reference, the public `rope` and its operators; `kernels` the Triton kernels.
+`interface` contains the formula, the reference, the public `rope` and its operators; `kernels` the Triton kernels.
 """
 
 from fastvec_kernels.rope.interface import rope, rope_reference

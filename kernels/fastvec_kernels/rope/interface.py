@@ -1,17 +1,18 @@
-"""Rotary positions of q and k, straight out of the fused QKV product, with the bias and the q/k-norm before them.
+"""Rotary position embeddings of q and k, computed directly from the fused QKV product, with its bias and q/k-norm.
 
     x = qkv + bias                                      with a bias (Qwen2)
-    x = x / sqrt(mean(x²) + eps) · w, a head at a time    with norms of q and k (Qwen3, Gemma 3)
+    x = x / sqrt(mean(x²) + eps) · w, for each head     with norms of q and k (Qwen3, Gemma 3)
     y[:R/2]  = x[:R/2] · cos − x[R/2:R] · sin             the halves of the rotated part of a head of q or k
     y[R/2:R] = x[R/2:R] · cos + x[:R/2] · sin             ("rotate_half"); the rest of the head passes through
 
-The backward turns by the opposite angle, and then goes through the norm as rms_norm's does.
+The backward pass rotates by the opposite angle, then differentiates the norm as rms_norm does.
 
 Shapes: T packed tokens, H heads of q, KV of k and of v, D head size, R ≤ D rotary size.
-A custom operator may return no view of its input: v is one only where the kernel has nothing to add to it, and where no
-gradient is recorded, since adding v's gradient to that of q and k would be one more pass over all three.
-All arithmetic is fp32 whatever the dtypes; rounding happens once, at the store. Off a GPU the products round as they do
-in a plain model, in a third of the time of fp32 copies.
+A custom operator must not return a view of its input, so `rope` makes v a view of qkv outside the operator. It does so
+only if there is no bias to add to v and no gradient is recorded: with a view, adding v's gradient to that of q and k
+would take one more pass over all three.
+The kernels compute in fp32 whatever the dtypes and round once, at the store. Without a GPU, every product is rounded as
+in a plain model; this takes a third of the time of fp32 copies.
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ from fastvec_kernels._launch import call, operator, runs_triton
 from fastvec_kernels.rms_norm import rms_norm_reference, rms_norm_torch, rows_of
 from fastvec_kernels.rope.kernels import Shape, launch_rope, launch_rope_backward
 
-WIDEST_HEAD = 1024  # a segment of one head is what a program holds at least
+WIDEST_HEAD = 1024  # a tile contains at least one whole head
 
 
 def rope_reference(
@@ -37,7 +38,7 @@ def rope_reference(
     eps: float = 1e-6,
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The definition, in float32 or wider."""
+    """Reference implementation, in float32 or wider."""
     wide = torch.promote_types(qkv.dtype, torch.float32)  # float64 stays float64, for gradcheck
     x = qkv if bias is None else qkv.to(wide) + bias.to(wide)
     all_heads = heads + 2 * kv_heads
@@ -65,11 +66,23 @@ def rope(
     eps: float = 1e-6,
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Split `qkv` [T, (H + 2 KV) · D] and turn q and k by `cos` and `sin` [T, R/2] -> q [T, H, D], k and v [T, KV, D].
+    """Split `qkv` and rotate q and k -> q [T, H, D], k and v [T, KV, D].
 
-    `q_weight` and `k_weight` [D] normalise each head first; `bias` [(H + 2 KV) · D] is added before that. No gradient
-    goes to `cos` and `sin`. Without a bias and without a gradient, v is a view of `qkv`.
-    Raises ValueError where a shape does not fit.
+    Without a bias and without a gradient, v is a view of `qkv`.
+
+    Args:
+        qkv: Fused QKV product [T, (H + 2 KV) · D].
+        cos: Cosines of the rotary angles [T, R/2]. The kernels return no gradient for `cos` and `sin`.
+        sin: Sines of the rotary angles [T, R/2].
+        heads: Number of q heads, H.
+        kv_heads: Number of k heads and of v heads, KV.
+        q_weight: Weight [D] of the RMSNorm of each q head; both norm weights are given or neither.
+        k_weight: Weight [D] of the RMSNorm of each k head.
+        eps: Epsilon of these norms.
+        bias: [(H + 2 KV) · D], added to `qkv` before the norms.
+
+    Raises:
+        ValueError: If a shape does not fit.
     """
     _check(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, bias)
     head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
@@ -92,7 +105,7 @@ def _rope_torch(
     k_weight: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q and k turned together, half a head's entries against the other half's."""
+    """Rotate q and k together; rolling each head by half pairs its two halves."""
     all_heads, half = heads + 2 * kv_heads, cos.shape[1]
     x, v = qkv.unflatten(1, (all_heads, qkv.shape[1] // all_heads)).split([heads + kv_heads, kv_heads], 1)
     if q_weight is not None and k_weight is not None:
@@ -231,7 +244,7 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     qkv, cos, sin, q_weight, k_weight, bias, _, _, ctx.eps, _ = inputs
     if q_weight is None:
-        ctx.save_for_backward(None, cos, sin, None, None, None)  # a rotation's gradient needs no input
+        ctx.save_for_backward(None, cos, sin, None, None, None)  # the gradient of a rotation does not need its input
     else:
         ctx.save_for_backward(qkv, cos, sin, q_weight, k_weight, bias)
     ctx.bias_dtype = None if bias is None else bias.dtype

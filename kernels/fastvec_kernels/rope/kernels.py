@@ -1,8 +1,8 @@
-"""The kernels of rope.py, and how a batch is cut into programs for them.
+"""Triton kernels of rotary embeddings, their tiles and their launches.
 
-A program holds a few tokens' share of a group of heads, all q, all k or all v, as rows of one tile, so that a cosine
-is loaded once for up to 8 heads. A head is three segments: the two halves that are rotated, and the rest. Where a row
-is not to be rotated (v), its cosines read as 1, its sines as 0 and its norm as 1.
+A program handles a group of heads (all q, all k or all v) of a few tokens as rows of one tile, so that a cosine is
+loaded once for up to 8 heads. A head has three segments: the two halves that are rotated, and the rest. For rows that
+are not rotated (v), the cosines are 1, the sines 0 and the norm 1.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 
 from fastvec_kernels._launch import launch, next_power_of_2, tl, triton
 
-GRADIENT_PROGRAMS = 512  # share the gradients of weights and bias: a wave of 4 a multiprocessor on 128 of them
+GRADIENT_PROGRAMS = 512  # for the gradients of weights and bias: a wave of 4 per multiprocessor on 128 of them
 WARPS = 4
 
 
@@ -31,7 +31,10 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiling:
-    """`tokens` of `block_heads` heads are a tile; `q_groups` and `kv_groups` of heads make a row of qkv."""
+    """A tile has `tokens` tokens of a group of `block_heads` heads.
+
+    A row of qkv has `q_groups` groups of q heads, and `kv_groups` each of k and v heads.
+    """
 
     tokens: int
     block_heads: int
@@ -42,7 +45,7 @@ class Tiling:
 
     @classmethod
     def of(cls, shape: Shape) -> "Tiling":
-        """8 elements a thread of each half, a 16-byte load in half precision; of the rest of the heads up to 32."""
+        """Choose a tile: per thread, 8 elements of each half (16 bytes in half precision) and up to 32 of the rest."""
         block_half = next_power_of_2(shape.half)
         block_rest = next_power_of_2(max(shape.head_dim - 2 * shape.half, 1))
         rows = max(min(1024 // block_half, 4096 // block_rest), 1)
@@ -66,7 +69,7 @@ def launch_rope(
     eps: float,
     with_v: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k and, where asked for, v, else an empty tensor in its place."""
+    """Return q, k and, if `with_v`, v, else an empty tensor in its place."""
     T, tiling = len(qkv), Tiling.of(shape)
     q, k, v = (
         qkv.new_empty(rows, heads, shape.head_dim)
@@ -91,13 +94,13 @@ def launch_rope_backward(
     with_weights: bool,
     with_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of qkv, q_weight, k_weight and bias, the latter three in fp32, or empty where not asked for."""
+    """Return the gradients of qkv, q_weight, k_weight and bias; the last three in fp32, or empty if not requested."""
     dq, T, tiling = gradients[0], len(gradients[0]), Tiling.of(shape)
     with_v = len(gradients[2]) == T
     dqkv = (dq.new_empty if with_v else dq.new_zeros)(T, shape.width)
     groups = tiling.q_groups + tiling.kv_groups * (2 if with_v else 1)
     programs = blocks = triton.cdiv(T, tiling.tokens)
-    if with_weights or with_bias:  # each program sums over 8 blocks of tokens or more
+    if with_weights or with_bias:  # each program sums over at least 8 blocks of tokens
         programs = max(min(blocks // 8, GRADIENT_PROGRAMS // groups), 1)
     dweights = dq.new_empty(programs if with_weights else 0, groups, shape.head_dim, dtype=torch.float32)
     dbias = dq.new_empty((programs * tiling.tokens, shape.width) if with_bias else 0, dtype=torch.float32)
@@ -132,7 +135,7 @@ def _constants(shape: Shape, tiling: Tiling) -> dict[str, int]:
 
 @triton.jit
 def _load_head(ptr, rows, half, rest, mask, HALF: tl.constexpr, D: tl.constexpr, other):
-    """The three segments, in fp32, of the heads that begin at the offsets `rows`; `mask` is of rows."""
+    """Load the three segments, in fp32, of the heads that begin at the offsets `rows`; `mask` selects rows."""
     first = tl.load(ptr + rows + half, mask=mask & (half < HALF), other=other).to(tl.float32)
     second = tl.load(ptr + rows + HALF + half, mask=mask & (half < HALF), other=other).to(tl.float32)
     third = other
@@ -151,7 +154,7 @@ def _store_head(ptr, rows, half, rest, mask, HALF: tl.constexpr, D: tl.constexpr
 
 @triton.jit
 def _dot_heads(x1, x2, x3, y1, y2, y3, HALF: tl.constexpr, D: tl.constexpr):
-    """Σ x · y of each head."""
+    """Return Σ x · y of each head."""
     dot = tl.sum(x1 * y1 + x2 * y2, axis=1, keep_dims=True)
     if D > 2 * HALF:
         dot += tl.sum(x3 * y3, axis=1, keep_dims=True)
@@ -162,7 +165,10 @@ def _dot_heads(x1, x2, x3, y1, y2, y3, HALF: tl.constexpr, D: tl.constexpr):
 def _heads_of(
     group, H, KV, TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr, Q_GROUPS: tl.constexpr, KV_GROUPS: tl.constexpr
 ):
-    """Of a tile's rows: token in the block, head among its kind, heads of that kind, head in qkv; whether q or k."""
+    """Return, per row of a tile: token in the block, head in its kind, heads of its kind, head in qkv, whether q or k.
+
+    The kinds are q, k and v.
+    """
     row = tl.arange(0, TOKENS * BLOCK_HEADS)[:, None]
     if group < Q_GROUPS:
         first, heads, before = group * BLOCK_HEADS, H, 0
@@ -177,7 +183,7 @@ def _heads_of(
 
 @triton.jit
 def _of_group(group, of_q, of_k, of_v, Q_GROUPS: tl.constexpr, KV_GROUPS: tl.constexpr):
-    """The pointer for the kind of heads in a group."""
+    """Return the pointer for the group's kind of heads: q, k or v."""
     if group < Q_GROUPS:
         ptr = of_q
     elif group < Q_GROUPS + KV_GROUPS:
@@ -189,7 +195,7 @@ def _of_group(group, of_q, of_k, of_v, Q_GROUPS: tl.constexpr, KV_GROUPS: tl.con
 
 @triton.jit
 def _load_angles(cos_ptr, sin_ptr, cos_rows, sin_rows, half, mask, HALF: tl.constexpr):
-    """Rows outside `mask` turn by nothing."""
+    """Load cosines and sines; rows outside `mask` are not rotated."""
     cos = tl.load(cos_ptr + cos_rows + half, mask=mask & (half < HALF), other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + sin_rows + half, mask=mask & (half < HALF), other=0.0).to(tl.float32)
     return cos, sin
@@ -203,7 +209,7 @@ def _rope_kernel(
     BLOCK_HEADS: tl.constexpr, Q_GROUPS: tl.constexpr, KV_GROUPS: tl.constexpr,
     BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
-    # the groups of a block of tokens are neighbours: they find its cosines in the L2 cache
+    # the groups of a block of tokens are consecutive programs, so that they find its cosines in the L2 cache
     block, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     place, head, heads, slot, rotated = _heads_of(group, H, KV, TOKENS, BLOCK_HEADS, Q_GROUPS, KV_GROUPS)
     half, rest = tl.arange(0, BLOCK_HALF)[None, :], tl.arange(0, BLOCK_REST)[None, :]
@@ -217,7 +223,7 @@ def _rope_kernel(
         x1, x2, x3 = x1 + b1, x2 + b2, x3 + b3
     if q_weight_ptr is not None:
         weight_ptr = _of_group(group, q_weight_ptr, k_weight_ptr, k_weight_ptr, Q_GROUPS, KV_GROUPS)
-        # place * 0: loaded as a whole tile, a weight needs no exchange of layouts through shared memory (D = 256)
+        # place * 0: a weight loaded as a whole tile needs no layout conversion through shared memory (D = 256)
         w1, w2, w3 = _load_head(weight_ptr, place * 0, half, rest, rotated, HALF, D, 1.0)
         inv_rms = tl.rsqrt(_dot_heads(x1, x2, x3, x1, x2, x3, HALF, D) / D + eps)
         inv_rms = tl.where(rotated, inv_rms, 1.0)
@@ -230,7 +236,7 @@ def _rope_kernel(
 
 @triton.jit
 def _norm_backward(x1, x2, x3, d1, d2, d3, w1, w2, w3, rotated, eps, HALF: tl.constexpr, D: tl.constexpr):
-    """Gradients of the norm's input, and a row's share of its weight's; where not `rotated`, d stays as it is."""
+    """Return the gradients of the norm's input and, per row, of its weight; rows not `rotated` keep their d."""
     inv_rms = tl.rsqrt(_dot_heads(x1, x2, x3, x1, x2, x3, HALF, D) / D + eps)
     inv_rms = tl.where(rotated, inv_rms, 1.0)
     x1, x2, x3 = x1 * inv_rms, x2 * inv_rms, x3 * inv_rms

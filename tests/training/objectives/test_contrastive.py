@@ -49,14 +49,14 @@ def test_rows_without_a_query_or_an_answer_are_left_out_and_a_negative_may_be_mi
     query = found[0].query
     prefixed = text_tokenizer(tiny_llama)(["Find: whales?"])
     assert query.ids.tolist() == prefixed.ids.tolist()
-    assert 1 < query.span[0] < query.span[1] == len(query.ids)  # without BOS and instruction
+    assert 1 < query.span[0] < query.span[1] == len(query.ids)  # the span excludes BOS and instruction
     assert found[0].query.key == found[3].query.key != found[1].query.key
     admitted = np.array([False, True, True, True, True, False, False])
     assert len(task(tiny_llama, pairs=True).examples_of(chunk_of(QUERIES, answer=ANSWERS, hard=HARD), admitted)) == 1
 
 
 def naive_simcse(examples: list[Group], model: PlainPass) -> torch.Tensor:
-    """One text at a time, with torch's own cross entropy; the sixth is a copy of the first, and no negative of it."""
+    """SimCSE one text at a time, with torch's cross entropy. The sixth text copies the first: not its negative."""
 
     def vector(number: int, copy: int) -> torch.Tensor:
         text = examples[number].query
@@ -106,7 +106,7 @@ def test_pairs_with_hard_negatives_count_every_other_document(tiny_llama: Path, 
     documents = [text for group in examples for text in group.documents]
     queries = F.normalize(encode([group.query for group in examples], range(4), model), dim=-1)
     scores = 2 * queries @ F.normalize(encode(documents, range(6), model), dim=-1).T
-    # answer, answer, hard, answer, hard, answer; queries 0 and 3 are one text with other answers
+    # documents: answer, answer, hard, answer, hard, answer; queries 0 and 3 are one text with different answers
     own = torch.tensor([0, 1, 3, 5])
     excluded = torch.zeros(4, 6, dtype=torch.bool)
     excluded[0, 5] = excluded[3, 0] = True
@@ -131,7 +131,7 @@ def test_evaluation_in_batches_is_the_mean_over_all(tiny_llama: Path) -> None:
 
 
 def test_gradient_caching_passes_gradients_on_in_bfloat16_too(tiny_llama: Path) -> None:
-    """Weights that are cast in the first pass, without a graph, must not be what the second one computes with."""
+    """The second pass must not reuse weights that autocast cast in the first pass, which builds no graph."""
     examples = groups(tiny_llama, pairs=False)
     found = []
     for at_once in (None, 4):

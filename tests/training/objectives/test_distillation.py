@@ -60,7 +60,7 @@ def test_rows_without_a_text_or_a_direction_are_left_out(tiny_llama: Path, type:
 
 
 def test_a_vector_of_another_width_is_told_with_its_file(tiny_llama: Path) -> None:
-    """Also where the lengths of several add up."""
+    """Also if the lengths of several wrong vectors add up to a multiple of the width."""
     lengths = (WIDTH, 0, WIDTH - 4, WIDTH + 4)
     vectors = pa.array([[1.0] * length for length in lengths], pa.list_(pa.float32()))
     message = "^2.parquet: a vector in column 'v' has 20 dimensions: expected 24, as in the first rows"
@@ -90,7 +90,7 @@ def test_in_any_parts_the_gradients_are_those_of_one_text_at_a_time(tiny_llama: 
 
 
 def test_the_dense_layer_starts_as_the_map_that_fits_best(tiny_llama: Path) -> None:
-    """Ridge regression as least squares with rows of √λ added; with a teacher that is a map of the model, that map."""
+    """The expected map is a ridge regression, solved as least squares with rows of √λ added."""
     model = PlainPass(headed_model(tiny_llama).model)
     examples = [one for _ in range(16) for one in taught(tiny_llama)]
     with torch.no_grad():
@@ -106,13 +106,13 @@ def test_the_dense_layer_starts_as_the_map_that_fits_best(tiny_llama: Path) -> N
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without a BOS, so that sentence-transformers pools the same tokens."""
+    """A decoder without a BOS, so that sentence-transformers pools the same tokens."""
     return save_decoder(tmp_path_factory.mktemp("models") / "base", "llama", bos=False)
 
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Titles, and vectors that a static teacher gives them: a random one for each letter, added up."""
+    """Titles with the vectors of a static teacher: the sum of a random vector per letter."""
     titles = pq.read_table(ARTICLES)["title"].to_pylist()
     letters = np.random.default_rng(0).standard_normal((128, WIDTH))
     given = np.stack([sum(letters[ord(letter) % 128] for letter in title) for title in titles])
@@ -145,7 +145,7 @@ def test_a_student_comes_nearer_to_its_teacher(adapter: tuple[Path, AdaptReport]
     given = np.stack(table["embedding"].to_numpy())
     given /= np.linalg.norm(given, axis=1, keepdims=True)
     assert (found * given).sum(axis=1).mean() > 0.85
-    assert not (folder / "llm2vec_config.json").exists()  # LLM2Vec knows no Dense layer
+    assert not (folder / "llm2vec_config.json").exists()  # LLM2Vec has no Dense layer
 
 
 @pytest.mark.parametrize("options", [pytest.param({"merge": True}, marks=pytest.mark.slow), {"full": True}])
@@ -191,7 +191,7 @@ def test_distilling_goes_on_where_an_earlier_distillation_ended(
 
 
 def weights_of(folder: Path) -> int:
-    """The numbers in the adapter and the Dense layer that are saved in `folder`."""
+    """Count the weights of the adapter and the Dense layer saved in `folder`."""
     files = folder / "adapter_model.safetensors", folder / "2_Dense" / "model.safetensors"
     return sum(tensor.numel() for file in files for tensor in load_file(file).values())
 

@@ -10,7 +10,7 @@ from tests.helpers.tiny_families import VOCABULARY, tiny_config
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_logits_are_the_families_own(model_type: str) -> None:
-    """With every softcap, scale and projection that a family writes into its causal model."""
+    """Includes every softcap, scale and projection that a family applies in its causal model."""
     if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         pytest.skip(f"the installed transformers has no causal {model_type}")
     torch.manual_seed(0)
@@ -27,4 +27,4 @@ def test_logits_are_the_families_own(model_type: str) -> None:
         logits = head(states[[2, 5, 5]])
     assert head.vocabulary == VOCABULARY
     torch.testing.assert_close(logits, expected[[2, 5, 5]], rtol=1e-4, atol=1e-5)
-    assert model.base_model(input_ids=ids, use_cache=False).last_hidden_state.shape[1] == 17  # the model is as it was
+    assert model.base_model(input_ids=ids, use_cache=False).last_hidden_state.shape[1] == 17  # the model is unchanged

@@ -42,7 +42,7 @@ def test_berts_masking_hides_a_fifth_four_fifths_of_it_by_the_mask() -> None:
     assert not set(hidden.labels.tolist()) & SPECIAL
     given = hidden.ids[hidden.places + 1]
     assert (given == MASK).mean() == pytest.approx(0.8, abs=0.02)
-    # a tenth stays; of the random tenth, one in fifty is the mask's own id or the label's again
+    # one tenth keeps its id; of the tenth replaced at random, one in fifty draws its own id and one the mask's
     assert (given == hidden.labels).mean() == pytest.approx(0.1 + 0.1 / VOCABULARY, abs=0.01)
     others = np.setdiff1d(np.arange(len(ids)), hidden.places + 1)
     others = others[others > 0]
@@ -80,7 +80,7 @@ def test_next_tokens_hides_nothing_and_asks_for_everything() -> None:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 3 rows of logits and of 3 documents, so that a few are several."""
+    """Compute 3 rows of logits and 3 documents at a time, so that small inputs need several parts."""
     monkeypatch.setattr(losses, "HEAD_BYTES", 4 * VOCABULARY * 3)
     monkeypatch.setattr(losses, "DOCUMENTS_AT_ONCE", 3)
 
@@ -89,8 +89,8 @@ def token_case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     torch.manual_seed(0)
     head = torch.nn.Linear(8, VOCABULARY, dtype=dtype)
     hidden = torch.randn(20, 8, dtype=dtype, requires_grad=True)
-    places = torch.tensor([0, 3, 3, 9, 18, 19, 7, 1])  # one twice: a state may predict for two sequences in no case,
-    return hidden, places, torch.randint(VOCABULARY, (len(places),)), head  # but its gradients add up all the same
+    places = torch.tensor([0, 3, 3, 9, 18, 19, 7, 1])  # 3 occurs twice. In training, a state never has two labels,
+    return hidden, places, torch.randint(VOCABULARY, (len(places),)), head  # but its gradients must still add up
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -109,7 +109,7 @@ def test_token_loss_and_its_gradients_are_those_of_the_definition(dtype: torch.d
 @pytest.mark.usefixtures("small_parts")
 def test_token_loss_holds_against_finite_differences() -> None:
     hidden, places, labels, head = token_case(torch.float64)
-    head.requires_grad_(False)  # as in an adaptation
+    head.requires_grad_(False)  # as during adaptation
     assert torch.autograd.gradcheck(lambda h: token_loss(h, places, labels, head, VOCABULARY), hidden)
 
 
@@ -127,7 +127,7 @@ def test_token_scores_are_the_loss_and_the_right_guesses() -> None:
 
 
 def contrast_case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """4 queries and 7 documents: queries 0 and 3 are one text, document 6 is query 1's, and 4 a copy of 0."""
+    """4 queries, 7 documents: queries 0 and 3 are one text, document 6 is query 1's text, document 4 copies 0."""
     torch.manual_seed(1)
     keys = {
         "own": torch.tensor([0, 1, 3, 5]),
@@ -162,7 +162,7 @@ def test_copies_of_an_answer_or_a_query_are_no_negatives() -> None:
         loss = info_nce(queries[own], documents, scale=10.0, **one)
         (gradient,) = torch.autograd.grad(loss, documents)
         excluded[query] = (gradient == 0).all(dim=1).nonzero().flatten().tolist()
-    # 0: a copy of its answer, and the other answer to the same question; 1: its own text; 3: the other answer again
+    # query 0: a copy of its answer and query 3's answer to the same text; 1: its own text; 3: query 0's answer
     assert excluded == {0: [4, 5], 1: [6], 2: [], 3: [0]}
 
 
@@ -204,5 +204,5 @@ def test_distillation_over_ranks_is_the_mean_of_its_parts(teacher: str) -> None:
 
 def test_distillation_by_hand() -> None:
     z, v = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 5.0], [0.0, 1.0]])
-    # cosines 0 and 1; similarities 0 against 1, twice of four
+    # cosines 0 and 1; two of the four similarities are 0 instead of 1
     assert distillation(z, v, z, v).item() == pytest.approx(0.5 + 5 * 0.5)

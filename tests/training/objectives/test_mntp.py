@@ -71,7 +71,7 @@ def test_a_steps_loss_and_gradients_are_those_of_plain_transformers_one_by_one(
 
 
 def test_two_ranks_halves_average_to_the_double_batch(tiny_llama: Path) -> None:
-    """As DistributedDataParallel averages: masks and weights follow from the whole batch."""
+    """Averaged as DistributedDataParallel does; masks and loss weights are derived from the whole batch."""
     task, model = mntp(tiny_llama, max_length=12)
     sequences = examples(task)[:6]
     whole_loss = task.learn(Batch(step=0, examples=sequences, rank=0, ranks=1), model)

@@ -17,7 +17,7 @@ LENGTHS = (9, 4, 9)
 
 @pytest.fixture
 def tuned(tiny_llama: Path) -> tuple[PeftModel, NoiseSource]:
-    """A Llama with adapters that change something, and the source of its noise."""
+    """A Llama with LoRA adapters whose effect is not zero, and the source of their dropout noise."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).model
     Decoder(model, bidirectional=True)
@@ -31,7 +31,7 @@ def tuned(tiny_llama: Path) -> tuple[PeftModel, NoiseSource]:
 
 
 def run(tuned: tuple[PeftModel, NoiseSource], numbers: list[int], seed: int = 1, p: float = 0.3) -> list[torch.Tensor]:
-    """The states of each sequence; `numbers` are places in a fixed list of three."""
+    """Return each sequence's hidden states. Number n keys the noise and picks sequence n % 3 of a fixed list."""
     model, source = tuned
     sequences = [random_sequences(LENGTHS)[number % 3] for number in numbers]
     packed = pack(sequences)
@@ -52,7 +52,7 @@ def test_a_sequence_has_the_same_noise_in_any_batch(tuned: tuple[PeftModel, Nois
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_another_number_or_seed_has_other_noise(tuned: tuple[PeftModel, NoiseSource], p: float) -> None:
-    """With p 0 it comes from the adapters alone."""
+    """With p = 0, the noise comes only from the adapters' dropout."""
     first, copy = run(tuned, [0, 3], p=p)
     (other,) = run(tuned, [0], seed=2, p=p)
     assert (first - copy).abs().max() > 1e-3
