@@ -1,10 +1,11 @@
-"""Training steps against plain transformers: the same sequences, batch by batch, in one run.
+"""Compares training steps of `fastvec adapt` with plain transformers, on the same batches in one run.
 
     PYTHONPATH=.:kernels python -m benchmarks.adapt MODEL --data sentences.parquet
 
-`fastvec` is `fastvec adapt`'s own step: packed, the LM head on hidden tokens only, its Trainer included. `plain` is
-what one writes with transformers and peft: padded to the longest, SDPA, a bidirectional mask, logits of every token,
-AdamW. Both train a LoRA adapter of the paper's shape. Rounds alternate, and the ratio is the median over rounds.
+`fastvec` runs the step of `fastvec adapt`, including its Trainer: packed batches, and logits for masked tokens only.
+`plain` is a typical implementation with transformers and peft: padding to the longest sequence, SDPA, a bidirectional
+mask, logits for every token, AdamW. Both train a LoRA adapter with the paper's rank, alpha and dropout. Rounds
+alternate, and the ratio is the median over rounds.
 """
 
 import statistics
@@ -42,7 +43,7 @@ MAX_GRAD_NORM = 1.0
 def main(
     model: str, data: str, column: str | None, objective: str, batch_size: int, max_length: int, **run: Any
 ) -> None:
-    """Time both and print tokens/s and their ratio."""
+    """Time both, and print tokens/s and the ratio of fastvec to plain transformers."""
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         plan = plan_adapt(
             objective=objective,
@@ -67,7 +68,7 @@ def main(
         theirs = _plain(learner, objective)
         batches = iter(learner.batches)
         rates: dict[str, list[float]] = {"fastvec": [], "plain": []}
-        for index in range(run["rounds"] + 1):  # the first one warms up
+        for index in range(run["rounds"] + 1):  # the first round is a warm-up
             chosen = [next(batches) for _ in range(run["steps"])]
             tokens = sum(learner.task.tokens(batch) for batch in chosen) * (2 if objective == "simcse" else 1)
             for name, step in (("fastvec", ours), ("plain", theirs)):
@@ -83,7 +84,7 @@ def main(
 
 
 def _fastvec(learner: Learner) -> Callable[[Batch[Any]], None]:
-    """One step of the job's own Trainer."""
+    """Return a function that runs one step of the job's own Trainer."""
     trainer = learner.trainer
     model, _ = trainer._prepare_for_training(10**6, None, None)  # type: ignore[no-untyped-call]
 
@@ -124,7 +125,7 @@ def _plain(learner: Learner, objective: str) -> Callable[[Batch[Any]], None]:
 
 
 def _padded(sequences: Sequence[Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask [n, longest]."""
+    """Return token ids and the attention mask, [n, longest] each."""
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), dtype=np.int64)
     mask = np.zeros_like(ids)
@@ -135,7 +136,7 @@ def _padded(sequences: Sequence[Any], device: torch.device) -> tuple[torch.Tenso
 
 
 def _mntp_loss(model: Any, learner: Learner, batch: Batch[Any]) -> torch.Tensor:
-    """Logits of every token, and cross entropy that ignores those that were not hidden."""
+    """Return the cross entropy over masked tokens; logits are computed for every token."""
     task: Any = learner.task
     hidden = [task._hidden(ids, batch.step, number) for number, ids in enumerate(batch.examples)]
     ids, mask = _padded([one.ids for one in hidden], learner.device)

@@ -1,10 +1,10 @@
-"""The ahead-of-time gate: every shipped kernel configuration, compiled for each architecture without a GPU.
+"""The ahead-of-time gate: compiles every shipped kernel configuration for each architecture, without a GPU.
 
     python -m benchmarks.aot [--quick] [--arch sm_90 …] [--only attention …] [--out DIR]
 
-The public ops are called under `compiling_for`, so what is compiled is what a GPU would be given. A kernel fails where
-it spills, takes more shared memory than there is, or multiplies large 16-bit tiles on Hopper without its warpgroup
-instruction. One table row a distinct kernel.
+It calls the public ops inside `compiling_for`, so it compiles exactly what a GPU would run. A kernel fails if it spills
+registers, needs more shared memory than the architecture has, or multiplies large 16-bit tiles on Hopper without the
+warpgroup instruction. The table has one row per distinct kernel.
 """
 
 import json
@@ -32,7 +32,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """What one case made on one architecture."""
+    """The kernels that one case compiled for one architecture, or the error."""
 
     case: str
     arch: str
@@ -41,13 +41,13 @@ class Compiled:
 
 
 def compile_case(number: int, arch: str) -> Compiled:
-    """Compile what the case of this number launches on `arch`; in a process without TRITON_INTERPRET."""
+    """Compile what case `number` launches on `arch`. TRITON_INTERPRET must not be set in this process."""
     case = cases()[number]
     name, kernels, error = f"{case.op} {case.name}", [], None
     with compiling_for(arch) as compiler:
         try:
             case.call()
-        except Exception as raised:  # whatever a compiler raises is a finding about this kernel
+        except Exception as raised:  # any exception of the compiler is a result for this kernel
             error = f"{type(raised).__name__}: {' '.join(str(raised).split())[:300]}"
         seen = {compiled.hash: (kernel, compiled) for kernel, compiled in compiler.compiled}
     kernels = [read(kernel, arch, compiled) for kernel, compiled in seen.values()]
@@ -57,7 +57,7 @@ def compile_case(number: int, arch: str) -> Compiled:
 
 
 def failures(compiled: Iterable[Compiled]) -> list[str]:
-    """What the gate refuses, a line each."""
+    """Return the failures, one line each."""
     found: dict[str, None] = {}
     for one in compiled:
         if one.error is not None:
@@ -69,7 +69,7 @@ def failures(compiled: Iterable[Compiled]) -> list[str]:
 
 
 def rows_of(compiled: Iterable[Compiled]) -> dict[tuple[str, str], list[str]]:
-    """A table row for each distinct kernel, by architecture and hash, under the first case that needs it."""
+    """Return a row per distinct kernel, keyed by architecture and hash, with the first case that needs it."""
     rows: dict[tuple[str, str], list[str]] = {}
     for one in compiled:
         for code in one.kernels:
@@ -91,7 +91,7 @@ def line(cells: Iterable[str]) -> str:
 
 
 def save(compiled: list[Compiled], out: Path) -> None:
-    """aot.json with all, and aot.md with the table."""
+    """Write aot.json with all results and aot.md with the table."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "aot.json").write_text(json.dumps([asdict(one) for one in compiled], indent=1) + "\n")
     head = [name for name, _ in COLUMNS]
@@ -100,7 +100,7 @@ def save(compiled: list[Compiled], out: Path) -> None:
 
 
 def verdict(compiled: Iterable[Compiled]) -> int:
-    """Print what is exempt and what is refused; the exit code."""
+    """Print the exemptions and the failures, and return the exit code."""
     refused = failures(compiled)
     for exempt, reason in SPILL_EXEMPTIONS.items():
         print(f"may spill: {' on '.join(exempt)}: {reason}")
@@ -123,7 +123,7 @@ def main(quick: bool, archs: tuple[str, ...], ops: tuple[str, ...], jobs: int, o
         for number, case in enumerate(cases())
         if (case.quick or not quick) and (not ops or case.op in ops) and case.arch in (None, arch)
     ]
-    os.environ.pop("TRITON_INTERPRET", None)  # the workers compile
+    os.environ.pop("TRITON_INTERPRET", None)  # the workers must compile, not interpret
     begin = time.monotonic()
     rows: dict[tuple[str, str], list[str]] = {}
     print(line(name for name, _ in COLUMNS))
@@ -134,7 +134,7 @@ def main(quick: bool, archs: tuple[str, ...], ops: tuple[str, ...], jobs: int, o
                 if key not in rows:
                     rows[key] = cells
                     print(line(cells), flush=True)
-    compiled = [one.result() for one in submitted]  # in the order of the cases
+    compiled = [one.result() for one in submitted]  # in case order, not in order of completion
     print(f"{len(rows)} kernels of {len(chosen)} cases in {time.monotonic() - begin:.0f} s")
     if out is not None:
         save(compiled, out)

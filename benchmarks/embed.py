@@ -1,12 +1,12 @@
-"""fastvec against what else embeds a corpus: one model, one set of rows, one machine, one run.
+"""Compares fastvec with other embedding engines: the same model, rows and machine, in one run.
 
     PYTHONPATH=.:kernels python -m benchmarks.embed corpus.parquet [--shape 25M] [--mix wiki] [--rows 2000] [-o OUT]
 
-fastvec is its whole command: from starting Python over reading Parquet to the finished Arrow file. Of the others only
-the encoding counts, texts in memory and the model warm. Each is a process of its own; rounds alternate, so that a
-machine that slows down does so for all. "Of most" is useful FLOPs (what the tokens need, no padding) a second, of those
-of a square product in the same type, measured in every round. Energy is told where a driver tells it. Vectors that
-differ are an error.
+For fastvec the whole command is timed, from starting Python and reading Parquet to the finished Arrow file. For the
+others only encoding is timed, with the texts in memory and the model warm. Each contestant runs in its own process.
+Rounds alternate, so that a slowdown of the machine affects all contestants. "% of peak" is useful FLOP/s (for the
+tokens alone, without padding) as a share of the rate of a square matrix product in the same dtype, measured in every
+round. Energy is reported if a driver reports it. The command fails if the contestants' vectors differ.
 """
 
 import json
@@ -46,28 +46,28 @@ LEAST_COSINE_QUANTIZED = 0.98
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """The rows of a run, counted."""
+    """The rows of a run, and their tokens and FLOPs."""
 
     shape: str
     mix: str
     rows: int
     tokens: int
     flops: float
-    padded: int  # tokens in batches of neighbouring rows, each padded to its longest
+    padded: int  # tokens if batches of consecutive rows are padded to their longest text
 
 
 @dataclass(kw_only=True, slots=True)
 class Result:
-    """A contestant's rounds; `missing` says why there are none."""
+    """Measurements of a contestant, one per round; `missing` says why there are none."""
 
     name: str
     dtype: str
     seconds: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)  # of the matrix rate
-    joules: list[float] = field(default_factory=list)  # where a driver tells
+    shares: list[float] = field(default_factory=list)  # useful FLOP/s / matrix product rate
+    joules: list[float] = field(default_factory=list)  # empty if no driver reports energy
     memory: int = 0
     device_memory: int | None = None
-    cosine: float | None = None  # the least one with the first contestant's vectors
+    cosine: float | None = None  # lowest cosine similarity with the first contestant's vectors
     missing: str = ""
 
     @property
@@ -91,7 +91,7 @@ class Result:
 def main(
     corpus: Path, column: str, shape: str, mix: str, rows: int | None, rounds: int, output: Path | None, **given: Any
 ) -> None:
-    """Time fastvec and all others that are installed."""
+    """Time fastvec and every other engine that is installed."""
     dtypes = given["dtypes"] or tuple(dict.fromkeys([settle_dtype(DEVICE), *["float32"] * (DEVICE == "cpu")]))
     results = [Result(name=name, dtype=dtype) for dtype in dtypes for name in given["only"] or NAMES]
     max_length = MIXES[mix][0]
@@ -122,12 +122,12 @@ def main(
 
 
 def rows_for(shape: ModelShape) -> int:
-    """Where no number is asked for: on a GPU more, as starting would be most of the run, and the more the smaller."""
+    """Return the default number of rows: more on a GPU and for small models, where start-up would dominate the run."""
     return 2000 if DEVICE == "cpu" else max(2000, int(1e13 / shape.parameters))
 
 
 def least_cosine(result: Result) -> float:
-    """How near to the first contestant's a vector must be."""
+    """Return the minimum cosine similarity of a result's vectors with the first contestant's."""
     quantized = OURS.get(result.name) or result.name in QUANTIZED
     return LEAST_COSINE_QUANTIZED if quantized else LEAST_COSINE
 
@@ -144,12 +144,12 @@ def counted(texts: Sequence[str], model: Path, shape: str, mix: str, max_length:
 
 
 def size_of(lengths: Sequence[int]) -> int:
-    """Tokens of a batch that is padded to its longest text."""
+    """Return the number of tokens in a batch that is padded to its longest text."""
     return max(lengths) * len(lengths)
 
 
 def matrix_rate(dtype: str, seconds: float = 1.0) -> float:
-    """FLOP/s of a square product of random numbers on this device; on a CPU the best of some seconds."""
+    """Return the FLOP/s of a square product of random matrices; on a CPU the best rate within `seconds`."""
     if DEVICE == "cuda":
         return product_rate(getattr(torch, dtype))
     a, b = (torch.randn(CPU_MATRIX, CPU_MATRIX).to(getattr(torch, dtype)) for _ in range(2))
@@ -191,7 +191,7 @@ def vectors_of(result: Result, folder: Path) -> Path:
 
 
 def compare_vectors(results: Sequence[Result], folder: Path) -> None:
-    """Every contestant's first vectors with those of the first that ran."""
+    """Set each result's `cosine` by comparing its saved vectors with those of the first contestant that ran."""
     ran = [result for result in results if result.seconds]
     vectors = [np.load(vectors_of(result, folder)) for result in ran]
     for result, own in zip(ran, vectors, strict=True):
@@ -201,7 +201,7 @@ def compare_vectors(results: Sequence[Result], folder: Path) -> None:
 
 
 def table(workload: Workload, results: Sequence[Result]) -> list[str]:
-    """The report, a line a contestant; ratios are medians over rounds of fastvec's speed in the same type by theirs."""
+    """Return the report, one line per contestant; ratios are medians of fastvec's speed / theirs in the same dtype."""
     saved = 1 - workload.tokens / workload.padded
     lines = [
         f"{workload.rows:,} rows, {workload.tokens:,} tokens, mix {workload.mix}; model of {workload.shape}; "
@@ -233,7 +233,7 @@ def ratio(own: Result, other: Result) -> str:
 
 
 def plot(workload: Workload, results: Sequence[Result], path: Path) -> None:
-    """Rows a second, with what the matrix rate would allow as a line for each type."""
+    """Plot rows/s, with a line for each dtype at the rate that 100 % of the matrix product rate would give."""
     ran = [result for result in results if result.seconds][::-1]
     rates = [workload.rows / statistics.median(result.seconds) for result in ran]
     with picture(path, figsize=(9, 1 + 0.5 * len(ran))) as (_, axes):

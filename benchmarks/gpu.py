@@ -1,10 +1,10 @@
-"""All that a GPU can tell about the kernels, in one command of less than nine minutes.
+"""Runs every check and benchmark of the kernels that needs a GPU, in one command of less than nine minutes.
 
     python -m benchmarks.gpu OUT [--smoke]
 
-Compiles for this device, runs the kernels' tests on it, benchmarks every op and tunes attention. Each part is a process
-with a time limit; one that fails does not stop the others. OUT receives summary.md, results.json, log.txt and a PNG an
-op. Exit code 0 where every part passed. Without a GPU it does what can be done and says what that leaves unknown.
+It compiles the kernels for this device, runs their tests, benchmarks every op and tunes attention. Each part is a
+process with a time limit; a failed part does not stop the others. It writes summary.md, results.json, log.txt and a PNG
+per op to OUT. The exit code is 0 if every part passed. Without a GPU it runs what is possible and says what is missing.
 """
 
 import importlib.util
@@ -30,20 +30,20 @@ from benchmarks.reporting.results import environment, write_json
 from fastvec_kernels._launch import architecture
 
 OPS = ("rms_norm", "rope", "swiglu", "dropout", "pooling")
-# What comes first is measured first, for the time may not reach to the end.
+# Shapes are measured in this order, the most important first: the time may not suffice for all.
 ATTENTION_SHAPES = (
     "d128 32/8 *", "d64 16/16 512", "d64 16/16 2048", "d64 16/16 long-tail", "d256 16/8 512", "d256 16/8 2048",
     "d128 16/16 512", "d128 16/16 2048", "d64 16/16 short", "d64 16/16 uniform", "d64 32/8 *",
 )  # fmt: skip
 GRACE_SECONDS = 10
-FLEX_SHAPES = ("d128 32/8 512", "d128 32/8 long-tail")  # compiling takes it many seconds a shape
+FLEX_SHAPES = ("d128 32/8 512", "d128 32/8 long-tail")  # few, because compiling takes many seconds per shape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     name: str
     arguments: tuple[str, ...]  # python -m …
-    seconds: float  # at most
+    seconds: float  # time limit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +62,14 @@ class Outcome:
 
 def parts(out: Path, *, smoke: bool) -> list[Part]:
     tests = ["tests/kernels/test_rms_norm.py"] if smoke else ["tests/kernels"]
-    # other versions of libraries than the repository's own may warn; that is no failure of a kernel
+    # library versions other than those the repository tests with may warn, which is no failure of a kernel
     pytest = ["pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *tests]
     if importlib.util.find_spec("xdist") is not None:
         pytest += ["-n", str(min(14, os.cpu_count() or 1))]
     arch = architecture(torch.device("cuda" if ON_GPU else "cpu")) or "sm_90"
     chosen = [
         Part(
-            name="compile",  # first: it fills Triton's cache with all cores, and the other parts find it full
+            name="compile",  # first, because it fills Triton's cache on all cores for the other parts
             arguments=("benchmarks.aot", "--arch", arch, "--out", str(out), *["--quick"] * smoke),
             seconds=90,
         ),
@@ -92,7 +92,7 @@ def parts(out: Path, *, smoke: bool) -> list[Part]:
             shapes=FLEX_SHAPES,
             more=("--implementations", "FlexAttention"),
         ),
-        *(  # each shape is compiled, forward and backward
+        *(  # separate: torch.compile compiles each shape, forward and backward
             benchmark(op, out / op, 30, smoke=smoke, name=f"{op}, compiled", more=("--implementations", "r*"))
             for op in OPS
         ),
@@ -113,15 +113,15 @@ def benchmark(
     limit = [
         "--seconds",
         "1" if smoke else str(seconds - 12),
-    ]  # importing, the ceilings and the last shape take the rest
+    ]  # the rest is for imports, the ceilings and the last shape
     arguments = ("benchmarks.kernels", op, "--out", str(out), *limit, *globs, *more)
     return Part(name=name or op, arguments=arguments, seconds=seconds)
 
 
 def run_part(part: Part, seconds: float, log: TextIO) -> Outcome:
-    """Run a part with its output in `log`, and end it and its children after `seconds`.
+    """Run a part with its output in `log`, and stop it and its children after `seconds`.
 
-    It is interrupted first, and killed if that does not end it: pytest then tells what had failed.
+    It gets an interrupt first, so that pytest can report the failures so far, and is killed after GRACE_SECONDS.
     """
     log.write(f"\n## {part.name}: python -m {' '.join(part.arguments)}\n\n")
     log.flush()
@@ -143,13 +143,13 @@ def run_part(part: Part, seconds: float, log: TextIO) -> Outcome:
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """The JSON documents that the parts left, by their place: "rms_norm", "tuning/attention", …"""
+    """Return the JSON documents that the parts wrote, keyed by relative path: "rms_norm", "tuning/attention", …"""
     found = sorted(folder.rglob("*.json"))
     return {str(path.relative_to(folder).with_suffix("")): json.loads(path.read_text()) for path in found}
 
 
 def summary(outcomes: Iterable[Outcome], documents: dict[str, Any], log: str) -> str:
-    """A page: what passed, and the log's tables."""
+    """Return a Markdown page with each part's outcome, the ceilings and the log."""
     where = ", ".join(f"{name} {value}" for name, value in environment().items() if value)
     lines = ["# Kernels on a GPU" if ON_GPU else f"# Kernels without a GPU\n\n{WITHOUT_GPU}", "", where, ""]
     lines += [f"- {outcome}" for outcome in outcomes]

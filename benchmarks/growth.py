@@ -1,10 +1,10 @@
-"""How cost grows: seconds and memory of `fastvec embed` with the number of rows, the length of a text, and the model.
+"""Measures how time and memory of `fastvec embed` grow with the number of rows, the text length and the model size.
 
     PYTHONPATH=.:kernels python -m benchmarks.growth corpus.parquet -o OUT [--part rows] [--part length] [--part model]
 
-Each point is a process of its own; its seconds are those that the command itself reports, from the first row read to
-the last one written, so without starting. A fitted exponent is the slope of the logarithms: 1 is linear. With the
-length it is of the time of a token, which only attention makes grow.
+Each point is a separate process. Its seconds are those that the command reports, from the loaded model to the last row
+written, without start-up. An exponent is the slope of a line fitted to the logarithms: 1 is linear growth. For the text
+length it is fitted to the time per token, which only attention makes grow.
 """
 
 import math
@@ -25,21 +25,21 @@ from benchmarks.reporting.plots import picture
 from benchmarks.reporting.results import environment, write_json
 
 ROWS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-ROWS_MAX_LENGTH = 16  # tokens: reading, tokenising and writing have their part
+ROWS_MAX_LENGTH = 16  # tokens; short, so that reading, tokenising and writing take a noticeable share of the time
 ROW_GROUP = 10_000
 LENGTHS = (16, 64, 256, 1024, 4096, 8192)
-TOKENS = 16_384  # of each length
-CHARACTERS = 16  # a token: enough for the text to be cut there, and not much more to read
+TOKENS = 16_384  # in total for each length
+CHARACTERS = 16  # per token: enough to reach the length, with little excess text to read
 MODEL_TOKENS = 8192
 UNITS = {"rows": "rows", "length": "tokens of a text", "model": "parameters that multiply"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """One run: `x` by the part's unit, `seconds` from first row to last, `memory` at its peak in bytes."""
+    """One run: `x` in the part's unit, `seconds` as the command reports them, and peak `memory` in bytes."""
 
     x: float
-    work: int  # rows of `rows`, else tokens
+    work: int  # rows in the part `rows`, else tokens
     seconds: float
     memory: int
 
@@ -52,7 +52,7 @@ class Point:
 @click.option("--shape", "shapes", multiple=True, type=click.Choice(list(MODEL_SHAPES)), help="[default: 25M, 0.1B]")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(corpus: Path, column: str, names: Sequence[str], most_rows: int, shapes: Sequence[str], output: Path) -> None:
-    """Print every point and the exponents, and leave JSON and a plot a part."""
+    """Print every point and the exponents, and write JSON and a plot for each part."""
     parts: dict[str, Callable[[Path], list[Point]]] = {
         "rows": lambda folder: by_rows(corpus, column, folder, [rows for rows in ROWS if rows <= most_rows]),
         "length": lambda folder: by_length(corpus, column, folder, (shapes or ("25M",))[0]),
@@ -72,14 +72,14 @@ def main(corpus: Path, column: str, names: Sequence[str], most_rows: int, shapes
 
 
 def by_rows(corpus: Path, column: str, folder: Path, counts: Iterable[int]) -> list[Point]:
-    """The corpus's sentences again and again, with the bundled model."""
+    """Measure each number of rows with the bundled model; the corpus's sentences are repeated."""
     texts = read_mix(corpus, column, "short", ROWS[0])
     options = ["--max-length", str(ROWS_MAX_LENGTH)]
     return measured([(count, count, list(islice(cycle(texts), count))) for count in counts], folder, options)
 
 
 def by_length(corpus: Path, column: str, folder: Path, shape: str) -> list[Point]:
-    """As many tokens each time, in texts of one length: long ones are cut there."""
+    """Measure each text length on TOKENS tokens in total; a long text is truncated to the length."""
     model = save_random_model(folder / "model", MODEL_SHAPES[shape], max_length=LENGTHS[-1])
     long = " ".join(read_mix(corpus, column, "wiki", 100))
     points = []
@@ -91,7 +91,7 @@ def by_length(corpus: Path, column: str, folder: Path, shape: str) -> list[Point
 
 
 def by_model(corpus: Path, column: str, folder: Path, shapes: Sequence[str]) -> list[Point]:
-    """The same texts of 128 tokens."""
+    """Measure each model shape on the same texts of 128 tokens, MODEL_TOKENS in total."""
     long = " ".join(read_mix(corpus, column, "wiki", 20))
     points = []
     for shape in shapes:
@@ -102,7 +102,7 @@ def by_model(corpus: Path, column: str, folder: Path, shapes: Sequence[str]) -> 
 
 
 def measured(cases: Sequence[tuple[float, int, Sequence[str]]], folder: Path, options: Sequence[str]) -> list[Point]:
-    """A point for each (x, work, texts), from the report of a command that embeds them."""
+    """Run `fastvec embed` on the texts of each (x, work, texts), and return the points from its reports."""
     source, target = folder / "texts.parquet", folder / "vectors.arrow"
     points = []
     for x, work, texts in cases:
@@ -113,7 +113,7 @@ def measured(cases: Sequence[tuple[float, int, Sequence[str]]], folder: Path, op
 
 
 def exponent(name: str, points: Sequence[Point]) -> float:
-    """The least-squares slope of log time over log x; with the length, of the time a token."""
+    """Return the least-squares slope of log time over log x; for the part `length`, of the time per token."""
     if len(points) < 2:
         return math.nan
     cost = [point.seconds / (point.work if name == "length" else 1) for point in points]

@@ -1,9 +1,9 @@
-"""Kernel benchmarks: the device's measured ceilings, then every implementation on every shape.
+"""Benchmarks the kernels: measures the device's peak rates, then every implementation on every shape.
 
     python -m benchmarks.kernels attention|pooling|rms_norm|rope|swiglu|dropout|quantize [--shapes GLOB] [--out DIR]
 
-A row has figures only once its results were found right; a wrong one is FAILED, and the exit code 1.
-Without a GPU nothing is timed: small shapes are checked in Triton's interpreter, and kernels are compiled for sm_90.
+Results are checked before they are timed: a wrong result makes the row FAILED and the exit code 1. Without a GPU
+nothing is timed: small shapes are checked in Triton's interpreter, and kernels are compiled for sm_90.
 """
 
 import os
@@ -73,7 +73,7 @@ def main(
     for row in measured(op, chosen, ceilings, implementations if ON_GPU else OURS, seconds):
         print(row, flush=True)
         rows.append(row)
-        if out is not None:  # after each row: a run that is stopped leaves what it had
+        if out is not None:  # after each row, so that a stopped run keeps its rows
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / f"{op}.json", as_json(rows, ceilings))
     if out is not None:
@@ -96,7 +96,7 @@ def measured(
 
 
 def without_gpu(op: str, out: Path | None) -> int:
-    """Check in one process, compile in another: a kernel is defined for the interpreter or for a compiler."""
+    """Check and compile in two processes, as Triton defines a kernel for either its interpreter or its compiler."""
     print(WITHOUT_GPU, flush=True)
     if op == "attention":
         print(tile_report(), flush=True)

@@ -1,9 +1,10 @@
-"""Does memory grow with the corpus? Embeds a corpus and ten copies of it, and compares the peak resident sizes.
+"""Tests whether memory grows with the corpus: embeds a corpus and ten copies of it, and compares peak resident memory.
 
     python -m benchmarks.memory CORPUS.parquet --model MODEL [--column text] [--max-length 32] [--times 10]
 
-Each run is a process of its own. Texts are cut at `--max-length` tokens, so that time goes into reading, tokenising and
-writing, which is where memory could grow; the model's share does not depend on the number of rows.
+Each run is a separate process. Texts are truncated at `--max-length` tokens, so that most time is spent on reading,
+tokenising and writing, where memory could grow; the model's memory does not depend on the number of rows. The exit code
+is 1 if the peak grows by more than 10 %.
 """
 
 import json

@@ -1,10 +1,11 @@
-"""Everything but the model: `fastvec embed` with an encoder that returns zeros, against tokenising alone.
+"""Compares everything but the model, `fastvec embed` with an encoder that returns zeros, with tokenising alone.
 
     PYTHONPATH=.:kernels python -m benchmarks.pipeline corpus.parquet [--column text] [--model MODEL] [--rounds 5]
 
-Tokenising alone is `tokenizers`' `encode_batch` of the same texts, already in memory as Python strings, with ids and
-offsets taken out. The other reads the file, tokenises, hands rows of zeros on and writes the Arrow file. Both use all
-cores; rounds alternate. Texts are cut to `--max-length` tokens' worth of characters first, for both.
+Tokenising alone is `encode_batch` of `tokenizers` on the same texts, already in memory as Python strings, and the
+extraction of ids and offsets. fastvec reads the file, tokenises, returns zeros as vectors and writes the Arrow file.
+Both use all cores, and rounds alternate. For both, texts are first cut to `--max-length` times CHARACTERS_PER_TOKEN
+characters.
 """
 
 import json
@@ -26,11 +27,11 @@ from fastvec import Encoder, embed
 from fastvec.encoder import Begun
 from fastvec.texts.tokenizer import CHARACTERS_PER_TOKEN, TokenizedTexts
 
-BATCH = 8192  # texts of one `encode_batch`
+BATCH = 8192  # texts per call of `encode_batch`
 
 
 class ZeroEncoder(Encoder):
-    """An encoder without a forward."""
+    """An encoder that returns zeros instead of running the model."""
 
     def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Begun:
         between_batches()
@@ -47,7 +48,7 @@ class ZeroEncoder(Encoder):
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
 def main(corpus: Path, column: str, model: str | None, max_length: int, rows: int, **run: object) -> None:
-    """Print rows/s of both, and their ratio."""
+    """Print the rows/s of both, and the ratio of fastvec to tokenising alone."""
     encoder = ZeroEncoder.from_pretrained(model, max_length=max_length)
     texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text in islice(texts_of(corpus, column), rows)]
     rates: dict[str, list[float]] = {"tokenizers alone": [], "fastvec without a model": []}
@@ -55,7 +56,7 @@ def main(corpus: Path, column: str, model: str | None, max_length: int, rows: in
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "rows.parquet")
         pq.write_table(pa.table({"text": texts}), source, row_group_size=BATCH)
-        for number in range(int(str(run["rounds"])) + 1):  # the first one warms up
+        for number in range(int(str(run["rounds"])) + 1):  # the first round is a warm-up
             seconds = _tokenize(encoder, texts)
             started = time.perf_counter()
             report = embed([source], Path(folder, f"{number}.arrow"), encoder=encoder, column="text")

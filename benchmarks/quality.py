@@ -1,10 +1,10 @@
-"""How good vectors are: models against TF-IDF and against the means of their own input embeddings, in one run.
+"""Scores the quality of vectors: models against TF-IDF and the means of their own input embeddings, in one run.
 
     PYTHONPATH=.:kernels python -m benchmarks.quality DATA --model simcse --model mntp -o results
 
-Every task's texts are embedded once by each; scores come with a bootstrap interval of 95 % over pairs, queries or
-questions, and so does the difference from TF-IDF, which is fitted on the task's own texts. Without `--model` it is the
-bundled one.
+Each contestant embeds the texts of each task once. Scores, and their differences from TF-IDF, have a 95 % bootstrap
+interval over pairs, queries or questions. TF-IDF is fitted on the task's own texts. Without `--model` the bundled model
+is scored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,12 @@ from fastvec.system.libraries import quiet_libraries
 Array = npt.NDArray[Any]
 TFIDF = "TF-IDF"
 SAMPLES = 1000
-RARE = 1e-3  # a token of this share of all tokens weighs half in the weighted mean (Arora et al., 2017)
+RARE = 1e-3  # a token with this share of all tokens has weight 1/2 in the weighted mean (Arora et al., 2017)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """A model on a task, times 100, with the bounds of its interval, and of its difference from TF-IDF."""
+    """A model's score on a task, times 100, with its interval and its difference from TF-IDF."""
 
     task: str
     model: str
@@ -53,7 +53,7 @@ class Score:
 @click.option("--dtype", default="auto", show_default=True)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="For quality.json, quality.png.")
 def main(data: Path, models: tuple[str, ...], names: tuple[str, ...], dtype: str, output: Path | None) -> None:
-    """Score models and baselines on the tasks whose files lie in DATA."""
+    """Score models and baselines on the tasks whose files are in DATA."""
     tasks = [task for task in load_tasks(data) if not names or task.name in names]
     scores: list[Score] = []
     with quiet_libraries():
@@ -72,7 +72,7 @@ def main(data: Path, models: tuple[str, ...], names: tuple[str, ...], dtype: str
 
 
 def contestants(encoders: Sequence[Encoder]) -> Iterator[tuple[str, Embed]]:
-    """Names and ways to embed: TF-IDF, then every model after the means of its input embeddings."""
+    """Yield names and embedding functions: TF-IDF, then each model, preceded by the means of its input embeddings."""
     yield TFIDF, tfidf
     for encoder in encoders:
         name = encoder.settings.checkpoint.name
@@ -82,14 +82,14 @@ def contestants(encoders: Sequence[Encoder]) -> Iterator[tuple[str, Embed]]:
 
 
 def tfidf(texts: Sequence[str]) -> Any:
-    """scikit-learn's, as it comes, fitted on these texts: a sparse matrix of unit rows."""
+    """Return a sparse matrix of unit rows from scikit-learn's TfidfVectorizer with its defaults, fitted on `texts`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer().fit_transform(texts)
 
 
 def token_means(encoder: Encoder, texts: Sequence[str], *, weighted: bool) -> Array:
-    """Unit vectors [n, H]: the mean of the input embeddings of a text's tokens, weighted by how rare each is here."""
+    """Return unit vectors [n, H]: mean input embeddings; `weighted` gives tokens rare in `texts` more weight."""
     table = encoder.input_embeddings()
     tokens = encoder.tokenizer()(list(texts))
     shares = np.bincount(tokens.ids, minlength=len(table)) / len(tokens.ids)
@@ -101,7 +101,7 @@ def token_means(encoder: Encoder, texts: Sequence[str], *, weighted: bool) -> Ar
 
 
 def scored(task: Task, name: str, found: dict[str, Array]) -> Score:
-    """The score of `name`, by the same samples of items as that of TF-IDF."""
+    """Return the score of `name`; its intervals use the same bootstrap samples of items for every contestant."""
     items, baseline = found[name], found[TFIDF]
     random = np.random.default_rng(0)
     samples = [random.integers(len(items), size=len(items)) for _ in range(SAMPLES)]
@@ -123,7 +123,7 @@ def _bounds(values: Array) -> tuple[float, float]:
 
 
 def plot(scores: Sequence[Score], measures: dict[str, str], path: Path) -> None:
-    """Bars with their intervals, a plot for each task."""
+    """Plot the scores as bars with their intervals, one plot per task."""
     with picture(path, columns=len(measures), figsize=(5 * len(measures), 4), sharey=True) as (_, axes):
         for axis, (task, measure) in zip(axes.flat, measures.items(), strict=True):
             own = [score for score in scores if score.task == task][::-1]

@@ -1,8 +1,9 @@
-"""What eight bits are worth: texts embedded with and without, in turn in one process, and how the vectors agree.
+"""Compares encoding with and without 8-bit quantisation, alternating in one process: speed and vector agreement.
 
     PYTHONPATH=.:kernels python -m benchmarks.quantized corpus.parquet [--model MODEL | --shape 25M] [--mix short]
 
-Only encoding counts. A model whose vectors turn too far for `fastvec embed` is measured too, and said to be refused.
+Only encoding is timed. A model whose vectors change too much for `fastvec embed` is measured too; the report says that
+`fastvec embed` refuses it.
 """
 
 import statistics
@@ -18,7 +19,7 @@ from fastvec import Encoder
 from fastvec.decoders.agreement import Agreement
 from fastvec.errors import ModelError
 
-COMPARED = 1000  # texts whose nearest neighbours are looked for among themselves
+COMPARED = 1000  # texts whose vectors are compared, and whose nearest neighbours are searched among each other
 
 
 @click.command()
@@ -32,7 +33,7 @@ COMPARED = 1000  # texts whose nearest neighbours are looked for among themselve
 def main(
     corpus: Path, column: str, model: str | None, shape: str | None, mix: str, rows: int | None, rounds: int
 ) -> None:
-    """Print the ratio of the times, its median with the least and the largest, and the agreement."""
+    """Print the speed-up (median, smallest and largest over rounds) and the agreement of the vectors."""
     quantize = "fp8" if torch.cuda.is_available() else "int8"
     texts = read_mix(corpus, column, mix, rows, at_most=20_000 if torch.cuda.is_available() else 300)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +41,7 @@ def main(
             limit = MIXES[mix][0]
             model = str(save_random_model(Path(folder, "model"), MODEL_SHAPES[shape], max_length=limit))
         encoders = [Encoder.from_pretrained(model), Encoder.from_pretrained(model, quantize=quantize)]
-    encoders[1]._in_floats = None  # not compared before it is timed, and not refused
+    encoders[1]._in_floats = None  # skip the encoder's own comparison, which could refuse the model before it is timed
     expected, found = (encoder.encode(texts) for encoder in encoders)
     ratios = []
     for _ in range(rounds):

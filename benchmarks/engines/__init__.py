@@ -1,0 +1,8 @@
+"""Models, texts, other engines and quality tasks, for the benchmarks of whole encoders.
+
+- `models` saves decoders with random weights and reads length mixes of texts from a corpus.
+- `engines` loads the engines that fastvec is compared with; `gguf_file` converts a model for one of them, llama.cpp.
+- `contestant` runs one engine, or fastvec, in its own process for `benchmarks.embed`; `energy` reads the energy
+  counters of processors and GPUs.
+- `quality_tasks` reads the public tasks that `benchmarks.quality` scores.
+"""

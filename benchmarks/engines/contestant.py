@@ -1,9 +1,9 @@
-"""One contestant of `benchmarks.embed`, in a process of its own: loads a model, embeds the rows, prints one JSON line.
+"""Runs one contestant of `benchmarks.embed` in its own process: loads a model, embeds the rows, prints one JSON line.
 
     python -m benchmarks.engines.contestant NAME MODEL ROWS.parquet VECTORS.npy DTYPE MAX_LENGTH
 
-fastvec is the whole command, from the file to the file, and the caller times its process from start to end. Of the
-others only the encoding is timed, the model loaded and warm and the texts in memory.
+For fastvec it runs the whole command, from input file to output file, and the caller times the process from start to
+end. For the others it times only the encoding, with the model loaded and warm and the texts in memory.
 """
 
 import json
@@ -21,7 +21,7 @@ from benchmarks.engines import energy
 from benchmarks.engines.engines import BATCH_SIZES, ENGINES, Missing
 from fastvec.report import peak_memory_bytes
 
-CHECKED = 256  # vectors that are compared
+CHECKED = 256  # number of vectors to compare
 
 
 def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, quantize: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, 
     arguments = [str(rows), "-o", str(output), "--model", model, "--dtype", dtype, "--overwrite", "--column", "text"]
     arguments += ["--max-length", str(max_length), *(["--quantize", quantize] if quantize else [])]
     try:
-        with suppress(SystemExit):  # the command ends its process; one that failed leaves no file
+        with suppress(SystemExit):  # the command calls sys.exit; if it failed, there is no file to read below
             command.main(args=arguments)
     except FastvecError as error:
         raise Missing(str(error)) from None
@@ -48,7 +48,10 @@ NAMES = (*OURS, *ENGINES)
 
 
 def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length: int) -> dict[str, Any]:
-    """`seconds` and `joules` of the encoding for all but fastvec, and what it took at most of both memories."""
+    """Embed the rows, save the first CHECKED vectors, and return the measurements.
+
+    They are peak `memory` and `device_memory` in bytes and, except for fastvec, `seconds` and `joules` of encoding.
+    """
     found: dict[str, Any] = {}
     if name in OURS:
         found = fastvec(model, rows, vectors, dtype, max_length, OURS[name])

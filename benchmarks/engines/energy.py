@@ -1,7 +1,7 @@
-"""Energy that processors and GPUs have used, as far as their drivers tell: Linux' RAPL counters and NVML's.
+"""Reads the energy used by processors and GPUs from Linux's RAPL counters and NVIDIA's NVML.
 
-RAPL's files belong to root on most machines; NVML is asked through `pynvml` where it is installed. Counters are of
-whole packages and boards: what else runs there is counted too.
+On most machines only root can read the RAPL files; NVML is read through `pynvml` if that is installed. Counters cover
+whole packages and boards, so they include the energy of other processes.
 """
 
 import importlib
@@ -11,16 +11,16 @@ from typing import Any
 
 RAPL = Path("/sys/class/powercap")
 
-Counters = Mapping[str, tuple[float, float]]  # a counter's joules, and where it begins again from 0
+Counters = Mapping[str, tuple[float, float]]  # by counter: joules, and the value in joules at which it wraps to 0
 
 
 def counters(folder: Path = RAPL) -> Counters:
-    """Every counter that can be read now."""
+    """Return a reading of every counter that can be read."""
     return {**_packages(folder), **_gpus()}
 
 
 def used(before: Counters, after: Counters) -> float | None:
-    """The joules between two readings, of the counters in both; None without one."""
+    """Return the joules used between two readings, summed over the counters in both; None if they share no counter."""
     common = before.keys() & after.keys()
     if not common:
         return None
@@ -28,14 +28,14 @@ def used(before: Counters, after: Counters) -> float | None:
 
 
 def _packages(folder: Path) -> Counters:
-    """A counter for each package; those of its cores and memory (`intel-rapl:0:1`) are parts of it."""
+    """Read one counter per package; it includes those of its cores and memory (`intel-rapl:0:1`)."""
     found = {}
     for package in sorted(folder.glob("intel-rapl:*")):
         if package.name.count(":") > 1:
             continue
         try:
             joules, wraps = (int((package / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
-        except OSError:  # not ours to read
+        except OSError:  # no permission to read it
             continue
         found[package.name] = (joules, wraps)
     return found
@@ -45,7 +45,7 @@ def _gpus() -> Counters:
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # not installed, or no driver: its errors are its own
+    except Exception:  # not installed, or no driver; pynvml defines its own exceptions
         return {}
     found = {}
     for number in range(nvml.nvmlDeviceGetCount()):

@@ -1,9 +1,9 @@
-"""What `benchmarks.embed` compares fastvec with: each engine loads a model folder and gives a function of texts.
+"""The engines that `benchmarks.embed` compares fastvec with: each loads a model folder and returns an encode function.
 
-An engine that is not installed raises ImportError, one that does not run here Missing. sentence-transformers and
-llama.cpp come with the `dev` extra. The rest is installed by whoever compares: `pip install vllm` (GPUs), and `pip
-install --no-deps infinity-emb` with `requests` and `posthog`, for infinity-emb asks for older versions of numpy and
-sentence-transformers than it runs with.
+Loading raises ImportError if the engine is not installed, and Missing if it does not run on this machine.
+sentence-transformers and llama.cpp come with the `dev` extra. Install the others yourself: `pip install vllm` (needs a
+GPU), and `pip install --no-deps infinity-emb` with `requests` and `posthog`; --no-deps because infinity-emb pins older
+versions of numpy and sentence-transformers than those it runs with.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 Vectors = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]
-Load = Callable[[str, str, int], Encode]  # of a model folder, a dtype and the most tokens of a text
-# texts of a padded batch: sentence-transformers' default, and what fills a GPU
+Load = Callable[[str, str, int], Encode]  # takes a model folder, a dtype and the maximum number of tokens in a text
+# texts in a padded batch: sentence-transformers' default on a CPU, enough to fill the device on a GPU
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 GGUF_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class Missing(Exception):
-    """This engine does not run here."""
+    """This engine does not run on this machine; the message says why."""
 
 
 def sentence_transformers(attention: str) -> Load:
@@ -49,7 +49,7 @@ def sentence_transformers(attention: str) -> Load:
 
 
 def transformers(model: str, dtype: str, max_length: int) -> Encode:
-    """What one writes first: batches in the order of the rows, padded to the longest."""
+    """Load a straightforward transformers encoder: batches in row order, padded to the longest text."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -74,7 +74,7 @@ def transformers(model: str, dtype: str, max_length: int) -> Encode:
 
 
 def infinity(model: str, dtype: str, max_length: int) -> Encode:
-    """Infinity's engine without its server; it takes the most tokens of a text from the folder."""
+    """Load Infinity's engine without its server; it reads the maximum length from the folder, not from `max_length`."""
     os.environ["DO_NOT_TRACK"] = "1"
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
@@ -85,13 +85,13 @@ def infinity(model: str, dtype: str, max_length: int) -> Encode:
         device=place,
         dtype=dtype,
         batch_size=BATCH_SIZES[place],
-        bettertransformer=False,  # is for encoders that it knows
+        bettertransformer=False,  # supports only certain encoder architectures
         model_warmup=False,
     )
     engine = AsyncEmbeddingEngine.from_args(arguments)
 
     async def embed(texts: Sequence[str]) -> Vectors:
-        async with engine:  # half a second of threads; left open, they would keep the process from ending
+        async with engine:  # starting its threads takes half a second; left running, they would keep the process alive
             vectors, _ = await engine.embed(list(texts))
         return np.stack(vectors)
 
@@ -99,7 +99,7 @@ def infinity(model: str, dtype: str, max_length: int) -> Encode:
 
 
 def vllm(model: str, dtype: str, max_length: int) -> Encode:
-    """vLLM's offline engine; pooling and direction come from the folder."""
+    """Load vLLM's offline engine; it reads pooling and bidirectional attention from the folder."""
     from vllm import LLM
 
     if device() == "cpu":
@@ -115,9 +115,10 @@ def vllm(model: str, dtype: str, max_length: int) -> Encode:
 
 
 def llama_cpp(weights: str = "") -> Load:
-    """llama.cpp on a CPU, `weights` a type of GGUF's or the dtype's own; tokens from `tokenizers`.
+    """Return a loader of llama.cpp on a CPU; `weights` is a GGUF type, by default that of the dtype.
 
-    One text is in a batch: more in one were no faster on a CPU, and with its cache full it cuts a text in two.
+    `tokenizers` does the tokenising. A batch has one text: more were no faster on a CPU, and llama.cpp splits a text in
+    two when its cache is full.
     """
 
     def load(model: str, dtype: str, max_length: int) -> Encode:
@@ -154,7 +155,7 @@ def llama_cpp(weights: str = "") -> Load:
 
 
 def device() -> str:
-    """Where all contestants run here: cuda or cpu."""
+    """Return the device that all contestants use on this machine: cuda or cpu."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

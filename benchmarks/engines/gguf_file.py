@@ -1,7 +1,7 @@
-"""A Llama folder as a GGUF file, what llama.cpp reads: bidirectional and mean pooled, without a tokenizer.
+"""Converts a Llama folder to a GGUF file for llama.cpp: bidirectional and mean pooled, without a tokenizer.
 
-Tokens are given to it as ids, for GGUF has no place for every tokenizer's rules. llama.cpp rotates neighbouring
-dimensions where transformers rotates halves, so the rows of queries and keys change places.
+llama.cpp gets token ids, because GGUF cannot represent every tokenizer's rules. Its RoPE rotates pairs of adjacent
+dimensions, and transformers' RoPE pairs the two halves of a head, so the rows of query and key weights are reordered.
 """
 
 import json
@@ -31,7 +31,7 @@ LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 
 def write_gguf(folder: Path, path: Path, weights: str) -> None:
-    """Write the LlamaModel of `folder` to `path`, its matrices as GGUF's type `weights`: F32, F16, BF16 or Q8_0."""
+    """Write the LlamaModel in `folder` to `path`, with matrices in the GGUF type `weights`: F32, F16, BF16 or Q8_0."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, config)
@@ -68,13 +68,13 @@ def _describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
 
 
 def _name(name: str) -> tuple[str, str]:
-    """GGUF's block, empty outside the layers, and name in it, of a tensor of transformers."""
+    """Return the GGUF block prefix (empty outside the layers) and the name in the block of a transformers tensor."""
     name = name.removeprefix("model.").removesuffix(".weight")
     layer = LAYER.fullmatch(name)
     return (f"blk.{layer[1]}.", NAMES[layer[2]]) if layer else ("", NAMES[name])
 
 
 def _neighbours(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Rows [heads · D, H] with the two halves of every head's D in turn."""
+    """Interleave the two halves of each head's D rows in `weight` [heads · D, H]."""
     halves = weight.reshape(heads, 2, -1, weight.shape[1])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)

@@ -1,7 +1,7 @@
-"""Models and rows to embed: decoders of known shapes with random weights, and mixes of lengths from a real corpus.
+"""Models and texts to embed: decoders of common shapes with random weights, and length mixes of a real corpus.
 
-Speed does not depend on what the weights are, only on how many: so no model has to be at hand. Each folder opens in
-fastvec, transformers and sentence-transformers, bidirectional, mean pooled and normalised.
+Speed depends on the model's shape, not on the values of its weights, so no trained model is needed. Each saved folder
+loads in fastvec, transformers and sentence-transformers, bidirectional, mean pooled and normalised.
 """
 
 import random
@@ -25,12 +25,12 @@ SHORT = 200  # characters
 
 
 class TooFewTexts(click.ClickException, ValueError):
-    """A corpus is smaller than what was asked for: one line on the command line."""
+    """The corpus has fewer texts than requested; on the command line, a one-line error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """A Llama's sizes."""
+    """The sizes of a Llama-style decoder."""
 
     hidden: int
     intermediate: int
@@ -41,12 +41,12 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Those that multiply: without embeddings and norms."""
+        """The number of parameters in matrix products: without embeddings and norms."""
         attention = 2 * self.hidden * self.head * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     def flops(self, lengths: Sequence[int]) -> float:
-        """Of one forward over sequences of `lengths` tokens: the products with weights, and of queries with keys."""
+        """Return the FLOPs of one forward over `lengths` tokens: products with weights, and attention's QKᵀ and PV."""
         scores = 4 * sum(length**2 for length in lengths) * self.heads * self.head * self.layers
         return 2.0 * self.parameters * sum(lengths) + scores
 
@@ -61,7 +61,7 @@ MODEL_SHAPES = {
 
 
 def save_random_model(folder: Path, shape: ModelShape, *, max_length: int, tokenizer: Path | None = None) -> Path:
-    """A bfloat16 model of `shape` with random weights and the tokenizer of a folder, by default the bundled model's."""
+    """Save a bfloat16 model of `shape` with random weights; `tokenizer` is a folder, by default the bundled model's."""
     source = tokenizer or bundled.bundled_model()
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -92,7 +92,7 @@ def save_random_model(folder: Path, shape: ModelShape, *, max_length: int, token
 
 
 def _short(rows: Iterator[str]) -> Iterator[str]:
-    """Sentences."""
+    """Yield the sentences of 20 to SHORT characters."""
     for row in rows:
         yield from (part for line in row.splitlines() for part in line.split(". ") if 20 <= len(part) <= SHORT)
 
@@ -102,7 +102,7 @@ def _as_they_are(rows: Iterator[str]) -> Iterator[str]:
 
 
 def _long_tail(rows: Iterator[str]) -> Iterator[str]:
-    """Mostly sentences, some rows, and few that many rows make: a twentieth of the texts has most of the tokens."""
+    """Yield 80 % sentences, 15 % rows and 5 % concatenations of rows; the concatenations have most of the tokens."""
     draw = random.Random(0)
     for row in rows:
         kind = draw.random()
@@ -122,13 +122,13 @@ MIXES: dict[str, tuple[int, Callable[[Iterator[str]], Iterator[str]]]] = {
 
 
 def texts_of(corpus: Path, column: str) -> Iterator[str]:
-    """The texts of a Parquet file, as they are."""
+    """Yield the non-null texts of a Parquet file, unchanged."""
     for batch in pq.ParquetFile(corpus).iter_batches(columns=[column]):
         yield from batch[column].drop_null().to_pylist()
 
 
 def read_mix(corpus: Path, column: str, mix: str, rows: int | None, *, at_most: int = 0) -> list[str]:
-    """The first `rows` texts of a mix, None: `at_most` of them; raises TooFewTexts for a corpus that has less."""
+    """Return the first `rows` texts of a mix (None: up to `at_most`). Raise TooFewTexts if there are fewer."""
     found = list(islice(MIXES[mix][1](texts_of(corpus, column)), at_most if rows is None else rows))
     if rows is not None and len(found) < rows:
         raise TooFewTexts(f"{corpus} has {len(found)} texts of the mix {mix}, {rows} are needed")

@@ -1,10 +1,10 @@
-"""What a text encoder is asked: four public tasks, each a set of texts and a score for every item, read from a folder.
+"""The public tasks of `benchmarks.quality`, read from a folder: texts, items computed from vectors, and a score.
 
-    STS-B dev, SICK trial    Spearman's correlation of cosines with people's scores, over pairs
-    Cranfield                nDCG@10 of 225 queries over 1,400 abstracts, relevant or not
-    banking77                share of test questions whose nearest training question has the same intent
+    STS-B dev and train, SICK trial    Spearman correlation of cosine similarity with human scores, over pairs
+    Cranfield                          nDCG@10 of 225 queries over 1,400 abstracts, with binary relevance
+    banking77                          share of test questions whose nearest training question has the same intent
 
-A score is a mean over items, or a correlation; both can be taken of a sample of the items, which the bootstrap does.
+A score is a mean or a correlation over items, so that it can be computed for a bootstrap sample of the items.
 
 Shapes: n texts, D dimensions, m items.
 """
@@ -23,14 +23,14 @@ import numpy.typing as npt
 from fastvec.training.scored_pairs import read_scored_pairs, spearman
 
 Array = npt.NDArray[Any]
-# texts to unit vectors, rows of a matrix that may be sparse; called once with all texts of a task
+# from texts to unit vectors, the rows of a matrix that may be sparse; called once with all texts of a task
 Embed = Callable[[Sequence[str]], Any]
 DEPTH = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """`embed` gives the texts' vectors; `items` [m, …] makes of them what `score` takes a sample of."""
+    """`items` computes the items [m, …] from the vectors of `texts`; `score` takes them, or a sample of them."""
 
     name: str
     measure: str
@@ -40,7 +40,7 @@ class Task:
 
 
 def load_tasks(folder: Path) -> list[Task]:
-    """The tasks whose files lie anywhere in `folder`; a usage error where there are none."""
+    """Return the tasks whose files are anywhere below `folder`; raise a usage error if there are none."""
     readers: dict[str, Callable[[Path], Task]] = {
         "stsb-en-dev.csv": lambda path: pairs_task("STS-B dev", path),
         "stsb-en-train.csv": lambda path: pairs_task("STS-B train", path),
@@ -56,7 +56,7 @@ def load_tasks(folder: Path) -> list[Task]:
 
 
 def pairs_task(name: str, path: Path) -> Task:
-    """Scored pairs from a CSV file of sentence1, sentence2, score."""
+    """Return a similarity task from a CSV file of sentence1, sentence2, score."""
     pairs = read_scored_pairs(path)
     return _similarity(name, pairs.first, pairs.second, pairs.scores)
 
@@ -82,7 +82,7 @@ def _similarity(name: str, first: list[str], second: list[str], scores: Array) -
 
 
 def _cranfield(path: Path) -> Task:
-    """Relevance judgements name a query by its place among all, from 1."""
+    """Read Cranfield; its relevance judgements refer to a query by its position in the file, from 1."""
     documents = re.findall(r"<doc>\s*<docno>(\d+)</docno>.*?<text>(.*?)</text>", path.read_text(), re.DOTALL)
     queries = re.findall(r"<title>(.*?)</title>", path.with_name("cran.qry.xml").read_text(), re.DOTALL)
     place = {number: i for i, (number, _) in enumerate(documents)}
@@ -117,7 +117,7 @@ def _questions(path: Path) -> tuple[list[str], Array]:
 
 
 def ndcg(scores: Array, relevant: Array) -> float:
-    """nDCG@10 with gain 1 for what is relevant (Järvelin and Kekäläinen, 2002)."""
+    """Return nDCG@10 with gain 1 for relevant documents (Järvelin and Kekäläinen, 2002)."""
     discounts = 1 / np.log2(np.arange(2, DEPTH + 2))
     found = relevant[np.argsort(-scores, kind="stable")[:DEPTH]]
     best = discounts[: min(DEPTH, int(relevant.sum()))].sum()
@@ -125,7 +125,7 @@ def ndcg(scores: Array, relevant: Array) -> float:
 
 
 def cosines(first: Any, second: Any) -> Array:
-    """Of rows that are unit vectors."""
+    """Return the cosine similarity of each pair of rows, which must be unit vectors."""
     if isinstance(first, np.ndarray):
         products: Array = (first * second).sum(axis=1)
         return products

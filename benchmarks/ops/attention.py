@@ -1,4 +1,4 @@
-"""Attention as it is measured: ours beside SDPA, varlen_attn, FlexAttention and flash_attn."""
+"""The attention workload: fastvec's kernel against SDPA, varlen_attn, FlexAttention and flash_attn."""
 
 import inspect
 import itertools
@@ -15,7 +15,7 @@ from benchmarks.ops.shapes import Shape
 from benchmarks.ops.workload import Implementation, Tensors, Unavailable, Workload, optional
 from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference
 
-LONG = 1024  # from here on the float32 reference runs one key head at a time: a head's scores take 256 MiB at 8k
+LONG = 1024  # above this length the float32 reference runs one key head at a time: one head's scores take 256 MiB at 8k
 
 
 def attention_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
@@ -67,13 +67,13 @@ def attention_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workloa
 
 
 def padded_sdpa(lengths: tuple[int, ...], device: str, backend: SDPBackend) -> Implementation:
-    """[n, H, longest, D] with a mask of the paddings, as a padded model runs it."""
+    """Run SDPA on [n, H, longest, D] with a padding mask, as a padded model does."""
     n, longest = len(lengths), max(lengths)
     ragged = min(lengths) < longest
     if ragged and backend == SDPBackend.FLASH_ATTENTION:
         raise Unavailable("takes no mask of paddings")
     valid = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]  # [n, longest]
-    place = valid.flatten().cumsum(0).sub(1).clamp(min=0).to(device)  # a padding repeats the token before it
+    place = valid.flatten().cumsum(0).sub(1).clamp(min=0).to(device)  # padding repeats the token before it
     tokens = valid.flatten().nonzero()[:, 0].to(device)
     mask = valid[:, None, None, :].to(device) if ragged else None
 
@@ -92,7 +92,7 @@ def padded_sdpa(lengths: tuple[int, ...], device: str, backend: SDPBackend) -> I
 
 
 def runs_sdpa(lengths: tuple[int, ...], device: str) -> Implementation:
-    """Sequences sorted by length, each run of equal lengths an SDPA call of PyTorch's choice."""
+    """Sort the sequences by length and make one SDPA call per run of equal lengths; PyTorch chooses the backend."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     starts = [0, *itertools.accumulate(lengths)]
     tokens = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in order]).to(device)
@@ -133,12 +133,12 @@ def varlen(plan: AttentionPlan) -> Implementation:
 def _compiled_flex() -> Callable[..., torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._functorch.config.donated_buffer = False  # a measurement runs the backward pass of one graph many times
+    torch._functorch.config.donated_buffer = False  # a measurement runs one graph's backward pass many times
     return torch.compile(flex_attention, dynamic=False)
 
 
 def flex(lengths: tuple[int, ...], device: str) -> Implementation:
-    """[1, H, T, D] with a mask of documents."""
+    """Run FlexAttention on [1, H, T, D] with a document mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     tokens = sum(lengths)
@@ -147,7 +147,7 @@ def flex(lengths: tuple[int, ...], device: str) -> Implementation:
     def in_document(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return document[query] == document[key]
 
-    torch._dynamo.reset()  # after 8 shapes it would stop compiling
+    torch._dynamo.reset()  # otherwise it stops compiling after 8 shapes
     mask = create_block_mask(in_document, None, None, tokens, tokens, device=device)
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:

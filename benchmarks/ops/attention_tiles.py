@@ -1,4 +1,4 @@
-"""Arithmetic about attention's tiles: how much of what a program computes was asked for."""
+"""Computes the useful share of attention's tiles: the required scores among those that a program computes."""
 
 import torch
 
@@ -7,18 +7,20 @@ from fastvec_kernels.attention.parts import Kind, Tile
 from fastvec_kernels.attention.plan import AttentionPlan, work_of
 
 LENGTHS = (5, 10, 20, 32, 50, 64, 100, 128, 200, 512, 2048)
-GROUPS = (1, 4)  # query heads that read one key head
+GROUPS = (1, 4)  # query heads per key head
 
 
 def useful_share(length: int, group: int, rows: int, keys: int) -> float:
-    """Scores asked for among those computed, where length · group rows are cut into tiles of `rows`, and the keys of
-    each into tiles of `keys`."""
+    """Return required scores / computed scores.
+
+    length · group query rows are cut into tiles of `rows`, and the `length` keys of each into tiles of `keys`.
+    """
     done = -(-length * group // rows) * rows * (-(-length // keys) * keys)
     return length * length * group / done
 
 
 def forward_tile(length: int, group: int, head_dim: int, arch: str) -> Tile:
-    """The tile that a sequence of this length gets, found as a batch finds it: in the plan's work."""
+    """Return the tile for a sequence of this length, chosen as for a batch: by `work_of` from a plan."""
     kind = Kind(group=group, head_dim=head_dim, value_dim=head_dim)
     passes = configuration(arch, kind, torch.bfloat16)
     tile = passes.forward_long[0]
@@ -34,7 +36,7 @@ def tile_report(head_dim: int = 128, arch: str = "sm_90") -> str:
         lines.append(f"  {group} query head{'s' * (group > 1)} a key head")
         for length in LENGTHS:
             tile = forward_tile(length, group, head_dim, arch)
-            packed = 1 if tile.path == "specialized" else group  # specialized programs serve one query head
+            packed = 1 if tile.path == "specialized" else group  # specialized programs process one query head
             share = useful_share(length, packed, tile.rows, tile.keys)
             waste = f"{1 / share:5.1f} times the scores asked for"
             lines.append(f"    {length:5} tokens  {tile.rows:3} × {tile.keys:3}  {share:6.1%}  {waste}")

@@ -1,7 +1,7 @@
-"""Which tiles attention should take on this device: every candidate of its configuration table, checked and timed.
+"""Finds the best attention tiles for this device: checks and times every candidate in the configuration table.
 
-A pass is timed through the public op, alone varied. What is printed last are the cells in the order that was measured,
-best first, to be put into the table.
+Each pass is timed through the public op, and only its own tile varies. At the end it prints each cell's candidates,
+fastest first, to copy into the table.
 """
 
 import math
@@ -21,17 +21,17 @@ from fastvec_kernels._launch import architecture
 from fastvec_kernels.attention.configs import CLASSES, TABLES, forcing
 from fastvec_kernels.attention.parts import Tile
 
-WIDTHS = (128, 64, 256)  # head sizes, the most used first
+WIDTHS = (128, 64, 256)  # head sizes, the most common first
 LONG_LENGTHS = (512, 2048)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One cell of the table: a pass, a head size, and what may serve them."""
+    """One cell of the table: a pass, a head size, and the candidate tiles."""
 
     pass_name: str
     width: int
-    candidates: tuple[Tile | None, ...]  # None: no class of its own, the long kernel serves these sequences
+    candidates: tuple[Tile | None, ...]  # None: no length class for these sequences, the long kernel processes them
 
     @property
     def direction(self) -> Direction:
@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def lengths(self) -> tuple[tuple[int, ...], ...]:
-        """The batches that show this pass at work."""
+        """The batches on which this pass is measured, as sequence lengths."""
         limit = self.pass_name.split("_")[1]
         if not limit.isdecimal():
             return tuple((length,) * (TOKENS // length) for length in LONG_LENGTHS)
@@ -49,7 +49,7 @@ class Cell:
 
 
 def cells(row: str) -> Iterator[Cell]:
-    """Cells of a row of the table that leave a choice."""
+    """Yield the cells in a row of the table that have more than one candidate."""
     for width in WIDTHS:
         for pass_name, by_width in TABLES[row].items():
             fitting = min((widest for widest in by_width if widest >= width), default=None)
@@ -61,7 +61,7 @@ def cells(row: str) -> Iterator[Cell]:
 
 
 def tune(seconds: float, out: Path | None) -> int:
-    """Print every candidate's rows, then the best order of each cell; 1 where a candidate was wrong."""
+    """Print every candidate's rows, then each cell's candidates, fastest first; return 1 if a row failed, else 0."""
     row_name = architecture(torch.device("cuda"))
     if row_name is None:
         raise ValueError(f"the configuration tables have no row for {torch.cuda.get_device_name()}")
@@ -105,7 +105,7 @@ def timed(cell: Cell, tile: Tile | None) -> Iterator[Row]:
 
 
 def spelled(tile: Tile | None) -> str:
-    """As the table has it."""
+    """Return the tile as it is written in the table."""
     if tile is None:
         return "none"
     values = [repr(value) for value in tile]

@@ -1,6 +1,7 @@
-"""Calls that together launch every kernel configuration that ships: what the ahead-of-time gate compiles.
+"""The cases that the ahead-of-time gate compiles: calls that together launch every shipped kernel configuration.
 
-Tensors are on the CPU and uninitialised; sizes are a real batch's, for Triton specialises on what 16 divides. T is odd.
+Tensors are on the CPU and uninitialised. Sizes are those of a real batch, because Triton specialises on arguments that
+are divisible by 16; T is odd.
 """
 
 import itertools
@@ -27,7 +28,7 @@ from fastvec_kernels.attention.configs import TABLES, forcing
 from fastvec_kernels.attention.parts import Tile
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-LENGTHS = (20, 50, 100, 300, 1501)  # every length class
+LENGTHS = (20, 50, 100, 300, 1501)  # one in each length class, and longer ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +36,8 @@ class Case:
     op: str
     name: str
     call: Callable[[], None]
-    quick: bool = False  # one of the few that show a kernel at all
-    arch: str | None = None  # the only architecture it is about
+    quick: bool = False  # part of --quick, the minimal set of cases that covers each kernel
+    arch: str | None = None  # the only architecture to compile it for; None: all
 
 
 def empty(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -95,7 +96,7 @@ def attention_cases() -> list[Case]:
 
 
 def run_candidate(pass_name: str, tile: Tile, head_dim: int, dtype: torch.dtype) -> None:
-    """One pass of attention with another of its tiles, and only the sequences that take this pass."""
+    """Run attention with `tile` for one pass, on sequences that use only this pass."""
     limit = pass_name.split("_")[1]
     lengths = (int(limit),) if limit.isdecimal() else (LENGTHS[-1],)
     with forcing(**{pass_name: (tile,)}):
@@ -103,7 +104,7 @@ def run_candidate(pass_name: str, tile: Tile, head_dim: int, dtype: torch.dtype)
 
 
 def candidate_cases() -> list[Case]:
-    """What the configuration tables offer beside what they ship."""
+    """Return a case for each tile in the configuration tables that is not its cell's first choice."""
     return [
         Case(
             op="attention",
@@ -225,7 +226,7 @@ def wide_cases() -> list[Case]:
     cases += [
         Case(op="quantize", name=f"{width}", call=partial(run_quantize, width), quick=width == 1024, arch=arch)
         for width in (1024, 3072, 4096, 14_336)
-        for arch in ("sm_90", "sm_100")  # those that multiply E4M3
+        for arch in ("sm_90", "sm_100")  # the architectures that multiply E4M3
     ]
     return cases + [
         Case(

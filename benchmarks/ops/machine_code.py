@@ -1,6 +1,6 @@
-"""What a compiled kernel is made of, read off its machine code, and the rules it must keep.
+"""Reads a compiled kernel's resource usage and instruction counts from its machine code, and checks the gate's rules.
 
-NVIDIA's code is disassembled by the cuobjdump of Triton's own wheel; AMD's assembly carries its figures as metadata.
+NVIDIA's code is disassembled with the cuobjdump in Triton's wheel; AMD's assembly has the figures as metadata.
 """
 
 import re
@@ -13,36 +13,36 @@ from typing import Any
 
 from fastvec_kernels._launch import SHARED_MEMORY
 
-WGMMA_ROWS, WGMMA_COLUMNS, WGMMA_WARPS = 64, 8, 4  # the least that Hopper's warpgroup matrix product takes
+WGMMA_ROWS, WGMMA_COLUMNS, WGMMA_WARPS = 64, 8, 4  # the smallest product of Hopper's warpgroup instruction
 TENSOR_CORES = {"sm_80": ("HMMA",), "sm_90": ("HGMMA",), "sm_100": ("UTCHMMA", "UTCQMMA"), "gfx942": ("v_mfma",)}
 
-# Kernels that may spill, (kernel, architecture) -> why. None may.
+# Kernels that may spill: (kernel, architecture) -> reason. Currently none.
 SPILL_EXEMPTIONS: dict[tuple[str, str], str] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineCode:
-    """One compiled kernel. Counts are of instructions in the code, not of executions."""
+    """One compiled kernel. Counts are instructions in the code, not executed instructions."""
 
     kernel: str
     arch: str
     hash: str  # Triton's, over source, constants, types and options
-    tiles: str  # its constants in capitals, which is how it was configured
+    tiles: str  # its constants with names in capitals: its configuration
     warps: int
     stages: int
-    registers: int  # a thread's; on AMD a lane's
-    stack_bytes: int  # a thread's memory in DRAM: NVIDIA's STACK and LOCAL, AMD's private segment
+    registers: int  # per thread; on AMD per lane
+    stack_bytes: int  # bytes of DRAM per thread: NVIDIA's STACK and LOCAL, AMD's private segment
     spills: int  # NVIDIA: loads and stores of that memory; AMD: spilled vector registers
-    shared: int  # bytes a program
-    tensor: int  # matrix instructions of this architecture's own kind
-    older_tensor: int  # on sm_90 and later, matrix instructions of sm_80's kind
+    shared: int  # bytes per program
+    tensor: int  # matrix instructions native to this architecture
+    older_tensor: int  # on sm_90 and later, matrix instructions of sm_80
     async_copies: int  # LDGSTS
     bulk_copies: int  # UTMALDG
     wide: int  # 16-byte loads and stores of global memory
-    needs_wgmma: bool  # some product is large enough for Hopper's warpgroup instruction, and of 16-bit inputs
+    needs_wgmma: bool  # some product has 16-bit inputs and is large enough for Hopper's warpgroup instruction
 
     def failures(self) -> list[str]:
-        """What breaks the gate's rules, in words; empty where nothing does."""
+        """Return a description of each violated rule."""
         found = []
         if (self.stack_bytes or self.spills) and (self.kernel, self.arch) not in SPILL_EXEMPTIONS:
             found.append(f"spills: {self.stack_bytes} bytes of stack, {self.spills} spill instructions or registers")
@@ -54,7 +54,7 @@ class MachineCode:
 
 
 def read(kernel: str, arch: str, compiled: Any) -> MachineCode:
-    """Read Triton's `compiled` CompiledKernel."""
+    """Return the figures of Triton's CompiledKernel `compiled`."""
     figures = _amd_figures(compiled) if arch.startswith("gfx") else _nvidia_figures(arch, compiled)
     return MachineCode(
         kernel=kernel,
@@ -70,7 +70,7 @@ def read(kernel: str, arch: str, compiled: Any) -> MachineCode:
 
 
 def constants(compiled: Any) -> str:
-    """The kernel's constants that are named in capitals, "BLOCK_M=128 …"; of a named tuple, the fields that are set."""
+    """Return the constants with names in capitals, "BLOCK_M=128 …"; of a named tuple, only the fields that are set."""
     names = compiled.src.fn.arg_names
     words = []
     for path, value in compiled.src.constants.items():
@@ -81,7 +81,7 @@ def constants(compiled: Any) -> str:
 
 
 def large_products(ttir: str) -> bool:
-    """Whether Triton's IR multiplies 16-bit matrices that are large enough for a warpgroup's instruction."""
+    """Return whether Triton's IR multiplies 16-bit matrices that are large enough for the warpgroup instruction."""
     operands = re.findall(r"tt\.dot .* : tensor<(\d+)x\d+x(\w+)> \* tensor<\d+x(\d+)x\w+>", ttir)
     return any(
         kind in ("f16", "bf16") and int(rows) >= WGMMA_ROWS and int(columns) >= WGMMA_COLUMNS
@@ -90,7 +90,7 @@ def large_products(ttir: str) -> bool:
 
 
 def disassemble(cubin: bytes) -> str:
-    """cuobjdump's resource usage and machine code."""
+    """Return cuobjdump's resource usage and machine code as text."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -107,7 +107,7 @@ def _nvidia_figures(arch: str, compiled: Any) -> dict[str, int]:
     if usage is None:
         raise ValueError(f"cuobjdump reported no resource usage: {text[:200]!r}")
     registers, stack, local = map(int, usage.groups())
-    # an instruction's line: /*0010*/ [@predicate] LDG.E.128 R4, … ;
+    # the line of an instruction: /*0010*/ [@predicate] LDG.E.128 R4, … ;
     instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text)
     kinds = Counter(instruction.split(".")[0] for instruction in instructions)
     return {
@@ -128,7 +128,7 @@ def _amd_figures(compiled: Any) -> dict[str, int]:
     return {
         "registers": metadata["vgpr_count"],
         "stack_bytes": metadata["private_segment_fixed_size"],
-        "spills": metadata["vgpr_spill_count"],  # a scalar register spills into a lane of a vector one, not into memory
+        "spills": metadata["vgpr_spill_count"],  # scalar registers spill into lanes of vector registers, not memory
         "tensor": len(re.findall(r"^\s+v_mfma", text, re.MULTILINE)),
         "older_tensor": 0,
         "async_copies": 0,

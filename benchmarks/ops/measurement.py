@@ -1,4 +1,4 @@
-"""Workloads into rows: each implementation checked, then timed."""
+"""Turns workloads into result rows: checks each implementation, then times it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -43,7 +43,10 @@ def rows_of(
     implementations: str = "*",
     timed: bool = True,
 ) -> Iterator[Row]:
-    """A row for each implementation whose name matches the glob, and each direction that there is."""
+    """Yield a row for each implementation whose name matches the glob `implementations`, and each of its directions.
+
+    Without `timed` results are only checked. An implementation that fails yields a row that says so.
+    """
     directions = tuple(direction for direction in directions if direction in workload.bytes)
     inputs = workload.inputs()
     expected = expect(workload, inputs)
@@ -60,7 +63,7 @@ def rows_of(
                 yield _measured(workload, name, implementation, expected, direction, ceilings, timed)
             except torch.cuda.OutOfMemoryError:
                 yield _row(workload, name, direction, ceilings, status="out of memory")
-            except Exception as error:  # whatever a library raises, the others are still measured
+            except Exception as error:  # whatever a library raises, measure the others
                 status = f"{'FAILED' if name == OURS else 'cannot'}: {type(error).__name__}: {_first_line(error)}"
                 yield _row(workload, name, direction, ceilings, status=status)
             if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The shapes that are measured, one table, and the length patterns of a batch."""
+"""The table of shapes to measure for each op, and the length patterns of a batch."""
 
 import math
 import random
@@ -9,7 +9,7 @@ from typing import Literal
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
-TOKENS = 16_384  # of a batch, as in FlashAttention's figures
+TOKENS = 16_384  # per batch, as in FlashAttention's published figures
 
 
 def _uniform(draw: random.Random) -> int:
@@ -17,12 +17,12 @@ def _uniform(draw: random.Random) -> int:
 
 
 def _long_tail(draw: random.Random) -> int:
-    """Half of the texts are shorter than 100 tokens, one in a hundred longer than 1,600."""
+    """Draw log-normal lengths: half of the texts are shorter than 100 tokens, one in a hundred is longer than 1,600."""
     return min(8192, max(1, round(math.exp(draw.gauss(math.log(100), 1.2)))))
 
 
 def _bimodal(draw: random.Random) -> int:
-    """Queries among passages."""
+    """Draw the length of a query or a passage, with equal probability."""
     return draw.randint(8, 32) if draw.random() < 0.5 else draw.randint(384, 640)
 
 
@@ -40,7 +40,7 @@ PATTERNS = ("32", "128", "512", "2048", "8192", *RANDOM_PATTERNS)
 
 
 def make_lengths(pattern: str, tokens: int, *, seed: int = 0) -> tuple[int, ...]:
-    """Lengths that sum up to `tokens`: a constant, or one of RANDOM_PATTERNS; the last is cut to fit."""
+    """Return lengths that sum to `tokens`: constant, or drawn from one of RANDOM_PATTERNS; the last is cut to fit."""
     if pattern.isdecimal():
         return cut_to([int(pattern)] * -(-tokens // int(pattern)), tokens)
     draw, lengths = random.Random(seed), [0]
@@ -50,14 +50,14 @@ def make_lengths(pattern: str, tokens: int, *, seed: int = 0) -> tuple[int, ...]
 
 
 def read_lengths(path: Path, tokens: int, *, seed: int = 0) -> tuple[int, ...]:
-    """A batch drawn from a file of lengths, one integer a line."""
+    """Return a batch of up to `tokens` tokens, drawn from a file of lengths with one integer per line."""
     lengths = [int(line) for line in path.read_text().split() if int(line) > 0]
     random.Random(seed).shuffle(lengths)
     return cut_to(lengths, tokens)
 
 
 def cut_to(lengths: list[int], tokens: int) -> tuple[int, ...]:
-    """The first lengths up to `tokens`, the last one cut."""
+    """Return the first lengths, up to a sum of `tokens`; the last is cut to fit."""
     kept, total = [], 0
     for length in lengths:
         if total == tokens:
@@ -69,18 +69,18 @@ def cut_to(lengths: list[int], tokens: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """One line of a table; what an op doesn't take is 0 or empty."""
+    """One shape of an op; fields that the op does not use are 0 or empty."""
 
-    group: str  # which shapes stand in one plot
+    group: str  # shapes of a group are in one plot
     name: str
     tokens: int = TOKENS
     pattern: str = "uniform"
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
-    width: int = 0  # hidden size, or half of a gate-up product
+    width: int = 0  # hidden size, or half the width of a gate-up product
     variant: str = ""
-    given: tuple[int, ...] = ()  # real lengths, instead of the pattern's
+    given: tuple[int, ...] = ()  # lengths to use instead of the pattern's
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ def _wide_shapes(variants: tuple[str, ...], widths: tuple[int, ...]) -> list[Sha
 
 
 def _pooling_shapes() -> list[Shape]:
-    """Qwen3-0.6B's width and Llama-8B's."""
+    """Return shapes with the hidden sizes of Qwen3-0.6B and Llama-8B."""
     return [
         Shape(group=mode, name=f"{mode} {width} {pattern}", variant=mode, width=width, pattern=pattern)
         for mode, patterns in (("mean", ("32", "512", "8192", "short", "long-tail")), ("last", ("512",)))
@@ -123,7 +123,7 @@ def _pooling_shapes() -> list[Shape]:
 
 
 def _rope_shapes() -> list[Shape]:
-    """Qwen3 normalises q and k, Qwen2 adds a bias, Llama does neither."""
+    """Return shapes of three variants: Qwen3 normalises q and k, Qwen2 adds a bias, Llama does neither."""
     return [
         Shape(
             group=variant,
@@ -147,7 +147,7 @@ SHAPES: dict[str, list[Shape]] = {
     "dropout": _wide_shapes(("dropout",), (1024, 4096, 14_336)),
     "quantize": _wide_shapes(("e4m3",), (1024, 4096, 14_336)),
 }
-# What a machine without a GPU checks, in Triton's interpreter.
+# Shapes that a machine without a GPU checks in Triton's interpreter.
 SMALL_SHAPES: dict[str, list[Shape]] = {
     "attention": [
         Shape(group="small", name="d32 4/2 short", tokens=150, pattern="short", heads=4, kv_heads=2, head_dim=32)
@@ -171,7 +171,7 @@ SMALL_SHAPES: dict[str, list[Shape]] = {
 
 
 def with_real_lengths(shapes: list[Shape], path: Path) -> list[Shape]:
-    """One shape of each group, with lengths from a file instead of a pattern's."""
+    """Return one shape of each group, with lengths from a file instead of a pattern."""
     given = read_lengths(path, TOKENS)
     groups = {shape.group: shape for shape in shapes}.values()
     return [replace(shape, name=f"{shape.group} {path.stem}", pattern=path.stem, given=given) for shape in groups]

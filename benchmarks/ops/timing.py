@@ -1,8 +1,8 @@
-"""GPU times of calls, by CUDA events.
+"""Times GPU calls with CUDA events.
 
-The calls of a round are queued behind a kernel that only sleeps, so that the host is ahead of the device from the first
-call to the last: what is measured is the device's time, and the host's is measured apart. Calls take turns over several
-sets of inputs, so that a call does not find its own in the L2 cache.
+The calls of a round are queued after a kernel that only sleeps, so that the host stays ahead of the device: the events
+then measure the device's time alone, and the host's time is measured separately. Calls alternate between several sets
+of inputs, so that a call does not find its inputs in the L2 cache.
 """
 
 import itertools
@@ -19,22 +19,22 @@ WARM_UPS = 3
 LEAST_CALLS, MOST_CALLS = 5, 200
 CALLS_A_ROUND = 20
 LONGEST_SLEEP = 0.2  # seconds
-CYCLES_A_SECOND = 2_000_000_000  # of the clock that _sleep counts by: 1.98 GHz at its highest on an H100
+CYCLES_A_SECOND = 2_000_000_000  # of the clock that _sleep counts; at most 1.98 GHz on an H100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Seconds a call."""
+    """Seconds per call, and the number of calls timed."""
 
     median: float
     p20: float
     p80: float
-    host: float  # until a call returned to the program, the device still working
+    host: float  # until the call returned to the program; the device may still be working
     calls: int
 
 
 def measure(call: Callable[[Inputs], object], inputs: Sequence[Inputs], *, seconds: float = 0.2) -> Timing:
-    """Time `call` on each of `inputs` in turn, for about `seconds` of the device's time."""
+    """Time `call` on each of `inputs` in turn, for about `seconds` of device time, but 5 to 200 calls."""
     for turn in range(WARM_UPS):
         call(inputs[turn % len(inputs)])
     torch.cuda.synchronize()
@@ -56,7 +56,7 @@ def measure(call: Callable[[Inputs], object], inputs: Sequence[Inputs], *, secon
 def _round(
     call: Callable[[Inputs], object], inputs: Sequence[Inputs], calls: int, host_time: float
 ) -> tuple[list[float], list[float]]:
-    cuda: Any = torch.cuda  # without annotations
+    cuda: Any = torch.cuda  # torch.cuda.Event and _sleep have no annotations
     events = [cuda.Event(enable_timing=True) for _ in range(calls + 1)]
     host = []
     cuda._sleep(int(min(1.5 * calls * host_time, LONGEST_SLEEP) * CYCLES_A_SECOND))
@@ -82,5 +82,5 @@ def summary(on_device: Sequence[float], on_host: Sequence[float]) -> Timing:
 
 
 def copies_beyond_cache(bytes_of_one: int, cache_bytes: int) -> int:
-    """How many sets of inputs make twice the cache, but at most 16."""
+    """Return how many sets of inputs fill twice the cache, at most 16."""
     return min(16, max(1, -(-2 * cache_bytes // bytes_of_one)))

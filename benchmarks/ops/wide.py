@@ -1,7 +1,6 @@
-"""The ops whose bound is the copy rate, as they are measured: pooling, RMSNorm, RoPE, SwiGLU, dropout, rounding to fp8,
-beside PyTorch and Liger.
+"""The workloads of ops bound by the copy rate, against PyTorch and Liger.
 
-Shapes: T tokens, D hidden size, H and Hkv heads of size d, F half of the gate-up product.
+They are pooling, RMSNorm, RoPE, SwiGLU and GeGLU, dropout, and rounding to fp8. Shapes: T tokens, d head size.
 """
 
 import itertools
@@ -50,15 +49,15 @@ Makers = dict[str, Callable[[], Implementation]]
 
 
 def plain(call: Callable[..., Any]) -> Callable[[], Implementation]:
-    """An implementation in the workload's own layout."""
+    """Return a maker of an implementation that uses the workload's layout."""
     return lambda: Implementation(call=lambda *inputs: as_tuple(call(*inputs)))
 
 
 def compiled(call: Callable[..., Any]) -> Callable[[], Implementation]:
-    """What torch.compile makes of the reference."""
+    """Return a maker of an implementation that applies torch.compile to `call`."""
 
     def make() -> Implementation:
-        torch._dynamo.reset()  # after 8 shapes it would stop compiling
+        torch._dynamo.reset()  # otherwise it stops compiling after 8 shapes
         torch._functorch.config.donated_buffer = False  # a measurement runs one graph's backward pass many times
         return plain(torch.compile(call, dynamic=False))()
 
@@ -66,7 +65,7 @@ def compiled(call: Callable[..., Any]) -> Callable[[], Implementation]:
 
 
 def against(ours: Callable[..., Any], reference: Callable[..., Any]) -> Makers:
-    """fastvec's op, its reference, and what torch.compile makes of that."""
+    """Return makers of fastvec's op, its reference, and the reference compiled with torch.compile."""
     return {"fastvec": plain(ours), "reference": plain(reference), "reference, compiled": compiled(reference)}
 
 
@@ -152,7 +151,7 @@ def swiglu_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
 
 
 def dropout_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
-    """No other library has it: F.dropout draws from a generator, and would fail the check."""
+    """Compare with the reference only: F.dropout draws from a random generator and would fail the check."""
     places = torch.arange(shape.tokens, device=device)
     tokens = torch.stack([places // 512, places % 512], dim=1)
     coins = {"p": 0.05, "seed": 2**40 + 1}
@@ -175,7 +174,7 @@ def dropout_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
 
 
 def quantize_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
-    """As fp8's linear maps call it, forward alone."""
+    """Measure the op as fp8's linear layers call it; it has no backward."""
     return Workload(
         op="quantize",
         shape=shape,
@@ -212,9 +211,9 @@ def rope_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
         if shape.variant != "plain":
             raise Unavailable("has neither a norm nor a bias")
         call = liger("liger_rope")
-        whole = [x.repeat(1, 2)[None] for x in (cos, sin)]  # as wide as a head
+        whole = [x.repeat(1, 2)[None] for x in (cos, sin)]  # repeated to the width of a head
 
-        def prepare(tensors: Tensors) -> Tensors:  # [1, heads, T, d] each, as transformers has them
+        def prepare(tensors: Tensors) -> Tensors:  # [1, heads, T, d] each, transformers' layout
             parts = torch.split(tensors[0], [heads * size, kv_heads * size, kv_heads * size], dim=1)
             return tuple(x.reshape(1, tokens, -1, size).transpose(1, 2) for x in parts)
 
@@ -240,7 +239,7 @@ def rope_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
 
 
 def pooling_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
-    """As the fused path calls it: residual added, last norm applied, vectors normalised to float32."""
+    """Measure pooling as the fused path calls it: with the residual and the last norm; normalised float32 vectors."""
     lengths = shape.lengths
     ends = list(itertools.accumulate(lengths))
     spans = torch.tensor(list(zip([0, *ends[:-1]], ends, strict=True)))
@@ -259,7 +258,7 @@ def pooling_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
         )
 
     def eager(hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """A pass each for the sum, the norm, the mean and the length, without padding."""
+        """Add, normalise, pool and scale to unit length in separate PyTorch operations, without padding."""
         y = F.rms_norm(hidden + residual, (shape.width,), weight, EPS)
         if shape.variant == "last":
             return F.normalize(y[last].float(), dim=-1)

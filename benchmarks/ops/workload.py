@@ -1,4 +1,4 @@
-"""What is measured: an op on a shape, who computes it, and whether a result is right."""
+"""Defines what is measured: an op on a shape, its implementations, and the check of their results."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -11,20 +11,20 @@ from benchmarks.ops.shapes import Direction, Shape
 
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
 
-# How far a row (a token's outputs or gradients) may be from the float32 reference, relative to itself, in units of the
-# dtype's eps. bf16's is 2^-7: one rounding costs a quarter of it on average, and a backward pass also multiplies scores
-# that were rounded.
+# The allowed relative error of a row (a token's outputs or gradients) against the float32 reference, in units of the
+# dtype's eps. bf16's eps is 2^-7: one rounding costs a quarter of it on average, and a backward pass also multiplies
+# rounded scores.
 TOLERANCE: dict[Direction, float] = {"forward": 2.0, "backward": 4.0}
-FLOAT32_TOLERANCE = 2e-5  # what float32 sums over thousands of tokens lose in another order
-SMALL_ROW = 1 / 16  # of the rows' mean norm: a row that is smaller is compared with this
+FLOAT32_TOLERANCE = 2e-5  # the error of float32 sums over thousands of tokens in another order
+SMALL_ROW = 1 / 16  # times the rows' root mean square norm; errors of smaller rows are relative to this
 
 
 class Unavailable(Exception):
-    """An implementation that is not installed, or cannot do this shape; says why."""
+    """An implementation is not installed or does not support this shape; the message says why."""
 
 
 def optional(module: str) -> Any:
-    """A module that need not be there; raises Unavailable."""
+    """Import an optional module; raise Unavailable if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -37,40 +37,40 @@ def same(tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Implementation:
-    """One way to compute an op, in a layout of its own. A change of layout is neither timed nor charged."""
+    """One way to compute an op, in its own layout. The change of layout is not timed, and its bytes are not counted."""
 
-    call: Callable[..., Tensors]  # of what `prepare` gives
-    prepare: Callable[[Tensors], Tensors] = same  # from the workload's inputs; differentiable
-    restore: Callable[[Tensors], Tensors] = same  # to the workload's outputs; differentiable
-    rounds_to: torch.dtype = torch.float32  # on the way to results that may be wider
+    call: Callable[..., Tensors]  # takes the result of `prepare`
+    prepare: Callable[[Tensors], Tensors] = same  # converts the workload's inputs; differentiable
+    restore: Callable[[Tensors], Tensors] = same  # converts to the workload's outputs; differentiable
+    rounds_to: torch.dtype = torch.float32  # dtype of intermediate results, if narrower than the results'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """An op on a shape."""
+    """An op on a shape, with its implementations and the bytes and FLOPs it needs."""
 
     op: str
     shape: Shape
-    inputs: Callable[[], Tensors]  # a new set of random ones
-    gradients: int  # how many of the inputs, the first ones, are differentiated; without any there is no backward
-    reference: Callable[..., Tensors]  # of float32 inputs
-    implementations: Mapping[str, Callable[[], Implementation]]  # a call may raise Unavailable
-    bytes: Mapping[Direction, int]  # useful ones
-    flops: Mapping[Direction, float] | None = None  # useful ones, where matrix products are the bound
+    inputs: Callable[[], Tensors]  # returns a new set of random inputs
+    gradients: int  # how many of the first inputs have gradients; 0: no backward
+    reference: Callable[..., Tensors]  # takes float32 inputs
+    implementations: Mapping[str, Callable[[], Implementation]]  # makers, which may raise Unavailable
+    bytes: Mapping[Direction, int]  # useful bytes
+    flops: Mapping[Direction, float] | None = None  # useful FLOPs; None if matrix products are not the bound
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """The reference's results on `inputs`."""
+    """The results of the reference on `inputs`."""
 
     inputs: Tensors
     outputs: Tensors
-    upstream: Tensors  # dL/d(output), of the inputs' dtype
+    upstream: Tensors  # dL/d(output), in the inputs' dtype
     gradients: Tensors
 
 
 def expect(workload: Workload, inputs: Tensors) -> Expected:
-    """Run the reference in float32, forward and, where there are gradients, backward."""
+    """Run the reference in float32: forward and, if the workload has gradients, backward."""
     wide = [x.detach().float() if x.is_floating_point() else x for x in inputs]
     leaves = [x.requires_grad_() for x in wide[: workload.gradients]]
     outputs = workload.reference(*wide)
@@ -84,7 +84,7 @@ def expect(workload: Workload, inputs: Tensors) -> Expected:
 
 
 class Run:
-    """An implementation on a set of inputs: what a measurement calls again and again."""
+    """An implementation on a set of inputs, which a measurement calls repeatedly."""
 
     def __init__(self, implementation: Implementation, workload: Workload, inputs: Tensors, upstream: Tensors) -> None:
         self._implementation = implementation
@@ -102,16 +102,16 @@ class Run:
             return self._implementation.call(*self._own)
 
     def prepare_backward(self) -> None:
-        """Run forward with a graph, and take the upstream gradients into the implementation's own layout."""
+        """Run forward with a graph, and convert the upstream gradients to the implementation's layout."""
         self._outputs = self._implementation.call(*self._own)
-        own = tuple(x.detach().requires_grad_() for x in self._outputs)  # apart: one output may be made of another
+        own = tuple(x.detach().requires_grad_() for x in self._outputs)  # leaves: an output may depend on another
         self._own_upstream = torch.autograd.grad(self._implementation.restore(own), own, self._upstream)
 
     def backward(self) -> Tensors:
         return torch.autograd.grad(self._outputs, self._leaves, self._own_upstream, retain_graph=True)
 
     def result(self, direction: Direction) -> Tensors:
-        """What the workload's reference gives, by this implementation."""
+        """Return the outputs or, for backward, the gradients, in the workload's layout like the reference's."""
         if direction == "forward":
             return self._implementation.restore(self.forward())
         prepared = [x for x in self._prepared if x.requires_grad]
@@ -119,7 +119,7 @@ class Run:
 
 
 def worst_error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest relative error of a row, rows being along the first axis; a vector is one row."""
+    """Return the largest relative error of a row. Rows are along the first axis; a vector is one row."""
     rows = (expected.flatten(1) if expected.ndim > 1 else expected[None]).float()
     result = result.detach().float().reshape(rows.shape)
     norm = rows.norm(dim=1)
@@ -131,7 +131,7 @@ def worst_error(result: torch.Tensor, expected: torch.Tensor) -> float:
 def check(
     result: Tensors, expected: Tensors, direction: Direction, rounds_to: torch.dtype = torch.float32
 ) -> tuple[float, str | None]:
-    """(the worst error, what is wrong or None)."""
+    """Return the worst error, and a description of the failure or None."""
     if [x.shape for x in result] != [x.shape for x in expected]:
         return float("nan"), f"shapes {[tuple(x.shape) for x in result]}, not {[tuple(x.shape) for x in expected]}"
     worst, failure = 0.0, None
@@ -139,7 +139,7 @@ def check(
         eps = max(torch.finfo(x.dtype).eps, torch.finfo(rounds_to).eps)
         allowed = max(TOLERANCE[direction] * eps, FLOAT32_TOLERANCE)
         error = worst_error(x, y)
-        if not error <= allowed:  # a NaN is wrong too
+        if not error <= allowed:  # a NaN fails too
             failure = f"error {error:.2e}, allowed {allowed:.2e}"
         worst = max(worst, error) if error == error else error
     return worst, failure

@@ -1,4 +1,4 @@
-"""Plots as PNGs, and one of them: bars of measured rows, a plot for each group of shapes and direction."""
+"""Saves plots as PNGs: `picture` for any plot, `plot` for bars of result rows, one plot per group and direction."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from benchmarks.reporting.results import Row
 def picture(
     path: Path, *, lines: int = 1, columns: int = 1, figsize: tuple[float, float], sharey: bool = False
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure and its array of axes [lines, columns] to draw on, saved as a PNG at the end."""
+    """Yield a figure and its array of axes [lines, columns], and save it as a PNG at the end."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -28,7 +28,7 @@ def picture(
 
 
 def plot(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Rates by shape and implementation, with the measured ceiling as a line; nothing where no row has a time."""
+    """Plot rates by shape and implementation, with the measured ceiling as a line; write no file without timed rows."""
     timed = [row for row in rows if row.rate is not None]
     if not timed:
         return
@@ -47,7 +47,7 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
 
 
 def _bars(axis: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """The rows of one group and direction, a colour for each of `names`."""
+    """Draw the rows of one group and direction, with a colour for each implementation in `names`."""
     group = rows[0].group
     shapes = list(dict.fromkeys(row.shape for row in rows))
     unit, scale = ("TFLOP/s", 1e12) if rows[0].flops else ("GB/s", 1e9)

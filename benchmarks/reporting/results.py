@@ -1,4 +1,4 @@
-"""Measured rows: how they are printed, kept as JSON and dated."""
+"""Result rows of the kernel benchmarks: printing, saving as JSON, and the environment of the measurement."""
 
 import json
 import platform
@@ -22,7 +22,7 @@ HEADER = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One implementation on one shape. `status` is ok, or begins with FAILED or names why there is no figure."""
+    """One implementation on one shape. `status` is ok, starts with FAILED, or says why the row has no figures."""
 
     op: str
     group: str
@@ -30,11 +30,11 @@ class Row:
     implementation: str
     direction: str
     status: str
-    error: float | None = None  # of the worst row, relative; None where nothing ran
+    error: float | None = None  # relative error of the worst row; None if nothing ran
     timing: Timing | None = None  # None without a GPU
     bytes: int = 0
     flops: float | None = None
-    ceiling: float | None = None  # of this shape's bound: bytes or FLOP a second
+    ceiling: float | None = None  # measured peak for this op's bound: bytes/s or FLOP/s
 
     @property
     def failed(self) -> bool:
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def rate(self) -> float | None:
-        """FLOP a second where matrix products are the bound, else bytes a second."""
+        """FLOP/s if the op is bound by matrix products, else bytes/s; None without a time."""
         return None if self.timing is None else (self.flops or self.bytes) / self.timing.median
 
     @property
@@ -64,7 +64,7 @@ class Row:
 
 
 def environment() -> dict[str, str | None]:
-    """Where and with what a measurement was made."""
+    """Return the GPU, driver, versions, commit and date of a measurement."""
     triton_version = None
     try:
         import triton

@@ -1,4 +1,4 @@
-"""How good an encoder is while it learns: Spearman's correlation on pairs that people scored, and held-out measures.
+"""Evaluates an encoder during training: Spearman's correlation on human-scored pairs, and held-out measures.
 
 Shapes: n pairs.
 """
@@ -23,14 +23,14 @@ TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationPass:
-    """`tasks.Pass` outside of training: a forward without a graph, with noise only where `noise` is given."""
+    """`task.Pass` outside of training: forwards without training noise unless `noise` is given; takes no gradients."""
 
     model: nn.Module
     device: torch.device
     seed: int = 0
     noise: NoiseSource | None = None
     attention_dropout: float = 0.0
-    narrow: bool = False  # bfloat16 over float32 weights
+    narrow: bool = False  # autocast to bfloat16, over float32 weights
 
     def forward(self, packed: Packed, numbers: Sequence[int]) -> torch.Tensor:
         with self.autocast():
@@ -52,7 +52,7 @@ class EvaluationPass:
 
 
 def similarity(pairs: ScoredPairs, tokenizer: TextTokenizer, readout: Readout, look: EvaluationPass) -> float:
-    """Spearman's correlation of the vectors' cosines and people's scores."""
+    """Return Spearman's correlation between the cosines of the pairs' vectors and their human scores."""
     texts = tokenized(tokenizer, [*pairs.first, *pairs.second])
     with torch.no_grad():
         vectors = readout.encode_in_parts(texts, range(len(texts)), look, at_once=TEXTS_AT_ONCE)

@@ -1,7 +1,8 @@
-"""The adaptation job: plan, find where an earlier run stopped, train, measure, save.
+"""The adaptation job: plan, find where an earlier run stopped, train, evaluate, save.
 
-The Trainer runs the steps (`trainer.py`), a task knows what a step does (`tasks.py`, `contrast.py`), the work is done
-in a folder beside the output (`workplace.py`) and becomes the output once it is whole (`folder.py`).
+The Trainer runs the steps (`trainer`), and a task defines what a step does (`objectives`). The job works in a folder
+beside the output (`work_folder`), saves the model there (`saved_folder`), and renames it to the output when it is
+complete.
 """
 
 import logging
@@ -42,13 +43,13 @@ def adapt(
     stop_signal: Callable[[], int | None] = lambda: None,
     **options: Any,
 ) -> AdaptReport:
-    """Train a decoder into a text encoder by one objective, and save the result as the folder `output`.
+    """Train a decoder into a text encoder by one objective, and save it as the folder `output`.
 
-    `options` are those of `recipe.Recipe`; None is the objective's default. The same call again goes on where it
-    stopped, and leaves a finished output alone. `progress` is called every few steps; `stop_signal` is asked at each,
-    and ends the run, resumable, with the signal it returns.
+    `options` are those of `recipe.Recipe`; None means the objective's default. The same call resumes an interrupted
+    run and leaves a finished output unchanged. `progress` is called every few steps. `stop_signal` is called after
+    each step (with several processes, every few steps); if it returns a signal, the run stops and can be resumed.
 
-    Raises FastvecError: its subclasses say what went wrong.
+    Raises FastvecError: the subclass says what went wrong.
     """
     plan = plan_adapt(
         objective=objective,
@@ -84,7 +85,7 @@ def adapt(
 def _run(
     plan: AdaptPlan, progress: Callable[[AdaptProgress], None], stop_signal: Callable[[], int | None]
 ) -> Mapping[str, Any]:
-    """Train to the end in the workplace and save there; returns the results."""
+    """Train to the last step in the work folder, save the model there, and return the results."""
     import torch
 
     from fastvec.system.libraries import quiet_libraries

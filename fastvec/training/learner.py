@@ -1,4 +1,4 @@
-"""What an adaptation trains, put together from its plan: model with adapter, task, data, Trainer, measures."""
+"""Builds what an adaptation trains from its plan: model with adapter, task, data, Trainer and evaluation."""
 
 import logging
 import re
@@ -35,24 +35,25 @@ from fastvec.training.trainer import DENSE, Batches, PackedTrainer
 logger = logging.getLogger(__name__)
 
 HELD_OUT_EXAMPLES = 256
-# a token that a vocabulary holds for later uses: <|reserved_special_token_0|>, <unused0>, <extra_id_0>, [unused1]
+# a token that a vocabulary reserves for later use: <|reserved_special_token_0|>, <unused0>, <extra_id_0>, [unused1]
 RESERVED = re.compile(r"[<\[].*(reserved|unused|extra|placeholder).*[>\]]")
 
 
 class Learner:
-    """A plan, ready to run. `trainer` trains `model`, a PeftModel or, fine-tuned in full, the decoder itself."""
+    """A plan, ready to run. `trainer` trains `model`: a PeftModel, or the decoder itself in full fine-tuning."""
 
     def __init__(self, plan: AdaptPlan, folder: Path) -> None:
-        """Load the model and open the data; checkpoints go into `folder`.
+        """Load the model and set up the data; checkpoints go into `folder`.
 
-        Raises ModelError for a checkpoint that cannot be trained so, UsageError where it has no mask token.
+        Raises ModelError for a checkpoint that cannot be trained this way, UsageError if a mask token is needed and the
+        tokenizer has none, or if `max_length` exceeds the model's positions.
         """
         recipe, settings = plan.recipe, plan.settings
         self.plan = plan
         self.arguments = _arguments(plan, folder)
         self.device = self.arguments.device
         self.tokenizer = tokenizer_from_transformers(settings.checkpoint)
-        # weights that are trained themselves stay in float32, for what one step adds is lost in bfloat16
+        # full fine-tuning keeps the weights in float32: the update of one step would be lost in bfloat16
         stored = torch.float32 if recipe.full else getattr(torch, settings.dtype)
         loaded = load_model(settings.checkpoint, dtype=stored, device=self.device, headed=recipe.objective == "mntp")
         inner: Any = loaded.base_model
@@ -62,7 +63,7 @@ class Learner:
         self._embeddings = len(decoder.embeddings)
         require_embeddings(self.tokenizer, self._embeddings, settings.checkpoint.name)
         self_check(decoder)
-        # a CPU has the memory, and would compute a third more
+        # not on a CPU: it has the memory, and checkpointing would add a third to the computation
         self.arguments.gradient_checkpointing = self.device.type != "cpu" and inner.supports_gradient_checkpointing
         self.model = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, plan)
         self.noise = control_noise(self.model)
@@ -86,12 +87,12 @@ class Learner:
             attention_dropout=recipe.attention_dropout,
         )
         self.trainer.remove_callback(PrinterCallback)
-        # made before batches are read ahead: to make one changes the tokenizer, which another thread would be using
+        # created before batches are read ahead: creation modifies the tokenizer, which another thread then uses
         self._pairs_tokenizer = self._texts()
         self._held_out: list[Any] | None = None
 
     def measure(self) -> dict[str, float]:
-        """Held-out measures, and Spearman's correlation on the scored pairs where there are any."""
+        """Return the held-out measures, and Spearman's correlation on the scored pairs if there are any."""
         plan = self.plan
         if self._held_out is None:
             share = -(-HELD_OUT_EXAMPLES // len(self.streams))
@@ -101,7 +102,7 @@ class Learner:
         noisy = replace(still, noise=self.noise, attention_dropout=plan.recipe.attention_dropout)
         measured = {}
         if self._held_out:
-            # SimCSE's pairs differ by noise alone
+            # without noise, the two encodings of a text in SimCSE would be equal
             look = noisy if plan.recipe.objective == "simcse" else still
             found = self.task.evaluate(self._held_out, look, size=plan.recipe.batch_size)
             measured = {f"held_out_{name}": value for name, value in found.items()}
@@ -110,7 +111,7 @@ class Learner:
         return measured
 
     def take_dense(self) -> nn.Linear | None:
-        """The Dense layer, no part of the model any more: so they can be saved apart."""
+        """Detach the Dense layer, if any, from the model so that each can be saved separately, and return it."""
         if self.readout.dense is not None:
             delattr(self.model, DENSE)
         return self.readout.dense
@@ -131,9 +132,10 @@ class Learner:
         return self._contrast_task() if self.plan.vector_width is None else self._distil_task(self.readout)
 
     def _dense(self) -> nn.Linear | None:
-        """What is trained behind the pooling: the checkpoint's Dense layer, or one to the teacher's width.
+        """Return the layer trained after the pooling: the checkpoint's Dense layer, or one to the teacher's width.
 
-        It becomes a part of the model, so that optimiser and ranks know it.
+        It becomes a module of the model, so that the optimiser updates it and its gradients are averaged over ranks.
+        None if the model has no Dense layer and needs none.
         """
         settings, width = self.plan.settings, self.plan.vector_width
         if settings.checkpoint.dense:
@@ -193,9 +195,9 @@ class Learner:
 
 
 def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None, embeddings: int) -> int:
-    """The token that hides others: the one asked for, the tokenizer's own, `_`, unk, or the last of the reserved ones.
+    """Return the id of the mask token: `given`, or else the tokenizer's own, `_`, unk, or the last reserved token.
 
-    It is one of the first `embeddings` ones. Raises UsageError where there is none.
+    Only ids below `embeddings` qualify. Raises UsageError if there is none.
     """
     backend, unknown = tokenizer.backend_tokenizer, tokenizer.unk_token_id
     if given is not None:
@@ -223,18 +225,18 @@ def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None, embeddings: i
 
 
 def lora_targets(model: nn.Module) -> list[str]:
-    """The names of all linear maps in the decoder's layers: q, k, v, o, gate, up and down in a Llama.
+    """Return the names of all linear maps in the decoder's layers: q, k, v, o, gate, up and down in Llama.
 
-    Of a mixture of experts only attention's: an expert sees a part of the tokens, and its weights are fused with the
-    others'.
+    In a mixture of experts, only those of attention: an expert sees only a part of the tokens, and its weights are
+    fused with the others'.
     """
     maps = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     inside = [name.split(".") for name in maps if any(part.isdigit() for part in name.split(".")[:-1])]
     if any("expert" in name for name, _ in model.named_parameters()):
         inside = [parts for parts in inside if any("att" in part for part in parts[:-1])]
-        # a gate of attention's own would be taken for the experts': peft knows them by these names
+        # peft recognises the experts by these names, and would mistake a gate that belongs to attention for theirs
         inside = [parts for parts in inside if parts[-1] not in ("gate_proj", "up_proj", "down_proj")]
-    # a name that is a number says nothing without the one before; a router chooses, coefficients are clipped
+    # a number needs the name before it to be unambiguous; a router selects experts, and coefficients are clipped
     names = {".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1] for parts in inside}
     return sorted(name for name in names if "router" not in name and "coefs" not in name)
 
@@ -252,7 +254,7 @@ def _with_lora(model: PreTrainedModel, plan: AdaptPlan) -> PeftModel:
         tuned = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"{plan.settings.checkpoint.name} takes no LoRA adapter: {error}") from None
-    tuned.peft_config["default"].base_model_name_or_path = None  # else each checkpoint would be compared with the hub
+    tuned.peft_config["default"].base_model_name_or_path = None  # otherwise peft compares each checkpoint with the hub
     return tuned
 
 
@@ -289,7 +291,7 @@ def _arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
         save_steps=plan.save_every,
         save_total_limit=2,
         logging_strategy="no",
-        logging_nan_inf_filter=False,  # looks at every loss, and waits for the device
+        logging_nan_inf_filter=False,  # the filter reads every loss, and so waits for the device
         ignore_data_skip=True,
         disable_tqdm=True,
         report_to=[],

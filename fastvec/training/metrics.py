@@ -1,7 +1,7 @@
-"""The course of a training: a JSON line for every step and evaluation, curves as a PNG, TensorBoard where installed.
+"""Records training metrics: a JSON line per step and evaluation, curves as a PNG, and TensorBoard if installed.
 
-A run that resumes drops the lines after its checkpoint, and correlations on other pairs: the file reads as that of one
-run.
+A run that resumes drops the lines after its checkpoint and the correlations on other pairs, so the file reads like that
+of a single run.
 """
 
 import json
@@ -16,10 +16,10 @@ METRICS, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
 
 
 class Metrics:
-    """The measures in a folder, and what appends to them. `rows` are all lines so far."""
+    """Reads and appends to the metrics of a folder. `rows` has all lines so far."""
 
     def __init__(self, folder: Path, *, step: int, pairs: str | None = None) -> None:
-        """Keep what was measured up to `step`, of correlations those on the scored pairs with the digest `pairs`."""
+        """Keep the lines up to `step`, but of correlations only those on the scored pairs with digest `pairs`."""
         self._path, self._folder = folder / METRICS, folder
         self.rows: list[dict[str, Any]] = []
         for row in read_metrics(self._path):
@@ -43,11 +43,11 @@ class Metrics:
                         self._board.add_scalar(name, value, row["step"])
 
     def values(self, name: str) -> list[tuple[int, float]]:
-        """Step and value of each line that has `name`."""
+        """Return the step and the value of each line that has `name`."""
         return [(row["step"], row[name]) for row in self.rows if name in row]
 
     def close(self) -> None:
-        """Draw the curves, where matplotlib is installed."""
+        """Close TensorBoard's file, and draw the curves if matplotlib is installed."""
         if self._board is not None:
             self._board.close()
         try:
@@ -57,20 +57,20 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; none where there is no file."""
+    """Return the lines of a metrics file up to the first incomplete one; none if there is no file."""
     if not path.is_file():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
-        except ValueError:  # a crash tore the last one
+        except ValueError:  # a crash truncated the last one
             break
     return rows
 
 
 def draw(curves: Metrics, path: Path) -> None:
-    """The loss of training and of held-out rows, and Spearman's correlation below. Raises ImportError."""
+    """Plot training and held-out loss, and Spearman's correlation below. Raises ImportError without matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

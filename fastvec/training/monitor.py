@@ -1,4 +1,4 @@
-"""What watches a training: every step's loss on record, measures now and then, progress, and the signal to stop."""
+"""Monitors training: records the loss of every step, evaluates at intervals, reports progress, stops on a signal."""
 
 import math
 import time
@@ -16,18 +16,18 @@ from fastvec.training.learner import Learner
 from fastvec.training.metrics import Metrics
 from fastvec.training.trainer import newest_checkpoint
 
-LOOK_EVERY = 10  # steps whose losses are fetched from the device together
-REPORTED = {  # measures, and what the report calls them before and after
+LOOK_EVERY = 10  # steps whose losses are fetched from the device at once
+REPORTED = {  # measure: prefix of its `_before` and `_after` fields in the report
     "held_out_loss": "held_out",
     "held_out_accuracy": "accuracy",
     "held_out_cosine": "cosine",
     "spearman": "spearman",
 }
-SUMMARY_STEPS = 10  # that the first and last loss are a mean of, in a short run a third of its steps
+SUMMARY_STEPS = 10  # averaged for the first and the last loss; in a run of fewer than 30 steps, a third of them
 
 
 class Monitor(TrainerCallback):
-    """Added to a learner's Trainer. Only the first rank records; all look at the same steps, to agree on stopping."""
+    """A callback of a learner's Trainer. Only rank 0 records; all ranks agree on a stop, at the same steps."""
 
     def __init__(
         self,
@@ -66,14 +66,14 @@ class Monitor(TrainerCallback):
             self._measure(step)
 
     def finish(self) -> None:
-        """Measure once more and draw the curves."""
+        """Evaluate after the last step and draw the curves."""
         if self._curves is not None:
             if not self._measured_at(self._plan.recipe.steps):
                 self._measure(self._plan.recipe.steps)
             self._curves.close()
 
     def results(self) -> dict[str, Any]:
-        """What the report says of losses and measures."""
+        """Return the report's losses and measures; empty on all ranks but the first."""
         if self._curves is None:
             return {}
         losses = [value for _, value in self._curves.values("loss")]
@@ -92,9 +92,9 @@ class Monitor(TrainerCallback):
         return results
 
     def _look(self) -> None:
-        """Fetch the losses of the steps since the last look, the mean over ranks, and record them.
+        """Fetch the losses of the steps since the last call, averaged over ranks, and record them.
 
-        Raises ModelError where one is not finite.
+        Raises ModelError if a loss or a gradient norm is not finite.
         """
         taken, self._learner.trainer.taken = self._learner.trainer.taken, []
         if not taken:
@@ -118,7 +118,7 @@ class Monitor(TrainerCallback):
         ]
         for row in rows:
             _require_finite("loss", row["loss"], row["step"])
-            # the step was scaled by it, and left weights that are no numbers
+            # gradient clipping scaled the step by the norm, so the weights are not finite either
             _require_finite("gradient's norm", row["gradient_norm"], row["step"])
         self._new_tokens += sum(one.tokens for one in taken)
         if self._curves is not None:
@@ -129,7 +129,7 @@ class Monitor(TrainerCallback):
         if self._curves is not None:
             measured = self._learner.measure()
             _require_finite("held-out loss", measured.get("held_out_loss", 0.0), step)
-            # a correlation of equal vectors is no number, and JSON has no word for it
+            # the correlation is NaN if all cosines are equal, and JSON has no NaN
             row: dict[str, Any] = {name: x for name, x in measured.items() if math.isfinite(x)}
             if self._pairs is not None:
                 row["pairs"] = self._pairs
@@ -157,7 +157,7 @@ class Monitor(TrainerCallback):
         )
 
     def _agreed(self, stop: bool) -> bool:
-        """Whether any rank was told to stop."""
+        """Return whether any rank was asked to stop."""
         if self._plan.ranks == 1:
             return stop
         flag = torch.tensor(float(stop), device=self._learner.device)

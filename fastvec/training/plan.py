@@ -1,4 +1,4 @@
-"""What an adaptation is, settled before a model loads: its recipe, its rows, its checkpoint, its fingerprint."""
+"""Plans an adaptation before a model is loaded: its recipe, data, checkpoint and fingerprint."""
 
 import logging
 import os
@@ -18,13 +18,13 @@ from fastvec.training.scored_pairs import ScoredPairs, read_scored_pairs
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS = 10  # of a run, where nothing else is asked for
+EVALUATIONS = 10  # during a run, unless eval_every is given
 SAVE_EVERY = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptPlan:
-    """One job. A contrastive one has a corpus for each data argument, as a batch is of one; others have one in all."""
+    """One job. A contrastive job has a corpus per data argument, as each batch is from one; others have one."""
 
     recipe: Recipe
     settings: EncoderSettings
@@ -34,13 +34,13 @@ class AdaptPlan:
     eval_every: int
     save_every: int
     merge: bool
-    rank: int  # of this process, of `ranks`
+    rank: int  # of this process, below `ranks`
     ranks: int
     vector_width: int | None = None  # of the teacher's vectors
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Field by field what identifies the job; how often it is measured and saved is no part of it."""
+        """The fields that identify the job. How often it is evaluated and saved is not among them."""
         recipe = self.recipe.to_json()
         recipe.pop("grad_cache")  # changes memory, not the gradient
         return {
@@ -72,9 +72,9 @@ def plan_adapt(
     merge: bool,
     **options: Any,
 ) -> AdaptPlan:
-    """Open every input and settle the job. Raises FastvecError for what cannot work, before anything is written."""
+    """Open and check every input and resolve the options. Raises FastvecError before anything is written."""
     recipe = resolve_recipe(objective, **options)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's names
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun, like RANK
     _check(recipe, data=data, column=column, adapters=adapters, dtype=dtype, merge=merge)
     if recipe.objective in ("simcse", "contrastive") and not recipe.negatives and ranks * recipe.batch_size < 2:
         raise UsageError("--batch-size 1 leaves a text no other to be told apart from: give 2 or more")
@@ -139,7 +139,7 @@ def _check(
 
 
 def _warn(recipe: Recipe) -> None:
-    """Say in a line each what runs and is hardly meant."""
+    """Log a warning for each option that is valid but probably not intended."""
     if recipe.lr == 0:
         logger.warning("--lr 0 trains nothing: the weights stay as they are")
     if recipe.query is not None and recipe.query == recipe.positive:
@@ -147,7 +147,10 @@ def _warn(recipe: Recipe) -> None:
 
 
 def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> EncoderSettings:
-    """The settings with the recipe's lengths and pooling, in a precision that trains."""
+    """Return the settings with the recipe's length and pooled tokens, in a dtype that can be trained.
+
+    If `asked`, a length beyond the model's positions raises UsageError; otherwise it is reduced to them.
+    """
     checkpoint = settings.checkpoint
     length, most = recipe.max_length, checkpoint.max_positions
     if most is not None and length > most:
@@ -156,13 +159,13 @@ def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> 
         length = most
     if recipe.pool_tokens is not None:
         checkpoint = replace(checkpoint, pooled_tokens=recipe.pool_tokens)
-    # what a GPU before Ampere would be given: float16, in which gradients underflow
+    # the default on a GPU older than Ampere is float16, in which gradients underflow
     dtype = "float32" if settings.dtype == "float16" else settings.dtype
     return replace(settings, checkpoint=checkpoint, max_length=length, normalize=True, dtype=dtype)
 
 
 def _check_dense(settings: EncoderSettings, width: int | None) -> None:
-    """A Dense layer behind the pooling is learned by distillation, whose `width` it must have; by nothing else."""
+    """Raise ModelError for Dense layers, unless distillation can train them: one linear layer to its `width`."""
     checkpoint = settings.checkpoint
     if not checkpoint.dense:
         return
@@ -195,7 +198,7 @@ def _open_data(recipe: Recipe, data: Sequence[str | Path], column: str | None) -
 
 
 def _vector_width(corpus: Corpus, name: str) -> int:
-    """The dimensions of a column of vectors; raises InputError for any other column."""
+    """Return the width of a column of vectors. Raises InputError for other columns, or first rows of mixed width."""
     uri, type = corpus.files[0].uri, corpus.kept_schema.field(name).type
     listed = types.is_fixed_size_list(type) or types.is_list(type) or types.is_large_list(type)
     if not listed or not types.is_floating(type.value_type):

@@ -1,4 +1,4 @@
-"""The choices of an adaptation: which options an objective has, their defaults (the paper's), and what they may be."""
+"""The options of an adaptation: which ones an objective has, their defaults (from the paper), their valid ranges."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,8 +10,8 @@ from fastvec.texts.tokenizer import is_utf8
 Objective = Literal["mntp", "simcse", "contrastive", "distil"]
 Schedule = Literal["linear", "cosine"]
 
-# What differs from the defaults of `Recipe`, and the options that an objective alone has: the paper's (arXiv
-# 2404.05961, appendix), which knows no distillation.
+# DEFAULTS has what differs from the defaults of `Recipe`, OWN_OPTIONS the options that only some objectives have.
+# The defaults are the paper's (arXiv 2404.05961, appendix), which does not cover distillation.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mntp": {"batch_size": 32, "max_length": 512, "lr": 5e-5},
     "simcse": {"batch_size": 128, "max_length": 128, "lr": 3e-5, "attention_dropout": 0.3, "temperature": 0.05},
@@ -39,7 +39,7 @@ CONTRASTIVE_WARMUP = 300
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Every choice made; `batch_size` is a rank's, `grad_cache` the texts of one forward."""
+    """All options, resolved. `batch_size` is per rank; `grad_cache` is the number of texts in one forward."""
 
     objective: Objective
     steps: int = 1000
@@ -70,15 +70,15 @@ class Recipe:
     hold_out: float = 0.01
 
     def to_json(self) -> dict[str, Any]:
-        """The choices that say something for this objective."""
+        """Return the options that apply to this objective."""
         foreign = {name for own in OWN_OPTIONS.values() for name in own} - set(OWN_OPTIONS[self.objective])
         return {name: value for name, value in asdict(self).items() if name not in foreign}
 
 
 def resolve_recipe(objective: str, **given: Any) -> Recipe:
-    """The recipe of an objective with what is `given`, of which None is the default.
+    """Return the recipe of an objective with the options `given`; None means the default.
 
-    Raises UsageError for an option of another objective, and a value out of range.
+    Raises UsageError for an unknown objective, an option of another objective, or a value out of range.
     """
     if objective not in DEFAULTS:
         raise UsageError(f"objective {objective!r} is not known: choose {', '.join(DEFAULTS)}")
@@ -107,7 +107,7 @@ def _check(values: Mapping[str, Any]) -> None:
         "lr": (0.0, None),
         "warmup": (0, None),
         "weight_decay": (0.0, None),
-        "seed": (0, 2**32 - 1),  # numpy's
+        "seed": (0, 2**32 - 1),  # the range of numpy.random.seed
         "lora_r": (1, None),
         "lora_alpha": (1, None),
         "lora_dropout": (0.0, 0.99),

@@ -1,8 +1,8 @@
-"""The folder an adaptation leaves: adapter or weights, tokenizer, how it was made (`fastvec.json`), a card.
+"""Writes the folder of an adaptation: adapter or weights, tokenizer, record (`fastvec.json`), model card.
 
-It opens in fastvec and in peft, with LLM2Vec's own settings beside it, and merged also in plain transformers, vLLM and
-sentence-transformers. The last only where it would pool the same tokens: it cannot leave out a BOS. A Dense layer lies
-in a folder of its own, as sentence-transformers has it; LLM2Vec knows none.
+The folder opens in fastvec and peft and has LLM2Vec's settings file. Merged, it also opens in plain transformers, vLLM
+and sentence-transformers; the last only if it would pool the same tokens, because it cannot leave out a BOS. A Dense
+layer has a folder of its own, in the layout of sentence-transformers; LLM2Vec has no Dense layers.
 """
 
 import json
@@ -26,11 +26,11 @@ from fastvec.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"  # beside merged weights: in one folder with them, transformers would merge it once more
+ADAPTER_FOLDER = "adapter"  # beside merged weights; in the same folder, transformers would merge it again
 LLM2VEC_POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "last": "last_token", "first": "bos_token"}
 ST_POOLINGS = {"mean": "mean", "weighted_mean": "weightedmean", "last": "lasttoken", "first": "cls"}
-# The settings of an adapter that every peft has had since the first with LLM2Vec's: an older one refuses those it does
-# not know, and none of the newer ones is used here.
+# The adapter settings known to every peft since the first version that has all settings of LLM2Vec's adapters. An older
+# peft rejects settings it does not know; fastvec uses none of the newer ones.
 KNOWN_TO_ANY_PEFT = (
     "peft_type",
     "auto_mapping",
@@ -47,16 +47,16 @@ KNOWN_TO_ANY_PEFT = (
     "modules_to_save",
     "init_lora_weights",
 )
-# Gemma 3 and 4 change their window by use_bidirectional_attention too; is_causal alone says it there
+# in Gemma 3 and 4, use_bidirectional_attention also changes the window, so only is_causal is set
 WINDOW_CHANGES = ("gemma3_text", "gemma4_text")
-# these do not tell SDPA that attention is not causal, and for a text alone, without a mask, it takes it to be:
-# transformers reads the choice of eager attention from config.json
+# these do not tell SDPA that attention is not causal, and for a single text, without a mask, SDPA assumes that it is;
+# config.json therefore asks for eager attention, a setting that transformers reads from there
 DROPS_IS_CAUSAL = ("nemotron", "stablelm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adaptation:
-    """What is saved, and what is said about it."""
+    """What is saved, and the facts for its record and model card."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -65,17 +65,17 @@ class Adaptation:
     fingerprint: Mapping[str, Any]
     results: Mapping[str, Any]
     merge: bool
-    dense: nn.Linear | None = None  # behind the pooling
+    dense: nn.Linear | None = None  # after the pooling
 
 
 def save_adaptation(folder: Path, done: Adaptation) -> None:
-    """Write all of it into `folder`, the record last: a folder that has it is whole."""
+    """Write everything into `folder`, the record last: a folder with a record is complete."""
     checkpoint, model = done.settings.checkpoint, done.model
-    if done.tokenizer.pad_token is None:  # other tools pad, with whatever it is: the attention mask hides it
+    if done.tokenizer.pad_token is None:  # other tools pad; any token will do, as the attention mask excludes it
         done.tokenizer.pad_token = done.tokenizer.eos_token
     done.tokenizer.save_pretrained(folder)
     if isinstance(model, PeftModel):
-        if not checkpoint.added:  # else it would lie on two: an adapter names one base
+        if not checkpoint.added:  # an adapter names one base, and this one would need two
             _save_adapter(model, folder / ADAPTER_FOLDER if done.merge else folder, done)
         if done.merge:
             model = model.merge_and_unload()
@@ -100,7 +100,7 @@ def save_adaptation(folder: Path, done: Adaptation) -> None:
 
 
 def record(done: Adaptation) -> dict[str, Any]:
-    """The content of `fastvec.json`."""
+    """Return the content of `fastvec.json`."""
     settings, checkpoint = done.settings, done.settings.checkpoint
     return {
         "format": RECORD_FORMAT,
@@ -124,7 +124,7 @@ def record(done: Adaptation) -> dict[str, Any]:
 
 
 def _dims(done: Adaptation) -> int | None:
-    """Where vectors are cut, as the checkpoint cuts them; a teacher's are learned whole."""
+    """Return the checkpoint's truncated width; None for distillation, which learns vectors at full width."""
     return None if done.recipe.objective == "distil" else done.settings.checkpoint.dims
 
 
@@ -139,7 +139,7 @@ def _save_llm2vec(folder: Path, settings: EncoderSettings) -> None:
 
 
 def save_dense(folder: Path, dense: nn.Linear) -> None:
-    """As sentence-transformers has it."""
+    """Write a Dense layer in the layout of sentence-transformers."""
     folder.mkdir(exist_ok=True)
     content = {
         "in_features": dense.in_features,
@@ -164,13 +164,13 @@ def _save_adapter(model: PeftModel, folder: Path, done: Adaptation) -> None:
 
 
 def _base_name(checkpoint: Checkpoint) -> str:
-    """What an adapter on this checkpoint names as its base, for peft too: a hub id, or a folder here."""
+    """Return the base that an adapter on this checkpoint names, for peft too: a hub id or an absolute path."""
     top = (checkpoint.base, *checkpoint.adapters)[-1]
     return checkpoint.name if checkpoint.revision else str(top.resolve())
 
 
 def _mend_config(path: Path, base: Mapping[str, Any], settings: EncoderSettings) -> None:
-    """Say which way attention looks, and give back the dropout that loading took away."""
+    """Write the direction of attention into config.json, and restore the dropout values that loading set to 0."""
     config = read_json(path)
     config |= {name: value for name, value in base.items() if "drop" in name and name in config}
     config["is_causal"] = not settings.bidirectional
@@ -217,7 +217,10 @@ def save_modules(
     prompts: Mapping[str, str] | None = None,
     default_prompt_name: str | None = None,
 ) -> None:
-    """What sentence-transformers reads beside a decoder: how it pools, in its own words, and normalises."""
+    """Write the files that sentence-transformers reads beside a decoder; `pooling` is its name for the mode.
+
+    They make sentence-transformers normalise the vectors.
+    """
     types = ["Transformer", "Pooling", *["Dense"] * dense, "Normalize"]
     paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(types[1:], start=1))]  # DENSE_FOLDER among them
     modules = [
@@ -239,7 +242,7 @@ def save_modules(
 
 
 def card(done: Adaptation) -> str:
-    """A model card: what it is, how it was made, what was measured."""
+    """Return the model card: what the model is, how it was trained, and the results."""
     recipe, base = done.recipe, done.settings.checkpoint.name
     parts = " and ".join(f"`{part}`" for part in (base, *done.settings.checkpoint.added))
     said = {name: value for name, value in recipe.to_json().items() if value not in (None, (), [])}
@@ -278,13 +281,13 @@ def card(done: Adaptation) -> str:
 
 
 def _peft_lines(done: Adaptation) -> list[str]:
-    """How peft opens an adapter on an adapter, as it would not by itself."""
+    """Return how to open an adapter on an adapter with peft, which does not load the lower one by itself."""
     checkpoint = done.settings.checkpoint
     if done.merge or done.recipe.full or not checkpoint.adapters:
         return []
     said = "The base is an adapter itself. peft puts one in the other's place, in silence: merge the lower one first"
     if not all((adapter / RECORD).is_file() for adapter in checkpoint.adapters):
-        return [f"{said}.", ""]  # made elsewhere, it may be on a model with its LM head, where layers have other names
+        return [f"{said}.", ""]  # made elsewhere: its model may have an LM head and other layer names
     below = [read_json(adapter / ADAPTER_SETTINGS)["base_model_name_or_path"] for adapter in checkpoint.adapters]
     return [
         f"{said}, here with `from peft import PeftModel` and `from transformers import AutoModel`:",

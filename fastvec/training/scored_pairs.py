@@ -1,4 +1,4 @@
-"""Pairs of texts that people scored, and Spearman's correlation with their scores. Imports no torch.
+"""Human-scored text pairs, and Spearman's rank correlation. Does not import torch.
 
 Shapes: n pairs.
 """
@@ -19,7 +19,7 @@ COLUMNS = ("sentence1", "sentence2", "score")
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
-    """Two texts each, and how alike people found them, on any scale."""
+    """Pairs of texts with human similarity scores, on any scale."""
 
     first: list[str]
     second: list[str]
@@ -27,16 +27,17 @@ class ScoredPairs:
 
     @property
     def digest(self) -> str:
-        """What tells these pairs from others."""
+        """A hash that identifies these pairs."""
         content = json.dumps([self.first, self.second, self.scores.tolist()])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def read_scored_pairs(path: Path) -> ScoredPairs:
-    """Read the columns sentence1, sentence2 and score of a CSV file, or of one with tabs (.tsv, .txt).
+    """Read the columns sentence1, sentence2 and score of a .csv file, or else a tab-separated one (.tsv, .txt).
 
-    Without a header, they stand in this order; between tabs a quotation mark is one. Raises InputError for any other
-    file.
+    Without a header, the columns must be in this order. In a tab-separated file, quotation marks are ordinary
+    characters. Raises InputError if the file cannot be read, is empty, lacks a column, or has a score that is not a
+    finite number, fewer than two pairs, or equal scores only.
     """
     commas = path.suffix.lower() == ".csv"
     try:
@@ -66,7 +67,7 @@ def read_scored_pairs(path: Path) -> ScoredPairs:
 
 
 def spearman(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> float:
-    """Pearson's correlation of the ranks, equal values sharing the mean of theirs; NaN where all values are equal."""
+    """Return Pearson's correlation of the ranks; ties share their mean rank. NaN if `x` or `y` is constant."""
     ranks = [_ranks(values) for values in (x, y)]
     if any(np.ptp(own) == 0 for own in ranks):
         return float("nan")

@@ -1,9 +1,9 @@
-"""Examples for training out of a corpus of any size: shuffled, without end, held-out rows left out, resumable.
+"""Yields training examples from a corpus of any size: shuffled, endless, without held-out rows, resumable.
 
-A corpus is often sorted, by topic, date or source. So stretches of its rows come in an order of their own in every
-epoch, several are read side by side, a chunk of each in turn, and examples are shuffled in blocks of a few thousand, so
-that only a block is ever in memory. What comes follows from the seed alone, and a block can be begun anew from its
-`Place`: a run that resumes at an example reads one block again, not the whole past.
+A corpus is often sorted by topic, date or source. Therefore its rows are divided into stretches, which each epoch reads
+in a different order, several alternately, one chunk of each in turn; and the examples are shuffled in blocks of a few
+thousand. Only one block is in memory at a time. The order depends on the seed alone, and a block can be read again from
+its `Place`: a run that resumes at an example rereads one block, not all earlier data.
 """
 
 from collections import Counter, deque
@@ -19,23 +19,24 @@ from fastvec.corpus.reader import Chunk, ChunkLimits, Corpus
 from fastvec.errors import InputError
 
 Example = TypeVar("Example")
-Rows = tuple[tuple[int, int], ...]  # first and end of some stretches
+Rows = tuple[tuple[int, int], ...]  # first row and end row of some stretches
 
 LIMITS = ChunkLimits(rows=1024, bytes=1 << 20)
 BLOCK_EXAMPLES = 8192
-SIDE_BY_SIDE = 8  # stretches; each holds its file open, and what was decoded of it
-STRETCH_ROWS = 4096  # at least; a row group is read from its beginning to get at the rows in its middle,
-GROUP_STRETCHES = 64  # so that a large one is cut into no more than these
+SIDE_BY_SIDE = 8  # stretches read alternately; each keeps its file open and its decoded data in memory
+STRETCH_ROWS = 4096  # at least; reaching a row inside a row group means reading the group from its start,
+GROUP_STRETCHES = 64  # so a large group is divided into at most this many stretches
 PLACES_KEPT = 63
-FEWEST_HELD_OUT = 8  # rows of a small corpus
-_HELD_OUT, _ORDER, _BLOCK = range(3)  # streams of random numbers
+FEWEST_HELD_OUT = 8  # rows of a small corpus, approximately
+_HELD_OUT, _ORDER, _BLOCK = range(3)  # keys of independent random number streams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a block begins: `example` counts from the start of the run, `begun` the stretches in the epoch's order.
+    """Where a block begins. `example` is its first example, counted from the start of the run.
 
-    `unread` are the rows of those that are left, first and end, the next to be read in front.
+    `begun` is the number of stretches begun so far, in the epoch's order. `unread` has the remaining rows of those not
+    yet finished, as first and end row, in the order in which they will be read.
     """
 
     example: int = 0
@@ -54,29 +55,29 @@ class Place:
 
 @dataclass
 class ExampleStream(Generic[Example]):
-    """The examples of `corpus`, for ever, from the one numbered `start` on.
+    """An endless stream of the examples of `corpus`.
 
-    `examples_of` makes those of a chunk, of which only the rows that a mask [rows] admits are used.
-    `hold_out` is the share of rows that training never sees; a small corpus gives at least a few.
+    `examples_of` makes the examples of a chunk, from the rows that a mask [rows] admits. `hold_out` is the share of
+    rows that training never uses; in a small corpus it is raised to about `FEWEST_HELD_OUT` rows, at most half of all.
     """
 
     corpus: Corpus
     examples_of: Callable[[Chunk, npt.NDArray[np.bool_]], list[Example]]
     seed: int
     hold_out: float
-    fewest: int = 1  # that an epoch must give
+    fewest: int = 1  # examples that the first epoch must have
     counts: Counter[str] = field(default_factory=Counter)  # of the rows read so far: rows, nulls, repaired
     _places: list[Place] = field(default_factory=lambda: [Place()])
 
     def examples(self, start: int = 0, near: Place | None = None) -> Iterator[Example]:
-        """From example `start` on; `near` is a place at or before it, omitted the beginning.
+        """Yield the examples from number `start` on; `near` is a place at or before it, by default the beginning.
 
-        Raises InputError where a whole epoch has fewer than `fewest`.
+        Raises InputError if the first epoch has fewer than `fewest` examples.
         """
         place = near or Place()
         chunks = self._chunks(place)
         while True:
-            self._places = [*self._places[-PLACES_KEPT:], place]  # never changed in place: another thread looks at it
+            self._places = [*self._places[-PLACES_KEPT:], place]  # never changed in place: another thread reads it
             block: list[Example] = []
             after = place.begun, place.unread
             for chunk, following in chunks:
@@ -106,7 +107,7 @@ class ExampleStream(Generic[Example]):
                 chunks = self._chunks(place)
 
     def held_out(self, most: int) -> list[Example]:
-        """The examples of held-out rows: all, or `most` of them, out of stretches from everywhere."""
+        """Return the examples of held-out rows, at most `most`, from stretches in a random order."""
         found: list[Example] = []
         if self.hold_out > 0:
             for chunk, _ in self._chunks(Place(epoch=-1)):
@@ -116,12 +117,12 @@ class ExampleStream(Generic[Example]):
         return found[:most]
 
     def place_before(self, example: int) -> Place:
-        """The last place noted at or before an example that came lately."""
+        """Return the last recorded place at or before a recently yielded example."""
         return [place for place in self._places if place.example <= example][-1]
 
     @cached_property
     def _stretches(self) -> list[tuple[int, int]]:
-        """The first row and the end of each: neighbouring rows of one row group, which are read in turn."""
+        """The first row and the end row of each stretch: consecutive rows of one row group."""
         found: list[tuple[int, int]] = []
         for first, end in self.corpus.groups:
             rows = max(STRETCH_ROWS, -(-(end - first) // GROUP_STRETCHES))
@@ -129,7 +130,7 @@ class ExampleStream(Generic[Example]):
         return found
 
     def _chunks(self, place: Place) -> Iterator[tuple[Chunk, tuple[int, Rows]]]:
-        """The chunks of an epoch from `place` on, each with the `begun` and `unread` of what comes after it."""
+        """Yield the chunks of an epoch from `place` on, each with the `begun` and `unread` of the place after it."""
         order = np.random.default_rng([self.seed, _ORDER, place.epoch + 1]).permutation(len(self._stretches))
         begun = place.begun
         reading = deque(self._read(*rows) for rows in place.unread)
@@ -150,7 +151,7 @@ class ExampleStream(Generic[Example]):
         return self.corpus.chunks(LIMITS, first_row=first, end_row=end), first, end
 
     def _held_out(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
-        """Which rows of a chunk [rows] are set apart, by a hash of the seed and the row's number."""
+        """Return the mask [rows] of a chunk's held-out rows, chosen by a hash of the seed and the row number."""
         share = min(max(self.hold_out, FEWEST_HELD_OUT / self.corpus.rows), 0.5) if self.hold_out > 0 else 0.0
         rows = np.arange(chunk.first_row, chunk.first_row + len(chunk.texts), dtype=np.uint64)
         key = np.uint64(np.random.default_rng([self.seed, _HELD_OUT]).integers(1 << 63))
@@ -158,7 +159,7 @@ class ExampleStream(Generic[Example]):
 
 
 def _hashed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """63 bits of each number, by the finaliser of SplitMix64 (Steele, Lea, Flood, 2014)."""
+    """Return a 63-bit hash of each number, by the finaliser of SplitMix64 (Steele, Lea, Flood, 2014)."""
     x = numbers + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

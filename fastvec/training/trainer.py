@@ -1,7 +1,8 @@
-"""transformers' Trainer over packed batches: it keeps optimiser, schedule, ranks and checkpoints, we take the steps.
+"""Runs transformers' Trainer on packed batches.
 
+The Trainer handles optimiser, schedule, ranks and checkpoints; fastvec computes the loss and gradients of each step.
 A checkpoint is a folder of the Trainer's with one more file, written last: `fastvec_place.json`, which says where the
-data goes on. A folder without it was cut off while it was written, and is passed over.
+data resumes. A folder without it is incomplete, because the run ended while writing it, and is ignored.
 """
 
 import json
@@ -28,18 +29,18 @@ from fastvec.training.objectives.task import Batch
 from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.work_folder import PLACE
 
-DENSE = "fastvec_dense"  # the name of the layer behind the pooling, where the model has one that is trained
-BATCHES_AHEAD = 4  # read and tokenised while steps are taken
+DENSE = "fastvec_dense"  # the name of the trained layer after the pooling, if the model has one
+BATCHES_AHEAD = 4  # read and tokenised while steps run
 
 
 class Batches:
-    """The batch of every step from `start` on, the same on every rank: what others have is needed to weigh one's own.
+    """The batch of every step from `start` on, with the examples of all ranks: each rank needs them to weight its own.
 
-    With several streams each batch is of one, chosen by the seed and in proportion to their rows.
+    With several streams, each batch comes from one, drawn by the seed in proportion to the streams' rows.
     """
 
     def __init__(self, streams: Sequence[ExampleStream[Any]], *, size: int, rank: int, ranks: int, seed: int) -> None:
-        """`size` examples a rank."""
+        """Make batches of `size` examples per rank."""
         self._streams, self._size, self._rank, self._ranks, self._seed = streams, size * ranks, rank, ranks, seed
         self.start = 0
         self.near: Sequence[Place | None] = [None] * len(streams)
@@ -59,7 +60,7 @@ class Batches:
             step += 1
 
     def places(self, step: int) -> list[Place]:
-        """Where each stream can be begun anew for a run that goes on with `step`."""
+        """Return where each stream can restart for a run that resumes with `step`."""
         counts = self._taken(step)
         return [stream.place_before(n * self._size) for stream, n in zip(self._streams, counts, strict=True)]
 
@@ -71,7 +72,7 @@ class Batches:
         return int(np.searchsorted(rows, drawn, side="right"))
 
     def _taken(self, step: int) -> list[int]:
-        """How many batches came from each stream before `step`."""
+        """Return how many batches came from each stream before `step`."""
         counts = [0] * len(self._streams)
         for earlier in range(step):
             counts[self._source(earlier)] += 1
@@ -80,7 +81,7 @@ class Batches:
 
 @dataclass(kw_only=True, slots=True)
 class Taken:
-    """A step that was taken; loss and norm stay on the device until somebody looks."""
+    """A completed step. Its loss and gradient norm stay on the device until they are read."""
 
     step: int
     loss: torch.Tensor
@@ -91,7 +92,7 @@ class Taken:
 
 @dataclass
 class _Step:
-    """`tasks.Pass` for the model that the Trainer wrapped."""
+    """`task.Pass` for the model that the Trainer wrapped."""
 
     seed: int
     device: torch.device
@@ -104,10 +105,10 @@ class _Step:
         return forward_packed(self.model, packed, noise)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The Trainer's, which it also puts around each forward.
+        """Return the Trainer's autocast context, which it also puts around each forward.
 
-        Never around a whole step: a backward pass has the types of its forward, and weights that were cast without a
-        graph, in the first pass of gradient caching, could be taken from autocast's cache in the second.
+        It must not enclose a whole step: a backward pass runs in the dtypes of its forward, and autocast's cache could
+        pass weights that were cast without a graph, in the first pass of gradient caching, to the second pass.
         """
         context: AbstractContextManager[None] = self.trainer.accelerator.autocast()
         return context
@@ -118,7 +119,7 @@ class _Step:
 
 
 class PackedTrainer(Trainer):
-    """Trains `model`, which a `Decoder` took over, on a task."""
+    """Trains `model`, set up by a `Decoder`, on a task."""
 
     def __init__(
         self,
@@ -132,14 +133,14 @@ class PackedTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, args=args, callbacks=[_PlaceKeeper(batches)])
         self.task, self.batches, self.noise, self.attention_dropout = task, batches, noise, attention_dropout
-        self.taken: list[Taken] = []  # steps that nobody has looked at yet
+        self.taken: list[Taken] = []  # steps whose losses were not yet read
 
     def resume(self, folder: Path) -> int:
-        """Train to the end, from the newest checkpoint in `folder` where there is one."""
+        """Train from the newest checkpoint in `folder`, if any, to the last step or a stop; return the step reached."""
         checkpoint = newest_checkpoint(folder)
         if checkpoint is not None:
             path, self.batches.start, self.batches.near = checkpoint
-            if self.batches.start >= self.args.max_steps:  # the Trainer would take one more step
+            if self.batches.start >= self.args.max_steps:  # the Trainer would run one more step
                 self._load_from_checkpoint(str(path))
                 return self.batches.start
         with Pipeline() as pipeline:
@@ -171,10 +172,10 @@ class PackedTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model: Any = self.model
         if self.args.should_save:
-            # peft would compare the vocabulary with the base model's on the hub
+            # otherwise peft compares the vocabulary with that of the base model on the hub
             extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
             model.save_pretrained(output_dir, state_dict=state_dict, **extra)
-            if (dense := getattr(model, DENSE, None)) is not None:  # an adapter's weights alone are saved otherwise
+            if (dense := getattr(model, DENSE, None)) is not None:  # a PeftModel saves only its adapter
                 save_file(dense.state_dict(), Path(str(output_dir), f"{DENSE}.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -199,7 +200,7 @@ class _PlaceKeeper(TrainerCallback):
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, int, list[Place]] | None:
-    """The last whole checkpoint in `folder`, its step, and where each stream of data goes on."""
+    """Return the last complete checkpoint in `folder`, if any, its step, and where each data stream resumes."""
     found = [(int(path.parent.name.rpartition("-")[2]), path) for path in folder.glob(f"checkpoint-*/{PLACE}")]
     if not found:
         return None

@@ -1,8 +1,8 @@
-"""Where an adaptation is made: `OUT.part`, a folder beside the output, renamed to it when it is whole.
+"""The work folder of an adaptation: `OUT.part`, beside the output and renamed to it when complete.
 
-So nothing half-made ever stands at the output's path. The job's fingerprint and its checkpoints are in `OUT.part`: the
-same command finds them and goes on. One without a checkpoint holds nothing that a run could go on from: any job may
-begin there, and so a command whose option was found wrong late can be given again with another.
+Therefore the output's path never has an incomplete result. `OUT.part` contains the job's fingerprint and checkpoints,
+so the same command finds them and resumes. A work folder without a checkpoint has nothing to resume from, and any job
+may start there: if an option turns out wrong after a while, the command can be repeated with another value.
 """
 
 import json
@@ -28,9 +28,10 @@ def part_of(output: Path) -> Path:
 
 
 def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """The results of the finished output of this very job; None where there is work to do, as always with `overwrite`.
+    """Return the results if `output` is this job's finished output; None if there is work to do, as with `overwrite`.
 
-    Raises RefusedError where the output is another job's or not ours, OutputError where nothing can be written there.
+    Raises RefusedError if the output belongs to another job or was not made by fastvec, OutputError if its path cannot
+    be written to.
     """
     if output.name in ("", ".."):
         raise OutputError(
@@ -54,9 +55,10 @@ def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
 
 @contextmanager
 def workplace(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
-    """The folder to work in, held against other processes; with `overwrite`, without what another job left in it.
+    """Create the work folder, or open it to resume, and lock it against other processes.
 
-    Raises RefusedError where it is held, is another job's or not ours.
+    What another job left is deleted with `overwrite`, or if it has no checkpoint or result. Raises RefusedError if the
+    folder is locked, belongs to another job, or was not made by fastvec.
     """
     part = part_of(output)
     with explained(part):
@@ -76,19 +78,19 @@ def workplace(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) 
 
 
 def whole_results(output: Path) -> dict[str, Any] | None:
-    """The results of a run that saved all and was killed before the folder got its name; else None."""
+    """Return the results of a run that saved everything but was killed before the rename; otherwise None."""
     record = _read(part_of(output) / RECORD)
     return None if record is None else record.get("results")
 
 
 def publish(output: Path) -> None:
-    """Give the whole folder its name; what stood there is deleted once the new one has its place."""
+    """Rename the complete work folder to `output`; an existing output is deleted only after that."""
     part = part_of(output)
     with explained(output):
         for checkpoint in part.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         if output.exists():
-            if _replaced(output).exists():  # a run was killed while it deleted this
+            if _replaced(output).exists():  # left by a run that was killed while deleting it
                 shutil.rmtree(_replaced(output))
             os.rename(output, _replaced(output))
         os.rename(part, output)
@@ -97,7 +99,7 @@ def publish(output: Path) -> None:
 
 
 def tidy(output: Path) -> None:
-    """Delete what only an unfinished run needs, and what it replaced; a run may be killed before it has."""
+    """Delete the files that only an unfinished run needs, and the replaced output; a killed run may have left them."""
     with explained(output):
         for name in (JOB, LOCK):
             (output / name).unlink(missing_ok=True)
@@ -110,13 +112,13 @@ def _replaced(output: Path) -> Path:
 
 
 def _holds_work(part: Path) -> bool:
-    """Whether a run could go on from what is there, or has only to publish it."""
+    """Return whether the folder has a checkpoint to resume from, or a complete result to publish."""
     return (part / RECORD).exists() or any(part.glob(f"checkpoint-*/{PLACE}"))
 
 
 def _empty(part: Path) -> None:
-    """Delete what another job left; its name comes last, for without it the folder would be nobody's."""
-    for path in (part / RECORD, *part.glob(f"checkpoint-*/{PLACE}")):  # without these, what is left holds no work
+    """Delete what another job left, `job.json` last: without it, fastvec would not recognise the folder as its own."""
+    for path in (part / RECORD, *part.glob(f"checkpoint-*/{PLACE}")):  # without these, nothing can be resumed
         path.unlink(missing_ok=True)
     for path in sorted(part.iterdir(), key=lambda path: path.name == JOB):
         if path.name != LOCK:

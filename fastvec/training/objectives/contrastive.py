@@ -1,6 +1,6 @@
-"""The contrastive tasks: SimCSE (a text against itself under other noise) and pairs (query, positive, hard negatives).
+"""The contrastive tasks: SimCSE (a text and itself, under different noise) and pairs (query, positive, hard negatives).
 
-A batch's negatives are all other documents of all ranks.
+A query's negatives are the other documents of the batch, on all ranks.
 
 Shapes: n texts, N documents, D dimensions.
 """
@@ -24,14 +24,14 @@ from fastvec_kernels import to_device
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A query and its documents, the first of which answers it; SimCSE's two are one text."""
+    """A query and its documents, the first of which answers it. In SimCSE, the query is its own only document."""
 
     query: Text
     documents: tuple[Text, ...]
 
 
 class ContrastTask:
-    """InfoNCE over the vectors of texts."""
+    """InfoNCE on the vectors of texts."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class ContrastTask:
         temperature: float,
         at_once: int | None,
     ) -> None:
-        """Columns `positive` and `negatives` are kept ones of the corpus; without a positive it is SimCSE.
+        """Make the task of pairs from the kept columns `positive` and `negatives`, or SimCSE without a positive.
 
-        `at_once` texts go through the model together, omitted all of a batch.
+        `at_once` texts go through the model together; None means the whole batch.
         """
         self._queries, self._documents = queries, documents
         self._positive, self._negatives = positive, tuple(negatives)
         self._readout, self._scale, self._at_once = readout, 1 / temperature, at_once
 
     def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[Group]:
-        """The rows of a chunk that are admitted and have a query and a positive; a negative may be missing."""
+        """Return examples from a chunk's admitted rows that have a query and a positive; negatives may be missing."""
         columns = [chunk.texts.to_pylist()]
         columns += [kept_texts(chunk, name) for name in (self._positive, *self._negatives) if name is not None]
         rows = [row for row, used in zip(zip(*columns, strict=True), admitted, strict=True) if used]
@@ -71,7 +71,7 @@ class ContrastTask:
         ]
 
     def learn(self, batch: Batch[Group], model: Pass) -> torch.Tensor:
-        """Take the gradient of the mean loss over the queries of the batch, on all ranks; returns this rank's loss."""
+        """Backpropagate the mean loss over the queries of the batch, on all ranks; returns this rank's loss."""
         layout = _Layout.of(batch, model.device)
         return self._readout.learn(
             layout.own_texts,
@@ -82,11 +82,11 @@ class ContrastTask:
         )
 
     def tokens(self, batch: Batch[Group]) -> int:
-        """How many tokens a step over `batch` takes, on all ranks."""
+        """Return the number of tokens in `batch`, on all ranks."""
         return sum(len(text.ids) for group in batch.examples for text in (group.query, *group.documents))
 
     def evaluate(self, examples: Sequence[Group], model: Pass, *, size: int) -> dict[str, float]:
-        """The mean loss in batches of `size`, alignment of queries and answers, uniformity of the queries."""
+        """Return the mean loss in batches of `size`, alignment of queries and answers, uniformity of the queries."""
         losses, queries, answers = [], [], []
         with torch.no_grad():
             for begin in range(0, len(examples), size):
@@ -117,14 +117,14 @@ class ContrastTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Layout:
-    """Where the texts of a batch stand. All of it is known on every rank, so that only vectors travel."""
+    """The order and keys of a batch's texts. Every rank knows all of it, so the ranks exchange only vectors."""
 
     rank: int
     queries: int  # of this rank, n
     documents: list[int]  # of each rank
     own_texts: list[Text]  # this rank's queries, then its documents
-    own_numbers: list[int]  # what the noise knows each of them by
-    own: torch.Tensor  # [n] the document, of all ranks, that answers each query
+    own_numbers: list[int]  # identify each of them to the noise
+    own: torch.Tensor  # [n] the document that answers each query, as an index into all ranks' documents
     query_keys: torch.Tensor  # [n]
     document_keys: torch.Tensor  # [N]
     owner_keys: torch.Tensor  # [N] the key of the query that a document answers, −1 for a hard negative

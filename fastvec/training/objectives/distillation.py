@@ -1,8 +1,8 @@
-"""Distillation: a text's vector is to be what a teacher gave, so far as one Dense layer behind the pooling can make it.
+"""Distillation: trains a text's vector to match a teacher's, by one Dense layer after the pooling if the widths differ.
 
-A batch's loss is how far its vectors are from the teacher's and its similarities from the teacher's similarities
-(`objectives.distillation`). The Dense layer is there where the widths differ, and starts as the least-squares map from
-the model's own vectors to the teacher's: so what the layers learn comes on top of what they know.
+A batch's loss is the error of its vectors and of their similarities, compared with the teacher's
+(`losses.distillation`). The Dense layer starts as the least-squares map from the model's own vectors to the teacher's,
+so training builds on what the model already represents.
 
 Shapes: n texts, D dimensions of the teacher's vectors, H of the model's.
 """
@@ -27,21 +27,21 @@ from fastvec_kernels import to_device
 
 FloatArray = npt.NDArray[np.float32]
 
-FIT_TEXTS = 4096  # that the Dense layer starts from
+FIT_TEXTS = 4096  # whose vectors determine the initial Dense layer
 FIT_AT_ONCE = 64
-RIDGE = 1e-3  # of the mean square of a dimension: what few texts leave open stays small
+RIDGE = 1e-3  # relative to the mean square of a dimension; keeps weights small where few texts leave them undetermined
 
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """A text and the teacher's vector [D] for it."""
+    """A text and the teacher's vector [D] of it."""
 
     text: Text
     target: FloatArray
 
 
 class DistilTask:
-    """Distillation into `readout`'s vectors, from the kept column `vectors` of the corpus."""
+    """Trains the vectors of `readout` to match the teacher's, in the kept column `vectors` of the corpus."""
 
     def __init__(
         self,
@@ -53,17 +53,17 @@ class DistilTask:
         at_once: int | None,
         file_of: Callable[[int], str],
     ) -> None:
-        """`width` is D; `at_once` texts go through the model together, omitted all of a batch.
+        """`width` is D; `at_once` texts go through the model together, None means the whole batch.
 
-        `file_of` says where a row of the corpus is from.
+        `file_of` returns the file of a row of the corpus, for error messages.
         """
         self._tokenizer, self._readout, self._file_of = tokenizer, readout, file_of
         self._vectors, self._width, self._at_once = vectors, width, at_once
 
     def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[Taught]:
-        """The rows of a chunk that are admitted and have a text and a finite vector that is not 0.
+        """Return the examples of a chunk's admitted rows that have a text and a finite, nonzero vector.
 
-        Raises InputError where a vector has another width.
+        Raises InputError if a vector has another width.
         """
         column = chunk.kept.column(self._vectors)
         lengths = pc.list_value_length(column).fill_null(0).to_numpy()
@@ -81,7 +81,10 @@ class DistilTask:
         return [Taught(text, targets[row]) for text, row in zip(found, rows, strict=True)]
 
     def learn(self, batch: Batch[Taught], model: Pass) -> torch.Tensor:
-        """Take the gradient of the loss over the batch on all ranks; returns this rank's part, their mean is all."""
+        """Backpropagate the loss over the batch, on all ranks.
+
+        Returns this rank's part; the mean over ranks is the loss.
+        """
         own = [batch.examples[number].text for number in batch.own]
         targets = targets_of(batch.examples, model.device)
         share = slice(batch.own.start, batch.own.stop)
@@ -93,11 +96,11 @@ class DistilTask:
         return self._readout.learn(own, batch.own, model, loss_of, at_once=self._at_once)
 
     def tokens(self, batch: Batch[Taught]) -> int:
-        """How many tokens a step over `batch` takes, on all ranks."""
+        """Return the number of tokens in `batch`, on all ranks."""
         return sum(len(example.text.ids) for example in batch.examples)
 
     def evaluate(self, examples: Sequence[Taught], model: Pass, *, size: int) -> dict[str, float]:
-        """The mean loss in batches of `size`, and the mean cosine of a text's vector and the teacher's."""
+        """Return the mean loss in batches of `size`, and the mean cosine between a text's vector and the teacher's."""
         losses, cosines = [], []
         with torch.no_grad():
             for begin in range(0, len(examples), size):
@@ -112,12 +115,12 @@ class DistilTask:
 
 
 def targets_of(examples: Sequence[Taught], device: torch.device) -> torch.Tensor:
-    """The teacher's vectors [n, D]."""
+    """Return the teacher's vectors [n, D]."""
     return to_device(np.stack([one.target for one in examples]), device)
 
 
 def fitted_dense(examples: Sequence[Taught], readout: Readout, model: Pass) -> nn.Linear:
-    """The Dense layer [H → D] to start from, by the vectors that `readout`, which has none, gives the texts."""
+    """Return the initial Dense layer [H → D], fitted to the texts' vectors from `readout`, which must have none."""
     texts, targets = [one.text for one in examples], targets_of(examples, model.device)
     with torch.no_grad():
         hidden = readout.encode_in_parts(texts, range(len(texts)), model, at_once=FIT_AT_ONCE)
@@ -125,7 +128,7 @@ def fitted_dense(examples: Sequence[Taught], readout: Readout, model: Pass) -> n
 
 
 def least_squares(hidden: torch.Tensor, targets: torch.Tensor) -> nn.Linear:
-    """A Dense layer that maps `hidden` [n, H] to the directions of `targets` [n, D].
+    """Return a Dense layer that maps `hidden` [n, H] to the directions of `targets` [n, D].
 
     W minimises Σ‖W h_i − v_i‖² + λ‖W‖² over the unit vectors v_i, with λ = `RIDGE` · n · the mean of h's squares.
     """
@@ -139,7 +142,7 @@ def least_squares(hidden: torch.Tensor, targets: torch.Tensor) -> nn.Linear:
 
 
 def matrix(column: pa.Array, lengths: npt.NDArray[np.integer], width: int) -> FloatArray:
-    """A column of lists of `lengths` [n], `width` or 0, as float32 [n, width]; a null or empty row is NaN."""
+    """Return a column of lists, of `lengths` [n] `width` or 0, as float32 [n, width]; a null or empty row is NaN."""
     found = np.full((len(column), width), np.nan, dtype=np.float32)
     found[lengths > 0] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     return found

@@ -1,4 +1,4 @@
-"""The LM head of any decoder, apart from the decoder: final states in, logits out, as the family computes them."""
+"""The LM head of any decoder, without the decoder: maps final hidden states to logits as the family does."""
 
 import copy
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from transformers.utils.generic import ModelOutput
 
 
 class LanguageHead:
-    """What stands between a decoder's last states and its logits: the projection, and a softcap or scale around it.
+    """Computes logits from a decoder's final hidden states: the projection, and any softcap or scale around it.
 
-    Families write these into the forward of their causal model. So that forward is what runs, on a copy of the causal
-    model that shares its weights and in whose decoder's place stands something that returns the states it is given.
+    Families write these into the forward of their causal model. Therefore that forward runs, on a copy of the causal
+    model that shares its weights, and whose decoder is replaced by a module that returns the hidden states it is given.
     """
 
     def __init__(self, causal: PreTrainedModel) -> None:
@@ -24,7 +24,7 @@ class LanguageHead:
         self.vocabulary = int(causal.config.vocab_size)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """`states` [M, D] after the final norm -> logits [M, V]."""
+        """Map hidden states [M, D] after the final norm to logits [M, V]."""
         logits: torch.Tensor = self._causal(inputs_embeds=states[None], use_cache=False).logits[0]
         return logits
 
@@ -33,20 +33,20 @@ class LanguageHead:
 
 
 class _Given(nn.Module):
-    """In the decoder's place: what is given as embeddings comes out as its last states."""
+    """Replaces the decoder: returns the given embeddings as the final hidden states."""
 
     def forward(self, *_: Any, inputs_embeds: torch.Tensor, **others: Any) -> "_States":
         return _States(last_hidden_state=inputs_embeds)
 
     @property
     def decoder(self) -> Self:
-        """OPT's causal model calls a part of its decoder."""
+        """OPT's causal model calls this attribute of its base model."""
         return self
 
 
 @dataclass
 class _States(ModelOutput):
-    """What a decoder returns; of anything else that a family hands on (caches, router logits) there is none."""
+    """A decoder's output. Anything else that a family passes on (caches, router logits) is None."""
 
     last_hidden_state: torch.Tensor | None = None
 

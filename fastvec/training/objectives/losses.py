@@ -1,4 +1,4 @@
-"""What an adaptation learns by: pure functions of tensors, each with its naive definition beside it.
+"""The losses of an adaptation: pure functions of tensors. Each loss has a naive reference implementation.
 
     MNTP      mean over masked tokens i of −log softmax(head(h_{i−1}))[x_i]           (BehnamGhader et al., 2024)
     InfoNCE   mean over queries i of −log (exp s·q_i·d_i / Σ_j exp s·q_i·d_j)         (van den Oord et al., 2018)
@@ -23,36 +23,37 @@ MaskStyle = Literal["bert", "all"]
 
 HEAD_BYTES = 1 << 27  # of float32 logits at a time: 1,024 rows of a vocabulary of 32,768
 DOCUMENTS_AT_ONCE = 4096  # columns of the similarity matrix at a time
-SIMILARITY_WEIGHT = 5.0  # of the similarities' errors, which are squares of small numbers, beside the cosine's
+SIMILARITY_WEIGHT = 5.0  # of the similarity errors relative to the cosine error, as they are squares of small numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskRule:
-    """Which tokens are hidden, and how.
+    """Which tokens are masked, and how.
 
-    `bert`: of the chosen tokens 80 % become the mask, 10 % a random token, 10 % stay. `all`: all become the mask.
+    `bert`: of the chosen tokens, 80 % become the mask token, 10 % a random token, 10 % stay. `all`: all become the mask
+    token.
     """
 
     mask_id: int
-    vocabulary: int  # random tokens are below it
-    special_ids: frozenset[int]  # never hidden
+    vocabulary: int  # random tokens have ids below it
+    special_ids: frozenset[int]  # never masked
     probability: float = 0.2
     style: MaskStyle = "bert"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedTokens:
-    """A sequence with tokens hidden: the input, and what is to be found again from the token before."""
+    """A sequence with masked tokens: the input, and the tokens to predict, each from the position before it."""
 
     ids: IntArray  # [L]
-    places: IntArray  # [M] where in the sequence the state stands that predicts
-    labels: IntArray  # [M] the hidden tokens
+    places: IntArray  # [M] positions in the sequence whose hidden states predict
+    labels: IntArray  # [M] the masked tokens
 
 
 def mask_tokens(ids: IntArray, rule: MaskRule, random: np.random.Generator) -> MaskedTokens:
-    """Hide tokens of one sequence `ids` [L].
+    """Mask tokens of one sequence `ids` [L].
 
-    A hidden first token has no token before it, so it is no target.
+    A masked first token has no token before it, so it is not a target.
     """
     chosen = random.random(len(ids)) < rule.probability
     chosen &= ~np.isin(ids, list(rule.special_ids))
@@ -67,17 +68,17 @@ def mask_tokens(ids: IntArray, rule: MaskRule, random: np.random.Generator) -> M
 
 
 def next_tokens(ids: IntArray) -> MaskedTokens:
-    """Every token as a target and none hidden: what a causal decoder is pretrained by."""
+    """Make every token but the first a target and mask none: the pretraining objective of a causal decoder."""
     return MaskedTokens(ids=ids, places=np.arange(len(ids) - 1), labels=ids[1:])
 
 
 def token_loss(
     hidden: torch.Tensor, places: torch.Tensor, labels: torch.Tensor, head: Head, vocabulary: int
 ) -> torch.Tensor:
-    """The summed cross entropy of `labels` [M] under `head(hidden[places])`, where `hidden` is [T, D].
+    """Return the summed cross entropy of `labels` [M] under `head(hidden[places])`, where `hidden` is [T, D].
 
-    Only the rows asked for go through the LM head, a part of them at a time: a part's gradient is taken as soon as its
-    loss is there, so that logits [M, V] never stand in memory. Waits for no device.
+    Only the rows `places` go through the LM head, a part at a time. A part's gradient is computed right after its loss,
+    so all logits [M, V] are never in memory at once. Does not wait for the device.
     """
     states = hidden.index_select(0, places)
     rows = _rows_at_once(vocabulary)
@@ -89,7 +90,7 @@ def token_loss(
 def token_scores(
     hidden: torch.Tensor, places: torch.Tensor, labels: torch.Tensor, head: Head, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The value of `token_loss`, without a gradient, and how many labels [M] are the likeliest token."""
+    """Return the value of `token_loss`, without a gradient, and how many of the labels [M] are the likeliest token."""
     rows = _rows_at_once(vocabulary)
     loss, hits = (torch.zeros((), device=hidden.device) for _ in range(2))
     for states, own in zip(torch.split(hidden.index_select(0, places), rows), torch.split(labels, rows), strict=True):
@@ -120,7 +121,7 @@ def _cross_entropy(head: Head, states: torch.Tensor, labels: torch.Tensor) -> to
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:
-    """float32, or float64 for float64: as `gradcheck` needs it."""
+    """Return float32, or float64 for float64, which `gradcheck` needs."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -162,12 +163,12 @@ def info_nce(
     document_keys: torch.Tensor,
     owner_keys: torch.Tensor,
 ) -> torch.Tensor:
-    """The mean InfoNCE loss of `queries` [n, D] over `documents` [N, D], cosine times `scale`.
+    """Return the mean InfoNCE loss of `queries` [n, D] over `documents` [N, D]; scores are cosines times `scale`.
 
-    `own` [n] is the document that answers each query; all others are negatives, except those that cannot be: another
-    copy of the answer or of the query itself, and the answer to the same query asked again. Texts are told apart by
-    keys: `query_keys` [n], `document_keys` [N], and `owner_keys` [N], the key of the query a document answers (−1 where
-    it answers none). The similarity matrix is never whole: log-sum-exps are carried over parts of the documents.
+    `own` [n] is the document that answers each query. All others are negatives, except copies of the answer or of the
+    query itself, and the answer to another copy of the query. Texts are identified by keys: `query_keys` [n],
+    `document_keys` [N], and `owner_keys` [N], the key of the query that a document answers (−1 if none). The similarity
+    matrix is never complete in memory: log-sum-exps are accumulated over parts of the documents.
     """
     queries, documents = (F.normalize(vectors.to(_wide(vectors)), dim=-1) for vectors in (queries, documents))
     excluded = _Excluded(own, query_keys, document_keys.index_select(0, own), document_keys, owner_keys)
@@ -202,7 +203,7 @@ def info_nce_reference(
 
 @dataclass(frozen=True, slots=True)
 class _Excluded:
-    """Which documents are no negatives of which queries."""
+    """Which documents are not negatives of which queries."""
 
     own: torch.Tensor
     query_keys: torch.Tensor
@@ -211,7 +212,7 @@ class _Excluded:
     owner_keys: torch.Tensor
 
     def among(self, begin: int, end: int) -> torch.Tensor:
-        """[n, end − begin] bool, for the documents from `begin` to `end`."""
+        """Return a mask [n, end − begin] of the documents from `begin` up to but excluding `end`."""
         documents, owners = self.document_keys[None, begin:end], self.owner_keys[None, begin:end]
         copies = (documents == self.answer_keys[:, None]) | (documents == self.query_keys[:, None])
         copies |= owners == self.query_keys[:, None]
@@ -219,7 +220,7 @@ class _Excluded:
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log Σ_j exp(scale · q_i·d_j) [n] over the documents that count, in one pass; softmax is made again backward."""
+    """log Σ_j exp(scale · q_i·d_j) [n] over documents not excluded, in one pass; backward recomputes the softmax."""
 
     @staticmethod
     def forward(
@@ -255,10 +256,10 @@ def _score_parts(
 def distillation(
     vectors: torch.Tensor, targets: torch.Tensor, all_vectors: torch.Tensor, all_targets: torch.Tensor
 ) -> torch.Tensor:
-    """How far `vectors` [n, D] are from a teacher's `targets` [n, D], and their similarities from its similarities.
+    """Return the error of `vectors` [n, D] and of their similarities, compared with a teacher's `targets` [n, D].
 
-    mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²) of the unit vectors z and v, i over n, j over `all_vectors`
-    and `all_targets` [N, D], those of all ranks.
+    mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²) of the unit vectors z and v, i over this rank's n texts, j
+    over `all_vectors` and `all_targets` [N, D], those of all ranks.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         z, v, all_z, all_v = (F.normalize(x.to(_wide(x)), dim=-1) for x in (vectors, targets, all_vectors, all_targets))
@@ -275,12 +276,13 @@ def distillation_reference(vectors: torch.Tensor, targets: torch.Tensor) -> torc
 
 
 def alignment(queries: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-    """The mean squared distance of unit vectors that belong together, [n, D] each (Wang and Isola, 2020): 0 is best."""
+    """Return the mean squared distance of paired unit vectors, [n, D] each (Wang and Isola, 2020); 0 is best."""
     return (F.normalize(queries, dim=-1) - F.normalize(positives, dim=-1)).square().sum(dim=-1).mean()
 
 
 def uniformity(vectors: torch.Tensor) -> torch.Tensor:
-    """log of the mean of exp(−2 · squared distance) over all pairs of unit vectors [n, D] (the same paper): lower is
-    better, 0 where all are one. Needs at least two vectors.
+    """Return the log of the mean of exp(−2 · squared distance) over all pairs of unit vectors [n, D] (same paper).
+
+    Lower is better; 0 if all vectors are equal. Needs at least two vectors.
     """
     return torch.pdist(F.normalize(vectors, dim=-1)).square().mul(-2).exp().mean().log()

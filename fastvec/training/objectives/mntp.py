@@ -1,4 +1,4 @@
-"""The MNTP task: texts to packed sequences, hidden tokens to a loss, and its gradient to the model.
+"""The MNTP task: packs texts into sequences, masks tokens, and computes the loss and its gradient.
 
 Shapes: T packed tokens.
 """
@@ -22,27 +22,29 @@ Hide = Callable[[IntArray, np.random.Generator], MaskedTokens]
 
 
 class TokenTask:
-    """MNTP, and with `next_tokens` for `hide` the pretraining of a causal decoder: sequences of at most `max_length`.
+    """MNTP or, with `next_tokens` as `hide`, pretraining of a causal decoder.
 
-    Texts are laid end to end and cut; what remains at a chunk's end is a shorter sequence, not dropped and not padded.
+    Texts are concatenated and cut into sequences of `max_length` tokens. The rest at a chunk's end is a shorter
+    sequence: it is not padded, and dropped only if it is a single token.
     """
 
     def __init__(
         self, tokenizer: TextTokenizer, head: LanguageHead, hide: Hide, *, max_length: int, at_once: int | None
     ) -> None:
-        """`at_once` sequences go through the model together, omitted all of a batch."""
+        """`at_once` sequences go through the model together; None means the whole batch."""
         self._tokenizer, self._head, self._hide = tokenizer, head, hide
         self._max_length, self._at_once = max_length, at_once
 
     def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[IntArray]:
-        """The sequences of a chunk's admitted rows."""
+        """Return the sequences of a chunk's admitted rows."""
         ids = self._tokenizer(texts_of(chunk, admitted)).ids
         cuts = range(self._max_length, len(ids), self._max_length)
         return [part for part in np.split(ids, cuts) if len(part) > 1]
 
     def learn(self, batch: Batch[IntArray], model: Pass) -> torch.Tensor:
-        """Take the gradient of the mean loss over all targets of the batch, on all ranks; returns it, times ranks / 1
-        so that the mean over ranks is the loss.
+        """Backpropagate the mean loss over all targets of the batch, on all ranks.
+
+        Returns this rank's part of it times the number of ranks, so that the mean over ranks is the loss.
         """
         hidden = [self._hidden(ids, model.seed, number) for number, ids in enumerate(batch.examples)]
         targets = max(1, sum(len(one.labels) for one in hidden))
@@ -57,11 +59,14 @@ class TokenTask:
         return total
 
     def tokens(self, batch: Batch[IntArray]) -> int:
-        """How many tokens a step over `batch` takes, on all ranks."""
+        """Return the number of tokens in `batch`, on all ranks."""
         return sum(len(ids) for ids in batch.examples)
 
     def evaluate(self, examples: Sequence[IntArray], model: Pass, *, size: int) -> dict[str, float]:
-        """The mean loss over all targets of `examples`, and the share that is guessed right; `size` at a time."""
+        """Return the mean loss over all targets of `examples`, and the accuracy.
+
+        `at_once` sequences go through the model together; if that is None, `size`.
+        """
         hidden = [self._hidden(ids, model.seed, number) for number, ids in enumerate(examples)]
         scores = []
         with torch.no_grad():
@@ -88,7 +93,7 @@ class TokenTask:
 
 
 def targets_of(sequences: Sequence[MaskedTokens], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of the packed states that predict, and what: [M] each."""
+    """Return the rows of the packed hidden states that predict, and the tokens they predict: [M] each."""
     starts = np.cumsum([0, *(len(one.ids) for one in sequences[:-1])])
     places = np.concatenate([one.places + start for one, start in zip(sequences, starts, strict=True)])
     labels = np.concatenate([one.labels for one in sequences])
@@ -96,7 +101,7 @@ def targets_of(sequences: Sequence[MaskedTokens], device: torch.device) -> tuple
 
 
 def texts_of(chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[str]:
-    """The admitted texts of a chunk that hold something."""
+    """Return the admitted texts of a chunk that are not blank."""
     return [
         text for text, used in zip(chunk.texts.to_pylist(), admitted, strict=True) if used and text and text.strip()
     ]

@@ -1,7 +1,7 @@
-"""The randomness of training: a function of a seed, a sequence's number and a place in it, and of nothing else.
+"""Training dropout as a pure function of a seed, a sequence's number and a position in the sequence.
 
-So a sequence gets the same noise whichever batch, rank or micro-batch it is in, in the second forward of gradient
-checkpointing and of gradient caching, and in a run that resumes; no state of a generator has to be kept.
+Therefore a sequence gets the same dropout in any batch or micro-batch, on any rank, in the second forward of gradient
+checkpointing and gradient caching, and in a run that resumes. No generator state has to be saved.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from fastvec_kernels import dropout, to_device
 
 
 class NoiseSource:
-    """The noise of the forward and backward now running, and which token is whose, for the layers that drop features.
+    """The noise of the current forward and backward, and each token's sequence and position, for feature dropout.
 
-    It is an object that the layers share, not a context variable: autograd repeats forwards in threads of its own.
+    The layers share this object. A context variable would not do, because autograd repeats forwards in its own threads.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class NoiseSource:
         self._tokens = torch.empty(0, 2, dtype=torch.int64)
 
     def set(self, noise: Noise | None, lengths: Sequence[int], device: torch.device) -> None:
-        """`lengths` [n] of the packed sequences that come."""
+        """Set the noise of the following forward, for packed sequences of `lengths` [n]; None turns it off."""
         self._noise = noise
         if noise is None:
             return
@@ -35,7 +35,7 @@ class NoiseSource:
         self._tokens = to_device(np.stack([numbers, places], axis=1), device)
 
     def drop(self, x: torch.Tensor, p: float, layer: int) -> torch.Tensor:
-        """`x` [..., T, D] with features dropped with probability `p`; as it is, where no noise is set."""
+        """Return `x` [..., T, D] with features dropped with probability `p`; unchanged if no noise is set."""
         if self._noise is None or p == 0:
             return x
         seed = derived_seed(self._noise.seed, "features", layer)
@@ -43,7 +43,7 @@ class NoiseSource:
 
 
 class _FeatureDropout(nn.Module):
-    """In place of the `nn.Dropout` before a LoRA adapter."""
+    """Replaces the `nn.Dropout` before a LoRA adapter."""
 
     def __init__(self, p: float, layer: int, source: NoiseSource) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _FeatureDropout(nn.Module):
 
 
 def control_noise(model: nn.Module) -> NoiseSource:
-    """Replace the dropout of every LoRA layer in `model` by ours, and return what sets it."""
+    """Replace the dropout of every LoRA layer in `model` by fastvec's, and return the source that controls it."""
     source = NoiseSource()
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for index, layer in enumerate(layers):

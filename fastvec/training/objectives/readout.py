@@ -1,8 +1,8 @@
-"""Texts to vectors while learning: tokenised, encoded in parts, the gradient given back in parts, gathered over ranks.
+"""Encodes texts during training: tokenises them, runs forward and backward in parts, gathers vectors over ranks.
 
-Gradient caching (Gao et al., 2021) lets a batch be any size: texts are encoded in parts without a graph, the loss gives
-each vector its gradient, and the parts go through the model once more to pass that on. The gradient is that of the
-whole batch, for the noise is the same in both passes.
+Gradient caching (Gao et al., 2021) allows batches of any size. Texts are encoded in parts without a graph, the loss
+yields the gradient of each vector, and the parts go through the model again to backpropagate it. The result is the
+gradient of the whole batch, because the noise is the same in both passes.
 
 Shapes: n texts, D dimensions.
 """
@@ -29,7 +29,7 @@ IntArray = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A tokenised text: ids [L], the span that is pooled, and a hash by which copies are known."""
+    """A tokenised text: ids [L], the span that is pooled, and a hash that identifies copies."""
 
     ids: IntArray
     span: tuple[int, int]
@@ -45,7 +45,7 @@ def tokenized(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Text]:
 
 
 def key_of(text: str) -> int:
-    """A hash of 63 bits."""
+    """Return a 63-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -55,13 +55,13 @@ def holds_something(text: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """A text's vector: its states pooled over its span, in float32, then `dense` of them; not normalised."""
+    """Computes a text's vector: pools the hidden states of its span in float32, applies `dense`, does not normalise."""
 
     pooling: Pooling
     dense: nn.Linear | None = None
 
     def encode(self, texts: Sequence[Text], numbers: Sequence[int], model: Pass) -> torch.Tensor:
-        """The vectors [n, D] of texts, in one forward; `numbers` are what the noise knows them by."""
+        """Return the vectors [n, D] of texts, from one forward; `numbers` identify the texts to the noise."""
         packed = pack([text.ids for text in texts], np.array([text.span for text in texts]), device=model.device)
         vectors = pool(model.forward(packed, numbers), packed.spans, self.pooling, normalize=False)
         dense: torch.Tensor = vectors if self.dense is None else self.dense(vectors)
@@ -70,7 +70,10 @@ class Readout:
     def encode_in_parts(
         self, texts: Sequence[Text], numbers: Sequence[int], model: Pass, *, at_once: int | None
     ) -> torch.Tensor:
-        """The same, in order, of any number of texts: `at_once` of like length in a forward, omitted all."""
+        """Return the vectors [n, D] of texts, in order, from forwards of at most `at_once` texts of similar length.
+
+        None means all in one forward.
+        """
         parts = split_by_length([len(text.ids) for text in texts], at_once)
         vectors = torch.cat([self._part(texts, numbers, part, model) for part in parts])
         return vectors[to_device(np.argsort(np.concatenate(parts)), model.device)]
@@ -84,7 +87,7 @@ class Readout:
         *,
         at_once: int | None,
     ) -> torch.Tensor:
-        """Give the model the gradient of the loss of the vectors [n, D], and return the loss."""
+        """Backpropagate `loss_of` the vectors [n, D] through the model, and return the loss."""
         parts = split_by_length([len(text.ids) for text in texts], at_once)
         with torch.set_grad_enabled(len(parts) == 1):
             vectors = self.encode_in_parts(texts, numbers, model, at_once=at_once)
@@ -105,7 +108,7 @@ class Readout:
 
 
 def gather(vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
-    """The vectors of all ranks [Σ counts, D], of which rank r has `counts[r]`; its gradients are summed over ranks."""
+    """Return the vectors of all ranks [Σ counts, D], `counts[r]` from rank r; gradients are summed over ranks."""
     if len(counts) == 1:
         return vectors
     gathered: torch.Tensor = _Gather.apply(vectors, counts, rank)  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
-"""What a step of training does: texts to examples, examples to a loss, and its gradient to the model.
+"""The interface between a training task and the model in one step.
 
-A task is the part of an objective that knows about text, batches and ranks; the formulas are in `losses.py`.
-The model comes as a `Pass`: it runs packed sequences forward, with this step's noise, and takes gradients back.
+A task makes examples from texts, computes their loss and backpropagates it. It is the part of an objective that handles
+text, batches and ranks; the formulas are in `losses`. The model is given as a `Pass`, which runs packed sequences
+forward with this step's noise and controls when gradients are averaged over ranks.
 
 Shapes: T packed tokens, n texts, D dimensions.
 """
@@ -30,7 +31,7 @@ class Batch(Generic[Example]):
 
     @property
     def own(self) -> range:
-        """The places of this rank's examples in the whole batch; they are also the numbers its noise is keyed by."""
+        """The indices of this rank's examples in the whole batch, which also identify them to the noise."""
         share = len(self.examples) // self.ranks
         return range(self.rank * share, (self.rank + 1) * share)
 
@@ -45,21 +46,21 @@ class Pass(Protocol):
     def device(self) -> torch.device: ...
 
     def forward(self, packed: Packed, numbers: Sequence[int]) -> torch.Tensor:
-        """The states [T, hidden_size]; `numbers` are what the sequences are known by to the noise."""
+        """Return the hidden states [T, hidden_size]; `numbers` identify the sequences to the noise."""
 
     def autocast(self) -> AbstractContextManager[None]:
-        """For what is computed of the states: in the precision of the forward."""
+        """Return the context for computing on the hidden states in the precision of the forward."""
 
     def part(self, *, last: bool) -> AbstractContextManager[None]:
-        """For the forward and backward of a part of a batch: gradients are summed over the ranks in the `last`.
+        """Return the context for a part's forward and backward; only the `last` part averages gradients over ranks.
 
-        Around both, as DistributedDataParallel settles in a forward whether its backward sums: ranks may have unequal
-        numbers of parts, and would wait for each other.
+        Otherwise ranks with different numbers of parts would wait for each other. The context must enclose both,
+        because DistributedDataParallel decides in the forward whether its backward averages.
         """
 
 
 def split_by_length(lengths: Sequence[int], at_once: int | None) -> list[list[int]]:
-    """Places of sequences in groups of at most `at_once`, longest first, so that equal lengths are neighbours."""
+    """Return groups of at most `at_once` indices of sequences, longest first, so that a group has similar lengths."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     groups = 1 if at_once is None else -(-len(order) // at_once)
     return [list(map(int, part)) for part in np.array_split(order, groups)]
