@@ -37,7 +37,7 @@ MAX_GRAD_NORM = 1.0
 @click.option("--objective", type=click.Choice(["mntp", "simcse"]), default="simcse", show_default=True)
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--max-length", default=128, show_default=True)
-@click.option("--steps", default=4, show_default=True, help="Of a round.")
+@click.option("--steps", default=4, show_default=True, help="Steps per round.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
 def main(

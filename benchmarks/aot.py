@@ -105,16 +105,26 @@ def verdict(compiled: Iterable[Compiled]) -> int:
     for exempt, reason in SPILL_EXEMPTIONS.items():
         print(f"may spill: {' on '.join(exempt)}: {reason}")
     if refused:
-        print(f"{len(refused)} refused:", *refused, sep="\n  ")
+        print(f"{len(refused)} failures:", *refused, sep="\n  ")
     return int(bool(refused))
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One configuration of each kernel, for sm_90.")
-@click.option("--arch", "archs", multiple=True, type=click.Choice(list(SHARED_MEMORY)), help="Only these.")
-@click.option("--only", "ops", multiple=True, type=click.Choice(OPS), help="Only these ops.")
-@click.option("--jobs", default=os.cpu_count() or 1, show_default="one a core")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where aot.json and aot.md go.")
+@click.option(
+    "--quick", is_flag=True, help="Compile one configuration of each kernel, for sm_90 unless --arch is given."
+)
+@click.option(
+    "--arch",
+    "archs",
+    multiple=True,
+    type=click.Choice(list(SHARED_MEMORY)),
+    help="Only this architecture; repeat for more. [default: all]",
+)
+@click.option(
+    "--only", "ops", multiple=True, type=click.Choice(OPS), help="Only this op; repeat for more. [default: all]"
+)
+@click.option("--jobs", default=os.cpu_count() or 1, show_default="one per core")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for aot.json and aot.md.")
 def main(quick: bool, archs: tuple[str, ...], ops: tuple[str, ...], jobs: int, out: Path | None) -> None:
     archs = archs or (("sm_90",) if quick else tuple(SHARED_MEMORY))
     chosen = [

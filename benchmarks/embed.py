@@ -80,14 +80,21 @@ class Result:
 @click.option("--column", default="text", show_default=True)
 @click.option("--shape", type=click.Choice(list(MODEL_SHAPES)), default="25M", show_default=True)
 @click.option("--mix", type=click.Choice(list(MIXES)), default="wiki", show_default=True)
-@click.option(
-    "--rows", type=int, help="[default: 2,000; on a GPU as many as the corpus has, up to seconds of its time]"
-)
+@click.option("--rows", type=int, help="[default: 2,000; on a GPU more for small models, up to the whole corpus]")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--dtype", "dtypes", multiple=True, help="Repeat for more. [default: what fastvec chooses here, float32]")
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Repeat for more. [default: all]")
-@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A model folder.")
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="For JSON and PNG.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the model whose tokenizer to use. [default: bundled]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the JSON report and the PNG plot.",
+)
 def main(
     corpus: Path, column: str, shape: str, mix: str, rows: int | None, rounds: int, output: Path | None, **given: Any
 ) -> None:
@@ -118,7 +125,7 @@ def main(
         )
         plot(workload, results, output / f"{stem}.png")
     if any(one.cosine is not None and one.cosine < least_cosine(one) for one in results):
-        raise click.ClickException("not all contestants made the same vectors")
+        raise click.ClickException("the contestants' vectors differ: see the cosine column")
 
 
 def rows_for(shape: ModelShape) -> int:
@@ -135,7 +142,9 @@ def least_cosine(result: Result) -> float:
 def counted(texts: Sequence[str], model: Path, shape: str, mix: str, max_length: int) -> Workload:
     tokenizer = tokenizer_from_files(resolve(model))
     if tokenizer is None:
-        raise click.UsageError(f"the tokenizer of {model} is not one whose files say all of it")
+        raise click.UsageError(
+            f"the tokenizer of {model} cannot be loaded from its files alone: choose another with --tokenizer"
+        )
     lengths = TextTokenizer(tokenizer, TextRecipe(max_length=max_length))(texts).lengths.tolist()
     size = BATCH_SIZES[DEVICE]
     padded = sum(size_of(lengths[begin : begin + size]) for begin in range(0, len(lengths), size))
@@ -171,7 +180,7 @@ def take_turn(result: Result, workload: Workload, ceiling: float, model: Path, f
     done = subprocess.run(command, capture_output=True, text=True)
     whole, joules = time.perf_counter() - started, energy.used(before, energy.counters())
     if done.returncode:
-        result.missing = f"failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+        result.missing = f"failed: {(done.stderr.strip().splitlines() or ['no error output'])[-1]}"
         return
     found = json.loads(done.stdout.strip().splitlines()[-1])
     result.missing = found.get("missing", "")
@@ -206,7 +215,7 @@ def table(workload: Workload, results: Sequence[Result]) -> list[str]:
     lines = [
         f"{workload.rows:,} rows, {workload.tokens:,} tokens, mix {workload.mix}; model of {workload.shape}; "
         f"{workload.flops / 1e12:.1f} TFLOP; padding in row order would be {saved:.0%}",
-        f"{'contestant':44} {'rows/s':>8} {'tokens/s':>9} {'of most':>7} {'fastvec is':>22} "
+        f"{'contestant':44} {'rows/s':>8} {'tokens/s':>9} {'% of peak':>9} {'fastvec is':>22} "
         f"{'memory':>9} cosine  energy",
     ]
     own = {result.dtype: result for result in results if result.name == "fastvec"}
@@ -219,7 +228,7 @@ def table(workload: Workload, results: Sequence[Result]) -> list[str]:
         against = "" if result.name == "fastvec" or result.dtype not in own else ratio(own[result.dtype], result)
         lines.append(
             f"{result.label:44} {workload.rows / seconds:8,.0f} {workload.tokens / seconds:9,.0f} "
-            f"{statistics.median(result.shares):7.0%} {against:>22} {result.memory / 2**20:5,.0f} MiB "
+            f"{statistics.median(result.shares):9.0%} {against:>22} {result.memory / 2**20:5,.0f} MiB "
             f"{result.cosine:7.4f}{spent}"
         )
     return lines

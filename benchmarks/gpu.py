@@ -156,14 +156,16 @@ def summary(outcomes: Iterable[Outcome], documents: dict[str, Any], log: str) ->
     for name, document in documents.items():
         if isinstance(document, dict) and document.get("ceilings"):
             rates = document["ceilings"]
-            lines.append(f"- {name}: copied {rates['copy'] / 1e12:.2f} TB/s, {rates['matrix'] / 1e12:.0f} TFLOP/s")
+            lines.append(
+                f"- {name}: copy {rates['copy'] / 1e12:.2f} TB/s, matrix product {rates['matrix'] / 1e12:.0f} TFLOP/s"
+            )
     return "\n".join([*lines, "", "```", log.strip(), "```", ""])
 
 
 @click.command()
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--smoke", is_flag=True, help="As little as shows that every part works.")
-@click.option("--minutes", default=8.75, show_default=True, help="For all parts together.")
+@click.option("--smoke", is_flag=True, help="Run a minimal version of every part, to test this command.")
+@click.option("--minutes", default=8.75, show_default=True, help="Time limit for all parts together.")
 def main(out: Path, smoke: bool, minutes: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * minutes

@@ -27,20 +27,31 @@ from benchmarks.reporting.plots import plot
 from benchmarks.reporting.results import HEADER, Row, as_json, environment, write_json
 from fastvec_kernels._launch import kernels_on_cpu
 
-WITHOUT_GPU = """No GPU here: no time, no rate and no ceiling can be measured, and no other library's kernel can run.
-What can be known: whether results on small shapes are right, and what the kernels compile to."""
+WITHOUT_GPU = """No GPU: times, rates and ceilings cannot be measured, and other libraries' kernels cannot run.
+This run checks results on small shapes and compiles the kernels."""
 ON_GPU = torch.cuda.is_available()
 
 
 @click.command()
 @click.argument("op", type=click.Choice(list(SHAPES)))
-@click.option("--shapes", multiple=True, default=["*"], help="Only shapes whose name matches: 'd128 32/8 *'. Repeat.")
-@click.option("--implementations", default="*", help="Only implementations whose name matches, as 'fastvec'.")
-@click.option("--lengths", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A file of real lengths.")
-@click.option("--seconds", type=float, default=float("inf"), help="Begin no shape after this long.")
+@click.option(
+    "--shapes",
+    multiple=True,
+    default=["*"],
+    help="Only shapes whose name matches this glob, e.g. 'd128 32/8 *'; repeat for more.",
+)
+@click.option(
+    "--implementations", default="*", help="Only implementations whose name matches this glob, e.g. 'fastvec'."
+)
+@click.option(
+    "--lengths",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File of sequence lengths to use, one per line.",
+)
+@click.option("--seconds", type=float, default=float("inf"), help="Start no further shape after this many seconds.")
 @click.option("--tune", "tuning", is_flag=True, help="attention: time every candidate of the configuration table.")
 @click.option("--check", is_flag=True, help="Check results only; without a GPU set TRITON_INTERPRET=1.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where OP.json and OP.png go.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for OP.json and OP.png.")
 def main(
     op: str,
     shapes: tuple[str, ...],
@@ -89,7 +100,7 @@ def measured(
     with nullcontext() if ON_GPU else kernels_on_cpu():
         for shape in shapes:
             if time.monotonic() - begin > seconds:
-                print(f"{shape.name:34} not begun after {seconds:.0f} s")
+                print(f"{shape.name:34} skipped: {seconds:.0f} s are over")
                 continue
             workload = MAKERS[op](shape, device, dtype)
             yield from rows_of(workload, ceilings, implementations=implementations, timed=ceilings is not None)

@@ -44,7 +44,7 @@ class ZeroEncoder(Encoder):
 @click.option("--column", default="text", show_default=True)
 @click.option("--model")
 @click.option("--max-length", default=512, show_default=True)
-@click.option("--rows", default=100_000, show_default=True, help="At most.")
+@click.option("--rows", default=100_000, show_default=True, help="Maximum number of rows.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
 def main(corpus: Path, column: str, model: str | None, max_length: int, rows: int, **run: object) -> None:

@@ -49,9 +49,11 @@ class Score:
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--model", "models", multiple=True, help="A folder or hub id; repeat to compare.")
-@click.option("--task", "names", multiple=True, help="Of one name; repeat for more. [default: all]")
+@click.option("--task", "names", multiple=True, help="Name of a task to score; repeat for more. [default: all]")
 @click.option("--dtype", default="auto", show_default=True)
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="For quality.json, quality.png.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for quality.json and quality.png."
+)
 def main(data: Path, models: tuple[str, ...], names: tuple[str, ...], dtype: str, output: Path | None) -> None:
     """Score models and baselines on the tasks whose files are in DATA."""
     tasks = [task for task in load_tasks(data) if not names or task.name in names]

@@ -26,9 +26,11 @@ COMPARED = 1000  # texts whose vectors are compared, and whose nearest neighbour
 @click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--column", default="text", show_default=True)
 @click.option("--model", help="[default: bundled]")
-@click.option("--shape", type=click.Choice(list(MODEL_SHAPES)), help="Random weights of this shape instead.")
+@click.option(
+    "--shape", type=click.Choice(list(MODEL_SHAPES)), help="Use random weights of this shape instead of --model."
+)
 @click.option("--mix", type=click.Choice(list(MIXES)), default="short", show_default=True)
-@click.option("--rows", type=int, help="[default: 300; on a GPU 20,000, where fewer would not fill it]")
+@click.option("--rows", type=int, help="[default: 300, or 20,000 on a GPU, to fill it]")
 @click.option("--rounds", default=5, show_default=True)
 def main(
     corpus: Path, column: str, model: str | None, shape: str | None, mix: str, rows: int | None, rounds: int

@@ -180,7 +180,7 @@ class Encoder:
         Raises UsageError if `texts` is not a list of strings, ModelError if a text has no finite vector.
         """
         if isinstance(texts, str):
-            raise UsageError("encode takes a list of texts, and was given one string: put it in a list")
+            raise UsageError("encode expects a list of texts, got one string: put it in a list")
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UsageError(f"text {index} is a {type(text).__name__}, not a string: leave it out or fill it in")
@@ -223,10 +223,12 @@ class Encoder:
             except torch.OutOfMemoryError:
                 pass  # the traceback keeps the batch's tensors alive until this block ends
             if self.batch_tokens == 1:
-                raise ModelError(f"{self.settings.device} has no memory left beside the model: free some, or use cpu")
+                raise ModelError(
+                    f"{self.settings.device} has too little memory left beside the model: free some, or use device cpu"
+                )
             self.batch_tokens = max(min(self.batch_tokens, int(texts.lengths.sum())) // 2, 1)
             torch.cuda.empty_cache()
-            logger.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
+            logger.warning("out of memory: continuing with batches of %d tokens", self.batch_tokens)
 
     def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Begun:
         embeddings = len(self._decoder.embeddings)
@@ -335,7 +337,7 @@ class Encoder:
     def _quantized(self, quantize: str) -> FusedDecoder:
         if self._fused is None:
             raise UsageError(
-                f"quantize {quantize} is for decoders of Llama's skeleton, and {self.settings.checkpoint.name} runs "
+                f"quantize {quantize} needs a Llama-style decoder, and {self.settings.checkpoint.name} runs "
                 "through transformers: leave it out"
             )
         return quantized(self._fused, quantize, self.settings.weight_bits)

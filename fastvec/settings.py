@@ -53,7 +53,7 @@ class EncoderSettings:
             raise UsageError("an instruction and a prompt name were both given: choose one")
         if instruction is not None:
             if not is_utf8(instruction):
-                raise UsageError(f"the instruction {instruction!r} is not UTF-8: encode it so")
+                raise UsageError(f"the instruction {instruction!r} is not valid UTF-8: encode it as UTF-8")
             stripped = instruction.strip()
             return instruction if checkpoint.verbatim else f"{stripped} " if stripped else ""
         name = prompt_name or checkpoint.default_prompt_name
@@ -205,8 +205,8 @@ def _within(name: str, value: int | None, default: int, limit: int | None, unit:
     if value is None:
         return default
     if value < 1 or (limit is not None and value > limit):
-        at_most = "" if limit is None else f" to {limit}, the {unit} of the model"
-        raise UsageError(f"{name} {value} is out of range: it goes from 1{at_most}")
+        at_most = "" if limit is None else f", the maximum {limit}, the {unit} of the model"
+        raise UsageError(f"{name} {value} is out of range: the minimum is 1{at_most}")
     return value
 
 
@@ -220,9 +220,9 @@ def _with_eos(checkpoint: Checkpoint, eos: bool) -> Checkpoint:
 def _settle_attention(checkpoint: Checkpoint) -> bool:
     if checkpoint.bidirectional is None:
         raise ModelError(
-            f"{checkpoint.name} leaves its attention to code of its own, {checkpoint.bidirectional_reason}, which "
-            "fastvec does not run: say what its model card says by --bidirectional or --causal, or by is_causal in "
-            "its config.json"
+            f"{checkpoint.name} defines its attention in custom code, {checkpoint.bidirectional_reason}, which "
+            "fastvec does not run: choose what its model card states with --bidirectional or --causal, or set "
+            "is_causal in its config.json"
         )
     return checkpoint.bidirectional
 
@@ -232,7 +232,9 @@ def _settle_device(device: str) -> str:
 
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise UsageError("device cuda was asked for and torch sees no GPU here: choose cpu, or install a CUDA build")
+        raise UsageError(
+            "device cuda was requested, but torch finds no GPU: choose cpu, or install a CUDA build of torch"
+        )
     return "cuda" if device == "auto" and available else "cpu" if device == "auto" else device
 
 

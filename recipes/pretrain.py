@@ -37,9 +37,7 @@ TOKENIZER_BYTES = 64 << 20
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--column")
-@click.option(
-    "--start", help="A folder whose tokenizer, shape and tokens are taken instead; its tokens are not trained."
-)
+@click.option("--start", help="Use the tokenizer, shape and frozen token embeddings of this folder instead.")
 @click.option("--vocabulary", default=8192, show_default=True)
 @click.option("--width", default=256, show_default=True)
 @click.option("--layers", default=4, show_default=True)

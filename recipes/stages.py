@@ -45,7 +45,7 @@ MEASURED = 256  # held-out sequences with masked tokens
 @click.command()
 @click.argument("decoder")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--text", "texts", multiple=True, required=True, help="Texts for MNTP; their sentences for SimCSE.")
+@click.option("--text", "texts", multiple=True, required=True, help="Texts for MNTP; SimCSE uses their sentences.")
 @click.option("--column", default="text", show_default=True)
 @click.option("--pairs", type=click.Path(path_type=Path), required=True)
 @click.option("--seeds", default=3, show_default=True)
@@ -56,7 +56,7 @@ MEASURED = 256  # held-out sequences with masked tokens
 @click.option("--mntp-lr", default=5e-5, show_default=True)
 @click.option("--simcse-steps", default=1000, show_default=True)
 @click.option("--simcse-lr", default=3e-5, show_default=True)
-@click.option("--temperature", default=0.05, show_default=True, help="Of SimCSE.")
+@click.option("--temperature", default=0.05, show_default=True, help="Temperature of SimCSE.")
 def main(decoder: str, output: Path, seeds: int, **options: Any) -> None:
     """Run and measure every stage of the LLM2Vec recipe on DECODER for every seed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -152,7 +152,7 @@ def write_sentences(texts: tuple[str, ...], column: str, path: Path) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table with one row for each stage: mean ± standard deviation over seeds."""
-    lines = ["| stage | hidden tokens guessed, % | Spearman × 100 |", "|---|---|---|"]
+    lines = ["| stage | accuracy on masked tokens, % | Spearman × 100 |", "|---|---|---|"]
     for stage, title in STAGES.items():
         own = [row for row in rows if row["stage"] == stage]
         cells = [_spread([100 * row[name] for row in own]) for name in ("accuracy", "spearman")]

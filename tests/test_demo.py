@@ -10,7 +10,7 @@ def test_the_demo_embeds_checks_and_finds(tmp_path: Path, capfd: pytest.CaptureF
     shown, told = capfd.readouterr()
     assert "all 11 checks passed" in shown
     assert "300 rows to" in told
-    assert "the bundled model, was used" in told
+    assert "used the bundled fastvec-mini" in told
     films, bacteria, skis = (shown.partition(query)[2].splitlines()[1:4] for query in QUERIES)
     assert any("(1929 film)" in line for line in films)
     assert any("bacterium" in line or "bacillus" in line for line in bacteria)

@@ -136,7 +136,7 @@ def test_no_texts_give_no_vectors(encoder: Encoder) -> None:
 
 
 def test_none_is_not_a_text(encoder: Encoder) -> None:
-    with pytest.raises(UsageError, match="encode takes a list of texts"):
+    with pytest.raises(UsageError, match="encode expects a list of texts"):
         encoder.encode("a text")
     with pytest.raises(UsageError, match="text 1 is a NoneType, not a string"):
         encoder.encode(["a", None])  # type: ignore[list-item]
@@ -191,7 +191,7 @@ def test_a_device_without_any_memory_left_is_one_line(tiny_llama: Path, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Encoder, "_begin", full)
-    with pytest.raises(ModelError, match="cpu has no memory left beside the model"):
+    with pytest.raises(ModelError, match="cpu has too little memory left beside the model"):
         encoder.encode(TEXTS)
 
 
@@ -256,8 +256,11 @@ def test_what_is_asked_between_batches_can_end_it(encoder: Encoder) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dims": 65}, "dims 65 is out of range: it goes from 1 to 64, the dimensions of the model"),
-        ({"max_length": 513}, "max_length 513 is out of range: it goes from 1 to 512, the positions of the model"),
+        ({"dims": 65}, "dims 65 is out of range: the minimum is 1, the maximum 64, the dimensions of the model"),
+        (
+            {"max_length": 513},
+            "max_length 513 is out of range: the minimum is 1, the maximum 512, the positions of the model",
+        ),
         ({"pooling": "max"}, "pooling 'max' is not known: choose mean, weighted_mean, last, first"),
         ({"dtype": "int4"}, "dtype 'int4' is not known"),
         ({"device": "tpu"}, "device 'tpu' is not known"),

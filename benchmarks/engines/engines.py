@@ -146,7 +146,7 @@ def llama_cpp(weights: str = "") -> Load:
             ids = [one.ids for one in tokenizer.encode_batch(list(texts))]
             answer = server.handle_embeddings({"input": ids})
             if "data" not in answer:
-                raise Missing(f"llama.cpp says {answer}")
+                raise Missing(f"llama.cpp returned no vectors: {answer}")
             return np.array([one["embedding"] for one in answer["data"]], dtype=np.float32)
 
         return encode

@@ -128,8 +128,10 @@ def texts_of(corpus: Path, column: str) -> Iterator[str]:
 
 
 def read_mix(corpus: Path, column: str, mix: str, rows: int | None, *, at_most: int = 0) -> list[str]:
-    """Return the first `rows` texts of a mix (None: up to `at_most`). Raise TooFewTexts if there are fewer."""
+    """Return the first `rows` texts of a mix (None: up to `at_most`). Raise TooFewTexts if fewer than `rows`."""
     found = list(islice(MIXES[mix][1](texts_of(corpus, column)), at_most if rows is None else rows))
     if rows is not None and len(found) < rows:
-        raise TooFewTexts(f"{corpus} has {len(found)} texts of the mix {mix}, {rows} are needed")
+        raise TooFewTexts(
+            f"{corpus} has {len(found)} texts of the mix {mix}, {rows} are needed: use a larger corpus or fewer --rows"
+        )
     return found

@@ -51,7 +51,7 @@ def load_tasks(folder: Path) -> list[Task]:
     found = {name: next(iter(sorted(folder.rglob(name))), None) for name in readers}
     tasks = [readers[name](path) for name, path in found.items() if path is not None]
     if not tasks:
-        raise click.UsageError(f"{folder} holds none of {', '.join(readers)}")
+        raise click.UsageError(f"{folder} contains none of {', '.join(readers)}")
     return tasks
 
 

@@ -71,7 +71,7 @@ def padded_sdpa(lengths: tuple[int, ...], device: str, backend: SDPBackend) -> I
     n, longest = len(lengths), max(lengths)
     ragged = min(lengths) < longest
     if ragged and backend == SDPBackend.FLASH_ATTENTION:
-        raise Unavailable("takes no mask of paddings")
+        raise Unavailable("does not support a padding mask")
     valid = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]  # [n, longest]
     place = valid.flatten().cumsum(0).sub(1).clamp(min=0).to(device)  # padding repeats the token before it
     tokens = valid.flatten().nonzero()[:, 0].to(device)

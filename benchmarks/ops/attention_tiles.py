@@ -33,11 +33,11 @@ def forward_tile(length: int, group: int, head_dim: int, arch: str) -> Tile:
 def tile_report(head_dim: int = 128, arch: str = "sm_90") -> str:
     lines = [f"Useful share of the forward tiles at head size {head_dim} on {arch}, by length:"]
     for group in GROUPS:
-        lines.append(f"  {group} query head{'s' * (group > 1)} a key head")
+        lines.append(f"  {group} query head{'s' * (group > 1)} per key head")
         for length in LENGTHS:
             tile = forward_tile(length, group, head_dim, arch)
             packed = 1 if tile.path == "specialized" else group  # specialized programs process one query head
             share = useful_share(length, packed, tile.rows, tile.keys)
-            waste = f"{1 / share:5.1f} times the scores asked for"
+            waste = f"{1 / share:5.1f} times the required scores"
             lines.append(f"    {length:5} tokens  {tile.rows:3} × {tile.keys:3}  {share:6.1%}  {waste}")
     return "\n".join(lines)

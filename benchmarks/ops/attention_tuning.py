@@ -71,7 +71,7 @@ def tune(seconds: float, out: Path | None) -> int:
     orders = []
     for cell in cells(row_name):
         if time.monotonic() - begin > seconds:
-            print(f"{cell.pass_name} at {cell.width} not begun after {seconds:.0f} s")
+            print(f"{cell.pass_name} at {cell.width} skipped: {seconds:.0f} s are over")
             continue
         costs = {}
         for tile in cell.candidates:
@@ -85,7 +85,7 @@ def tune(seconds: float, out: Path | None) -> int:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / "attention.json", {**as_json(rows, ceilings), "orders": orders})
-    print(f"\n{row_name}, best first:", *orders, sep="\n")
+    print(f"\n{row_name}, fastest first:", *orders, sep="\n")
     return int(any(row.failed for row in rows))
 
 

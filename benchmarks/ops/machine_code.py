@@ -13,7 +13,7 @@ from typing import Any
 
 from fastvec_kernels._launch import SHARED_MEMORY
 
-WGMMA_ROWS, WGMMA_COLUMNS, WGMMA_WARPS = 64, 8, 4  # the smallest product of Hopper's warpgroup instruction
+WGMMA_ROWS, WGMMA_COLUMNS, WGMMA_WARPS = 64, 8, 4  # minimum for Hopper's warpgroup matrix instruction
 TENSOR_CORES = {"sm_80": ("HMMA",), "sm_90": ("HGMMA",), "sm_100": ("UTCHMMA", "UTCQMMA"), "gfx942": ("v_mfma",)}
 
 # Kernels that may spill: (kernel, architecture) -> reason. Currently none.
@@ -47,9 +47,11 @@ class MachineCode:
         if (self.stack_bytes or self.spills) and (self.kernel, self.arch) not in SPILL_EXEMPTIONS:
             found.append(f"spills: {self.stack_bytes} bytes of stack, {self.spills} spill instructions or registers")
         if self.shared > SHARED_MEMORY[self.arch]:
-            found.append(f"takes {self.shared:,} bytes of shared memory, {self.arch} has {SHARED_MEMORY[self.arch]:,}")
+            found.append(
+                f"needs {self.shared:,} bytes of shared memory, but {self.arch} has {SHARED_MEMORY[self.arch]:,}"
+            )
         if self.arch == "sm_90" and self.needs_wgmma and self.tensor == 0:
-            found.append(f"has a product of at least {WGMMA_ROWS} rows and no HGMMA")
+            found.append(f"has a matrix product of at least {WGMMA_ROWS} rows but no HGMMA instruction")
         return found
 
 

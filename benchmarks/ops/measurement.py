@@ -87,7 +87,7 @@ def _measured(
     if failure is not None:
         return _row(workload, name, direction, ceilings, status=f"FAILED: {failure}", error=error)
     if not timed:
-        return _row(workload, name, direction, ceilings, status="right", error=error)
+        return _row(workload, name, direction, ceilings, status="correct", error=error)
     runs = [run]
     for _ in range(sets_of_inputs(*expected.inputs) - 1):
         runs.append(Run(implementation, workload, workload.inputs(), expected.upstream))

@@ -24,7 +24,7 @@ class Ceilings:
     matrix: float  # FLOP/s of a bf16 product of two random matrices, 8192 × 8192 each
 
     def __str__(self) -> str:
-        return f"ceilings, measured: copy {self.copy / 1e12:.2f} TB/s, matrix product {self.matrix / 1e12:.0f} TFLOP/s"
+        return f"measured ceilings: copy {self.copy / 1e12:.2f} TB/s, matrix product {self.matrix / 1e12:.0f} TFLOP/s"
 
 
 def measure_ceilings() -> Ceilings:

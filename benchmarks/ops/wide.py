@@ -209,7 +209,7 @@ def rope_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
 
     def with_liger() -> Implementation:
         if shape.variant != "plain":
-            raise Unavailable("has neither a norm nor a bias")
+            raise Unavailable("supports neither a norm nor a bias")
         call = liger("liger_rope")
         whole = [x.repeat(1, 2)[None] for x in (cos, sin)]  # repeated to the width of a head
 

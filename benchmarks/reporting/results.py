@@ -16,7 +16,7 @@ from benchmarks.ops.timing import Timing
 
 HEADER = (
     f"{'shape':34} {'implementation':22} {'direction':9} {'median':>9} {'p20':>9} {'p80':>9} {'host':>7} "
-    f"{'TFLOP/s':>8} {'GB/s':>7} {'of most':>7} {'error':>8}"
+    f"{'TFLOP/s':>8} {'GB/s':>7} {'% of peak':>9} {'error':>8}"
 )
 
 
@@ -56,10 +56,10 @@ class Row:
             return f"{start} {self.status}{error}"
         t = self.timing
         tflops = f"{self.flops / t.median / 1e12:8.1f}" if self.flops else " " * 8
-        of_most = "" if self.fraction is None else f"{self.fraction:.0%}"
+        of_peak = "" if self.fraction is None else f"{self.fraction:.0%}"
         return (
             f"{start} {t.median * 1e6:6.1f} µs {t.p20 * 1e6:6.1f} µs {t.p80 * 1e6:6.1f} µs {t.host * 1e6:4.0f} µs "
-            f"{tflops} {self.bytes / t.median / 1e9:7.0f} {of_most:>7} {self.error:8.1e}"
+            f"{tflops} {self.bytes / t.median / 1e9:7.0f} {of_peak:>9} {self.error:8.1e}"
         )
 
 

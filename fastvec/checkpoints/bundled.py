@@ -5,7 +5,7 @@ from pathlib import Path
 
 NAME = "fastvec-mini"
 BETTER = ("Qwen/Qwen3-Embedding-0.6B", "google/embeddinggemma-300m", "intfloat/e5-mistral-7b-instruct")
-NOTE = f"{NAME}, the bundled model, was used: small, English only. Larger ones find more: --model {', '.join(BETTER)}"
+NOTE = f"used the bundled {NAME}, small and English-only. Larger models retrieve better: --model {', '.join(BETTER)}"
 
 
 def bundled_model() -> Path:

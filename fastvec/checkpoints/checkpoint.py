@@ -98,7 +98,7 @@ class Checkpoint:
 
     layout: Literal["transformers", "llm2vec", "sentence-transformers", "fastvec"] = "transformers"
     bidirectional: bool | None = True  # None: the folder's own code decides, and `bidirectional_reason` names the class
-    bidirectional_reason: str = "a bare decoder is run so"
+    bidirectional_reason: str = "the default for a bare decoder"
     pooling: Pooling = "mean"
     pooled_tokens: Literal["text", "all"] = "text"
     include_prompt: bool = False  # whether the prompt's tokens are pooled too
@@ -165,11 +165,11 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     config = read_json(path)
     model_type = setting(config, "model_type", str, path)
     if model_type is None:
-        raise ModelError(f"{path} names no model_type: it is not the folder of a transformers model")
+        raise ModelError(f"{path} has no model_type: give the folder of a transformers model")
     stated_type, model_type = model_type, MODEL_TYPES.get(model_type, model_type)
     require_supported(model_type)
     if config.get("quantization_config"):
-        raise ModelError(f"{stack.base} holds quantised weights: give the float model they were made from")
+        raise ModelError(f"{stack.base} has quantised weights: use the unquantised model")
     tokenizer = next((folder for folder in (*stack.folders, *stack.adapters[::-1]) if tokenizer_files(folder)), None)
     if tokenizer is None:
         raise ModelError(f"{stack.folders[0]} has no tokenizer: expected tokenizer.json, tokenizer.model or vocab.json")
@@ -195,7 +195,7 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     )
     if stated_type == model_type:
         reason = checkpoint.bidirectional_reason + (
-            f"; its own code, {code}, is not" if (code := own_class(config)) else ""
+            f"; its own code, {code}, is not run" if (code := own_class(config)) else ""
         )
         return replace(checkpoint, bidirectional_reason=reason)
     return replace(checkpoint, bidirectional_reason=f"{stated_type} is {model_type} with bidirectional attention")
@@ -222,13 +222,13 @@ def _hidden_size(config: dict[str, Any], path: Path) -> int:
         for name in ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model"):
             if size := count(part, name, path):
                 return size
-    raise ModelError(f"{path} states no hidden_size: it is not the folder of a decoder")
+    raise ModelError(f"{path} has no hidden_size: give the folder of a decoder model")
 
 
 def _check_chain(width: int, dense: tuple[DenseLayer, ...]) -> None:
     for layer in dense:
         if layer.in_features != width:
-            raise ModelError(f"{layer.weights.parent} takes {layer.in_features} dimensions and is given {width}")
+            raise ModelError(f"{layer.weights.parent} expects {layer.in_features} dimensions, but receives {width}")
         width = layer.out_features
 
 
@@ -236,19 +236,19 @@ def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
     """Apply the rules in an adaptation's record to `bare`."""
     record = read_json(path)
     if record.get("format") != RECORD_FORMAT:
-        raise ModelError(f"{path} is of format {record.get('format')!r}: this version reads format {RECORD_FORMAT}")
+        raise ModelError(f"{path} has format {record.get('format')!r}: this version reads format {RECORD_FORMAT}")
     rules: dict[str, Any] = setting(record, "encoder", dict, path, {})
     pooling = setting(rules, "pooling", str, path, "mean")
     pooled_tokens = setting(rules, "pooled_tokens", str, path, "text")
     if pooling not in get_args(Pooling) or pooled_tokens not in ("text", "all"):
-        raise ModelError(f"{path} pools {pooled_tokens!r} tokens by {pooling!r}: it is damaged")
+        raise ModelError(f"{path} has pooling {pooling!r}, pooled_tokens {pooled_tokens!r}: it is damaged")
     given = {name: setting(rules, name, kind, path) for name, kind in TEXT_RULES.items()}
     dims = count(rules, "dims", path)
     return replace(
         bare,
         layout="fastvec",
         bidirectional=setting(rules, "bidirectional", bool, path, True),
-        bidirectional_reason="fastvec adapted it so",
+        bidirectional_reason="fastvec adapt trained it this way",
         pooling=pooling,
         pooled_tokens=pooled_tokens,
         dims=dims and min(dims, bare.vector_size),
@@ -296,9 +296,9 @@ def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, s
     if config.get("model_type") in MODEL_TYPES:
         return True, bare.bidirectional_reason
     if code is not None and is_bidirectional_class(code):
-        return True, f"{code} was published so"
+        return True, f"{code} is published as bidirectional"
     if _names_llm2vec_code(config):
-        return True, "LLM2Vec trained it so"
+        return True, "LLM2Vec trained it this way"
     if any(part.get("is_causal") is True for part in parts):
         return False, "config.json says is_causal: true"
     if code is not None:
@@ -317,14 +317,14 @@ def _llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
     path = path or stack.folders[0]
     pooling = setting(settings, "pooling_mode", str, path, "mean")
     if pooling not in LLM2VEC_POOLINGS:
-        raise ModelError(f"{path} pools by {pooling!r}: expected one of {', '.join(LLM2VEC_POOLINGS)}")
+        raise ModelError(f"{path} has pooling_mode {pooling!r}: expected one of {', '.join(LLM2VEC_POOLINGS)}")
     skip_instruction = setting(settings, "skip_instruction", bool, path, True)
     names = {*stack.names, *(str(config.get("_name_or_path", "")) for config in configs)}
     chat_template = any(Path(name).name in CHAT_BASES for name in names)
     return replace(
         bare,
         layout="llm2vec",
-        bidirectional_reason="LLM2Vec trained it so",
+        bidirectional_reason="LLM2Vec trained it this way",
         pooling=LLM2VEC_POOLINGS[pooling],
         pooled_tokens="text" if skip_instruction else "all",
         include_prompt=not skip_instruction,

@@ -108,7 +108,7 @@ REFUSED = {  # reason: model types
         "bart bigbird_pegasus blenderbot blenderbot-small fsmt led longt5 m2m_100 marian mbart mt5 mvp nllb-moe "
         "pegasus pegasus_x plbart prophetnet switch_transformers t5 t5gemma t5gemma2 umt5 whisper"
     ),
-    "carries information between tokens by recurrence, convolution or linear attention, which only runs forward": (
+    "carries information between tokens by recurrence, convolution or linear attention, which is causal only": (
         "bailing_hybrid bamba falcon_h1 falcon_mamba granitemoehybrid inkling2_text inkling_text jamba kimi_linear "
         "lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text "
         "qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2 zaya"
@@ -120,7 +120,7 @@ REFUSED = {  # reason: model types
         "axk2 deepseek_v32 deepseek_v4 doge dots3_note dots3_note_text glm_moe_dsa hy_v4 minimax_m3_vl_text"
     ),
     "attends in chunks and scales its queries by their place in the batch": "llama4_text",
-    "reads more than text, and only text decoders run": (
+    "is multimodal, and only text decoders are supported": (
         "aria emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified git idefics3 internvl llama4 llava llava_next mistral3 "
         "mllama moshi paligemma phi4_multimodal qwen2_5_omni qwen2_5_vl qwen2_audio qwen2_vl qwen3_omni_moe qwen3_vl "
         "qwen3_vl_moe smolvlm"
@@ -132,12 +132,12 @@ def require_supported(model_type: str) -> None:
     """Raise a ModelError that says why if `model_type` (from config.json) is not in FAMILIES."""
     if model_type in FAMILIES:
         return
-    supported = f"llama, mistral, qwen3, gemma3_text and others do ({len(FAMILIES)} in docs/families.md)"
+    supported = f"llama, mistral, qwen3, gemma3_text and others are supported ({len(FAMILIES)} in docs/families.md)"
     for reason, model_types in REFUSED.items():
         if model_type in model_types.split():
-            raise ModelError(f"a {model_type!r} model cannot run: it {reason}; {supported}")
+            raise ModelError(f"model type {model_type!r} is not supported: it {reason}; {supported}")
     raise ModelError(
-        f"a {model_type!r} model cannot run: it has not been tested, and attention could be wrong in silence; "
+        f"model type {model_type!r} is not supported: it has not been tested, and attention could be silently wrong; "
         f"{supported}; fastvec/checkpoints/families.py says how to add one"
     )
 
@@ -149,7 +149,7 @@ def document() -> str:
         "",
         "<!-- Written by `python -m fastvec.checkpoints.families > docs/families.md`; a test keeps it up to date. -->",
         "",
-        f"{len(FAMILIES)} model types run, bidirectional and causal. A type is listed when the tests have compared a "
+        f"{len(FAMILIES)} model types run, bidirectional and causal. A type is listed if the tests have compared a "
         "tiny random model of it,",
         "with every kind of layer its checkpoints have, against transformers' eager attention one sequence at a time.",
         "The type is the `model_type` in a checkpoint's `config.json`; most types cover many checkpoints.",
@@ -160,7 +160,7 @@ def document() -> str:
         "",
         "## Refused",
         "",
-        "Any other type is refused, because attention could be wrong in silence. These are known not to work:",
+        "Any other type is refused, because attention could be silently wrong. These are known not to work:",
         "",
         "| reason: it … | model types |",
         "|---|---|",

@@ -31,10 +31,10 @@ def locate(name: str | Path, *, revision: str | None = None) -> tuple[Path, str 
     folder = _local(text)
     if folder is not None:
         if revision is not None:
-            raise UsageError(f"revision {revision!r} was given with {text}, a folder here: only a hub id has revisions")
+            raise UsageError(f"revision {revision!r} was given, but {text} is a local folder: only hub ids have one")
         return folder, None
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1:
-        raise ModelError(f"{text}: there is no such folder")
+        raise ModelError(f"{text}: no such folder")
     return _download(text, revision)
 
 
@@ -44,7 +44,7 @@ def _local(text: str) -> Path | None:
         folder = Path(text).expanduser()
         if text and folder.is_dir():
             if not os.access(folder, os.R_OK | os.X_OK):
-                raise ModelError(f"{text} cannot be read as a model: you may not look into this folder")
+                raise ModelError(f"{text} cannot be read as a model: permission denied")
             return folder
         is_file = folder.is_file()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~user for an unknown user
@@ -67,17 +67,17 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
             repository, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
         )
     except errors.HFValidationError:
-        problem = "there is no such folder, and it is no hub id (org/model)"
+        problem = "no such folder, and not a valid hub id (org/model)"
     except errors.GatedRepoError:
         problem = "gated on the hub: accept its terms on its page there, then log in with `hf auth login`"
     except errors.RevisionNotFoundError:
         problem = "the hub has no such revision: check its spelling, or leave it out"
     except errors.RepositoryNotFoundError:
-        problem = "there is no such folder, and no such repository on the hub, or a private one (`hf auth login`)"
+        problem = "no such folder, and no such repository on the hub; if it is private, log in with `hf auth login`"
     except errors.LocalEntryNotFoundError:
-        problem = "there is no such folder, it is not whole in the hub's cache, and the hub cannot be reached"
+        problem = "no such folder, the hub's cache has no complete copy, and the hub cannot be reached"
     except Exception as error:  # errors of whichever HTTP library the hub's client uses
-        problem = f"the download failed ({type(error).__name__}): run again, it goes on where it stopped"
+        problem = f"the download failed ({type(error).__name__}): run the command again to resume it"
     else:
         return Path(snapshot), Path(snapshot).name
     raise ModelError(f"{repository or 'an empty name'}{at}: {problem}")
@@ -107,13 +107,13 @@ def locate_stack(name: str, folder: Path, added: Sequence[Path] = ()) -> ModelSt
             break
         base = _base_of(folder)
         if base is None:
-            raise ModelError(f"{folder} is an adapter that names no base model: give the base, and this as its adapter")
+            raise ModelError(f"{folder} is an adapter without a base model: give the base, and this as adapter")
         try:
             lower = locate(base)[0]
         except ModelError as error:
-            raise ModelError(f"{folder} is an adapter on a base model that cannot be had: {error}") from None
+            raise ModelError(f"{folder} is an adapter, and its base model cannot be found: {error}") from None
         if lower in folders:
-            raise ModelError(f"{folder} is an adapter on itself: give the base, and this as its adapter")
+            raise ModelError(f"{folder} is an adapter that names itself as base: give the base, and this as adapter")
         folder = lower
         folders.append(folder)
         names.add(base)

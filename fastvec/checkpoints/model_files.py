@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`; raises ModelError if the file is missing or contains no JSON object."""
     content = _parse(path)
     if not isinstance(content, dict):
-        raise ModelError(f"{path} holds a JSON {type(content).__name__}, not an object: it is damaged")
+        raise ModelError(f"{path} contains a JSON {type(content).__name__}, expected an object: the file is damaged")
     return content
 
 
@@ -43,19 +43,19 @@ def read_json_list(path: Path) -> list[dict[str, Any]]:
     """Return the JSON list of objects in `path`; raises ModelError if the file is missing or contains none."""
     content = _parse(path)
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise ModelError(f"{path} is no JSON list of objects: it is damaged")
+        raise ModelError(f"{path} is not a JSON list of objects: the file is damaged")
     return content
 
 
 def _parse(path: Path) -> Any:
     if not path.is_file():
-        raise ModelError(f"{path.parent} holds no {path.name}: it is not the folder of a model, or not all of it")
+        raise ModelError(f"{path.parent} has no {path.name}: it is not a model folder, or it is incomplete")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON ({error}): it is damaged, download it again") from None
+        raise ModelError(f"{path} is not valid JSON ({error}): the file is damaged, download it again") from None
 
 
 def setting(
@@ -69,7 +69,7 @@ def setting(
     if value is None:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ModelError(f"{path} says {name} is {value!r}: that is no value for it")
+        raise ModelError(f"{path} has {name} {value!r}: the value has the wrong type")
     return value
 
 
@@ -83,7 +83,7 @@ def count(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
     if value is None or value > 10**9:
         return None
     if not value >= 1:  # NaN included
-        raise ModelError(f"{path} says {name} is {value}: expected at least 1")
+        raise ModelError(f"{path} has {name} {value}: expected at least 1")
     return int(value)
 
 
@@ -99,10 +99,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     elif index.is_file():
         shards = set(setting(read_json(index), "weight_map", dict, index, {}).values())
         if not shards or any(not isinstance(shard, str) or Path(shard).name != shard for shard in shards):
-            raise ModelError(f"{index} does not list the files of its weights: it is damaged")
+            raise ModelError(f"{index} does not list the weight files: it is damaged")
         files = [folder / shard for shard in sorted(shards)]
     else:
-        raise ModelError(f"{folder} holds no model.safetensors: {_other_format(folder)}")
+        raise ModelError(f"{folder} has no model.safetensors: {_other_format(folder)}")
     for file in files:
         check_safetensors(file)
     return tuple(files)
@@ -118,7 +118,7 @@ def check_safetensors(file: Path) -> list[str]:
         with safe_open(file, framework="numpy") as tensors:
             return list(tensors.keys())
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} is not a whole safetensors file ({error}): download it again") from None
+        raise ModelError(f"{file} is an incomplete or damaged safetensors file ({error}): download it again") from None
 
 
 def _other_format(folder: Path) -> str:
@@ -129,7 +129,7 @@ def _other_format(folder: Path) -> str:
     for name in names:
         if Path(name).suffix in PICKLES:
             return f"{name} is a pickle, which could run any code; convert it to safetensors"
-    return "weights are read as safetensors only; convert them, or take them from where they are complete"
+    return "fastvec reads only safetensors; convert the weights, or download a complete copy"
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:

@@ -77,12 +77,12 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
     paths = [_path(module, folder) for module in modules]
     order = " ".join(kinds)
     if not re.fullmatch(r"Transformer Pooling( Dense)*( Normalize)*", order):
-        raise ModelError(f"{folder} is a chain of {order}: expected Transformer, Pooling, Dense and Normalize in order")
+        raise ModelError(f"{folder} has modules {order}: expected Transformer, Pooling, Dense and Normalize in order")
     _refuse_other_keys(paths[2:])
     settings_path = folder / "config_sentence_transformers.json"
     settings = read_json_if_any(settings_path)
     if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
-        raise ModelError(f"{folder} is a {settings['model_type']}: expected a SentenceTransformer, one vector a text")
+        raise ModelError(f"{folder} is a {settings['model_type']}: expected a SentenceTransformer, one vector per text")
     pooling, include_prompt = _pooling(paths[1] / "config.json")
     max_length, lower_case = _transformer(paths[0])
     return SentenceFolder(
@@ -103,7 +103,7 @@ def _kind(module: dict[str, Any], folder: Path) -> str:
     match = MODULE.fullmatch(str(module.get("type")))
     if match is None:
         raise ModelError(
-            f"{folder} has a module of type {module.get('type')!r}: fastvec does sentence-transformers' Transformer, "
+            f"{folder} has a module of type {module.get('type')!r}: fastvec supports only Transformer, "
             "Pooling, Dense and Normalize, and never runs code from a model"
         )
     return match[1]
@@ -113,7 +113,7 @@ def _path(module: dict[str, Any], folder: Path) -> Path:
     path = module.get("path")
     windows = PureWindowsPath(str(path))  # splits at both / and \, and recognises drives
     if not isinstance(path, str) or windows.anchor or ".." in windows.parts:
-        raise ModelError(f"{folder} has a module at {path!r}: expected a folder inside it")
+        raise ModelError(f"{folder} has a module at {path!r}: expected a subfolder of it")
     return folder / path
 
 
@@ -125,7 +125,7 @@ def _transformer(folder: Path) -> tuple[int | None, bool]:
     if task != "feature-extraction":
         raise ModelError(f"{path} asks for the task {task!r}: expected feature-extraction")
     if "message" in setting(settings, "modality_config", dict, path, {}):
-        raise ModelError(f"{path} puts texts into a chat template (modality message): fastvec does not for this layout")
+        raise ModelError(f"{path} applies a chat template (modality message), which is not supported here")
     return count(settings, "max_seq_length", path), setting(settings, "do_lower_case", bool, path, False)
 
 
@@ -136,7 +136,7 @@ def _pooling(path: Path) -> tuple[Pooling, bool]:
     if modes is None:
         modes = [name for flag, name in POOLING_FLAGS.items() if settings.get(flag)] or ["mean"]
     if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in POOLINGS:
-        raise ModelError(f"{path} pools by {modes}: fastvec pools by one of {', '.join(POOLINGS)}")
+        raise ModelError(f"{path} has pooling mode {modes}: expected exactly one of {', '.join(POOLINGS)}")
     return POOLINGS[str(modes[0])], setting(settings, "include_prompt", bool, path, True)
 
 
@@ -148,9 +148,9 @@ def read_dense(folder: Path) -> DenseLayer:
     activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise ModelError(f"{path} has the activation {activation}: fastvec has torch.nn's {', '.join(ACTIVATIONS)}")
+        raise ModelError(f"{path} has the activation {activation}: expected torch.nn's {', '.join(ACTIVATIONS)}")
     if settings.get("use_residual"):
-        raise ModelError(f"{path} adds a residual to a Dense layer, which fastvec does not")
+        raise ModelError(f"{path} adds a residual to a Dense layer: fastvec does not support this")
     weights = folder / "model.safetensors"
     check_safetensors(weights)
     return DenseLayer(
@@ -169,12 +169,12 @@ def _refuse_other_keys(folders: list[Path]) -> None:
         settings = read_json_if_any(path)
         for key in ("module_input_name", "module_output_name"):
             if settings.get(key) not in (None, "sentence_embedding"):
-                raise ModelError(f"{path} works on {settings[key]!r}: expected sentence_embedding")
+                raise ModelError(f"{path} sets {key} to {settings[key]!r}: expected sentence_embedding")
 
 
 def read_prompts(settings: dict[str, Any], path: Path) -> Mapping[str, str]:
     """Return the prompts in `settings`, read from `path`, by name; raises ModelError if one is not a string."""
     prompts: dict[str, Any] = setting(settings, "prompts", dict, path, {})
     if not all(isinstance(prompt, str) for prompt in prompts.values()):
-        raise ModelError(f"{path} has a prompt that is no text")
+        raise ModelError(f"{path} has a prompt that is not a string")
     return prompts

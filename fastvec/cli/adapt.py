@@ -17,54 +17,97 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
     "--objective",
     required=True,
     type=click.Choice(["mntp", "simcse", "contrastive", "distil"]),
-    help="What to learn by.",
+    help="The training objective.",
 )
-@click.option("--model", required=True, help="The decoder: a folder or hub id, adapted already or not.")
-@click.option("--adapter", "adapters", multiple=True, help="A PEFT folder or id to merge first; repeat for more.")
+@click.option("--model", required=True, help="The decoder: a folder or hub id; it may be adapted already.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    help="A PEFT adapter (folder or hub id) to merge before training; repeat for more.",
+)
 @click.option("--revision", help="The hub revision of the model.")
-@click.option("--data", multiple=True, required=True, metavar="FILE", help="Parquet, Arrow or .txt lines; repeat.")
+@click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Parquet, Arrow, or .txt with one text per line; repeat for more.",
+)
 @click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
 @click.option("--query", metavar="COL", help="contrastive: the column of queries.")
-@click.option("--positive", metavar="COL", help="contrastive: the column of what answers them.")
-@click.option("--negative", "negatives", multiple=True, metavar="COL", help="contrastive: hard negatives; repeat.")
+@click.option("--positive", metavar="COL", help="contrastive: the column of passages that answer the queries.")
+@click.option(
+    "--negative",
+    "negatives",
+    multiple=True,
+    metavar="COL",
+    help="contrastive: a column of hard negatives; repeat for more.",
+)
 @click.option("--vectors", metavar="COL", help="distil: the column of a teacher's vectors. [default: embedding]")
-@click.option("-o", "--output", required=True, metavar="DIR", help="The folder to make.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="The folder to create.")
 @click.option("--steps", type=int, help="Optimiser steps. [default: 1000]")
-@click.option("--batch-size", type=int, help="Sequences of a step and process. [default: 32; 128; 512; 256]")
-@click.option("--max-length", type=int, help="Tokens of a sequence. [default: 512; 128; 512; 128]")
+@click.option("--batch-size", type=int, help="Sequences per step and process. [default: 32; 128; 512; 256]")
+@click.option("--max-length", type=int, help="Maximum tokens per sequence. [default: 512; 128; 512; 128]")
 @click.option("--lr", type=float, help="The peak learning rate. [default: 5e-5; 3e-5; 2e-4; 2e-4]")
-@click.option("--warmup", type=int, help="Steps to reach it. [default: 0; contrastive 300, at most 3 in 10]")
-@click.option("--schedule", type=click.Choice(["linear", "cosine"]), help="How it falls then, to 0. [default: linear]")
-@click.option("--weight-decay", type=float, help="AdamW's. [default: 0]")
-@click.option("--seed", type=int, help="Of order, masks, noise and the held-out rows. [default: 42]")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", help="Of the computation.")
+@click.option("--warmup", type=int, help="Warmup steps. [default: 0; contrastive: 300, at most 30% of --steps]")
+@click.option(
+    "--schedule",
+    type=click.Choice(["linear", "cosine"]),
+    help="How the learning rate decays to 0 after the warmup. [default: linear]",
+)
+@click.option("--weight-decay", type=float, help="Weight decay of AdamW. [default: 0]")
+@click.option("--seed", type=int, help="Seed of the data order, masks, noise and held-out rows. [default: 42]")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", help="The dtype of the computation."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--lora-r", type=int, help="The rank of the adapter. [default: 16]")
-@click.option("--lora-alpha", type=int, help="Its scale, times the rank. [default: 32]")
-@click.option("--lora-dropout", type=float, help="Before the adapter. [default: 0.05]")
+@click.option("--lora-r", type=int, help="The rank of the LoRA adapter. [default: 16]")
+@click.option("--lora-alpha", type=int, help="LoRA's alpha: the adapter's scale times its rank. [default: 32]")
+@click.option("--lora-dropout", type=float, help="Dropout before the LoRA adapter. [default: 0.05]")
 @click.option("--full", is_flag=True, default=None, help="Train all weights instead of an adapter.")
-@click.option("--attention-dropout", type=float, help="Of attention's probabilities. [default: simcse 0.3, else 0]")
-@click.option("--temperature", type=float, help="Cosines are divided by it. [default: simcse 0.05, contrastive 0.02]")
-@click.option("--grad-cache", type=int, metavar="N", help="N texts in memory at a time. [default: contrastive 64]")
-@click.option("--mask-probability", type=float, help="mntp: the share of hidden tokens. [default: 0.2]")
-@click.option("--mask-style", type=click.Choice(["bert", "all"]), help="mntp: 80/10/10, or all masked. [default: bert]")
-@click.option("--mask-token", help="mntp: the token that hides. [default: the tokenizer's, else _]")
-@click.option("--pool-tokens", type=click.Choice(["text", "all"]), help="What is pooled. [default: as the model says]")
+@click.option(
+    "--attention-dropout", type=float, help="Dropout of attention probabilities. [default: simcse 0.3, else 0]"
+)
+@click.option(
+    "--temperature", type=float, help="The temperature that divides cosines. [default: simcse 0.05, contrastive 0.02]"
+)
+@click.option(
+    "--grad-cache", type=int, metavar="N", help="Encode N texts at a time, to save memory. [default: contrastive 64]"
+)
+@click.option("--mask-probability", type=float, help="mntp: the share of masked tokens. [default: 0.2]")
+@click.option(
+    "--mask-style",
+    type=click.Choice(["bert", "all"]),
+    help="mntp: 80% mask token, 10% random, 10% unchanged; or all mask token. [default: bert]",
+)
+@click.option("--mask-token", help="mntp: the mask token. [default: the tokenizer's, else _]")
+@click.option(
+    "--pool-tokens",
+    type=click.Choice(["text", "all"]),
+    help="Pool the text's tokens, or all. [default: as the model says]",
+)
 @click.option(
     "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the model says]"
 )
-@click.option("--bidirectional/--causal", default=None, help="What attention sees. [default: as the model says]")
-@click.option("--eos/--no-eos", default=None, help="EOS ends every sequence. [default: as the model says]")
-@click.option("--instruction", help="A text before every query (simcse: every text), which is not pooled.")
+@click.option("--bidirectional/--causal", default=None, help="Direction of attention. [default: as the model says]")
+@click.option("--eos/--no-eos", default=None, help="Whether EOS ends every sequence. [default: as the model says]")
+@click.option("--instruction", help="An instruction before every query (simcse: every text); it is not pooled.")
 @click.option(
-    "--eval-pairs", metavar="FILE", help="CSV of sentence1, sentence2, score: Spearman before, during, after."
+    "--eval-pairs",
+    metavar="FILE",
+    help="CSV of sentence1, sentence2, score; measures Spearman's correlation before, during and after.",
 )
-@click.option("--eval-every", type=int, metavar="N", help="Measure every N steps. [default: a tenth of all]")
-@click.option("--hold-out", type=float, help="The share of rows never trained on, but measured. [default: 0.01]")
-@click.option("--save-every", type=int, metavar="N", help="A checkpoint every N steps. [default: 100]")
-@click.option("--merge", is_flag=True, help="Save whole weights, for transformers, vLLM and sentence-transformers.")
+@click.option("--eval-every", type=int, metavar="N", help="Evaluate every N steps. [default: a tenth of all steps]")
+@click.option("--hold-out", type=float, help="The share of held-out rows, for evaluation only. [default: 0.01]")
+@click.option("--save-every", type=int, metavar="N", help="Save a checkpoint every N steps. [default: 100]")
+@click.option(
+    "--merge",
+    is_flag=True,
+    help="Merge the adapter and save all weights, for transformers, vLLM and sentence-transformers.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace another job's output.")
-@click.option("--quiet", is_flag=True, help="Errors only.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
 def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     """Train a decoder into a text encoder.

@@ -50,19 +50,30 @@ class TokenBudget(click.ParamType[int | None]):
     "--model",
     help="A folder or hub id: transformers, LLM2Vec, PEFT, sentence-transformers. [default: bundled]",
 )
-@click.option("--adapter", "adapters", multiple=True, help="A PEFT folder or id to merge; repeat to merge in order.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    help="A PEFT adapter (folder or hub id) to merge; repeat to merge several, in this order.",
+)
 @click.option("--revision", help="The hub revision of the model.")
 @click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
 @click.option("--keep", multiple=True, metavar="COL", help="A column to copy to the output; repeat for more.")
 @click.option("--keep-all", is_flag=True, help="Copy every column.")
-@click.option("--instruction", help="A text before every text, which is not pooled.")
-@click.option("--prompt-name", help="A prompt of the checkpoint to put before every text.")
+@click.option("--instruction", help="An instruction to put before every text.")
+@click.option("--prompt-name", help="The name of the checkpoint's prompt to put before every text.")
 @click.option(
     "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the checkpoint says]"
 )
-@click.option("--normalize/--no-normalize", default=None, help="Vectors of length 1. [default: as the checkpoint says]")
-@click.option("--bidirectional/--causal", default=None, help="What attention sees. [default: as the checkpoint says]")
-@click.option("--eos/--no-eos", default=None, help="EOS ends every sequence. [default: as the checkpoint says]")
+@click.option(
+    "--normalize/--no-normalize",
+    default=None,
+    help="Whether vectors are scaled to length 1. [default: as the checkpoint says]",
+)
+@click.option(
+    "--bidirectional/--causal", default=None, help="Direction of attention. [default: as the checkpoint says]"
+)
+@click.option("--eos/--no-eos", default=None, help="Whether EOS ends every sequence. [default: as the checkpoint says]")
 @click.option("--dims", type=int, help="Keep the first N dimensions. [default: as the checkpoint says]")
 @click.option(
     "--vector-dtype",
@@ -71,20 +82,24 @@ class TokenBudget(click.ParamType[int | None]):
     show_default=True,
     help="How vectors are stored.",
 )
-@click.option("--vector-column", default="embedding", show_default=True, help="The vectors' column.")
-@click.option("--max-length", type=int, help="Tokens of a text; longer ones are cut. [default: as the checkpoint says]")
+@click.option("--vector-column", default="embedding", show_default=True, help="Name of the vector column.")
+@click.option(
+    "--max-length",
+    type=int,
+    help="Maximum tokens per sequence; longer texts are truncated. [default: as the checkpoint says]",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
     show_default=True,
-    help="Of the computation.",
+    help="The dtype of the computation.",
 )
 @click.option(
     "--quantize",
     type=click.Choice(["int8", "fp8"]),
-    help="Multiply in eight bits: int8 on CPUs, fp8 on GPUs from Hopper on; the first texts are compared with --dtype.",
+    help="Multiply in eight bits: int8 on CPUs, fp8 on GPUs from Hopper on. Checked on the first texts.",
 )
 @click.option(
     "--batch-tokens",
@@ -92,20 +107,22 @@ class TokenBudget(click.ParamType[int | None]):
     default="auto",
     show_default=True,
     metavar="N|auto",
-    help="Tokens of a forward.",
+    help="Tokens per forward pass.",
 )
 @click.option(
     "--on-error",
     type=click.Choice(["null", "fail"]),
     default="null",
     show_default=True,
-    help="A text without a finite vector: a null and an error line, or stop.",
+    help="For a text without a finite vector: write a null and an error line, or stop.",
 )
-@click.option("--max-errors", type=int, metavar="N", help="Stop when more than N texts have no vector.")
+@click.option(
+    "--max-errors", type=int, metavar="N", help="Stop when more than N texts have no vector because of an error."
+)
 @click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
 @click.option("--overwrite", is_flag=True, help="Replace another job's output.")
-@click.option("--dry-run", is_flag=True, help="Say what it would take; write nothing.")
-@click.option("--quiet", is_flag=True, help="Errors only.")
+@click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
 def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Embed the text column of Parquet or Arrow files into one Arrow file.

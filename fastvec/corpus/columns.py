@@ -95,7 +95,7 @@ def plain_type(type: pa.DataType) -> pa.DataType:
         return type if plain_type(type.storage_type) == type.storage_type else plain_type(type.storage_type)
     unknown_to_pyarrow = str(type) in ("month_interval", "day_time_interval")  # pyarrow has no array class for them
     if types.is_nested(type) or types.is_run_end_encoded(type) or unknown_to_pyarrow:  # nested: unions, list views
-        raise TypeError(f"{type} cannot be carried over")
+        raise TypeError(f"type {type} cannot be written to the output: cast the column, or do not keep it")
     return type
 
 

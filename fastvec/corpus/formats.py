@@ -102,7 +102,7 @@ def open_source(path: Path, *, lines: bool = False) -> Source:
         is_parquet = _is_parquet(path, stat.st_size)
         schema, group_rows = _parquet_footer(path) if is_parquet else _arrow_footer(path)
         if min(group_rows, default=0) < 0:
-            raise InputError(f"{path}: its footer claims a negative number of rows: the file is corrupt")
+            raise InputError(f"{path}: the footer has a negative row count: the file is corrupt")
         names = Counter(schema.names)
     for name, count in names.items():
         if count > 1:
@@ -147,7 +147,7 @@ def _what_it_is(path: Path, head: bytes, tail: bytes) -> str:
     if head.startswith(b"PARE") or tail.endswith(b"PARE"):
         return ENCRYPTED
     if head.startswith((b"PAR1", b"ARROW1")):
-        return f"ends without its footer after {path.stat().st_size} bytes: truncated, or still being written"
+        return f"no footer at its end ({path.stat().st_size} bytes): the file is truncated, or still being written"
     if head.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
     if head.startswith(b"\xff\xff\xff\xff"):
@@ -155,7 +155,7 @@ def _what_it_is(path: Path, head: bytes, tail: bytes) -> str:
     if head.startswith(b"FEA1"):
         return "Feather version 1; write it as version 2 or as Parquet"
     if path.suffix in SUFFIXES:
-        return f"neither Parquet nor an Arrow file, whatever its name says (it begins {head[:8]!r}); fetch it again"
+        return f"neither Parquet nor an Arrow file, despite its suffix (it starts with {head[:8]!r}); download it again"
     target = path.with_suffix(".parquet").name
     return f"neither Parquet nor an Arrow file; convert it: duckdb -c \"COPY (FROM '{path.name}') TO '{target}'\""
 
@@ -203,7 +203,7 @@ def _read_parquet(source: Source, paths: Paths, first_group: int, skip: int) -> 
                     rows = max(1, min(2 * rows, READ_BYTES * batch.num_rows // max(size, 1), MAX_READ_ROWS))
                     file.reader.set_batch_size(rows)  # takes effect with the next batch
                 if missing:
-                    raise InputError(f"{source.path}: row group {group} is {missing} rows short: it is corrupt")
+                    raise InputError(f"{source.path}: row group {group} has {missing} rows too few: corrupt file")
 
 
 def _read_arrow(source: Source, paths: Paths, first_group: int, skip: int) -> Iterator[pa.RecordBatch]:

@@ -33,16 +33,16 @@ def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None
     for file in found:
         real = os.path.realpath(file)  # unlike Path.resolve, it does not raise for a symlink loop
         if real in seen:
-            raise UsageError(f"{file}: the same file as the input {seen[real]}; name it once")
+            raise UsageError(f"{file}: is the same file as the input {seen[real]}; give it once")
         if output is not None and real == os.path.realpath(output):
-            raise UsageError(f"{file}: both an input and the output; choose another output")
+            raise UsageError(f"{file}: is both an input and the output; choose another output")
         seen[real] = file
     return found
 
 
 def _files(given: str, output: Path | None) -> list[Path]:
     if scheme := SCHEME.match(given):  # the message repeats only the scheme: a URL may contain a password
-        raise InputError(f"{scheme[1]}:// addresses are not read: download the files and name them by their paths")
+        raise InputError(f"{scheme[1]}:// URLs are not supported: download the files and give their local paths")
     try:
         exists = bool(given) and Path(given).exists()
     except OSError as error:
@@ -50,7 +50,7 @@ def _files(given: str, output: Path | None) -> list[Path]:
     if exists:
         if files := _expanded(Path(given), output):
             return files
-        raise InputError(f"{given}: the folder holds no {_WANTED} file")
+        raise InputError(f"{given}: the folder contains no {_WANTED} file")
     if not any(character in given for character in "*?["):
         raise InputError(f"{given}: no such file or folder")
     made = _made(output)
@@ -80,8 +80,8 @@ def _expanded(path: Path, output: Path | None) -> list[Path]:
     files = sorted(_walk(path, left_out))
     if left_out:
         logger.warning(
-            "%s: %d left out, such as %s: of a folder its %s files are read, but none that begin with . or _, and none "
-            "behind a link to a folder; to read such a one, name it",
+            "%s: skipped %d files or links, e.g. %s: folders are searched for %s, without names that start with . or _ "
+            "and without links to folders; to read one of these, give its path",
             path,
             len(left_out),
             min(left_out),

@@ -48,7 +48,7 @@ class ChunkLimits:
 
     def __post_init__(self) -> None:
         if self.rows < 1 or not 1 <= self.bytes <= MAX_CHUNK_BYTES:
-            raise ValueError(f"a chunk takes at least 1 row and 1 to {MAX_CHUNK_BYTES} bytes, got {self}")
+            raise ValueError(f"a chunk needs rows >= 1 and bytes from 1 to {MAX_CHUNK_BYTES}, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ class Corpus:
     def say_column(self) -> None:
         """Log which text column was chosen, and why, if none was given."""
         if self.column_reason:
-            logger.info("text column: %s, %s", self.column, self.column_reason)
+            logger.info("text column: %s (%s)", self.column, self.column_reason)
 
     def chunks(
         self, limits: ChunkLimits, *, first_row: int = 0, first_index: int = 0, end_row: int | None = None
@@ -199,7 +199,7 @@ def open_corpus(
     names = first.schema.names if keep is None else [keep] if isinstance(keep, str) else list(keep)
     for name, count in Counter(names).items():
         if vector_column is not None and name in ("row", vector_column):
-            raise UsageError(f"kept column {name!r} would clash with the output's own; leave it out, or rename it")
+            raise UsageError(f"kept column {name!r} has the name of an output column; do not keep it, or rename it")
         if count > 1:
             raise UsageError(f"column {name!r} is kept twice; name it once")
     kept_schema = pa.schema([(name, _kept_type(_first_with_values(sources, name), name)) for name in names])
@@ -248,21 +248,21 @@ def _text_column(source: Source) -> tuple[str, str]:
     strings = [n for n, type in by_name.items() if is_string(type) and not isinstance(type, pa.BaseExtensionType)]
     usual = [name for name in TEXT_NAMES if name in by_name]
     if len(strings) == 1 and (strings[0] in usual or not usual):
-        return strings[0], "the only one of text"
+        return strings[0], "the only string column"
     for name in usual:
         # a column of type null is not chosen if there are string columns
         if holds_text(by_name[name]) and not (strings and types.is_null(by_name[name])):
-            return name, "by its name"
+            return name, "chosen by its name"
     some = any(is_string(type) or is_binary(type) for type in by_name.values())
     if usual:
         problem = f"column {usual[0]!r} is {_short(by_name[usual[0]])}, not text"
-        problem += "; name another with --column" if some else ""
+        problem += "; give another column with --column" if some else ""
     elif some:
-        problem = "cannot tell which column is the text, name it with --column"
+        problem = "cannot tell which column is the text; give it with --column"
     elif inside := _text_inside(source):
-        problem = f"no column holds text by itself, name a field of a struct: --column {inside}"
+        problem = f"no top-level column contains text; give a struct field, e.g. --column {inside}"
     else:
-        problem = "no column holds text"
+        problem = "no column contains text"
     raise InputError(f"{source.path}: {problem}. {_columns(source)}")
 
 

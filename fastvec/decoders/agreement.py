@@ -41,12 +41,12 @@ class Agreement:
         """Raise ModelError if the cosine or the overlap is below its minimum."""
         if self.cosine < LEAST_COSINE or (self.overlap is not None and self.overlap < LEAST_OVERLAP):
             raise ModelError(
-                f"{quantize} turns this model's vectors too far, {self}, against {dtype}: needed are {LEAST_COSINE} "
-                f"and {LEAST_OVERLAP:.0%}; leave quantize out"
+                f"{quantize} changes this model's vectors too much against {dtype}: {self}; required: {LEAST_COSINE} "
+                f"and {LEAST_OVERLAP:.0%}; run without quantize"
             )
 
     def __str__(self) -> str:
-        shared = "" if self.overlap is None else f" and {self.overlap:.1%} of the nearest {NEIGHBOURS} the same"
+        shared = "" if self.overlap is None else f" and {self.overlap:.1%} of the nearest {NEIGHBOURS} unchanged"
         return f"1st percentile of the cosine {self.cosine:.4f}{shared} on {self.texts} texts"
 
 

@@ -42,7 +42,7 @@ def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
         with _first_layers_in_float32(model, first):
             apart = _difference(model, _recognised(model, seen[:first], positions))
         if not apart <= AGREEMENT:
-            raise NotLlamaStyle(f"the two paths are {apart:.2g} apart")
+            raise NotLlamaStyle(f"the fused path differs from transformers by {apart:.2g}")
         return _recognised(model, seen, positions)
     except NotLlamaStyle as reason:
         logger.debug("%s runs through transformers: %s", model.config.model_type, reason)
@@ -85,7 +85,7 @@ def _watch(model: Any) -> list[Attending]:
     with watched() as seen:
         _states(model, *_trial(model))
     if len(seen) != len(model.layers):
-        raise NotLlamaStyle(f"{len(seen)} attentions in {len(model.layers)} layers")
+        raise NotLlamaStyle(f"{len(seen)} attention calls in {len(model.layers)} layers")
     return seen
 
 

@@ -83,16 +83,16 @@ class Shape:
         """Read `config`; raise NotLlamaStyle for another layout, an unknown setting, or a missing size, eps or base."""
         family, rest = config.get("model_type"), {name: config[name] for name in config if name not in IGNORED}
         if family not in ("llama", "mistral", "qwen2", "qwen3"):
-            raise NotLlamaStyle(f"{family} is no plain layout")
+            raise NotLlamaStyle(f"model type {family} is not of the plain Llama layout")
         del rest["model_type"]
         for name, values in PLAIN.items():
             if rest.pop(name, values[0]) not in values:
                 raise NotLlamaStyle(f"{name} is {config[name]!r}")
         if set(rest.pop("layer_types", None) or ["full_attention"]) != {"full_attention"}:
-            raise NotLlamaStyle("some layers have a window")
+            raise NotLlamaStyle("some layers use sliding-window attention")
         window = rest.pop("sliding_window", "absent")
         if family == "mistral" and window is not None:
-            raise NotLlamaStyle("all layers have a window")
+            raise NotLlamaStyle("all layers use sliding-window attention")
         hidden, intermediate, heads, kv_heads, layers, vocabulary = (_number(rest, name, int) for name in COUNTS)
         head = _number(rest, "head_dim", int) if family == "qwen3" or "head_dim" in rest else hidden // heads
         eps, theta = _number(rest, "rms_norm_eps", float), _theta(rest)
@@ -114,7 +114,7 @@ class Shape:
             mlp_bias=bool(rest.pop("mlp_bias", False)) if family == "llama" else False,
         )
         if rest:
-            raise NotLlamaStyle(f"{', '.join(sorted(rest))} may mean something")
+            raise NotLlamaStyle(f"unknown settings {', '.join(sorted(rest))}")
         return shape
 
 
@@ -132,7 +132,7 @@ def _theta(settings: dict[str, Any]) -> float:
         return float(_number(settings, "rope_theta", float))
     settings.pop("rope_theta", None)
     if not isinstance(rope, dict) or rope.get("rope_type") != "default" or rope.keys() != {"rope_type", "rope_theta"}:
-        raise NotLlamaStyle(f"the rotation is {rope!r}")
+        raise NotLlamaStyle(f"rope_parameters is {rope!r}")
     return float(_number(dict(rope), "rope_theta", float))
 
 

@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 PEFT_PREFIX = "base_model.model."
 WRAPPERS = ("_orig_mod.", "module.")
-TEXT_PART = "they are the text part of a model with several; save that part alone, with its own config.json"
+TEXT_PART = "they belong to the text part of a multimodal model; save only that part, with its own config.json"
 FOREIGN_PREFIXES = {
-    "base_model.model.": "PEFT saved them inside its wrapper; save what its merge_and_unload() gives",
+    "base_model.model.": "PEFT saved them with its wrapper; save the model that merge_and_unload() returns",
     "language_model.": TEXT_PART,
     "model.language_model.": TEXT_PART,
 }
@@ -73,7 +73,7 @@ def load_model(
         except torch.OutOfMemoryError:
             raise ModelError(f"{checkpoint.name} does not fit into the memory of {device} as {dtype}") from None
         except Exception as error:  # transformers computes with the config's values and raises all kinds of errors
-            raise ModelError(f"{checkpoint.base / 'config.json'} makes no model: {one_line(error)}") from None
+            raise ModelError(f"{checkpoint.base / 'config.json'} is not loadable: {one_line(error)}") from None
         _refuse_unfilled(checkpoint.base, found)
         _refuse_unread(checkpoint.base, config, found["unexpected_keys"])
         for adapter in checkpoint.adapters:
@@ -123,10 +123,13 @@ def _silence(config: PretrainedConfig) -> None:
 def _refuse_unfilled(base: Path, found: dict[str, set[object]]) -> None:
     """Raise ModelError for missing or mismatched tensors, which transformers would fill with random numbers."""
     if found["missing_keys"] == {"lm_head.weight"}:
-        raise ModelError(f"{base} holds no LM head, which mntp needs: give an adapter, or what it was made from")
-    for problem, what in (("missing_keys", "does not hold"), ("mismatched_keys", "holds in another shape")):
-        if tensors := sorted(map(str, found[problem])):
-            raise ModelError(f"{base} {what} {len(tensors)} of the tensors its config.json asks for: {tensors[0]}")
+        raise ModelError(f"{base} has no LM head, which mntp needs: use an adapter, or the model it was trained from")
+    if tensors := sorted(map(str, found["missing_keys"])):
+        raise ModelError(f"{base} lacks {len(tensors)} of the tensors its config.json asks for: {tensors[0]}")
+    if tensors := sorted(map(str, found["mismatched_keys"])):
+        raise ModelError(
+            f"{base} has {len(tensors)} tensors of another shape than its config.json asks for: {tensors[0]}"
+        )
 
 
 def _refuse_unread(base: Path, config: PretrainedConfig, names: Collection[str]) -> None:
@@ -140,12 +143,12 @@ def _refuse_unread(base: Path, config: PretrainedConfig, names: Collection[str])
     if lost := [name for name in unread if name not in further]:
         shown = ", ".join(lost[:3])
         raise ModelError(
-            f"{base} holds {len(lost)} tensors that a {config.model_type} model of its config.json does not read: "
-            f"{shown}; correct model_type and settings there, or take the weights they belong to"
+            f"{base} has {len(lost)} tensors that a {config.model_type} model with its config.json does not use: "
+            f"{shown}; correct model_type and settings in config.json, or use matching weights"
         )
     if further:
         logger.warning(
-            "%s holds more layers than the %d of num_hidden_layers in its config.json: they are not run", base, layers
+            "%s has more layers than the %d of num_hidden_layers in its config.json: the rest is ignored", base, layers
         )
 
 
@@ -171,9 +174,9 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(f"the adapter {folder} does not fit its base: {one_line(error)}") from None
     if lost := sorted(result.unexpected_keys):
-        raise ModelError(f"the adapter {folder} does not fit its base: {len(lost)} tensors have no place, as {lost[0]}")
+        raise ModelError(f"the adapter {folder} does not fit its base: {len(lost)} unexpected tensors, e.g. {lost[0]}")
     if absent := sorted(name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name):
-        raise ModelError(f"the adapter {folder} is not whole: {len(absent)} tensors are missing, as {absent[0]}")
+        raise ModelError(f"the adapter {folder} is incomplete: {len(absent)} tensors are missing, e.g. {absent[0]}")
     tuned.merge_and_unload()
 
 
@@ -181,12 +184,12 @@ def _lora_config(folder: Path) -> LoraConfig:
     path = folder / ADAPTER_SETTINGS
     settings = read_json(path)
     if settings.get("peft_type") != "LORA":
-        raise ModelError(f"{path} is of type {settings.get('peft_type')!r}: fastvec merges LORA adapters")
+        raise ModelError(f"{path} has peft_type {settings.get('peft_type')!r}: fastvec supports only LORA adapters")
     if settings.get("megatron_config"):  # peft would import the module that `megatron_core` names
-        raise ModelError(f"{path} names code of Megatron, and fastvec runs no code from a model: save it without")
+        raise ModelError(f"{path} sets megatron_config, which runs code from the model: remove the setting")
     known = {field.name for field in fields(LoraConfig)}
     if unknown := sorted(name for name, value in settings.items() if value and name not in known):
-        raise ModelError(f"{path} sets {', '.join(unknown)}, which this peft does not know: upgrade peft")
+        raise ModelError(f"{path} sets {', '.join(unknown)}, which the installed peft does not support: upgrade peft")
     # with a task type, peft expects an LM head
     kept = {name: value for name, value in settings.items() if name in known} | {"task_type": None}
     modules = kept.get("modules_to_save")

@@ -145,7 +145,7 @@ class FusedDecoder:
             normed, residual = _add_norm(x, residual, layer.before_mlp)
             x = _finished(_feed_forward(layer, normed), layer.after_mlp, layer.scale)
         if x is None:
-            raise ValueError("a decoder has at least one layer")
+            raise ValueError("a decoder needs at least one layer, found none")
         return x, residual
 
 

@@ -52,7 +52,7 @@ def layer_of(layer: Any, attending: Attending, rotary: int) -> Layer:
     middle = norms.get("post_attention_layernorm")
     q_norm, k_norm = (norm_of(getattr(attn, name)) if hasattr(attn, name) else None for name in ("q_norm", "k_norm"))
     if (q_norm is None) != (k_norm is None) or (q_norm and k_norm and q_norm.eps != k_norm.eps):
-        raise NotLlamaStyle("queries are normed and keys are not, or otherwise")
+        raise NotLlamaStyle("queries and keys do not have the same norms")
     qkv = [attn.qkv_proj] if joined_qkv else [attn.q_proj, attn.k_proj, attn.v_proj]
     gate_up = [mlp.gate_up_proj] if joined_gate_up else [mlp.gate_proj, mlp.up_proj]
     return Layer(
@@ -89,7 +89,7 @@ def require_parts(module: Any, parts: set[str], *, needed: set[str]) -> None:
 def _joined(linears: Sequence[nn.Linear]) -> Linear:
     """Concatenate linear maps of the same input into one; their weights become views of its weight."""
     if not all(type(one) is nn.Linear for one in linears):
-        raise NotLlamaStyle(f"{type(linears[0]).__name__} is no plain linear map")
+        raise NotLlamaStyle(f"{type(linears[0]).__name__} is not an nn.Linear")
     if len(linears) == 1:
         return Linear(linears[0].weight, linears[0].bias)
     weight = torch.cat([one.weight for one in linears])
@@ -97,7 +97,7 @@ def _joined(linears: Sequence[nn.Linear]) -> Linear:
         one.weight.data = view
     biases: list[torch.Tensor] = [one.bias for one in linears if one.bias is not None]
     if biases and len(biases) < len(linears):
-        raise NotLlamaStyle("some maps of one input have a bias and others have none")
+        raise NotLlamaStyle("some linear maps of the same input have a bias and others do not")
     return Linear(weight, torch.cat(biases) if biases else None)
 
 
@@ -122,4 +122,4 @@ def _activation(function: Any) -> str:
     for name, expected in known.items():
         if callable(function) and torch.allclose(function(x), expected, atol=1e-6):
             return name
-    raise NotLlamaStyle("its activation is neither SiLU nor GELU")
+    raise NotLlamaStyle("the activation is neither SiLU nor GELU")

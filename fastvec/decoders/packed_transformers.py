@@ -52,7 +52,7 @@ class PackedMask:
     def __getitem__(self, index: tuple[slice, ...]) -> "PackedMask":
         """Allow only full slices: gemma4_text slices its mask to the tokens that need logits, even if all do."""
         if any(part not in (slice(None), slice(0, None)) for part in index):
-            raise ModelError(f"a packed row is attended to as a whole, not by {index}")
+            raise ModelError(f"the mask of a packed row cannot be sliced by {index}")
         return self
 
 
@@ -150,8 +150,8 @@ class Decoder:
         """
         if self.longest is not None and max(packed.lengths) > self.longest:
             raise ModelError(
-                f"a text of {max(packed.lengths)} tokens: the positions of this {self.model.config.model_type} model "
-                f"hold for {self.longest}; a max_length of at most {self.longest} is needed"
+                f"a text has {max(packed.lengths)} tokens: the positions of this {self.model.config.model_type} model "
+                f"allow at most {self.longest}; lower max_length to that"
             )
         return forward_packed(self.model, packed)
 
@@ -183,7 +183,7 @@ def _describe_mask(
     """
     batch = _batch.get(None)
     if batch is None:
-        raise ModelError("this model attends to packed sequences: call it through fastvec's Decoder")
+        raise ModelError("this model runs only on packed sequences: call it through fastvec's Decoder")
     if attention_mask is not None and not attention_mask.all():
         raise ModelError(
             f"a padding mask {tuple(attention_mask.shape)} came with packed sequences, which have no padding"
@@ -191,7 +191,7 @@ def _describe_mask(
     causal = bool(getattr(config, "is_causal", True))
     if use_vmap:  # the family adds its own rule to the mask
         if causal or not getattr(config, "use_bidirectional_attention", False):
-            raise ModelError(f"this {config.model_type} checkpoint has a mask of its own, which cannot run causal")
+            raise ModelError(f"this {config.model_type} checkpoint has its own mask rule, which cannot run causal")
         # EmbeddingGemma's rule: |i − j| < window, one less than transformers' own bidirectional window
         local_size = None if local_size is None else local_size - 1
     return PackedMask(plan=batch.plan, causal=causal, window=local_size, noise=batch.noise)
@@ -217,14 +217,14 @@ def _attend(
     """
     layer = type(module).__name__
     if not isinstance(attention_mask, PackedMask) or len(query) != 1:
-        found = f"{type(attention_mask).__name__} mask and {len(query)} rows"
-        raise ModelError(f"{layer} attends with a {found}, not the PackedMask of one packed row")
+        found = f"a {type(attention_mask).__name__} mask over {len(query)} rows"
+        raise ModelError(f"{layer} attends with {found}; expected the PackedMask of one packed row")
     if is_causal is not None and is_causal != attention_mask.causal:
-        raise ModelError(f"{layer} asks for is_causal={is_causal}, its mask says {attention_mask.causal}")
+        raise ModelError(f"{layer} asks for is_causal={is_causal}, but its mask has causal={attention_mask.causal}")
     if unknown := [name for name, given in others.items() if given is not None and name not in HARMLESS]:
-        raise ModelError(f"{layer} attends with {', '.join(unknown)}, which fastvec does not know")
+        raise ModelError(f"{layer} attends with unsupported arguments: {', '.join(unknown)}")
     if dropout:
-        raise ModelError(f"{layer} drops attention with probability {dropout}: set it to 0, or call model.eval()")
+        raise ModelError(f"{layer} uses attention dropout {dropout}: set it to 0, or call model.eval()")
     query, key, value = (x[0].transpose(0, 1) for x in _in_one_dtype(query, key, value))
     noise = attention_mask.noise
     p = 0.0 if noise is None else noise.attention_dropout

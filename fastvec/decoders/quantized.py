@@ -97,8 +97,8 @@ class Fp8Linear:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         if any(width % FP8_MULTIPLE for width in weight.shape):
             raise ModelError(
-                f"fp8 takes widths that {FP8_MULTIPLE} divides, and this model has a linear map of "
-                f"{tuple(weight.shape)}: leave quantize out"
+                f"fp8 needs widths divisible by {FP8_MULTIPLE}, and this model has a linear map of shape "
+                f"{tuple(weight.shape)}: run without quantize"
             )
         self._weight, self._scales = quantize_rows(weight)
         self.bias = bias

@@ -50,15 +50,15 @@ def self_check(decoder: Checked) -> None:
         )
     found = f"the states of this {decoder.family} model"
     if not (states.isfinite().all() and moved_states.isfinite().all()):
-        raise ModelError(f"{found} are not finite in {decoder.dtype}: its weights are damaged, or need a wider dtype")
+        raise ModelError(f"{found} are not finite in {decoder.dtype}: its weights are damaged, or need float32")
     movement = (moved_states - states).norm(dim=-1) / states.norm(dim=-1)
     # the median over a sequence: a router may send a token with nearly equal scores to a different expert
     outside = max(movement[:6].median().item(), movement[14:].median().item())
     ahead = movement[6:10].median().item()
     still = STILL.get(decoder.dtype, STILL[torch.float32])
     if outside > still:
-        raise ModelError(f"{found} depend on other texts of the batch: they moved by {outside:.2g}; please report this")
+        raise ModelError(f"{found} depend on other texts of the batch: change {outside:.2g}; please report this")
     if decoder.bidirectional and ahead <= max(STILL[torch.float32], 2 * outside):
-        raise ModelError(f"{found} ignore the tokens ahead though it should run bidirectional; please report this")
+        raise ModelError(f"{found} ignore later tokens although it should run bidirectional; please report this")
     if not decoder.bidirectional and ahead > still:
-        raise ModelError(f"{found} depend on tokens ahead though it should run causal; please report this")
+        raise ModelError(f"{found} depend on later tokens although it should run causal; please report this")

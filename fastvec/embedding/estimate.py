@@ -40,7 +40,7 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows:,} rows, about {self.tokens:,} tokens (by {self.sampled_rows:,} sampled rows), "
+            f"{self.rows:,} rows, about {self.tokens:,} tokens (from {self.sampled_rows:,} sampled rows), "
             f"{self.output_bytes / 1e6:,.1f} MB to {self.output}, about {self.seconds:,.0f} s on {self.device} "
             f"at {self.tokens_per_second:,.0f} tokens/s; nothing was written"
         )

@@ -258,7 +258,7 @@ class _Run:
             remedy = "--on-error null" if plan.on_error == "fail" else "a larger --max-errors"
             raise RowErrorsError(
                 f"row {error.row} ({file}) has no vector ({error.code}) and {option} stops there: "
-                f"{self._rows:,} rows are safe, the same command with {remedy} goes on from them"
+                f"{self._rows:,} rows are safe; run the same command with {remedy} to resume"
             )
 
     def _interrupted(self) -> InterruptedRunError:
@@ -266,7 +266,7 @@ class _Run:
         self._writer.close()
         return InterruptedRunError(
             f"stopped by {signal.Signals(number).name} at row {self._writer.rows:,} of {self._plan.corpus.rows:,}: "
-            "the same command goes on from there",
+            "run the same command again to resume",
             number,
         )
 

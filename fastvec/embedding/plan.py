@@ -120,9 +120,9 @@ def plan_embed(
         raise UsageError(f"on-error {on_error!r} is not known: choose null or fail")
     for name, number in {"limit": limit, "max-errors": max_errors}.items():
         if number is not None and number < 0:
-            raise UsageError(f"{name} {number} is out of range: it starts at 0")
+            raise UsageError(f"{name} {number} is out of range: the minimum is 0")
     if vector_column == "row" or not is_utf8(vector_column):
-        taken = "the name of the row numbers' column" if vector_column == "row" else "not UTF-8"
+        taken = "the name of the row numbers' column" if vector_column == "row" else "not valid UTF-8"
         raise UsageError(f"vector column {vector_column!r} is {taken}: choose another name")
     destination = _destination(output)
     corpus = open_corpus(inputs, column=column, keep=keep, limit=limit, output=destination, vector_column=vector_column)
@@ -143,18 +143,18 @@ def plan_embed(
 
 def _destination(output: str | Path) -> Path:
     if "://" in str(output):
-        raise OutputError(f"{output} is a remote address: this version writes local files, give -o a path")
+        raise OutputError(f"{output} is a remote address: only local files can be written, give -o a path")
     path = Path(output)
     if not is_utf8(str(path)):
-        raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow needs of a file's name: choose another -o")
+        raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow requires of file names: choose another -o")
     with explained(path):
         is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
     if is_folder:
-        raise OutputError(f"{path} is a folder: this version writes one file, name it, such as {path / 'vecs.arrow'}")
+        raise OutputError(f"{path} is a folder: name a file in it, such as {path / 'vecs.arrow'}")
     if path.suffix != ".arrow":
         problem, name = "does not end in .arrow", path.stem
         if path.name == ".arrow":
-            problem, name = "has nothing before its ending", "vecs"
+            problem, name = "has no name before .arrow", "vecs"
         raise OutputError(f"{output} {problem}: the output is an Arrow IPC file, name it {name}.arrow")
     if not has_place:
         raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")

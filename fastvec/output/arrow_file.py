@@ -46,7 +46,7 @@ def require_plain(schema: pa.Schema) -> None:
     """
     for field in schema:
         if not _is_plain(field.type):
-            raise OutputError(f"column {field.name} is {field.type}, which an output cannot hold: cast it or drop it")
+            raise OutputError(f"column {field.name} is {field.type}, which is not supported: cast it or drop it")
 
 
 def _is_plain(type_: pa.DataType) -> bool:
@@ -128,7 +128,7 @@ def footer(path: Path, schema: pa.Schema, blocks: Sequence[Block], metadata: Map
                 writer.write_batch(_mapped(file.fileno(), begin, block, schema))
             except ValueError:  # raised by mmap and by Arrow
                 raise OutputError(
-                    f"{path}: bytes {begin} to {block.end_offset} hold no batch: the file is damaged"
+                    f"{path}: bytes {begin} to {block.end_offset} are not a record batch: the file is damaged"
                 ) from None
             if sink.position != block.end_offset:
                 raise OutputError(

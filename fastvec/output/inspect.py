@@ -24,7 +24,7 @@ class Norms:
     maximum: float
 
     def __str__(self) -> str:
-        return f"{self.minimum:.4f} to {self.maximum:.4f}, mean {self.mean:.4f}, of {self.vectors:,} vectors"
+        return f"{self.minimum:.4f} to {self.maximum:.4f}, mean {self.mean:.4f}, over {self.vectors:,} vectors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,7 @@ class Summary:
             "revision": self.revision or "none",
             "weights": self.weights[:12],
             "attention": "bidirectional" if self.bidirectional else "causal",
-            **({} if self.eos is None else {"eos": "ends every sequence" if self.eos else "left out"}),
+            **({} if self.eos is None else {"eos": "appended to every sequence" if self.eos else "not appended"}),
             "pooling": f"{self.pooling}, {self.pooled_tokens} tokens",
             "instruction": self.instruction or "none",
             "rows": f"{self.rows:,}, {self.nulls:,} of them without a vector",
@@ -92,7 +92,7 @@ def inspect(path: str | Path) -> Summary:
     output = read_output(Path(path))
     for check in check_columns(output):
         if not check.passed:
-            raise OutputError(f"{path} is not what its metadata say: {check.name}: {check.detail}")
+            raise OutputError(f"{path} does not match its metadata: {check.name}: {check.detail}")
     own, names = output.own, output.schema.names
     return Summary(
         path=str(path),

@@ -87,16 +87,18 @@ class Journal:
         records = [_unseal(line) for line in lines]
         whole = next((i for i, record in enumerate(records) if record is None), len(records))
         if any(records[whole:]):
-            raise OutputError(f"{self.path}: line {whole + 1} is damaged, later ones are not; {_delete(self.path)}")
+            raise OutputError(
+                f"{self.path}: line {whole + 1} is damaged, but later lines are not; {_delete(self.path)}"
+            )
         if whole == 0:
             torn_header = data.rstrip(b"\0")[: len(_HEADER_START)]
             if not _HEADER_START.startswith(torn_header):
-                raise RefusedError(f"{self.path} is not a journal of fastvec: move it away, or give another output")
+                raise RefusedError(f"{self.path} is not a fastvec journal: move it away, or choose another output")
             return
         header, *chunks = (record for record in records[:whole] if record is not None)
         self._end = sum(len(line) + 1 for line in lines[:whole])
         if header.pop("fastvec_journal", None) != _FORMAT:
-            raise RefusedError(f"{self.path} is another version's: finish it with that one, or give another output")
+            raise RefusedError(f"{self.path} is from another version: finish it with that, or choose another output")
         self.job = Job(**header)
         self.chunks = [_chunk(record) for record in chunks]
         if [record["chunk"] for record in chunks] != list(range(len(chunks))):

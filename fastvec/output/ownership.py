@@ -71,7 +71,7 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
         return None
     part, begun = beside(output, ".part"), journal.job if journal is not None else None
     if begun is None and part.exists():
-        raise RefusedError(f"{part} has no journal beside it, so nothing tells what it is; {_REMEDY}")
+        raise RefusedError(f"{part} has no journal, so its job is unknown; {_REMEDY}")
     unfinished = journal is not None and begun is not None and len(journal.chunks) > 0
     if begun is not None and unfinished:
         _refuse_another(part, begun.fingerprint, job)
@@ -81,7 +81,7 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
         if not (unfinished and part.exists()):  # else an interrupted --overwrite of the same job resumes
             return counts
     if not is_errors_file(errors_path(output)):
-        raise RefusedError(f"{errors_path(output)} is not a list of row errors, yet would be replaced; {_REMEDY}")
+        raise RefusedError(f"{errors_path(output)} is not a list of row errors, but would be overwritten; {_REMEDY}")
     return None
 
 
@@ -94,7 +94,7 @@ def _published(output: Path) -> tuple[Mapping[str, Json], dict[str, int]]:
         counts = {"rows": int(promises[b"fastvec.rows"]), **json.loads(promises[b"fastvec.counts"])}
         return json.loads(own[b"fastvec.fingerprint"]), counts
     except (KeyError, TypeError, ValueError, RecursionError) as error:  # ArrowInvalid is a ValueError
-        raise RefusedError(f"{output} is not a finished output of fastvec; {_REMEDY}") from error
+        raise RefusedError(f"{output} is not a finished fastvec output; {_REMEDY}") from error
 
 
 def mismatch(begun: Mapping[str, Json], job: Job) -> list[str]:
@@ -106,8 +106,8 @@ def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
     rows, asked = begun.get("rows"), job.fingerprint.get("rows")
     if len(found) == 1 and isinstance(rows, int) and isinstance(asked, int) and rows != asked:
         raise RefusedError(
-            f"{path} is for {rows:,} rows of these inputs, and this command for {asked:,} (see --limit): a file "
-            f"states its rows in its header, so they stay what they are; {_REMEDY}"
+            f"{path} was started for {rows:,} rows of these inputs, but this command asks for {asked:,} (see --limit). "
+            f"The row count is stored in the file's header and cannot change; {_REMEDY}"
         )
     if found:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
@@ -130,10 +130,10 @@ def is_errors_file(path: Path) -> bool:
 def require_writable(output: Path) -> None:
     folder = output.parent
     if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder: make it, or choose another -o")
+        raise OutputError(f"{folder} is not a folder: create it, or choose another -o")
     if output.is_dir():
         raise OutputError(f"{output} is a folder: name a file in it, such as {output / 'vecs.arrow'}")
     if output.exists() and not output.is_file():
-        raise OutputError(f"{output} is no regular file: choose another -o")
+        raise OutputError(f"{output} is not a regular file: choose another -o")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} is not writable: choose another -o")

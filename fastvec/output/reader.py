@@ -91,7 +91,7 @@ def read_output(path: Path) -> Output:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
-            raise OutputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}, not an output")
+            raise OutputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a special file'}, not an output")
         with pa.memory_map(os.fsencode(path)) as source:  # the path may not be UTF-8
             reader = ipc.open_file(source)
             schema, promises = reader.schema, _decoded(reader.metadata)
@@ -137,5 +137,5 @@ def _what_it_is(path: Path) -> str:
         if file.read(len(arrow_file.MAGIC)) != arrow_file.MAGIC:
             return "is not an Arrow IPC file"
     if path.suffix == ".part":
-        return "is unfinished: the command that began it, run again, goes on with it"
-    return "begins as an Arrow IPC file but has no sound footer: it is cut off or damaged"
+        return "is unfinished: run the same command again to resume it"
+    return "starts as an Arrow IPC file but has no valid footer: it is truncated or damaged"

@@ -25,7 +25,7 @@ def column_type(dims: int, dtype: VectorDtype) -> pa.DataType:
     Raises UsageError if `dtype` is binary and D is not a multiple of 8.
     """
     if dtype == "binary" and dims % 8:
-        raise UsageError(f"binary vectors pack 8 dimensions into a byte, and {dims} is no multiple of 8: choose --dims")
+        raise UsageError(f"binary vectors pack 8 dimensions into a byte, and {dims} is not a multiple of 8: set --dims")
     return pa.list_(_VALUE_TYPES[dtype], dims // 8 if dtype == "binary" else dims)
 
 

@@ -69,19 +69,19 @@ def _check(name: str, problem: str | None, detail: str) -> Check:
 def _check_bytes(output: Output) -> Iterator[Check]:
     head, blocks = arrow_file.head(output.schema), output.blocks
     with output.path.open("rb") as file:
-        problem = None if file.read(len(head)) == head else "not what the footer's copy of the schema gives"
+        problem = None if file.read(len(head)) == head else "does not match the schema in the footer"
     yield _check("head", problem, f"{len(head):,} bytes")
     damaged = arrow_file.first_damaged(output.path, blocks)
     if damaged is not None:
         sound = sum(block.rows for block in blocks[:damaged])
-        yield _check("batches", f"batch {damaged}, from row {sound:,} on, is not what its CRC32 says", "")
+        yield _check("batches", f"batch {damaged}, from row {sound:,} on, does not match its CRC32", "")
         return
-    yield _check("batches", None, f"{len(blocks):,}, as their CRC32 say")
+    yield _check("batches", None, f"{len(blocks):,}, all match their CRC32")
     end = blocks[-1].end_offset if blocks else len(head)
     with output.path.open("rb") as file:
         file.seek(end)
         expected = _right_footer(output)
-        problem = None if file.read(len(expected) + 1) == expected else "not what the batches and counts give"
+        problem = None if file.read(len(expected) + 1) == expected else "does not match the batches and counts"
     yield _check("footer", problem, f"{output.path.stat().st_size - end:,} bytes")
 
 
@@ -117,11 +117,13 @@ def _check_values(output: Output) -> Iterator[Check]:
         rows += batch.num_rows
         nulls += batch.column(output.vector_column).null_count
     counted = output.counted_nulls
-    yield _check("rows", None if rows == output.rows else f"{rows:,}, promised are {output.rows:,}", f"{rows:,}")
+    yield _check("rows", None if rows == output.rows else f"{rows:,}, the metadata says {output.rows:,}", f"{rows:,}")
     yield _check("order", problems.get("order"), "numbered from 0, without a gap")
-    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with these rows in all")
+    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with as many rows in total")
     yield _check(
-        "nulls", None if nulls == counted else f"{nulls:,}, counted were {counted:,}", f"{nulls:,}, as counted"
+        "nulls",
+        None if nulls == counted else f"{nulls:,}, the metadata says {counted:,}",
+        f"{nulls:,}, as in the metadata",
     )
     yield _check("finite", problems.get("finite"), "all values")
     if output.normalize and output.vector_dtype in _UNIT_TOLERANCE:
@@ -146,7 +148,7 @@ def _inputs_problem(output: Output) -> str | None:
     first_row = 0
     for file in output.inputs:
         if file["first_row"] != first_row:
-            return f"{file['uri']} begins at row {file['first_row']:,}, expected {first_row:,}"
+            return f"{file['uri']} starts at row {file['first_row']:,}, expected {first_row:,}"
         first_row += file["rows"]
     return None if first_row == output.rows else f"they have {first_row:,} rows, the output {output.rows:,}"
 

@@ -101,7 +101,7 @@ class Writer:
             return
         self.limits = begun.limits
         for difference in differences(begun.environment, dict(self._job.environment), ""):
-            self.warnings.append(f"{difference}: vectors may differ from the earlier ones in their last digits")
+            self.warnings.append(f"{difference}: new vectors may differ from the earlier ones in the last digits")
         self._resume()
 
     def _resume(self) -> None:
@@ -127,7 +127,7 @@ class Writer:
         Raises OutputError for dictionary, view and run-end encoded columns, and RuntimeError if the schema is set.
         """
         if self.schema is not None:
-            raise RuntimeError("begin is for fresh runs: this one has a schema")
+            raise RuntimeError("begin was called, but the schema is already set")
         arrow_file.require_plain(schema)
         own = {"fastvec.format": arrow_file.FORMAT, "fastvec.fingerprint": json.dumps(dict(self._job.fingerprint))}
         schema = schema.with_metadata({**(schema.metadata or {}), **{k.encode(): v.encode() for k, v in own.items()}})
@@ -150,7 +150,7 @@ class Writer:
         """
         part = self._require_part()
         if not batch.schema.equals(self.schema):
-            raise ValueError(f"a batch of the output's schema is needed, {self.schema}, got {batch.schema}")
+            raise ValueError(f"expected a batch with the output's schema {self.schema}, got {batch.schema}")
         message = arrow_file.encode(batch)
         with explained(self._output, self.rows):
             write_at(part, self._end, message)
@@ -225,7 +225,7 @@ class Writer:
 
     def _require_part(self) -> int:
         if self._part is None:
-            raise RuntimeError("the writer is not begun, or is closed, or failed")
+            raise RuntimeError("the writer has not begun, is closed, or has failed")
         return self._part
 
     def _add(self, chunk: Chunk) -> None:

@@ -30,7 +30,7 @@ def tokenizer_from_transformers(checkpoint: Checkpoint) -> PreTrainedTokenizerBa
                 backend.encode("a")  # a class that does not fit the vocabulary fails here
         except Exception as error:  # the tokenizers library raises nothing more specific
             own_code = "trust_remote_code" in str(error)
-            reason = "it needs code of its own, and fastvec runs no code from a model" if own_code else one_line(error)
+            reason = "it needs Python code from the model, which fastvec never runs" if own_code else one_line(error)
             raise ModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
     if not isinstance(backend, Tokenizer):
         raise ModelError(f"{folder} has no fast tokenizer: expected a tokenizer.json")
@@ -42,6 +42,6 @@ def _require_sentencepiece(folder: Path) -> None:
     """Raise ModelError if sentencepiece is missing; the error of transformers would name another package."""
     if find_spec("sentencepiece") is None:
         raise ModelError(
-            f"the tokenizer in {folder} is a tokenizer.model alone, which needs sentencepiece: "
+            f"the tokenizer in {folder} has only a tokenizer.model, and reading it needs sentencepiece: "
             "pip install 'fastvec[sentencepiece]'"
         )

@@ -17,7 +17,7 @@ def text_frame(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> tuple[str,
     if checkpoint.append_eos:
         eos = tokenizer.eos_token
         if not isinstance(eos, str):
-            raise ModelError(f"{checkpoint.name} pools its EOS token, and its tokenizer names none")
+            raise ModelError(f"{checkpoint.name} pools the EOS token, but its tokenizer has none")
         if not after.endswith(eos):
             after += " </s>" if eos == "</s>" else eos  # the space is LLM2Vec's; SentencePiece turns it into a token
     return before, after
@@ -38,12 +38,12 @@ def _user_turn(checkpoint: Checkpoint, tokenizer: Any) -> tuple[str, str]:
         turn = first = render("fastvec")
     except Exception as error:  # a template is a program, and can raise any error
         raise ModelError(
-            f"{checkpoint.name} was trained in a chat template it does not hold: {one_line(error)}"
+            f"{checkpoint.name} was trained with a chat template that fails to render: {one_line(error)}"
         ) from None
     with suppress(Exception):  # templates that require an answer in between have no default system message
         both = render("fastvec", "fastvec")
         turn = both.removeprefix(first) if both.startswith(first) else first
     before, message, after = turn.partition("fastvec")
     if not message:
-        raise ModelError(f"the chat template of {checkpoint.name} leaves out the user's message")
+        raise ModelError(f"the chat template of {checkpoint.name} omits the user's message")
     return before.removeprefix(str(tokenizer.bos_token or "")).lstrip(), after.rstrip()

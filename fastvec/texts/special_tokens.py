@@ -35,7 +35,7 @@ def settle_special_tokens(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) ->
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for flag, token in (("add_bos_token", bos), ("add_eos_token", eos)):
         if wanted.stated.get(flag) and token is None:
-            raise ModelError(f"{checkpoint.name} is to have {flag}: true, and its tokenizer names no such token")
+            raise ModelError(f"{checkpoint.name} needs {flag}: true, but its tokenizer does not define that token")
     own = special_tokens(backend)
     if wanted.asked and not wanted.alone and own[1] and eos not in own[1]:
         ends = backend.id_to_token(own[1][-1])
@@ -50,11 +50,11 @@ def settle_special_tokens(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) ->
         backend.post_processor = _template(backend, settled)
         stated = ", ".join(f"{flag}: {str(value).lower()}" for flag, value in wanted.stated.items())
         logger.info(
-            "%s: sequences are %s, where transformers 5 would make %s: %s",
+            "%s: sequences are %s, instead of %s as with transformers 5: %s",
             checkpoint.name,
             _shown(backend, settled),
             _shown(backend, own),
-            "as asked for" if wanted.asked else stated or "its class of tokenizer adds them so",
+            "set by the user" if wanted.asked else stated or "the default of its tokenizer class",
         )
     _warn_of_unsettled(checkpoint, tokenizer, settled)
 
@@ -72,7 +72,7 @@ def _warn_of_unsettled(checkpoint: Checkpoint, tokenizer: LoadedTokenizer, settl
             checkpoint.name,
             _shown(tokenizer.backend_tokenizer, settled),
             ", ".join(unmet),
-            "; --eos or --no-eos decides" if flags.get("add_eos_token") == (not present["add_eos_token"]) else "",
+            "; set --eos or --no-eos" if flags.get("add_eos_token") == (not present["add_eos_token"]) else "",
         )
 
 

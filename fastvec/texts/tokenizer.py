@@ -111,8 +111,8 @@ def require_embeddings(tokenizer: LoadedTokenizer, rows: int, name: str) -> None
     if beyond:
         token = min(beyond, key=vocabulary.__getitem__)
         raise ModelError(
-            f"the tokenizer of {name} has {len(beyond)} tokens beyond the {rows} embeddings of the model, as {token!r} "
-            f"({vocabulary[token]}): give both from one checkpoint"
+            f"the tokenizer of {name} has {len(beyond)} tokens beyond the model's {rows} embeddings, e.g. {token!r} "
+            f"({vocabulary[token]}): use the tokenizer and the model of one checkpoint"
         )
 
 
@@ -140,7 +140,7 @@ class TextTokenizer:
         fixed = len(self._before) + len(prefix) + len(suffix) + len(self._after)
         if fixed >= recipe.max_length:
             raise UsageError(
-                f"the instruction and the special tokens take {fixed} tokens of a maximum length of "
+                f"instruction and special tokens take {fixed} tokens, leaving none for a text within max_length "
                 f"{recipe.max_length}: shorten the instruction or raise --max-length"
             )
         self._content = recipe.max_length - len(self._before) - len(self._after)
@@ -173,7 +173,7 @@ class TextTokenizer:
         )
         if self._embeddings is not None and len(beyond := found.beyond(self._embeddings)):
             token = self._backend.id_to_token(int(found.sequence(beyond[0]).max()))
-            raise InputError(f"a text holds {token!r}, a token that the model has no embedding for: leave the text out")
+            raise InputError(f"a text has the token {token!r}, which the model has no embedding for: remove the text")
         return found
 
     def _encode(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
@@ -252,7 +252,7 @@ def special_tokens(backend: "Tokenizer") -> tuple[list[int], list[int]]:
         own = [i for i, special in enumerate(with_specials.special_tokens_mask) if not special]
         if own:
             return with_specials.ids[: own[0]], with_specials.ids[own[-1] + 1 :]
-    raise ModelError("the tokenizer makes no token of any text: its vocabulary is empty or damaged")
+    raise ModelError("the tokenizer yields no token for any text: its vocabulary is empty or damaged")
 
 
 def without_surrogates(text: str) -> str:

@@ -48,7 +48,7 @@ class EvaluationPass:
         return context
 
     def part(self, *, last: bool) -> AbstractContextManager[None]:
-        raise NotImplementedError("a look takes no gradient")
+        raise NotImplementedError("an evaluation pass takes no gradients")
 
 
 def similarity(pairs: ScoredPairs, tokenizer: TextTokenizer, readout: Readout, look: EvaluationPass) -> float:

@@ -104,13 +104,14 @@ def _run(
             at_once = plan.recipe.grad_cache or plan.recipe.batch_size
             raise ModelError(
                 f"{plan.settings.device} ran out of memory with {at_once} texts at a time: give --grad-cache "
-                f"{max(1, at_once // 2)}, which changes no result; what is saved stays, the command goes on"
+                f"{max(1, at_once // 2)}, which does not change the result; the "
+                "command resumes from the last checkpoint, if any"
             ) from None
         if step < plan.recipe.steps:
             number = stop_signal() or signal.SIGTERM
             raise InterruptedRunError(
                 f"stopped by {signal.Signals(number).name} at step {step:,} of {plan.recipe.steps:,}: "
-                "the same command goes on from there",
+                "run the same command to resume",
                 number,
             )
         course.finish()

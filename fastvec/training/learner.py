@@ -59,7 +59,9 @@ class Learner:
         inner: Any = loaded.base_model
         decoder = Decoder(inner, bidirectional=settings.bidirectional)
         if decoder.longest is not None and settings.max_length > decoder.longest:
-            raise UsageError(f"--max-length {settings.max_length}: {settings.checkpoint.name} has {decoder.longest}")
+            raise UsageError(
+                f"--max-length {settings.max_length}: {settings.checkpoint.name} takes at most {decoder.longest}"
+            )
         self._embeddings = len(decoder.embeddings)
         require_embeddings(self.tokenizer, self._embeddings, settings.checkpoint.name)
         self_check(decoder)
@@ -203,24 +205,24 @@ def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None, embeddings: i
     if given is not None:
         found: int | None = backend.token_to_id(given)
         if found is None or found == unknown or found >= embeddings:
-            what = f"{given!r} is none of its tokens, or has no embedding"
-            raise UsageError(f"the tokenizer has no such mask token: {what}; give one that texts rarely hold")
+            what = f"{given!r} is not one of its tokens, or has no embedding"
+            raise UsageError(f"--mask-token cannot be used: {what}; give a token that is rare in texts")
         return found
     reserved = [index for token, index in backend.get_vocab().items() if RESERVED.fullmatch(token)]
     underscore = backend.token_to_id("_")
     candidates = {
-        "its mask token": tokenizer.mask_token_id,
+        "the tokenizer's mask token": tokenizer.mask_token_id,
         "an underscore": None if underscore == unknown else underscore,
-        "its unknown token": unknown,
-        "the last of its reserved tokens": max((index for index in reserved if index < embeddings), default=None),
+        "the tokenizer's unknown token": unknown,
+        "the tokenizer's last reserved token": max((index for index in reserved if index < embeddings), default=None),
     }
     for what, index in candidates.items():
         if index is not None and index < embeddings:
-            logger.info("hidden tokens are replaced by %r, %s", backend.id_to_token(index), what)
+            logger.info("masked tokens are replaced by %r, %s", backend.id_to_token(index), what)
             return int(index)
     raise UsageError(
-        "the tokenizer has no mask token, no '_', no unknown and no reserved token: give one that texts rarely hold by "
-        "--mask-token"
+        "the tokenizer has no mask token, no '_', no unknown and no reserved token: give one that is rare in "
+        "texts with --mask-token"
     )
 
 
@@ -253,7 +255,7 @@ def _with_lora(model: PreTrainedModel, plan: AdaptPlan) -> PeftModel:
     try:
         tuned = get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"{plan.settings.checkpoint.name} takes no LoRA adapter: {error}") from None
+        raise ModelError(f"{plan.settings.checkpoint.name} cannot get a LoRA adapter: {error}") from None
     tuned.peft_config["default"].base_model_name_or_path = None  # otherwise peft compares each checkpoint with the hub
     return tuned
 
@@ -263,7 +265,7 @@ def _log_what_is_trained(model: nn.Module, plan: AdaptPlan) -> None:
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     direction = "bidirectional" if plan.settings.bidirectional else "causal"
     logger.info(
-        "%s runs %s; %s of %s weights are trained",
+        "%s has %s attention; %s of %s weights are trained",
         plan.settings.checkpoint.name,
         direction,
         f"{trained:,}",

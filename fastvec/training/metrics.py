@@ -53,7 +53,7 @@ class Metrics:
         try:
             draw(self, self._folder / CURVES)
         except ImportError:
-            logger.info('no %s: for curves and TensorBoard, pip install "fastvec[train]"', CURVES)
+            logger.info('%s was not written: for curves and TensorBoard, pip install "fastvec[train]"', CURVES)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ class Monitor(TrainerCallback):
         for row in rows:
             _require_finite("loss", row["loss"], row["step"])
             # gradient clipping scaled the step by the norm, so the weights are not finite either
-            _require_finite("gradient's norm", row["gradient_norm"], row["step"])
+            _require_finite("gradient norm", row["gradient_norm"], row["step"])
         self._new_tokens += sum(one.tokens for one in taken)
         if self._curves is not None:
             self._curves.add(rows)
@@ -168,8 +168,7 @@ class Monitor(TrainerCallback):
 def _require_finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise ModelError(
-            f"the {what} is {value} at step {step}: lower --lr, or compute in --dtype float32, and begin anew with "
-            "--overwrite"
+            f"the {what} is {value} at step {step}: lower --lr or use --dtype float32, and start over with --overwrite"
         )
 
 

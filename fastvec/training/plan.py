@@ -77,12 +77,12 @@ def plan_adapt(
     ranks = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun, like RANK
     _check(recipe, data=data, column=column, adapters=adapters, dtype=dtype, merge=merge)
     if recipe.objective in ("simcse", "contrastive") and not recipe.negatives and ranks * recipe.batch_size < 2:
-        raise UsageError("--batch-size 1 leaves a text no other to be told apart from: give 2 or more")
+        raise UsageError("--batch-size 1 leaves no other text as a negative: give 2 or more")
     if recipe.objective == "mntp" and bidirectional is False:
-        raise UsageError("--objective mntp teaches bidirectional attention: leave --causal out")
+        raise UsageError("--objective mntp trains bidirectional attention: omit --causal")
     for name, value in {"eval-every": eval_every, "save-every": save_every}.items():
         if value is not None and value < 1:
-            raise UsageError(f"--{name} {value} is out of range: it starts at 1")
+            raise UsageError(f"--{name} {value} is out of range: give 1 or more")
     pairs = None if eval_pairs is None else read_scored_pairs(eval_pairs)
     settings = resolve_settings(
         model,
@@ -125,15 +125,19 @@ def _check(
 ) -> None:
     """Raise UsageError for options that contradict each other."""
     if recipe.objective == "contrastive" and column is not None:
-        raise UsageError("--column is no option of --objective contrastive: name the columns by --query and --positive")
+        raise UsageError(
+            "--column does not apply to --objective contrastive: name the columns with --query and --positive"
+        )
     if recipe.full and merge:
-        raise UsageError("--full and --merge were both given: a full fine-tuning is saved whole already")
+        raise UsageError("--full and --merge were both given: --full saves whole weights anyway, omit --merge")
     if adapters and not (recipe.full or merge):
         raise UsageError(
-            "an adapter names one base, and with --adapter it would be two: give --merge, or it as --model"
+            "an adapter can name only one base, and --adapter adds a second: give --merge, or the adapter as --model"
         )
     if dtype == "float16":
-        raise UsageError("training in float16 is not offered, its gradients underflow: choose bfloat16 or float32")
+        raise UsageError(
+            "training in float16 is not supported, because gradients underflow: choose bfloat16 or float32"
+        )
     if not data:
         raise UsageError("no data was given: name Parquet, Arrow or text files with --data")
 
@@ -143,7 +147,9 @@ def _warn(recipe: Recipe) -> None:
     if recipe.lr == 0:
         logger.warning("--lr 0 trains nothing: the weights stay as they are")
     if recipe.query is not None and recipe.query == recipe.positive:
-        logger.warning("--query and --positive are both %r: pairs of a text with itself teach nothing", recipe.query)
+        logger.warning(
+            "--query and --positive are both %r: training on pairs of identical texts has no effect", recipe.query
+        )
 
 
 def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> EncoderSettings:
@@ -170,11 +176,11 @@ def _check_dense(settings: EncoderSettings, width: int | None) -> None:
     if not checkpoint.dense:
         return
     if width is None:
-        raise ModelError(f"{checkpoint.name} has Dense layers behind its pooling, which only distil trains")
+        raise ModelError(f"{checkpoint.name} has Dense layers after its pooling: only --objective distil trains them")
     if len(checkpoint.dense) > 1 or checkpoint.dense[0].activation != "Identity" or checkpoint.vector_size != width:
         raise ModelError(
             f"{checkpoint.name} has Dense layers to {checkpoint.vector_size} dimensions, and the vectors have {width}: "
-            "distil goes on with one linear layer of their width, or starts from a model without"
+            "distil needs one linear layer of the same width, or a model without Dense layers"
         )
 
 
@@ -190,7 +196,7 @@ def _open_data(recipe: Recipe, data: Sequence[str | Path], column: str | None) -
     for corpus in corpora:
         uri = corpus.files[0].uri
         if not corpus.rows:
-            raise InputError(f"{uri}: there is no row to learn from")
+            raise InputError(f"{uri}: no rows to train on; give a file with at least one")
         for field in corpus.kept_schema if recipe.positive is not None else ():
             if not is_string(field.type):
                 raise InputError(f"{uri}: column {field.name!r} is {field.type}, not text")

@@ -81,11 +81,11 @@ def resolve_recipe(objective: str, **given: Any) -> Recipe:
     Raises UsageError for an unknown objective, an option of another objective, or a value out of range.
     """
     if objective not in DEFAULTS:
-        raise UsageError(f"objective {objective!r} is not known: choose {', '.join(DEFAULTS)}")
+        raise UsageError(f"unknown objective {objective!r}: choose {', '.join(DEFAULTS)}")
     chosen = {name: value for name, value in given.items() if value not in (None, ())}
     owned = {name for own in OWN_OPTIONS.values() for name in own} - set(OWN_OPTIONS[objective])
     if wrong := sorted(owned & chosen.keys()):
-        raise UsageError(f"--{_flag(wrong[0])} is no option of --objective {objective}: leave it out")
+        raise UsageError(f"--{_flag(wrong[0])} does not apply to --objective {objective}: omit it")
     if chosen.get("full") and (lora := sorted(name for name in chosen if name.startswith("lora_"))):
         raise UsageError(f"--{_flag(lora[0])} and --full were both given: choose one")
     values = {**DEFAULTS[objective], **chosen}
@@ -120,8 +120,8 @@ def _check(values: Mapping[str, Any]) -> None:
     for name, (low, high) in bounds.items():
         value = values.get(name)
         if value is not None and (not value >= low or (high is not None and value > high)):
-            to = "" if high is None else f" to {high}"
-            raise UsageError(f"--{_flag(name)} {value} is out of range: it goes from {low}{to}")
+            to = " or more" if high is None else f" to {high}"
+            raise UsageError(f"--{_flag(name)} {value} is out of range: give {low}{to}")
     for name, known in {
         "schedule": get_args(Schedule),
         "mask_style": ("bert", "all"),
@@ -130,7 +130,7 @@ def _check(values: Mapping[str, Any]) -> None:
         if (value := values.get(name)) is not None and value not in known:
             raise UsageError(f"--{_flag(name)} {value!r} is not known: choose {', '.join(known)}")
     if (token := values.get("mask_token")) is not None and not is_utf8(token):
-        raise UsageError(f"--mask-token {token!r} is not UTF-8: encode it so")
+        raise UsageError(f"--mask-token {token!r} is not valid UTF-8: encode it as UTF-8")
     if unknown := values.keys() - {field.name for field in fields(Recipe)}:
         raise TypeError(f"adapt has no option {sorted(unknown)[0]!r}")
 

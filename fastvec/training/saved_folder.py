@@ -86,7 +86,7 @@ def save_adaptation(folder: Path, done: Adaptation) -> None:
         if done.recipe.objective == "mntp" and not getattr(model.config, "tie_word_embeddings", True):
             beside = done.merge and not checkpoint.added
             logger.info(
-                "the weights were saved without their LM head, which mntp needs and vectors do not: to go on by mntp, "
+                "the weights were saved without their LM head, which only mntp needs: to continue with mntp, "
                 "give %s as --model",
                 "the adapter in the folder adapter" if beside else "an adapter made without --merge and --full",
             )
@@ -186,8 +186,8 @@ def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
     specials = done.tokenizer.num_special_tokens_to_add()
     if settings.pooled_tokens == "text" and specials:
         logger.info(
-            "sentence-transformers would pool the special tokens too, so its files were left out: "
-            "adapt with --pool-tokens all for a folder that it opens"
+            "sentence-transformers would pool the special tokens too, so its files were not written: "
+            "adapt with --pool-tokens all for a folder that it can open"
         )
         return
     save_modules(
@@ -274,7 +274,7 @@ def card(done: Adaptation) -> str:
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in measured.items()),
             "",
-            "`fastvec.json` holds every setting and a fingerprint of model and data, `metrics.jsonl` the course of it.",
+            "`fastvec.json` has every setting and a fingerprint of model and data; `metrics.jsonl` has all metrics.",
             "",
         ]
     )
@@ -285,7 +285,7 @@ def _peft_lines(done: Adaptation) -> list[str]:
     checkpoint = done.settings.checkpoint
     if done.merge or done.recipe.full or not checkpoint.adapters:
         return []
-    said = "The base is an adapter itself. peft puts one in the other's place, in silence: merge the lower one first"
+    said = "The base is itself an adapter, and peft silently replaces it with this one: merge the base adapter first"
     if not all((adapter / RECORD).is_file() for adapter in checkpoint.adapters):
         return [f"{said}.", ""]  # made elsewhere: its model may have an LM head and other layer names
     below = [read_json(adapter / ADAPTER_SETTINGS)["base_model_name_or_path"] for adapter in checkpoint.adapters]

@@ -56,7 +56,7 @@ def read_scored_pairs(path: Path) -> ScoredPairs:
         first, second, scores = ([row[place] for row in rows] for place in places)
         values = np.array([float(score) for score in scores])
     except (IndexError, ValueError):
-        expected = f"expected the columns {', '.join(COLUMNS)}, by a header or in this order"
+        expected = f"expected the columns {', '.join(COLUMNS)}, named in a header or in this order"
         raise InputError(f"{path}: {expected}; its first row is {', '.join(rows[0])[:100]!r}") from None
     if not np.isfinite(values).all():
         place = int(np.flatnonzero(~np.isfinite(values))[0])

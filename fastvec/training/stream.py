@@ -90,8 +90,8 @@ class ExampleStream(Generic[Example]):
             finished = not unread and begun == len(self._stretches)
             if finished and place.epoch == 0 and place.example + len(block) < self.fewest:
                 raise InputError(
-                    f"{self.corpus.files[0].uri}: too little data: it gives {place.example + len(block)} examples and "
-                    f"a batch takes {self.fewest}: lower --batch-size or give more"
+                    f"{self.corpus.files[0].uri}: too little data: it has {place.example + len(block)} examples, and "
+                    f"a batch needs {self.fewest}: lower --batch-size or give more data"
                 )
             order = np.random.default_rng([self.seed, _BLOCK, place.epoch, place.block]).permutation(len(block))
             for index in order[max(start - place.example, 0) :]:

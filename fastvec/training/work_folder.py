@@ -34,14 +34,12 @@ def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
     be written to.
     """
     if output.name in ("", ".."):
-        raise OutputError(
-            f"{output} names no folder of its own: an adaptation becomes a new folder, give its name by -o"
-        )
+        raise OutputError(f"{output} has no name of its own: the output is a new folder, give its name with -o")
     if output.is_file() or part_of(output).is_file():
-        raise OutputError(f"{output} is a file: an adaptation is a folder, choose another -o")
+        raise OutputError(f"{output} is a file, but the output is a folder: choose another -o")
     parent = output.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{parent} is not a folder that can be written to: make it, or choose another -o")
+        raise OutputError(f"{parent} is not a writable folder: create it, or choose another -o")
     if output.is_dir() and any(output.iterdir()):
         made = _read(output / RECORD)
         if made is None or "fingerprint" not in made:

@@ -101,7 +101,7 @@ def compiling_for(architecture: str) -> Iterator[CompileOnly]:
     if INTERPRETED or not HAS_TRITON:
         raise RuntimeError("compiling needs Triton, and TRITON_INTERPRET unset when fastvec_kernels is imported")
     if architecture not in SHARED_MEMORY:
-        raise ValueError(f"kernels are compiled for {', '.join(SHARED_MEMORY)}, not {architecture}")
+        raise ValueError(f"cannot compile kernels for {architecture}: choose one of {', '.join(SHARED_MEMORY)}")
     from triton.runtime import driver
 
     _compiling = CompileOnly(architecture)

@@ -34,7 +34,7 @@ def dropout(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> to
     if x.ndim != 2 or tokens.shape != (len(x), 2):
         raise ValueError(f"dropout needs x [T, D] and tokens [T, 2], got {tuple(x.shape)} and {tuple(tokens.shape)}")
     if not 0 <= p < 1:
-        raise ValueError(f"dropout needs a probability from 0 up to, not at, 1, got {p}")
+        raise ValueError(f"dropout needs a probability of at least 0 and below 1, got {p}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"dropout needs a seed from 0 to 2^63 - 1, got {seed}")
     if x.numel() == 0 or not runs_triton(x):

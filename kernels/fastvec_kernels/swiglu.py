@@ -51,7 +51,9 @@ def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.
     """
     _check("geglu", gate_up)
     if approximate not in get_args(Approximate):
-        raise ValueError(f"geglu needs approximate of {', '.join(get_args(Approximate))}, got {approximate!r}")
+        raise ValueError(
+            f"geglu needs approximate to be one of {', '.join(get_args(Approximate))}, got {approximate!r}"
+        )
     if gate_up.numel() == 0 or not runs_triton(gate_up):
         gate, up = gate_up.chunk(2, 1)
         return F.gelu(gate, approximate=approximate) * up

@@ -40,10 +40,10 @@ MOST_BYTES = 12_000_000
 @click.argument("adapted", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--start", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--texts", type=click.Path(exists=True, path_type=Path), required=True, help="That words are counted in.")
-@click.option("--words", default=96, show_default=True, help="Dimensions of words.")
-@click.option("--share", default=0.16, show_default=True, help="Of a vector's squared length, what is of words.")
-@click.option("--max-length", default=512, show_default=True, help="Tokens, more than it was trained at.")
+@click.option("--texts", type=click.Path(exists=True, path_type=Path), required=True, help="Texts to count words in.")
+@click.option("--words", default=96, show_default=True, help="Number of word dimensions.")
+@click.option("--share", default=0.16, show_default=True, help="Their share of a vector's squared length.")
+@click.option("--max-length", default=512, show_default=True, help="Tokens; may exceed those in training.")
 @click.option("--card", type=click.Path(exists=True, path_type=Path), required=True)
 def main(
     adapted: Path, start: Path, output: Path, texts: Path, words: int, share: float, max_length: int, card: Path
@@ -81,7 +81,7 @@ def main(
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     click.echo(f"{output}: {size:,} bytes")
     if size > MOST_BYTES:
-        raise click.ClickException(f"the package takes models of up to {MOST_BYTES:,} bytes")
+        raise click.ClickException(f"the model is too large: {size:,} bytes; the package allows at most {MOST_BYTES:,}")
 
 
 def average(start: Path, adapted: Path) -> dict[str, torch.Tensor]:

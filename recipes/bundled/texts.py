@@ -38,7 +38,7 @@ ROW_GROUP = 16_384
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--articles", multiple=True, required=True, metavar="FILE", help="Parquet files with a text column.")
-@click.option("--texts", multiple=True, metavar="FILE:COLUMN", help="Texts to take as they are.")
+@click.option("--texts", multiple=True, metavar="FILE:COLUMN", help="Used unsplit, cut to 600 characters.")
 @click.option("--passages", default=0, show_default=True, help="Long passages to add.")
 @click.option("--seed", default=0, show_default=True)
 def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], passages: int, seed: int) -> None:
@@ -59,7 +59,7 @@ def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], passag
         for begin in range(0, len(every), ROW_GROUP):
             rows = order[begin : begin + ROW_GROUP]
             writer.write_table(pa.table({"text": [every[row] for row in rows]}, schema))
-    click.echo(f"{len(every):,} texts, {sum(map(len, every)) / len(every):.0f} characters each")
+    click.echo(f"{len(every):,} texts, {sum(map(len, every)) / len(every):.0f} characters on average")
 
 
 def of_articles(files: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:

@@ -29,7 +29,7 @@ BREAKS = Regex(r" ?[\-–—/()\[\]\"“”]")  # a word after one of these is t
 @click.argument("texts", type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--vocabulary", default=25_600, show_default=True)
-@click.option("--pieces", default=8_192, show_default=True, help="Entries of the BPE, of all.")
+@click.option("--pieces", default=8_192, show_default=True, help="Entries of the byte-level BPE, out of --vocabulary.")
 def main(texts: Path, output: Path, vocabulary: int, pieces: int) -> None:
     """Train the tokenizer on TEXTS, a Parquet file with a column `text`."""
     tokenizer = Tokenizer(models.BPE())

@@ -137,11 +137,11 @@ def test_sets_of_inputs_are_twice_the_cache() -> None:
 def test_a_row_says_time_rate_and_share_of_the_ceiling() -> None:
     assert HEADER == (
         "shape                              implementation         direction    median       p20       p80    host"
-        "  TFLOP/s    GB/s of most    error"
+        "  TFLOP/s    GB/s % of peak    error"
     )
     assert str(ROW) == (
         "d128 32/8 512                      fastvec                forward    200.0 µs  190.0 µs  220.0 µs   45 µs"
-        "    400.0    2000     50%  2.0e-03"
+        "    400.0    2000       50%  2.0e-03"
     )
     by_bytes = replace(ROW, flops=None, ceiling=4e12)
     assert str(by_bytes).split()[-3:] == ["2000", "50%", "2.0e-03"]
@@ -176,7 +176,7 @@ def test_layouts_of_other_libraries_give_the_reference() -> None:
     workload = small_attention()
     lengths = workload.shape.lengths
     for make in (partial(padded_sdpa, lengths, "cpu", SDPBackend.MATH), partial(runs_sdpa, lengths, "cpu")):
-        assert [row.status for row in with_only(workload, make)] == ["right", "right"]
+        assert [row.status for row in with_only(workload, make)] == ["correct", "correct"]
 
 
 def test_a_wrong_result_is_failed() -> None:
@@ -215,7 +215,7 @@ def test_every_op_has_a_workload_whose_reference_is_right(op: str) -> None:
     for shape in SMALL_SHAPES[op]:
         workload = MAKERS[op](shape, "cpu", torch.float32)
         rows = list(rows_of(workload, None, timed=False, implementations="reference"))
-        assert [row.status for row in rows] == ["right"] * len(workload.bytes)
+        assert [row.status for row in rows] == ["correct"] * len(workload.bytes)
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_without_a_gpu_results_are_checked_and_kernels_compiled(tmp_path: Path) 
     assert "No GPU here" in done.stdout
     document = json.loads((tmp_path / "swiglu.json").read_text())
     assert {(row["implementation"], row["status"], row["timing"]) for row in document["rows"]} == {
-        ("fastvec", "right", None)
+        ("fastvec", "correct", None)
     }
     assert "0 spills" in done.stdout or "sm_90" in (tmp_path / "aot.md").read_text()
 

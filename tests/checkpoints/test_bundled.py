@@ -79,7 +79,7 @@ def test_without_a_model_it_is_used_and_the_summary_names_better_ones(tmp_path: 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     summary, note = done.stderr.splitlines()[-2:]
     assert summary.startswith("5 rows to vecs.arrow in ")
-    assert note.startswith(f"{NAME}, the bundled model, was used")
+    assert note.startswith(f"used the bundled {NAME}")
     assert all(name in note for name in BETTER)
     with pa.memory_map(str(tmp_path / "vecs.arrow")) as source:
         assert pa.ipc.open_file(source).schema.metadata[b"fastvec.model"] == NAME.encode()
@@ -87,7 +87,7 @@ def test_without_a_model_it_is_used_and_the_summary_names_better_ones(tmp_path: 
 
 def test_its_name_is_one_of_a_model_like_any_other(tmp_path: Path) -> None:
     assert locate(NAME) == (bundled_model(), None)
-    with pytest.raises(UsageError, match="only a hub id has revisions"):
+    with pytest.raises(UsageError, match="only hub ids have one"):
         Encoder.from_pretrained(revision="main")
     pq.write_table(pa.table({"text": SENTENCES * 9, "v": np.eye(45, 352).tolist()}), tmp_path / "v.parquet")
     fastvec.adapt(

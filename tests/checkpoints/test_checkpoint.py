@@ -47,7 +47,7 @@ def test_a_bare_decoder_is_bidirectional_mean_pooled_over_its_text_and_normalise
         tokenizer_hash=checkpoint.tokenizer_hash,
         layout="transformers",
         bidirectional=True,
-        bidirectional_reason="a bare decoder is run so",
+        bidirectional_reason="the default for a bare decoder",
         pooling="mean",
         pooled_tokens="text",
         normalize=True,
@@ -87,7 +87,7 @@ def test_each_missing_or_damaged_file_is_named(llama: Path) -> None:
     whole = weights.read_bytes()
     for content in (b"", whole[:5], whole[:1000], whole[:-1], b"version https://git-lfs.github.com/spec/v1\noid"):
         weights.write_bytes(content)
-        assert f"{weights} is not a whole safetensors file" in refusal(llama)
+        assert f"{weights} is an incomplete or damaged safetensors file" in refusal(llama)
     weights.write_bytes(whole)
 
     config = llama / "config.json"
@@ -96,18 +96,18 @@ def test_each_missing_or_damaged_file_is_named(llama: Path) -> None:
         config.write_text(damaged)
         assert str(config) in refusal(llama)
     changes: list[tuple[dict[str, object], str]] = [
-        ({"model_type": None}, "names no model_type"),
-        ({"model_type": 7}, "model_type is 7"),
-        ({"max_position_embeddings": -1}, "max_position_embeddings is -1"),
-        ({"max_position_embeddings": True}, "max_position_embeddings is True"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "holds quantised weights"),
+        ({"model_type": None}, "has no model_type"),
+        ({"model_type": 7}, "has model_type 7"),
+        ({"max_position_embeddings": -1}, "has max_position_embeddings -1"),
+        ({"max_position_embeddings": True}, "has max_position_embeddings True"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "has quantised weights"),
     ]
     for change, message in changes:
         config.write_text(text)
         edit_json(config, **change)
         assert message in refusal(llama)
     config.unlink()
-    assert f"{llama} holds no config.json" in refusal(llama)
+    assert f"{llama} has no config.json" in refusal(llama)
 
 
 def test_a_folder_without_a_tokenizer(llama: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_folder_without_a_tokenizer(llama: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("pytorch_model.bin", "is a pickle"), ("model.gguf", "is GGUF"), ("README.md", "as safetensors only")],
+    [("pytorch_model.bin", "is a pickle"), ("model.gguf", "is GGUF"), ("README.md", "reads only safetensors")],
 )
 def test_weights_in_another_format(llama: Path, file: str, message: str) -> None:
     (llama / "model.safetensors").rename(llama / file)
@@ -205,15 +205,15 @@ def test_an_adapter_that_leads_nowhere(tiny_llama: Path, tiny_adapter: Path, tmp
     adapter = copy(tiny_adapter, tmp_path / "adapter")
     settings = adapter / "adapter_config.json"
     edit_json(settings, base_model_name_or_path="org/absent")
-    assert "is an adapter on a base model that cannot be had: org/absent" in refusal(adapter)
+    assert "is an adapter, and its base model cannot be found: org/absent" in refusal(adapter)
     edit_json(settings, base_model_name_or_path=str(adapter))
-    assert "is an adapter on itself" in refusal(adapter)
+    assert "is an adapter that names itself as base" in refusal(adapter)
     edit_json(settings, base_model_name_or_path=None)
-    assert "names no base model" in refusal(adapter)
+    assert "is an adapter without a base model" in refusal(adapter)
     assert resolve(tiny_llama, adapters=[adapter]).adapters == (adapter,)  # works because the base is given
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert "adapter_model.bin is a pickle" in refusal(tiny_llama, adapter)
-    assert "holds no adapter_config.json" in refusal(tiny_llama, tiny_llama)
+    assert "has no adapter_config.json" in refusal(tiny_llama, tiny_llama)
 
 
 # LLM2Vec
@@ -228,7 +228,7 @@ def test_llm2vec_rules_come_from_the_last_folder_that_states_them(
     edit_json(supervised / "llm2vec_config.json", **SAVED_BY_LLM2VEC)
     checkpoint = resolve(tiny_adapter, adapters=[supervised])
     assert checkpoint.layout == "llm2vec"
-    assert (checkpoint.bidirectional, checkpoint.bidirectional_reason) == (True, "LLM2Vec trained it so")
+    assert (checkpoint.bidirectional, checkpoint.bidirectional_reason) == (True, "LLM2Vec trained it this way")
     assert (checkpoint.pooling, checkpoint.pooled_tokens, checkpoint.normalize) == ("weighted_mean", "text", False)
     assert (checkpoint.max_length, checkpoint.text_max_length) == (256, 200)
     assert (checkpoint.chat_template, checkpoint.append_eos, checkpoint.strip) == (False, False, False)
@@ -298,10 +298,10 @@ def test_an_instruct_model_that_is_not_llm2vecs_is_not_wrapped(llama: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pooling_mode": "max"}, "pools by 'max'"),
-        ({"pooling_mode": 3}, "pooling_mode is 3"),
-        ({"max_length": "512"}, "max_length is '512'"),
-        ({"doc_max_length": 0}, "doc_max_length is 0"),
+        ({"pooling_mode": "max"}, "has pooling_mode 'max'"),
+        ({"pooling_mode": 3}, "has pooling_mode 3"),
+        ({"max_length": "512"}, "has max_length '512'"),
+        ({"doc_max_length": 0}, "has doc_max_length 0"),
     ],
 )
 def test_llm2vec_settings_that_make_no_sense(llama: Path, settings: dict[str, object], message: str) -> None:

@@ -61,7 +61,7 @@ def test_a_folder_goes_before_a_hub_id_of_its_name(tmp_path: Path, monkeypatch: 
     ("error", "message"),
     [
         ("GatedRepoError", "gated on the hub"),
-        ("RepositoryNotFoundError", "no such repository on the hub, or a private one"),
+        ("RepositoryNotFoundError", "no such repository on the hub; if it is private"),
         ("RevisionNotFoundError", "the hub has no such revision"),
         ("HfHubHTTPError", r"the download failed \(HfHubHTTPError\)"),
     ],
@@ -99,17 +99,17 @@ def test_no_pickle_and_no_code_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./nowhere", "there is no such folder"),
-        ("../nowhere", "there is no such folder"),
-        ("/no/where", "there is no such folder"),
-        ("~/no-such-folder", "there is no such folder"),
-        ("models/of/mine", "there is no such folder"),
-        ("C:\\models\\mine", "there is no such folder"),
-        (Path("nowhere"), "there is no such folder"),
-        ("org/absent", "not whole in the hub's cache, and the hub cannot be reached"),
-        ("a name", "it is no hub id"),
-        ("", "it is no hub id"),
-        ("-/-", "it is no hub id"),
+        ("./nowhere", "no such folder"),
+        ("../nowhere", "no such folder"),
+        ("/no/where", "no such folder"),
+        ("~/no-such-folder", "no such folder"),
+        ("models/of/mine", "no such folder"),
+        ("C:\\models\\mine", "no such folder"),
+        (Path("nowhere"), "no such folder"),
+        ("org/absent", "the hub's cache has no complete copy, and the hub cannot be reached"),
+        ("a name", "not a valid hub id"),
+        ("", "not a valid hub id"),
+        ("-/-", "not a valid hub id"),
     ],
 )
 def test_a_name_that_leads_nowhere(name: str | Path, message: str, hub_cache: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_url_is_refused_without_its_password() -> None:
 
 @pytest.mark.parametrize("model", ["tiny", "bundled"])
 def test_a_model_on_this_machine_has_no_revision(tiny_llama: Path, model: str) -> None:
-    with pytest.raises(UsageError, match="only a hub id has revisions"):
+    with pytest.raises(UsageError, match="only hub ids have one"):
         locate(tiny_llama if model == "tiny" else NAME, revision="main")
 
 
@@ -147,7 +147,7 @@ def test_a_name_that_the_system_refuses(name: str, reason: str) -> None:
 def test_a_folder_that_may_not_be_read(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may read every folder, so `os.access` is patched to deny it."""
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(ModelError, match="cannot be read as a model: you may not look into this folder"):
+    with pytest.raises(ModelError, match="cannot be read as a model: permission denied"):
         locate(tiny_llama)
 
 

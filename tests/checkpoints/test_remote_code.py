@@ -23,7 +23,9 @@ BOS = [0]  # its id in the tiny tokenizer
 def test_what_own_code_decides_is_asked_for(llama: Path) -> None:
     """As stella_en_1.5B_v5: its config.json does not say what its own modeling_qwen.Qwen2Model does."""
     edit_json(last_token_folder(llama) / "config.json", auto_map={"AutoModel": "modeling_qwen.Qwen2Model"})
-    with pytest.raises(ModelError, match=r"of its own, modeling_qwen\.Qwen2Model, .* by --bidirectional or --causal"):
+    with pytest.raises(
+        ModelError, match=r"in custom code, modeling_qwen\.Qwen2Model, .* with --bidirectional or --causal"
+    ):
         Encoder.from_pretrained(llama)
     for bidirectional in (True, False):
         assert Encoder.from_pretrained(llama, bidirectional=bidirectional).settings.bidirectional is bidirectional
@@ -38,7 +40,7 @@ def test_what_own_code_decides_is_asked_for(llama: Path) -> None:
         (
             {"auto_map": {"AutoModel": "org/code--llama_bidirectional_model.LlamaBidirectionalModel"}},
             True,
-            "llama_bidirectional_model.LlamaBidirectionalModel was published so",
+            "llama_bidirectional_model.LlamaBidirectionalModel is published as bidirectional",
         ),
         ({"model_type": "llama_bidirec"}, True, "llama_bidirec is llama with bidirectional attention"),
     ],
@@ -67,7 +69,7 @@ def with_tensors(folder: Path, **tensors: torch.Tensor) -> Path:
 def test_tensors_that_nothing_reads_are_refused(llama: Path) -> None:
     names = [f"model.layers.{i}.self_attn.{part}_proj.bias" for i in (0, 1) for part in "qk"]
     with_tensors(llama, **{name: torch.ones(1) for name in names})
-    expected = "holds 4 tensors that a llama model .* does not read: " + ", ".join(sorted(names)[:3])
+    expected = "has 4 tensors that a llama model .* does not use: " + ", ".join(sorted(names)[:3])
     with pytest.raises(ModelError, match=expected.replace(".", r"\.").replace(r" \.* ", " .* ")):
         Encoder.from_pretrained(llama)
 
@@ -116,7 +118,7 @@ def test_prefixes_of_wrappers_are_taken_off(llama: Path, prefix: str) -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "remedy"),
-    [("base_model.model.", r"merge_and_unload\(\) gives"), ("language_model.", "save that part alone")],
+    [("base_model.model.", r"merge_and_unload\(\) returns"), ("language_model.", "save only that part")],
 )
 def test_other_prefixes_are_named(llama: Path, prefix: str, remedy: str) -> None:
     with pytest.raises(ModelError, match=f"begin with {prefix}: .*{remedy}"):
@@ -125,7 +127,7 @@ def test_other_prefixes_are_named(llama: Path, prefix: str, remedy: str) -> None
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(llama: Path) -> None:
     add_tokens(llama, "whale", special=False)
-    with pytest.raises(ModelError, match=r"has 1 tokens beyond the \d+ embeddings of the model, as 'whale'"):
+    with pytest.raises(ModelError, match=r"has 1 tokens beyond the model's \d+ embeddings, e\.g\. 'whale'"):
         Encoder.from_pretrained(llama)
 
 
@@ -146,7 +148,7 @@ def test_llm2vecs_own_class_is_bidirectional_in_a_sentence_transformers_folder_t
     code = {"AutoModel": "modeling_llama_encoder.LlamaEncoderModel"}
     edit_json(last_token_folder(llama) / "config.json", auto_map=code)
     checkpoint = resolve(llama)
-    assert (checkpoint.bidirectional, checkpoint.bidirectional_reason) == (True, "LLM2Vec trained it so")
+    assert (checkpoint.bidirectional, checkpoint.bidirectional_reason) == (True, "LLM2Vec trained it this way")
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -156,7 +158,7 @@ def test_the_heads_of_no_family_are_taken_for_unread_tensors(model_type: str) ->
     try:
         model = AutoModelForCausalLM.from_config(config)
     except ValueError:
-        pytest.skip("transformers has no language model of it")
+        pytest.skip("transformers has no causal language model of this family")
     prefix = f"{model.base_model_prefix}."
     unread = [name for name in model.state_dict() if not name.startswith(prefix)]
     assert [name for name in unread if not HARMLESS.search(name)] == []

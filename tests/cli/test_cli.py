@@ -35,7 +35,7 @@ class Done(NamedTuple):
 
 @pytest.fixture
 def fastvec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command, as its entry point runs it, in an empty folder."""
+    """Run the command through its entry point, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTVEC_EMBED_DEVICE", "cpu")
 
@@ -140,11 +140,19 @@ def test_the_environment_knows_every_option_by_its_long_name(monkeypatch: pytest
         (["embed", str(ARTICLES), "-o", "v.arrow", "--quantize", "int4"], 2, r"'int4' is not one of 'int8', 'fp8'"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--batch-tokens", "many"], 2, r"neither auto nor a number"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "row"], 2, r"'row' is the name of the row num"),
-        (["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "\udcff"], 2, r"column '\\udcff' is not UTF-8"),
-        (["embed", str(ARTICLES), "-o", "v.arrow", "--instruction", "\udcff"], 2, r"'\\udcff' is not UTF-8: encode"),
+        (
+            ["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "\udcff"],
+            2,
+            r"column '\\udcff' is not valid UTF-8",
+        ),
+        (
+            ["embed", str(ARTICLES), "-o", "v.arrow", "--instruction", "\udcff"],
+            2,
+            r"'\\udcff' is not valid UTF-8: encode",
+        ),
         (["embed", str(ARTICLES), "-o", "\udcff.arrow", "--column", "text"], 1, r"'\\udcff.arrow' is not UTF-8, which"),
         (["embed", str(ARTICLES), "-o", "v" * 300 + ".arrow"], 1, r"vv.arrow: File name too long"),
-        (["embed", str(ARTICLES), "-o", ".arrow"], 1, r".arrow has nothing before its ending: .* name it vecs.arrow"),
+        (["embed", str(ARTICLES), "-o", ".arrow"], 1, r".arrow has no name before .arrow: .* name it vecs.arrow"),
         (["embed", str(ARTICLES)], 2, r"Missing option '-o'"),
         (["doctor"], 2, r"No such command 'doctor'"),
     ],
@@ -174,7 +182,7 @@ def test_a_signal_leaves_a_run_that_resumes(
 ) -> None:
     pq.write_table(pa.table({"text": ["a sea"] * 20_000}), tmp_path / "seas.parquet")
     arguments = ["embed", "seas.parquet", "-o", "vecs.arrow", "--model", str(tiny_llama)]
-    # one token a batch: 20,000 forwards, so that the signal surely comes in the middle
+    # one token per batch makes 20,000 forwards, so the signal reliably arrives in the middle of the run
     process = subprocess.Popen(
         [sys.executable, "-m", "fastvec", *arguments, "--batch-tokens", "1"],
         cwd=tmp_path,
@@ -190,14 +198,14 @@ def test_a_signal_leaves_a_run_that_resumes(
     _, message = process.communicate(timeout=60)
     assert process.returncode == exit_code
     assert re.search(
-        r"^fastvec: stopped by SIG\w+ at row [\d,]+ of 20,000: the same command goes on from there$", message, re.M
+        r"^fastvec: stopped by SIG\w+ at row [\d,]+ of 20,000: run the same command again to resume$", message, re.M
     )
     assert fastvec(*arguments).exit_code == 0
     assert fastvec("verify", "vecs.arrow").exit_code == 0
 
 
 class Gone(io.StringIO):
-    """A stream that nobody reads any more."""
+    """A stream whose reader has closed its end."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -210,14 +218,14 @@ def test_a_run_that_nobody_hears_is_finished(
     monkeypatch.setattr(sys, "stderr", stderr)
     done = fastvec("embed", ARTICLES, "--model", tiny_llama, "--column", "text", "--limit", "9", "-o", "vecs.arrow")
     assert sys.stderr is not stderr
-    sys.stderr.close()  # what took its place
+    sys.stderr.close()  # the stream that replaced it
     assert (done.exit_code, fastvec("verify", "vecs.arrow").exit_code) == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("command", "exit_code", "message"),
     [
-        ("doctor 2>/dev/full", 2, ""),  # not 120, Python's own for a stream that cannot be flushed
+        ("doctor 2>/dev/full", 2, ""),  # not 120, Python's exit code when a stream cannot be flushed
         ("verify vecs.arrow >/dev/full", 1, f"{UNWRITTEN}: No space left on device\n"),
         ("verify vecs.arrow >/dev/full 2>&1", 1, ""),
         ("inspect vecs.arrow >&-", 0, ""),
@@ -251,7 +259,7 @@ def test_progress_is_live_on_a_terminal(tiny_llama: Path, tmp_path: Path) -> Non
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 4096)
-    except OSError:  # Linux reports the other end's closing as an error
+    except OSError:  # Linux raises EIO on a terminal whose other end is closed
         return b""
 
 
@@ -270,8 +278,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("command", ["embed", "adapt"])
-def test_every_option_is_in_the_readme(command: str) -> None:
-    text = (ROOT / "README.md").read_text()
+def test_every_option_is_documented(command: str) -> None:
+    text = (ROOT / f"docs/{command}.md").read_text()
     shown = subprocess.run(
         [sys.executable, "-m", "fastvec", command, "--help"],
         env=_environment(),
@@ -281,7 +289,7 @@ def test_every_option_is_in_the_readme(command: str) -> None:
     ).stdout
     options = set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
     assert len(options) > 20
-    assert {option for option in options if f"`{option}" not in text and option not in text} == set()
+    assert {option for option in options if not re.search(rf"{option}(?![a-z-])", text)} == set()
 
 
 ADAPT = ("--column", "title", "--steps", "2", "--batch-size", "4", "--dtype", "float32", "--device", "cpu", "-o", "out")
@@ -302,13 +310,17 @@ def test_adapt_trains_reports_and_says_when_it_is_finished(fastvec: Run, tiny_ll
     assert other.exit_code == 4
     assert other.stderr.startswith("fastvec: out belongs to another job: lr was 3e-05, now 1.0; replace it with --over")
     encoded = fastvec("embed", ARTICLES, "-o", "vecs.arrow", "--model", "out", "--column", "title", "--limit", "3")
-    assert "out runs bidirectional: fastvec adapted it so" in encoded.stderr
+    assert "out runs bidirectional: fastvec adapt trained it this way" in encoded.stderr
     assert encoded.exit_code == 0
 
 
 def test_adapt_refuses_in_one_line(fastvec: Run, tiny_llama: Path) -> None:
     for arguments, code, message in (
-        (("--objective", "simcse", "--data", ARTICLES, "--mask-token", "_"), 2, "--mask-token is no option of --obj"),
+        (
+            ("--objective", "simcse", "--data", ARTICLES, "--mask-token", "_"),
+            2,
+            "--mask-token does not apply to --objective simcse: omit it",
+        ),
         (("--objective", "mntp", "--data", "nowhere.txt"), 1, "nowhere.txt: no such file or folder"),
         (("--objective", "mntp", "--data", ARTICLES, "--eval-pairs", "no.csv"), 1, "no.csv: cannot be read"),
     ):

@@ -140,8 +140,14 @@ def write_duplicate_names(path: Path) -> Path:
         (write_bytes(b"PARE" + bytes(40) + b"PARE"), "encrypted Parquet"),
         (write_bytes(b"FEA1" + bytes(40) + b"FEA1"), "Feather version 1"),
         (write_stream, "an Arrow stream; write it as an Arrow file"),
-        (cut(lambda path: write_parquet(path, texts(WORDS)), 99), "ends without its footer after 99 bytes: truncated"),
-        (cut(lambda path: write_arrow(path, texts(WORDS)), 99), "ends without its footer after 99 bytes: truncated"),
+        (
+            cut(lambda path: write_parquet(path, texts(WORDS)), 99),
+            "no footer at its end (99 bytes): the file is truncated",
+        ),
+        (
+            cut(lambda path: write_arrow(path, texts(WORDS)), 99),
+            "no footer at its end (99 bytes): the file is truncated",
+        ),
         (write_garbled, "cannot be read: "),
         (write_duplicate_names, "2 columns are named 'text'"),
         (lambda path: Path("/dev/null"), "neither a file nor a folder"),
@@ -161,7 +167,7 @@ def test_a_file_that_is_no_corpus_is_refused_in_one_line(tmp_path: Path, write: 
 @pytest.mark.parametrize("name", ["c.parquet", "c.arrow"])
 def test_what_is_not_what_its_name_says_is_not_to_be_converted(tmp_path: Path, name: str) -> None:
     path = write_bytes(b"<!DOCTYPE html>\n")(tmp_path / name)
-    with pytest.raises(InputError, match=r"whatever its name says \(it begins b'<!DOCTYP'\); fetch it again"):
+    with pytest.raises(InputError, match=r"despite its suffix \(it starts with b'<!DOCTYP'\); download it again"):
         open_corpus([path])
 
 

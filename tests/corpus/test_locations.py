@@ -55,15 +55,15 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder: Path) -> No
         ([], "no input was given"),
         (["in/missing.parquet"], "in/missing.parquet: no such file or folder"),
         (["in/*.csv"], r"in/\*.csv: no file matches the pattern"),
-        (["empty"], "empty: the folder holds no \\*.parquet or \\*.arrow file"),
-        (["in/a.arrow", "in"], "in/a.arrow: the same file as the input in/a.arrow"),
-        (["in/a.arrow", "link.arrow"], "link.arrow: the same file as the input in/a.arrow"),
+        (["empty"], "empty: the folder contains no \\*.parquet or \\*.arrow file"),
+        (["in/a.arrow", "in"], "in/a.arrow: is the same file as the input in/a.arrow"),
+        (["in/a.arrow", "link.arrow"], "link.arrow: is the same file as the input in/a.arrow"),
         (["in/loop.arrow", "./in/loop.arrow"], r"in/loop\.arrow: no such file or folder"),
         (["in/" + "a" * 300], "aa: cannot be read: File name too long"),
         (["em*"], r"em\*: no file matches the pattern"),
         ([""], "no such file or folder"),
-        (["s3://bucket/a.parquet"], "s3:// addresses are not read"),
-        (["hf://datasets/x/y"], "hf:// addresses are not read"),
+        (["s3://bucket/a.parquet"], "s3:// URLs are not supported"),
+        (["hf://datasets/x/y"], "hf:// URLs are not supported"),
     ],
 )
 def test_inputs_that_cannot_be_a_corpus_are_refused(folder: Path, inputs: list[str], message: str) -> None:
@@ -88,7 +88,7 @@ def test_an_output_inside_an_input_folder_is_refused(folder: Path, output: str) 
 
 
 def test_an_output_that_is_an_input_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"in/a\.arrow: both an input and the output"):
+    with pytest.raises(UsageError, match=r"in/a\.arrow: is both an input and the output"):
         find_files(["in/a.arrow"], output=folder / "in/a.arrow")
 
 
@@ -116,8 +116,8 @@ def test_a_folder_tells_what_looks_like_data_and_is_not_read(folder: Path, caplo
     found = [path.as_posix() for path in find_files(["in"])]
     assert found == ["in/D.PARQUET", "in/a.arrow", "in/b.parquet", "in/deep/c.parquet", "in/deep/e.Arrow"]
     assert caplog.messages == [
-        "in: 4 left out, such as in/.hidden.parquet: of a folder its *.parquet or *.arrow files are read, but none "
-        "that begin with . or _, and none behind a link to a folder; to read such a one, name it"
+        "in: skipped 4 files or links, e.g. in/.hidden.parquet: folders are searched for *.parquet or *.arrow, without "
+        "names that start with . or _ and without links to folders; to read one of these, give its path"
     ]
     caplog.clear()
     find_files(["in/deep"])

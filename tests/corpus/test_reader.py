@@ -91,14 +91,14 @@ TWO = {"title": pa.array(["t"]), "name": pa.array(["n"])}
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        (TWO, {}, "cannot tell which column is the text, name it with --column. Its columns: title (string), name"),
-        ({"n": pa.array([1])}, {}, "no column holds text. Its columns: n (int64)"),
+        (TWO, {}, "cannot tell which column is the text; give it with --column. Its columns: title (string), name"),
+        ({"n": pa.array([1])}, {}, "no column contains text. Its columns: n (int64)"),
         ({"tags": pa.array([["a"]])}, {"column": "tags"}, "column 'tags' is list<item: string>, not text"),
         ({"n": pa.array([1])}, {"column": "n"}, "column 'n' is int64, not text"),
         (
             {"id": pa.array(["7"]), "text": pa.array([["a"]])},
             {},
-            "column 'text' is list<item: string>, not text; name another with --column. Its columns: id (string)",
+            "column 'text' is list<item: string>, not text; give another column with --column. Its columns: id",
         ),
         ({"text": pa.array([1])}, {}, "column 'text' is int64, not text. Its columns: text (int64)"),
         ({"doc": pa.array([{"a": 1}])}, {"column": "doc.a"}, "column 'doc.a' is int64, not text"),
@@ -109,18 +109,23 @@ TWO = {"title": pa.array(["t"]), "name": pa.array(["n"])}
         (
             {"text": pa.array(["a"]), "row": pa.array([1])},
             {"keep": ["row"], "vector_column": "v"},
-            "kept column 'row' would clash",
+            "kept column 'row' has the name of an output column",
         ),
         (
             {"text": pa.array(["a"]), "row": pa.array([1])},
             {"keep": None, "vector_column": "v"},
-            "kept column 'row' would clash",
+            "kept column 'row' has the name of an output column",
         ),
-        ({"text": pa.array(["a"]), "v": pa.array([1])}, {"keep": None, "vector_column": "v"}, "kept column 'v' would"),
+        (
+            {"text": pa.array(["a"]), "v": pa.array([1])},
+            {"keep": None, "vector_column": "v"},
+            "kept column 'v' has the name of an output column",
+        ),
         (
             {"text": pa.array(["a"]), "runs": pa.RunEndEncodedArray.from_arrays([1], [7])},
             {"keep": ["runs"]},
-            "column 'runs' cannot be kept: run_end_encoded<run_ends: int64, values: int64> cannot be carried over",
+            "column 'runs' cannot be kept: type run_end_encoded<run_ends: int64, values: int64> cannot be written to "
+            "the output: cast the column, or do not keep it",
         ),
         ({f"column{n}": pa.array(["a"]) for n in range(99)}, {}, "column19 (string) and 79 more"),
     ],
@@ -265,7 +270,7 @@ def test_a_huge_text_is_alone_in_its_chunk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limits", [(0, 1), (1, 0), (1, 1 << 30)])
 def test_limits_out_of_range_are_refused(limits: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="a chunk takes at least 1 row"):
+    with pytest.raises(ValueError, match="a chunk needs rows >= 1 and bytes from 1 to"):
         ChunkLimits(rows=limits[0], bytes=limits[1])
 
 

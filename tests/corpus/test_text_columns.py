@@ -16,8 +16,8 @@ from tests.helpers.corpora import ALL, read_kept, read_texts, texts, write_arrow
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        ({"n": [1], "title": ["t"]}, "text column: title, the only one of text"),
-        ({"title": ["t"], "body": ["b"]}, "text column: body, by its name"),
+        ({"n": [1], "title": ["t"]}, "text column: title (the only string column)"),
+        ({"title": ["t"], "body": ["b"]}, "text column: body (chosen by its name)"),
     ],
 )
 def test_the_column_that_was_taken_is_named(
@@ -54,7 +54,7 @@ def test_a_column_of_type_null_is_all_null(tmp_path: Path, write: Callable[[Path
 
 def test_json_is_not_taken_by_itself(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "c", json_table().rename_columns(["meta", "id"]))
-    with pytest.raises(InputError, match="cannot tell which column is the text, name it with --column"):
+    with pytest.raises(InputError, match="cannot tell which column is the text; give it with --column"):
         open_corpus([path])
     assert read_texts(path, column="meta") == ['{"a": 1}', None, '"b"']
 
@@ -77,13 +77,15 @@ def test_a_null_column_takes_the_type_it_has_in_other_files(tmp_path: Path) -> N
 
 def test_a_null_column_is_not_taken_beside_one_of_text(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "c", pa.table({"text": pa.nulls(1), "title": ["t"]}))
-    with pytest.raises(InputError, match="column 'text' is null, not text; name another with --column"):
+    with pytest.raises(InputError, match="column 'text' is null, not text; give another column with --column"):
         open_corpus([path])
 
 
 def test_the_text_of_a_struct_is_pointed_at(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "c", pa.table({"n": [1], "doc": [{"m": 1, "a": "b"}]}))
-    with pytest.raises(InputError, match=r"no column holds text by itself, name a field of a struct: --column doc\.a"):
+    with pytest.raises(
+        InputError, match=r"no top-level column contains text; give a struct field, e.g. --column doc\.a"
+    ):
         open_corpus([path])
 
 

@@ -86,7 +86,7 @@ def test_embeddinggemma_keeps_the_window_it_was_trained_with() -> None:
     with torch.no_grad():
         states = Decoder(model, bidirectional=True)(pack(sequences))
         assert_same_states(states, expected)
-        with pytest.raises(ModelError, match="mask of its own, which cannot run causal"):
+        with pytest.raises(ModelError, match="its own mask rule, which cannot run causal"):
             Decoder(model, bidirectional=False)(pack(sequences))
 
 
@@ -129,7 +129,7 @@ def test_a_text_longer_than_the_positions_hold_is_refused(
         assert len(decoder(pack(random_sequences((longest or 200, 3))))) == (longest or 200) + 3
         if longest is not None:
             with pytest.raises(
-                ModelError, match=f"a text of {longest + 1} tokens: .* hold for {longest}; a max_length"
+                ModelError, match=f"a text has {longest + 1} tokens: .* allow at most {longest}; lower max_length"
             ):
                 decoder(pack(random_sequences((longest + 1, 3))))
 
@@ -145,16 +145,19 @@ def test_a_text_longer_than_the_positions_hold_is_refused(
         ("falcon", "it computes its attention itself"),
         ("deepseek_v32", "it attends to a selection of tokens"),
         ("llama4_text", "it attends in chunks"),
-        ("gemma3", "it reads more than text"),
-        ("no_such_model", "it has not been tested, and attention could be wrong in silence"),
+        ("gemma3", "it is multimodal"),
+        ("no_such_model", "it has not been tested, and attention could be silently wrong"),
     ],
 )
 def test_other_families_are_refused_with_the_reason(model_type: str, reason: str) -> None:
     with pytest.raises(ModelError) as caught:
         require_supported(model_type)
     message = str(caught.value)
-    assert message.startswith(f"a '{model_type}' model cannot run: {reason}")
-    assert f"; llama, mistral, qwen3, gemma3_text and others do ({len(FAMILIES)} in docs/families.md)" in message
+    assert message.startswith(f"model type '{model_type}' is not supported: {reason}")
+    assert (
+        f"; llama, mistral, qwen3, gemma3_text and others are supported ({len(FAMILIES)} in docs/families.md)"
+        in message
+    )
     assert "\n" not in message
 
 
@@ -186,8 +189,8 @@ def to_the_other_direction(decoder: Decoder, _: str) -> None:
 @pytest.mark.parametrize(
     ("bidirectional", "spoil", "implementation", "complaint"),
     [
-        (True, to_the_other_direction, "", "ignore the tokens ahead though it should run bidirectional"),
-        (False, to_the_other_direction, "", "depend on tokens ahead though it should run causal"),
+        (True, to_the_other_direction, "", "ignore later tokens although it should run bidirectional"),
+        (False, to_the_other_direction, "", "depend on later tokens although it should run causal"),
         (True, to_transformers_attention, "sdpa", "depend on other texts of the batch"),
         (True, to_transformers_attention, "eager", "depend on other texts of the batch"),
     ],
@@ -234,9 +237,9 @@ def test_a_model_called_without_its_decoder_is_refused() -> None:
     ("arguments", "complaint"),
     [
         ({"attention_mask": torch.tensor([[1, 1, 0]])}, r"a padding mask \(1, 3\) came with packed sequences"),
-        ({"input_ids": torch.tensor([[5, 6, 7], [5, 6, 7]])}, "PackedMask mask and 2 rows"),
-        ({"attention_mask": torch.ones(1, 1, 3, 3)}, "a Tensor mask and 1 rows"),
-        ({"position_bias": torch.ones(1)}, "attends with position_bias, which fastvec does not know"),
+        ({"input_ids": torch.tensor([[5, 6, 7], [5, 6, 7]])}, "a PackedMask mask over 2 rows"),
+        ({"attention_mask": torch.ones(1, 1, 3, 3)}, "attends with a Tensor mask over 1 rows"),
+        ({"position_bias": torch.ones(1)}, "attends with unsupported arguments: position_bias"),
     ],
 )
 def test_what_would_change_attention_in_silence_is_refused(arguments: dict[str, Any], complaint: str) -> None:
@@ -255,5 +258,5 @@ def test_a_mask_of_ones_is_no_padding() -> None:
 
 def test_attention_dropout_is_refused() -> None:
     decoder = Decoder(tiny_model("llama", attention_dropout=0.1).train(), bidirectional=True)
-    with pytest.raises(ModelError, match=r"drops attention with probability 0\.1"):
+    with pytest.raises(ModelError, match=r"uses attention dropout 0\.1"):
         decoder(pack(random_sequences()))

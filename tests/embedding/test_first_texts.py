@@ -83,7 +83,7 @@ def test_nothing_is_written_before_a_quantised_forward_was_compared(
     """Under 100 texts only the cosine is compared, which passes here; from 100 texts on, neighbours are too."""
     monkeypatch.setattr("fastvec.decoders.agreement.LEAST_OVERLAP", 1.1)
     encoder = Encoder.from_pretrained(dtype="float32", device="cpu", quantize="int8")
-    with pytest.raises(ModelError, match="int8 turns this model's vectors too far"):
+    with pytest.raises(ModelError, match="int8 changes this model's vectors too much"):
         embed([ARTICLES], tmp_path / "vecs.arrow", encoder=encoder, column="text")
     assert list(tmp_path.iterdir()) == []
 

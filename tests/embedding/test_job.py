@@ -196,7 +196,9 @@ def _kill_at_the_second_chunk() -> Callable[[Progress], None]:
 @pytest.mark.usefixtures("small_chunks")
 def test_a_signal_ends_the_run_with_its_code_and_the_same_call_goes_on(encoder: Encoder, output: Path) -> None:
     seen: list[Progress] = []
-    with pytest.raises(InterruptedRunError, match=r"stopped by SIGTERM at row .* of 300: the same command") as stopped:
+    with pytest.raises(
+        InterruptedRunError, match=r"stopped by SIGTERM at row .* of 300: run the same command"
+    ) as stopped:
         embed(
             [ARTICLES],
             output,
@@ -241,7 +243,7 @@ def test_another_jobs_output_is_refused_naming_what_differs(encoder: Encoder, ti
 def test_another_limit_is_said_to_be_one(encoder: Encoder, output: Path, before: int | None, after: int | None) -> None:
     embed([ARTICLES], output, encoder=encoder, column="text", limit=before)
     rows = after or pq.read_metadata(ARTICLES).num_rows
-    message = rf"is for {before} rows of these inputs, and this command for {rows} \(see --limit\)"
+    message = rf"was started for {before} rows of these inputs, but this command asks for {rows} \(see --limit\)"
     with pytest.raises(RefusedError, match=message):
         embed([ARTICLES], output, encoder=encoder, column="text", limit=after)
 
@@ -290,7 +292,7 @@ def test_a_disk_that_cannot_hold_it_is_said_at_once(
     ("output_name", "message"),
     [
         ("vecs.parquet", "does not end in .arrow"),
-        ("", "is a folder: this version writes one file"),
+        ("", "is a folder: name a file in it"),
         ("nowhere/vecs.arrow", "is not a folder: make it first"),
         ("s3://bucket/vecs.arrow", "is a remote address"),
     ],
@@ -306,7 +308,7 @@ def test_an_output_that_cannot_be_is_refused(encoder: Encoder, tmp_path: Path, o
     [
         ({"vector_dtype": "int4"}, "vector dtype 'int4' is not known: choose float32, float16, int8, binary"),
         ({"on_error": "skip"}, "on-error 'skip' is not known: choose null or fail"),
-        ({"limit": -1}, "limit -1 is out of range: it starts at 0"),
+        ({"limit": -1}, "limit -1 is out of range: the minimum is 0"),
     ],
 )
 def test_an_option_that_cannot_be_met_is_refused(

@@ -25,7 +25,7 @@ for tokens in range(3000, 3150):
     multiply(tokens)
 print((peak_memory_bytes() - before) / 2**20)
 """
-linux = pytest.mark.skipif(sys.platform != "linux", reason="a process's own peak is told by Linux alone")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak memory of one process")
 
 
 def growth(**environment: str) -> float:

@@ -66,7 +66,7 @@ def test_a_run_that_an_error_stopped_goes_on_with_nulls_allowed(
 ) -> None:
     monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 1, "bytes": 1 << 20})
     corpus = write_parquet(tmp_path / "corpus.parquet", texts(["one:1", "one:2", "one:5", "one:3"]))
-    with pytest.raises(RowErrorsError, match="2 rows are safe, the same command with --on-error null goes on"):
+    with pytest.raises(RowErrorsError, match="2 rows are safe; run the same command with --on-error null to resume"):
         embed([corpus], output, encoder=broken_model, on_error="fail")
     report = embed([corpus], output, encoder=broken_model)
     assert (report.resumed_rows, report.rows, report.errors) == (2, 4, 1)

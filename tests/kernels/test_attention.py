@@ -127,15 +127,18 @@ def test_a_head_wider_than_the_kernels_serve_runs_on_pytorch(device: str) -> Non
     [
         ({"q": torch.ones(5, 4, 8)}, r"needs q \[T, H, D\], .* got q \(5, 4, 8\), k \(5, 2, 16\)"),
         ({"v": torch.ones(5, 4, 16)}, r"needs q \[T, H, D\], .* v \(5, 4, 16\)"),
-        ({"q": torch.ones(4, 4, 16)}, r"needs as many tokens in q, k and v, got q \(4, 4, 16\), k \(5, 2, 16\)"),
-        ({"plan": AttentionPlan.build([2, 4])}, "needs the plan's 6 tokens, got 5"),
-        ({"q": torch.ones(5, 3, 16)}, "needs a multiple of 2 key heads as query heads, got 3"),
-        ({"v": torch.ones(5, 2, 16).half()}, "needs one dtype, got .* v torch.float16"),
+        (
+            {"q": torch.ones(4, 4, 16)},
+            r"needs the same number of tokens in q, k and v, got q \(4, 4, 16\), k \(5, 2, 16\)",
+        ),
+        ({"plan": AttentionPlan.build([2, 4])}, "plan is for 6 tokens, but q has 5"),
+        ({"q": torch.ones(5, 3, 16)}, "needs query heads in a multiple of the 2 key heads, got 3"),
+        ({"v": torch.ones(5, 2, 16).half()}, "needs the same dtype for q, k and v, got .* v torch.float16"),
         ({"sinks": torch.ones(2)}, r"needs one sink for each of 4 heads, got \(2,\)"),
         ({"scale": 0.0}, r"needs a positive scale, got 0\.0"),
         ({"window": 0}, "needs a window of at least one token, got 0"),
         ({"softcap": 0.0}, r"needs a positive softcap, got 0\.0"),
-        ({"dropout_p": 1.0}, r"needs a dropout probability from 0 up to, not at, 1, got 1\.0"),
+        ({"dropout_p": 1.0}, r"needs a dropout probability of at least 0 and below 1, got 1\.0"),
         ({"seed": -1}, "needs a seed from 0 to 2\\^63 - 1, got -1"),
     ],
 )

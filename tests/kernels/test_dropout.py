@@ -42,7 +42,7 @@ def test_a_dtype_stays(device: str) -> None:
     ("change", "message"),
     [
         ({"tokens": TOKENS[:3]}, "tokens \\[T, 2\\]"),
-        ({"p": 1.0}, "up to, not at, 1, got 1.0"),
+        ({"p": 1.0}, "of at least 0 and below 1, got 1.0"),
         ({"seed": -1}, "seed from 0"),
     ],
 )

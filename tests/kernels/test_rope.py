@@ -237,8 +237,11 @@ def test_every_head_is_in_one_group_and_a_tile_in_few_registers(
     [
         ({"qkv": torch.ones(5, 130)}, r"needs qkv .* got \(5, 130\) for 4 and 2 heads"),
         ({"heads": 0}, r"needs qkv .* got \(5, 128\) for 0 and 2 heads"),
-        ({"cos": torch.ones(5, 9), "sin": torch.ones(5, 9)}, r"needs cos .* \(5, 1 to 8\).* got \(5, 9\) and \(5, 9\)"),
-        ({"cos": torch.ones(4, 8)}, r"needs cos and sin of \(5, 1 to 8\), .* got \(4, 8\) and \(5, 8\)"),
+        (
+            {"cos": torch.ones(5, 9), "sin": torch.ones(5, 9)},
+            r"needs cos .* \[5, .* 1 to 8\], got \(5, 9\) and \(5, 9\)",
+        ),
+        ({"cos": torch.ones(4, 8)}, r"needs cos and sin \[5, .* 1 to 8\], got \(4, 8\) and \(5, 8\)"),
         ({"k_weight": None}, "needs the norm weights of both q and k, or of neither"),
         ({"k_weight": torch.ones(8)}, r"needs norm weights of \(16,\), got \(8,\)"),
         ({"bias": torch.ones(16)}, r"needs a bias of \(128,\), got \(16,\)"),

@@ -160,5 +160,5 @@ def test_what_does_not_fit_is_refused(device: str) -> None:
     with pytest.raises(ValueError, match=r"geglu needs gate_up \[T, 2F\], got \(8,\)"):
         geglu(torch.ones(8, device=device))
     approximate: Any = "erf"
-    with pytest.raises(ValueError, match="geglu needs approximate of tanh, none, got 'erf'"):
+    with pytest.raises(ValueError, match="geglu needs approximate to be one of tanh, none, got 'erf'"):
         geglu(torch.ones(2, 8, device=device), approximate=approximate)

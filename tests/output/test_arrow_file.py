@@ -52,7 +52,7 @@ def test_a_footer_needs_the_batches_that_were_promised(tmp_path: Path) -> None:
     path = tmp_path / "parts.arrow"
     path.write_bytes(head(batch.schema) + encode(batch).to_pybytes())
     end = path.stat().st_size
-    with pytest.raises(OutputError, match=f"to {end + 8} hold no batch: the file is damaged"):
+    with pytest.raises(OutputError, match=f"to {end + 8} are not a record batch: the file is damaged"):
         footer(path, batch.schema, [Block(rows=1, end_offset=end + 8, crc32=0)], {})
     path.write_bytes(path.read_bytes() + bytes(8))
     with pytest.raises(OutputError, match=f"a batch ends at byte {end}, expected {end + 8}: the file is damaged"):
@@ -94,7 +94,7 @@ def test_bytes_do_not_depend_on_how_a_file_was_read(tmp_path: Path) -> None:
     ids=lambda column: str(column.type),
 )
 def test_columns_with_bytes_elsewhere_are_refused(column: pa.Array) -> None:
-    with pytest.raises(OutputError, match=r"column kept is .*, which an output cannot hold: cast it or drop it"):
+    with pytest.raises(OutputError, match=r"column kept is .*, which is not supported: cast it or drop it"):
         require_plain(pa.schema({"plain": pa.string(), "kept": column.type}))
 
 

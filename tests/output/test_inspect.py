@@ -23,7 +23,7 @@ def test_inspect_shows_one_screen(output: Path) -> None:
             "instruction  none",
             "rows         35, 9 of them without a vector",
             "vectors      embedding, 8 dimensions, float32, normalized",
-            "norms        1.0000 to 1.0000, mean 1.0000, of 26 vectors",
+            "norms        1.0000 to 1.0000, mean 1.0000, over 26 vectors",
             "kept         id (string)",
             "inputs       a.parquet (12 rows), b.parquet (23 rows)",
             "counts       2 errors, 7 nulls, 301 tokens, 3 truncated",

@@ -64,7 +64,7 @@ def test_a_torn_tail_is_dropped_wherever_it_is_torn(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [(0, "line 1 is damaged, later ones are not; "), (1, "line 2 is damaged, later ones are not; ")],
+    [(0, "line 1 is damaged, but later lines are not; "), (1, "line 2 is damaged, but later lines are not; ")],
 )
 def test_a_damaged_line_among_whole_ones_is_refused(path: Path, line: int, expected: str) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
@@ -86,14 +86,14 @@ def test_lines_out_of_order_are_refused(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"my diary\n", b"my diary", b'{"row": 1}\n{"row": 2}\n'])
 def test_what_is_not_a_journal_is_refused_and_kept(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(RefusedError, match="is not a journal of fastvec: move it away, or give another output"):
+    with pytest.raises(RefusedError, match="is not a fastvec journal: move it away, or choose another output"):
         reopened(path)
     assert path.read_bytes() == content
 
 
 def test_a_later_format_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastvec.output.journal._FORMAT", 2)
-    with pytest.raises(RefusedError, match="is another version's: finish it with that one, or give another output"):
+    with pytest.raises(RefusedError, match="is from another version: finish it with that, or choose another output"):
         reopened(path)
 
 

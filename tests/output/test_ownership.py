@@ -121,20 +121,20 @@ def test_files_of_others_are_refused(output: Path) -> None:
     errors = output.with_name("vecs.errors.jsonl")
 
     part.write_text("a download")
-    assert_refused(output, f"{part} has no journal beside it, so nothing tells what it is{REMEDY}")
+    assert_refused(output, f"{part} has no journal, so its job is unknown{REMEDY}")
     part.unlink()
 
     for content in ('["something else"]\n', "[" * 100_000):
         errors.write_text(content)
-        assert_refused(output, f"{errors} is not a list of row errors, yet would be replaced{REMEDY}")
+        assert_refused(output, f"{errors} is not a list of row errors, but would be overwritten{REMEDY}")
     errors.unlink()
 
     for data in (b"", b"text", b"ARROW1\0\0 and no more"):
         output.write_bytes(data)
-        assert_refused(output, f"{output} is not a finished output of fastvec{REMEDY}")
+        assert_refused(output, f"{output} is not a finished fastvec output{REMEDY}")
     with ipc.new_file(str(output), pa.schema({"a": pa.int64()})):
         pass
-    assert_refused(output, f"{output} is not a finished output of fastvec{REMEDY}")
+    assert_refused(output, f"{output} is not a finished fastvec output{REMEDY}")
 
 
 def test_overwrite_replaces_any_of_these(output: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_running_process_holds_it(output: Path) -> None:
 @pytest.mark.parametrize("look", [finished_counts, Writer.open])
 def test_a_place_where_nothing_can_be_written(output: Path, look: Callable[[Path, Job], object]) -> None:
     missing = output.parent / "missing" / "vecs.arrow"
-    with pytest.raises(OutputError, match="missing is not a folder: make it, or choose another"):
+    with pytest.raises(OutputError, match="missing is not a folder: create it, or choose another"):
         look(missing, make_job())
     output.mkdir()
     with pytest.raises(OutputError, match=re.escape(f"{output} is a folder: name a file in it, such as {output}/vecs")):
@@ -169,11 +169,11 @@ def test_a_place_where_nothing_can_be_written(output: Path, look: Callable[[Path
     assert contents(output) == {}
     output.rmdir()
     os.mkfifo(output)  # opening a pipe would block
-    with pytest.raises(OutputError, match=r"vecs\.arrow is no regular file: choose another -o"):
+    with pytest.raises(OutputError, match=r"vecs\.arrow is not a regular file: choose another -o"):
         look(output, make_job())
 
 
 def test_an_errors_file_that_is_a_pipe_is_not_waited_for(output: Path) -> None:
     os.mkfifo(output.with_name("vecs.errors.jsonl"))
-    with pytest.raises(RefusedError, match=r"vecs.errors.jsonl is not a list of row errors, yet would be replaced"):
+    with pytest.raises(RefusedError, match=r"vecs.errors.jsonl is not a list of row errors, but would be overwritten"):
         finished_counts(output, make_job())

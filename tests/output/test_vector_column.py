@@ -42,5 +42,5 @@ def test_binary_packs_signs_as_numpy_does() -> None:
 
 
 def test_binary_needs_a_multiple_of_eight() -> None:
-    with pytest.raises(UsageError, match="12 is no multiple of 8"):
+    with pytest.raises(UsageError, match="12 is not a multiple of 8: set --dims"):
         column_type(12, "binary")

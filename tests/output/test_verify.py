@@ -106,14 +106,14 @@ def test_damage_is_told_by_its_place(output: Path) -> None:
         return failures(verify(output))
 
     assert failures_with_flip_at(blocks[3].end_offset - 9) == {
-        "batches": "batch 3, from row 15 on, is not what its CRC32 says"
+        "batches": "batch 3, from row 15 on, does not match its CRC32"
     }
     assert failures_with_flip_at(sound.index(b"hub/tiny")) == {
-        "head": "not what the footer's copy of the schema gives",
-        "batches": "batch 0, from row 0 on, is not what its CRC32 says",
+        "head": "does not match the schema in the footer",
+        "batches": "batch 0, from row 0 on, does not match its CRC32",
     }
     assert failures_with_flip_at(sound.index(b'"tokens": 301') + 12) == {
-        "footer": "not what the batches and counts give"
+        "footer": "does not match the batches and counts"
     }
 
 
@@ -138,13 +138,13 @@ def test_files_that_are_no_output_are_told_in_one_line(output: Path) -> None:
 
     run_job(output, overwrite=True)
     output.write_bytes(output.read_bytes()[:-100])
-    assert only_problem() == "begins as an Arrow IPC file but has no sound footer: it is cut off or damaged"
+    assert only_problem() == "starts as an Arrow IPC file but has no valid footer: it is truncated or damaged"
     output.unlink()
     output.mkdir()
     assert only_problem() == "is a folder, not an output"
     output.rmdir()
     os.mkfifo(output)
-    assert only_problem() == "is no regular file, not an output"
+    assert only_problem() == "is a special file, not an output"
     output = output.with_name("v" * 300)
     assert only_problem() == "cannot be read: File name too long"
 
@@ -162,7 +162,7 @@ def test_an_unfinished_output_is_told_in_one_line(output: Path) -> None:
     write_chunk(writer, 0)
     writer.close()
     part = output.with_name("vecs.arrow.part")
-    message = f"{part} is unfinished: the command that began it, run again, goes on with it"
+    message = f"{part} is unfinished: run the same command again to resume it"
     assert failures(verify(part)) == {"file": message}
     with pytest.raises(OutputError, match=re.escape(message)):
         inspect(part)
@@ -206,7 +206,7 @@ def test_values_that_break_a_promise_are_found(output: Path) -> None:
     nan: list[float | None] = [float("nan"), *[0.0] * (DIMS - 1)]
     long: list[float | None] = [1.0, 0.0, 0.03, *[0.0] * (DIMS - 3)]
     assert failures_of(sound) == {}
-    assert failures_of(sound, nulls=8) == {"nulls": "9, counted were 8"}
+    assert failures_of(sound, nulls=8) == {"nulls": "9, the metadata says 8"}
     assert failures_of(sound[:6], nulls=8) == {"inputs": "they have 35 rows, the output 30"}
     assert failures_of([sound[1], sound[0], *sound[2:]]) == {"order": "row 0 is numbered 5"}
     swapped = with_column(sound[2], "row", [10, 12, 11, 13, 14])
@@ -240,7 +240,7 @@ def test_columns_and_ranges_must_be_as_promised(output: Path) -> None:
         write_output(output, [batch.replace_schema_metadata(known) for batch in batches], nulls=9)
         found = failures(verify(output))
         for name, detail in found.items():
-            with pytest.raises(OutputError, match=re.escape(f"not what its metadata say: {name}: {detail}")):
+            with pytest.raises(OutputError, match=re.escape(f"does not match its metadata: {name}: {detail}")):
                 inspect(output)
         output.unlink()
         return found

@@ -87,7 +87,7 @@ def test_a_resume_keeps_the_limits_and_warns_of_another_environment(output: Path
     resumed.close()
     assert resumed.limits == {"rows": ROWS}
     assert resumed.warnings == [
-        'torch was "2.13.0", now "2.14.0": vectors may differ from the earlier ones in their last digits'
+        'torch was "2.13.0", now "2.14.0": new vectors may differ from the earlier ones in the last digits'
     ]
 
 
@@ -101,12 +101,12 @@ def test_nothing_is_left_where_nothing_became_durable(output: Path) -> None:
 def test_an_exception_finishes_nothing(output: Path, expected: dict[str, bytes]) -> None:
     writer = begun(output, 2)
     wrong = make_chunk(2, dtype="float16")[0]
-    with pytest.raises(ValueError, match="a batch of the output's schema is needed"):
+    with pytest.raises(ValueError, match="expected a batch with the output's schema"):
         writer.write(wrong, counts={}, errors=[], batch_tokens=1)
     writer.close()
     writer.close()
     assert not output.exists()
-    with pytest.raises(RuntimeError, match="the writer is not begun, or is closed, or failed"):
+    with pytest.raises(RuntimeError, match="the writer has not begun, is closed, or has failed"):
         write_chunk(writer, 2)
     run_job(output)
     assert contents(output.parent) == expected

@@ -78,5 +78,5 @@ def test_a_pooled_eos_follows_the_text(tiny_llama: Path, tmp_path: Path) -> None
     edit_json(folder / "tokenizer_config.json", eos_token="<mask>")
     assert text_frame(checkpoint, tokenizer_from_transformers(checkpoint)) == ("", "<mask>")
     edit_json(folder / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(ModelError, match="pools its EOS token, and its tokenizer names none"):
+    with pytest.raises(ModelError, match="pools the EOS token, but its tokenizer has none"):
         text_frame(checkpoint, tokenizer_from_transformers(checkpoint))

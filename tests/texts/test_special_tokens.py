@@ -58,7 +58,7 @@ def test_one_line_says_what_the_flags_changed(llama: Path, caplog: pytest.LogCap
         Encoder.from_pretrained(llama)
     lines = [line for line in caplog.messages if "add_eos_token" in line]
     assert lines == [
-        f"{llama}: sequences are <s> text </s>, where transformers 5 would make <s> text: add_eos_token: true"
+        f"{llama}: sequences are <s> text </s>, instead of <s> text as with transformers 5: add_eos_token: true"
     ]
 
 
@@ -101,7 +101,8 @@ def test_another_eos_is_another_job(llama: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("eos", "lines"), [(None, []), (True, ["eos          ends every sequence"]), (False, ["eos          left out"])]
+    ("eos", "lines"),
+    [(None, []), (True, ["eos          appended to every sequence"]), (False, ["eos          not appended"])],
 )
 def test_an_output_says_whether_eos_ends_its_sequences(
     llama: Path, tmp_path: Path, eos: bool | None, lines: list[str]
@@ -114,7 +115,7 @@ def test_an_output_says_whether_eos_ends_its_sequences(
 
 def test_eos_of_a_tokenizer_that_names_none(llama: Path) -> None:
     edit_json(llama / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(ModelError, match="add_eos_token: true, and its tokenizer names no such token"):
+    with pytest.raises(ModelError, match="needs add_eos_token: true, but its tokenizer does not define that token"):
         Encoder.from_pretrained(llama, eos=True)
 
 

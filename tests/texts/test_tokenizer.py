@@ -124,7 +124,9 @@ def test_white_space_at_the_end_can_be_dropped(plain: PreTrainedTokenizerBase) -
 
 
 def test_an_instruction_that_leaves_no_room_is_refused(plain: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UsageError, match="take 6 tokens of a maximum length of 6: shorten the instruction"):
+    with pytest.raises(
+        UsageError, match="take 6 tokens, leaving none for a text within max_length 6: shorten the instruction"
+    ):
         TextTokenizer(plain, TextRecipe(prefix="12345", max_length=6))
 
 

@@ -202,7 +202,7 @@ def test_a_signal_stops_a_run_that_goes_on_later(
 ) -> None:
     shown: list[AdaptProgress] = []
 
-    with pytest.raises(InterruptedRunError, match=r"stopped by SIGINT at step 1 of 6: the same command") as caught:
+    with pytest.raises(InterruptedRunError, match="stopped by SIGINT at step 1 of 6: run the same command") as caught:
         adapt(tmp_path / "out", tiny_llama, lr=5e-3, stop_signal=lambda: signal.SIGINT)
     assert caught.value.exit_code == 130
     assert not (tmp_path / "out").exists()
@@ -271,19 +271,19 @@ def test_two_runs_are_kept_from_one_output(tiny_llama: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"objective": "simcse", "instruction": "\udcff"}, UsageError, r"the instruction '\\udcff' is not UTF-8"),
-        ({"mask_token": "\udcff"}, UsageError, r"--mask-token '\\udcff' is not UTF-8"),
-        ({"objective": "clm"}, UsageError, "objective 'clm' is not known: choose mntp, simcse, contrastive"),
-        ({"temperature": 0.1}, UsageError, "--temperature is no option of --objective mntp"),
+        ({"objective": "simcse", "instruction": "\udcff"}, UsageError, r"the instruction '\\udcff' is not valid UTF-8"),
+        ({"mask_token": "\udcff"}, UsageError, r"--mask-token '\\udcff' is not valid UTF-8"),
+        ({"objective": "clm"}, UsageError, "unknown objective 'clm': choose mntp, simcse, contrastive"),
+        ({"temperature": 0.1}, UsageError, "--temperature does not apply to --objective mntp"),
         ({"full": True, "lora_r": 4}, UsageError, "--lora-r and --full were both given"),
         ({"full": True, "merge": True}, UsageError, "--full and --merge were both given"),
-        ({"adapters": ["some/adapter"]}, UsageError, "an adapter names one base, .* give --merge, or it as --model"),
-        ({"lr": -1.0}, UsageError, "--lr -1.0 is out of range: it goes from 0.0"),
-        ({"hold_out": 0.9}, UsageError, "--hold-out 0.9 is out of range: it goes from 0.0 to 0.5"),
+        ({"adapters": ["some/adapter"]}, UsageError, "an adapter can name only one base, .* or the adapter as --model"),
+        ({"lr": -1.0}, UsageError, "--lr -1.0 is out of range: give 0.0 or more"),
+        ({"hold_out": 0.9}, UsageError, "--hold-out 0.9 is out of range: give 0.0 to 0.5"),
         ({"schedule": "steps"}, UsageError, "--schedule 'steps' is not known: choose linear, cosine"),
-        ({"dtype": "float16"}, UsageError, "training in float16 is not offered"),
+        ({"dtype": "float16"}, UsageError, "training in float16 is not supported"),
         ({"max_length": 4096}, UsageError, "--max-length 4096 is out of range: .* has 512 positions"),
-        ({"mask_token": "[BLANK]"}, UsageError, r"no such mask token: '\[BLANK\]' is none of its tokens"),
+        ({"mask_token": "[BLANK]"}, UsageError, r"--mask-token cannot be used: '\[BLANK\]' is not one of its tokens"),
         ({"eval_every": 0}, UsageError, "--eval-every 0 is out of range"),
         ({"data": []}, UsageError, "no data was given"),
         ({"column": "body"}, InputError, "there is no column 'body'"),
@@ -291,21 +291,21 @@ def test_two_runs_are_kept_from_one_output(tiny_llama: Path, tmp_path: Path) -> 
         (
             {"objective": "simcse", "batch_size": 1},
             UsageError,
-            "--batch-size 1 leaves a text no other .* give 2",
+            "--batch-size 1 leaves no other text as a negative: give 2",
         ),
-        ({"batch_size": 10_000}, InputError, "too little data: it gives .* a batch takes 10000: lower --batch-size"),
-        ({"model": "nowhere/at/all"}, ModelError, "there is no such folder"),
+        ({"batch_size": 10_000}, InputError, "too little data: it has .* a batch needs 10000: lower --batch-size"),
+        ({"model": "nowhere/at/all"}, ModelError, "no such folder"),
         (
             {"lr": 1e30},
             ModelError,
-            "the held-out loss is nan at step 1: lower --lr, .* and begin anew with --overwrite",
+            "the held-out loss is nan at step 1: lower --lr or .* and start over with --overwrite",
         ),
         ({"lr": 1e30, "hold_out": 0.0}, ModelError, "the loss is nan at step 2: lower --lr"),
         ({"lr": 1e30, "steps": 1}, ModelError, "the held-out loss is nan at step 1: lower --lr"),
         ({"output": "/proc/out"}, OutputError, "/proc"),
-        ({"output": "."}, OutputError, r"^\. names no folder of its own: .* give its name by -o"),
-        ({"output": "/"}, OutputError, "^/ names no folder of its own"),
-        ({"output": "some/.."}, OutputError, r"^some/\.\. names no folder of its own"),
+        ({"output": "."}, OutputError, r"^\. has no name of its own: .* give its name with -o"),
+        ({"output": "/"}, OutputError, "^/ has no name of its own"),
+        ({"output": "some/.."}, OutputError, r"^some/\.\. has no name of its own"),
         (
             {"objective": "contrastive", "column": None, "query": "title"},
             UsageError,

@@ -72,9 +72,9 @@ def test_the_mask_token_is_the_one_asked_for_the_tokenizers_or_an_underscore(
     tokenizer.mask_token = None
     with caplog.at_level(logging.INFO, "fastvec"):
         assert mask_id(tokenizer, None, size) == underscore
-    assert caplog.messages == ["hidden tokens are replaced by '_', an underscore"]
+    assert caplog.messages == ["masked tokens are replaced by '_', an underscore"]
     for given, embeddings in (("two words", size), ("_", underscore)):
-        with pytest.raises(UsageError, match=f"'{given}' is none of its tokens, or has no embedding"):
+        with pytest.raises(UsageError, match=f"'{given}' is not one of its tokens, or has no embedding"):
             mask_id(tokenizer, given, embeddings)
 
 
@@ -89,6 +89,6 @@ def test_a_tokenizer_without_mask_and_underscore_gives_unk_or_a_reserved_token(
     without = PreTrainedTokenizerFast(tokenizer_object=bare)
     with caplog.at_level(logging.INFO, "fastvec"):
         assert [mask_id(without, None, embeddings) for embeddings in (7, 6)] == [6, 5]
-    assert caplog.messages[0] == "hidden tokens are replaced by '[unused2]', the last of its reserved tokens"
+    assert caplog.messages[0] == "masked tokens are replaced by '[unused2]', the tokenizer's last reserved token"
     with pytest.raises(UsageError, match="no mask token, no '_', no unknown and no reserved token: give one"):
         mask_id(without, None, 4)

@@ -50,7 +50,7 @@ def test_without_matplotlib_a_line_names_the_extra(
     monkeypatch.setattr(metrics, "draw", missing)
     with caplog.at_level("INFO", logger="fastvec"):
         Metrics(tmp_path, step=0).close()
-    assert 'no curves.png: for curves and TensorBoard, pip install "fastvec[train]"' in caplog.text
+    assert 'curves.png was not written: for curves and TensorBoard, pip install "fastvec[train]"' in caplog.text
 
 
 def test_tensorboard_gets_what_the_file_gets(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_what_is_hardly_meant_is_told(tiny_llama: Path, tmp_path: Path, caplog: 
     assert warnings(lr=0) == ["--lr 0 trains nothing: the weights stay as they are"]
     pairs = {"objective": "contrastive", "column": None}
     assert warnings(**pairs, query="text", positive="text") == [
-        "--query and --positive are both 'text': pairs of a text with itself teach nothing"
+        "--query and --positive are both 'text': training on pairs of identical texts has no effect"
     ]
 
 
@@ -43,7 +43,9 @@ def test_a_text_with_a_token_without_an_embedding_is_named(tiny_llama: Path, tmp
     model, data = copy(tiny_llama, tmp_path / "model"), tmp_path / "data.parquet"
     add_tokens(model, "<pad>", special=True)
     pq.write_table(pa.table({"text": [*SENTENCES * 20, "a <pad> b"] * 4}), data)
-    with pytest.raises(InputError, match="a text holds '<pad>', a token that the model has no embedding for"):
+    with pytest.raises(
+        InputError, match="a text has the token '<pad>', which the model has no embedding for: remove the text"
+    ):
         fastvec.adapt(
             objective=objective,
             model=model,
@@ -67,7 +69,7 @@ def test_eos_and_attention_that_were_asked_for_stay_with_the_folder(tiny_llama: 
         "bidirectional": False,
         "eos": True,
     }
-    with pytest.raises(UsageError, match="mntp teaches bidirectional attention: leave --causal out"):
+    with pytest.raises(UsageError, match="mntp trains bidirectional attention: omit --causal"):
         fastvec.adapt(objective="mntp", **given, **small)
     fastvec.adapt(objective="simcse", **given, **small)
     encoder = fastvec.Encoder.from_pretrained(tmp_path / "out")

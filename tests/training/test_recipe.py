@@ -41,5 +41,5 @@ def test_an_unknown_option_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(TypeError, match="adapt has no option 'learning_rate'"):
         resolve_recipe("mntp", learning_rate=1.0)
     for seed in (-1, 2**32):
-        with pytest.raises(UsageError, match=f"--seed {seed} is out of range: it goes from 0 to 4294967295"):
+        with pytest.raises(UsageError, match=f"--seed {seed} is out of range: give 0 to 4294967295"):
             resolve_recipe("mntp", seed=seed)

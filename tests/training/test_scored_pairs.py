@@ -45,7 +45,8 @@ def test_a_quotation_mark_between_tabs_swallows_nothing(tmp_path: Path) -> None:
         ("", "the file is empty"),
         (
             "a,b\n",
-            "expected the columns sentence1, sentence2, score, by a header or in this order; its first row is 'a, b'",
+            "expected the columns sentence1, sentence2, score, named in a header or in this order; its first row is "
+            "'a, b'",
         ),
         ("a,b,much\n", "its first row is 'a, b, much'"),
         ("a,b,1\nc,d,nan\n", "pair 2 has the score 'nan': expected a finite number"),

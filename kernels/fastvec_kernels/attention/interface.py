@@ -135,11 +135,11 @@ def _check(
     if not q.ndim == k.ndim == v.ndim == 3 or q.shape[2] != k.shape[2] or k.shape[1] != v.shape[1]:
         raise ValueError(f"attention needs q [T, H, D], k [T, Hkv, D] and v [T, Hkv, Dv], got {shapes()}")
     if not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise ValueError(f"attention needs as many tokens in q, k and v, got {shapes()}")
+        raise ValueError(f"attention needs the same number of tokens in q, k and v, got {shapes()}")
     if q.shape[1] % k.shape[1]:
-        raise ValueError(f"attention needs a multiple of {k.shape[1]} key heads as query heads, got {q.shape[1]}")
+        raise ValueError(f"attention needs query heads in a multiple of the {k.shape[1]} key heads, got {q.shape[1]}")
     if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"attention needs one dtype, got q {q.dtype}, k {k.dtype}, v {v.dtype}")
+        raise ValueError(f"attention needs the same dtype for q, k and v, got q {q.dtype}, k {k.dtype}, v {v.dtype}")
     if sinks is not None and sinks.shape != q.shape[1:2]:
         raise ValueError(f"attention needs one sink for each of {q.shape[1]} heads, got {tuple(sinks.shape)}")
     if not scale > 0:
@@ -149,6 +149,6 @@ def _check(
     if softcap is not None and softcap <= 0:
         raise ValueError(f"attention needs a positive softcap, got {softcap}")
     if not 0 <= dropout_p < 1:
-        raise ValueError(f"attention needs a dropout probability from 0 up to, not at, 1, got {dropout_p}")
+        raise ValueError(f"attention needs a dropout probability of at least 0 and below 1, got {dropout_p}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"attention needs a seed from 0 to 2^63 - 1, got {seed}")

@@ -58,7 +58,7 @@ class AttentionPlan:
 
 def check_tokens(planned: int, found: int) -> None:
     if planned != found:
-        raise ValueError(f"attention needs the plan's {planned} tokens, got {found}")
+        raise ValueError(f"the attention plan is for {planned} tokens, but q has {found}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -188,7 +188,7 @@ def _check(
     if weight is not None and weight.shape != hidden.shape[1:]:
         raise ValueError(f"pool needs a norm weight of {tuple(hidden.shape[1:])}, got {tuple(weight.shape)}")
     if mode not in get_args(Mode):
-        raise ValueError(f"pool needs a mode of {', '.join(get_args(Mode))}, got {mode!r}")
+        raise ValueError(f"pool needs mode to be one of {', '.join(get_args(Mode))}, got {mode!r}")
     if dims is not None and not 1 <= dims <= hidden.shape[1]:
         raise ValueError(f"pool needs dims of 1 to {hidden.shape[1]}, got {dims}")
 
@@ -197,7 +197,8 @@ def _check_output(out_dtype: torch.dtype, ranges: torch.Tensor | None, dims: int
     if not out_dtype.is_floating_point and out_dtype not in (torch.int8, torch.uint8):
         raise ValueError(f"pool needs an out_dtype that is floating, int8 or uint8, got {out_dtype}")
     if out_dtype == torch.uint8 and dims % 8:
-        raise ValueError(f"pool packs 8 dimensions into a byte of uint8, and {dims} is no multiple of 8")
+        raise ValueError(f"pool packs 8 dimensions into each uint8 and needs dims divisible by 8, got {dims}")
     needed, found = (dims,) if out_dtype == torch.int8 else None, None if ranges is None else tuple(ranges.shape)
     if needed != found:
-        raise ValueError(f"pool needs ranges of {needed} for {out_dtype}, got {found}")
+        expected = "no ranges" if needed is None else f"ranges of shape {needed}"
+        raise ValueError(f"pool needs {expected} for {out_dtype}, got {found}")

@@ -141,7 +141,7 @@ def _check(
     T, head_dim = qkv.shape[0], qkv.shape[1] // all_heads
     if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != T or not 2 <= 2 * cos.shape[1] <= head_dim:
         given = f"{tuple(cos.shape)} and {tuple(sin.shape)}"
-        raise ValueError(f"rope needs cos and sin of ({T}, 1 to {head_dim // 2}), half the rotary size, got {given}")
+        raise ValueError(f"rope needs cos and sin [{T}, half the rotary size: 1 to {head_dim // 2}], got {given}")
     if (q_weight is None) != (k_weight is None):
         raise ValueError("rope needs the norm weights of both q and k, or of neither")
     for weight in (q_weight, k_weight):

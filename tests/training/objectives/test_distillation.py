@@ -186,7 +186,7 @@ def test_distilling_goes_on_where_an_earlier_distillation_ended(
     folder, report = adapter
     again = adapt(tmp_path / "out", folder, vectors, lr=0.0)
     assert again.cosine_before == pytest.approx(report.cosine_after, abs=1e-6)
-    with pytest.raises(ModelError, match="has Dense layers behind its pooling, which only distil trains"):
+    with pytest.raises(ModelError, match="has Dense layers after its pooling: only --objective distil trains them"):
         adapt(tmp_path / "mntp", folder, vectors, objective="mntp", column="title")
 
 
@@ -232,5 +232,5 @@ def test_a_column_that_holds_no_vectors_is_refused(base: Path, tmp_path: Path, c
 
 
 def test_vectors_are_no_option_of_another_objective(base: Path, vectors: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--vectors is no option of --objective simcse"):
+    with pytest.raises(UsageError, match="--vectors does not apply to --objective simcse"):
         adapt(tmp_path / "out", base, vectors, objective="simcse", vectors="embedding")
