@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test test-slow test-isa check lint aot clean
+.PHONY: demo test test-slow test-isa check lint aot docs clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -45,5 +45,10 @@ check: lint test
 aot: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.aot
 
+# The documentation as a site; a warning, such as one about a broken link, fails.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs site
+
 clean:
-	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

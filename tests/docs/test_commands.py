@@ -1,0 +1,137 @@
+"""Every command in the documentation runs, and prints what the documentation shows.
+
+In a block marked `console`, `$` starts a command and the lines below are its output, of which numbers and dtypes may
+differ. A block marked `sh` contains only commands. Models named by a hub id are tiny ones under that name, and training
+takes two steps. Commands of `benchmarks` and `recipes` have their own tests; here only their arguments are parsed.
+"""
+
+import importlib
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fastvec.cli.entry import main
+from tests import ARTICLES, ROOT
+from tests.helpers.checkpoints import save_adapter, save_to_hub_cache, use_hub_cache
+from tests.helpers.tiny import SENTENCES, save_decoder
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+MODELS = ("Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Embedding-8B", "Qwen/Qwen3-0.6B")
+LLM2VEC = "McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp"
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+SETTINGS = {"STEPS": "2", "BATCH_SIZE": "4", "MAX_LENGTH": "32"}
+
+
+def commands(document: Path) -> list[tuple[str, str | None]]:
+    """The commands of a document, in order, each with the output that is shown, None if none is shown."""
+    found: list[tuple[str, str | None]] = []
+    for language, block in BLOCK.findall(document.read_text()):
+        if language == "console":
+            parts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
+            found += [(command, output) for command, _, output in (part.partition("\n") for part in parts)]
+        elif language == "sh":
+            found += [(line, None) for line in block.replace("\\\n", "").splitlines() if line]
+    return found
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every file and model that the documents name."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "tests/data").mkdir(parents=True)
+    (folder / "corpus").mkdir()
+    shutil.copy(ARTICLES, folder / "tests/data")
+    few = pq.read_table(ARTICLES).slice(0, 20)
+    for name in ("corpus.parquet", "corpus/part.parquet", "wiki.parquet"):
+        pq.write_table(few, folder / name)
+    pq.write_table(pa.table({"text": SENTENCES * 8}), folder / "sentences.parquet")
+    pairs = {"question": SENTENCES * 4, "passage": [f"{text} Indeed." for text in SENTENCES] * 4}
+    pq.write_table(pa.table(pairs), folder / "pairs.parquet")
+    scored = [f'"{text}","{SENTENCES[0]}",{score}' for score, text in enumerate(SENTENCES)]
+    (folder / "stsb-dev.csv").write_text("\n".join(["sentence1,sentence2,score", *scored]))
+    decoder = save_decoder(folder / "decoder", "llama")
+    shutil.copytree(decoder, folder / "path-or-hub-id")
+    cache = folder / "cache"
+    for model in (*MODELS, LLM2VEC):
+        save_to_hub_cache(decoder, cache, model)
+    save_to_hub_cache(save_adapter(decoder, folder / "adapter"), cache, f"{LLM2VEC}-supervised")
+    return folder
+
+
+@pytest.fixture
+def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the present folder."""
+    folder = Path(shutil.copytree(workplace, tmp_path / "here", symlinks=True))
+    monkeypatch.chdir(folder)
+    use_hub_cache(folder / "cache", monkeypatch)
+    for option, value in SETTINGS.items():
+        monkeypatch.setenv(f"FASTVEC_ADAPT_{option}", value)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute that transformers renamed
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_run_and_print_what_is_shown(
+    document: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for command, shown in commands(document):
+        arguments = shlex.split(command, comments=True)
+        if arguments[0] == "torchrun":
+            arguments = arguments[arguments.index("-m") + 1 :]
+        if arguments[0] == "fastvec":
+            code, printed = run(arguments, monkeypatch, capfd)
+            assert (code != 0) == (shown is not None and shown.startswith("fastvec: ")), (command, printed)
+            assert shown is None or masked(printed) == masked(shown), command
+        elif arguments[:2] == ["python", "-m"]:
+            parse(arguments[2], arguments[3:])
+        elif arguments[0] == "make":
+            assert set(arguments[1:]) <= TARGETS, command
+        else:
+            pytest.fail(f"{document.name} shows a command of a kind that no test runs: {command}")
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capfd.readouterr()
+    return int(ended.value.code or 0), captured.err + captured.out
+
+
+def parse(module: str, arguments: list[str]) -> None:
+    """Raises click's UsageError for arguments that the module does not take."""
+    command = importlib.import_module(module).main
+    assert isinstance(command, click.Command)
+    for argument in arguments:
+        if argument.endswith((".parquet", ".csv")):
+            Path(argument).touch()
+    command.make_context(module, arguments)
+
+
+def masked(text: str) -> str:
+    """`text` without what differs from run to run and from machine to machine."""
+    text = re.sub(r"\b(float32|bfloat16)\b", "DTYPE", text.strip())
+    return re.sub(r"\d[\d,.:]*", "#", text)
+
+
+@pytest.mark.parametrize("name", ["README.md", "kernels.md"])
+def test_python_examples_run(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = next(document for document in DOCUMENTS if document.name == name)
+    arguments = ["fastvec", "embed", "tests/data/articles.parquet", "-o", "vecs.arrow", "--keep", "title", "--quiet"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--column", "text"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    examples = [block for language, block in BLOCK.findall(document.read_text()) if language == "python"]
+    assert examples
+    for example in examples:
+        Path("vecs.arrow").rename("earlier.arrow") if "embed(" in example else None
+        exec(compile(example.replace("steps=500", "steps=2, batch_size=4"), name, "exec"), {})
