@@ -27,14 +27,14 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.engines import energy
-from benchmarks.engines.contestant import NAMES, OURS
+from benchmarks.engines.contestant import FASTVEC_VARIANTS, NAMES
 from benchmarks.engines.engines import BATCH_SIZES, QUANTIZED, device
 from benchmarks.engines.models import MIXES, MODEL_SHAPES, ModelShape, read_mix, save_random_model
 from benchmarks.ops.roofline import product_rate
 from benchmarks.reporting.plots import picture
 from benchmarks.reporting.results import environment, write_json
 from fastvec.checkpoints.checkpoint import resolve
-from fastvec.settings import settle_dtype
+from fastvec.settings import resolve_dtype
 from fastvec.texts.from_files import tokenizer_from_files
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 
@@ -99,7 +99,7 @@ def main(
     corpus: Path, column: str, shape: str, mix: str, rows: int | None, rounds: int, output: Path | None, **given: Any
 ) -> None:
     """Time fastvec and every other engine that is installed."""
-    dtypes = given["dtypes"] or tuple(dict.fromkeys([settle_dtype(DEVICE), *["float32"] * (DEVICE == "cpu")]))
+    dtypes = given["dtypes"] or tuple(dict.fromkeys([resolve_dtype(DEVICE), *["float32"] * (DEVICE == "cpu")]))
     results = [Result(name=name, dtype=dtype) for dtype in dtypes for name in given["only"] or NAMES]
     max_length = MIXES[mix][0]
     with tempfile.TemporaryDirectory() as name:
@@ -113,7 +113,7 @@ def main(
         for _ in range(rounds):
             ceilings = {dtype: matrix_rate(dtype) for dtype in dtypes}
             for result in results:
-                take_turn(result, workload, ceilings[result.dtype], model, folder, max_length)
+                run_contestant(result, workload, ceilings[result.dtype], model, folder, max_length)
         compare_vectors(results, folder)
     click.echo("\n".join(table(workload, results)))
     if output is not None:
@@ -135,7 +135,7 @@ def rows_for(shape: ModelShape) -> int:
 
 def least_cosine(result: Result) -> float:
     """Return the minimum cosine similarity of a result's vectors with the first contestant's."""
-    quantized = OURS.get(result.name) or result.name in QUANTIZED
+    quantized = FASTVEC_VARIANTS.get(result.name) or result.name in QUANTIZED
     return LEAST_COSINE_QUANTIZED if quantized else LEAST_COSINE
 
 
@@ -170,7 +170,9 @@ def matrix_rate(dtype: str, seconds: float = 1.0) -> float:
     return 2 * CPU_MATRIX**3 / best
 
 
-def take_turn(result: Result, workload: Workload, ceiling: float, model: Path, folder: Path, max_length: int) -> None:
+def run_contestant(
+    result: Result, workload: Workload, ceiling: float, model: Path, folder: Path, max_length: int
+) -> None:
     if result.missing:
         return
     vectors = vectors_of(result, folder)
@@ -247,7 +249,9 @@ def plot(workload: Workload, results: Sequence[Result], path: Path) -> None:
     rates = [workload.rows / statistics.median(result.seconds) for result in ran]
     with picture(path, figsize=(9, 1 + 0.5 * len(ran))) as (_, axes):
         axis = axes[0, 0]
-        axis.barh([result.label for result in ran], rates, color=["C0" if r.name in OURS else "C7" for r in ran])
+        axis.barh(
+            [result.label for result in ran], rates, color=["C0" if r.name in FASTVEC_VARIANTS else "C7" for r in ran]
+        )
         for number, dtype in enumerate(dict.fromkeys(result.dtype for result in ran)):
             most = max(
                 rate / statistics.median(result.shares)

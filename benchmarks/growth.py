@@ -25,7 +25,7 @@ from benchmarks.reporting.plots import picture
 from benchmarks.reporting.results import environment, write_json
 
 ROWS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-ROWS_MAX_LENGTH = 16  # tokens; short, so that reading, tokenising and writing take a noticeable share of the time
+ROWS_MAX_LENGTH = 16  # tokens; short, so that reading, tokenizing and writing take a noticeable share of the time
 ROW_GROUP = 10_000
 LENGTHS = (16, 64, 256, 1024, 4096, 8192)
 TOKENS = 16_384  # in total for each length

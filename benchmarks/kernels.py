@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.ops.attention_tiles import tile_report
 from benchmarks.ops.attention_tuning import tune
-from benchmarks.ops.measurement import MAKERS, OURS, rows_of
+from benchmarks.ops.measurement import FASTVEC, WORKLOAD_BUILDERS, rows_of
 from benchmarks.ops.roofline import Ceilings, measure_ceilings
 from benchmarks.ops.shapes import SHAPES, SMALL_SHAPES, Shape, with_real_lengths
 from benchmarks.reporting.plots import plot
@@ -81,7 +81,7 @@ def main(
         print(ceilings)
     print(HEADER)
     rows = []
-    for row in measured(op, chosen, ceilings, implementations if ON_GPU else OURS, seconds):
+    for row in measured(op, chosen, ceilings, implementations if ON_GPU else FASTVEC, seconds):
         print(row, flush=True)
         rows.append(row)
         if out is not None:  # after each row, so that a stopped run keeps its rows
@@ -102,7 +102,7 @@ def measured(
             if time.monotonic() - begin > seconds:
                 print(f"{shape.name:34} skipped: {seconds:.0f} s are over")
                 continue
-            workload = MAKERS[op](shape, device, dtype)
+            workload = WORKLOAD_BUILDERS[op](shape, device, dtype)
             yield from rows_of(workload, ceilings, implementations=implementations, timed=ceilings is not None)
 
 

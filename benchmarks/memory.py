@@ -3,7 +3,7 @@
     python -m benchmarks.memory CORPUS.parquet --model MODEL [--column text] [--max-length 32] [--times 10]
 
 Each run is a separate process. Texts are truncated at `--max-length` tokens, so that most time is spent on reading,
-tokenising and writing, where memory could grow; the model's memory does not depend on the number of rows. The exit code
+tokenizing and writing, where memory could grow; the model's memory does not depend on the number of rows. The exit code
 is 1 if the peak grows by more than 10 %.
 """
 

@@ -1,9 +1,9 @@
-"""Compares everything but the model, `fastvec embed` with an encoder that returns zeros, with tokenising alone.
+"""Compares everything but the model, `fastvec embed` with an encoder that returns zeros, with tokenizing alone.
 
     PYTHONPATH=.:kernels python -m benchmarks.pipeline corpus.parquet [--column text] [--model MODEL] [--rounds 5]
 
-Tokenising alone is `encode_batch` of `tokenizers` on the same texts, already in memory as Python strings, and the
-extraction of ids and offsets. fastvec reads the file, tokenises, returns zeros as vectors and writes the Arrow file.
+Tokenizing alone is `encode_batch` of `tokenizers` on the same texts, already in memory as Python strings, and the
+extraction of ids and offsets. fastvec reads the file, tokenizes, returns zeros as vectors and writes the Arrow file.
 Both use all cores, and rounds alternate. For both, texts are first cut to `--max-length` times CHARACTERS_PER_TOKEN
 characters.
 """
@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.engines.models import texts_of
 from fastvec import Encoder, embed
-from fastvec.encoder import Begun
+from fastvec.encoder import SubmittedChunk
 from fastvec.texts.tokenizer import CHARACTERS_PER_TOKEN, TokenizedTexts
 
 BATCH = 8192  # texts per call of `encode_batch`
@@ -33,10 +33,12 @@ BATCH = 8192  # texts per call of `encode_batch`
 class ZeroEncoder(Encoder):
     """An encoder that returns zeros instead of running the model."""
 
-    def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Begun:
+    def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> SubmittedChunk:
         between_batches()
         zeros = torch.zeros(len(texts), self.dims)
-        return Begun(texts=texts, order=np.arange(len(texts)), vectors=zeros, failed={}, batch_tokens=self.batch_tokens)
+        return SubmittedChunk(
+            texts=texts, order=np.arange(len(texts)), vectors=zeros, failed={}, batch_tokens=self.batch_tokens
+        )
 
 
 @click.command()
@@ -48,7 +50,7 @@ class ZeroEncoder(Encoder):
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
 def main(corpus: Path, column: str, model: str | None, max_length: int, rows: int, **run: object) -> None:
-    """Print the rows/s of both, and the ratio of fastvec to tokenising alone."""
+    """Print the rows/s of both, and the ratio of fastvec to tokenizing alone."""
     encoder = ZeroEncoder.from_pretrained(model, max_length=max_length)
     texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text in islice(texts_of(corpus, column), rows)]
     rates: dict[str, list[float]] = {"tokenizers alone": [], "fastvec without a model": []}

@@ -1,4 +1,4 @@
-"""Compares encoding with and without 8-bit quantisation, alternating in one process: speed and vector agreement.
+"""Compares encoding with and without 8-bit quantization, alternating in one process: speed and vector agreement.
 
     PYTHONPATH=.:kernels python -m benchmarks.quantized corpus.parquet [--model MODEL | --shape 25M] [--mix short]
 
@@ -43,7 +43,9 @@ def main(
             limit = MIXES[mix][0]
             model = str(save_random_model(Path(folder, "model"), MODEL_SHAPES[shape], max_length=limit))
         encoders = [Encoder.from_pretrained(model), Encoder.from_pretrained(model, quantize=quantize)]
-    encoders[1]._in_floats = None  # skip the encoder's own comparison, which could refuse the model before it is timed
+    encoders[
+        1
+    ]._unquantized = None  # skip the encoder's own comparison, which could refuse the model before it is timed
     expected, found = (encoder.encode(texts) for encoder in encoders)
     ratios = []
     for _ in range(rounds):

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Encoder", "FastvecError", "__version__", "adapt", "embed"]
 
-_HOMES = {"Encoder": "fastvec.encoder", "adapt": "fastvec.training.job", "embed": "fastvec.embedding.job"}
+_LAZY_EXPORTS = {"Encoder": "fastvec.encoder", "adapt": "fastvec.training.job", "embed": "fastvec.embedding.job"}
 
 
 def __getattr__(name: str) -> Any:
     """Import torch and transformers only when a name that needs them is used."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _LAZY_EXPORTS:
+        return getattr(import_module(_LAZY_EXPORTS[name]), name)
     raise AttributeError(f"module 'fastvec' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The encoder turns texts into vectors by a checkpoint's own rules.
 
-A text is tokenised once and shares a packed forward pass with texts of similar length. Its vector is pooled from its
-own span of tokens. Order of operations: pool, apply any Dense layers, truncate to `dims`, normalise.
+A text is tokenized once and shares a packed forward pass with texts of similar length. Its vector is pooled from its
+own span of tokens. Order of operations: pool, apply any Dense layers, truncate to `dims`, normalize.
 
 Shapes: n texts, T packed tokens, D dimensions of a vector.
 """
@@ -52,7 +52,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Begun:
+class SubmittedChunk:
     """A chunk of n texts that was submitted to the device, which may not have finished it."""
 
     texts: TokenizedTexts
@@ -66,7 +66,7 @@ class Begun:
 class Encoder:
     """A loaded checkpoint. `batch_tokens` is the token budget of a forward pass; running out of memory halves it.
 
-    `agreement` compares quantised vectors with those in `dtype`, on the first texts; it is None until then.
+    `agreement` compares quantized vectors with those in `dtype`, on the first texts; it is None until then.
     """
 
     def __init__(self, settings: EncoderSettings, *, batch_tokens: int | None = None) -> None:
@@ -100,10 +100,10 @@ class Encoder:
         with torch.inference_mode():
             self_check(self._decoder)
             self._fused = self._fuse()
-            self._in_floats: FusedDecoder | None = None  # unquantised, until the comparison is done
-            self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantised and quantised
+            self._unquantized: FusedDecoder | None = None  # unquantized, until the comparison is done
+            self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantized and quantized
             if settings.quantize is not None:
-                self._fused, self._in_floats = self._quantized(settings.quantize), self._fused
+                self._fused, self._unquantized = self._quantized(settings.quantize), self._fused
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", checkpoint.name, direction, settings.bidirectional_reason)
 
@@ -207,17 +207,17 @@ class Encoder:
         """Encode one chunk of texts, with `begin` and `finish`."""
         return self.finish(self.begin(texts, between_batches))
 
-    def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Begun:
+    def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> SubmittedChunk:
         """Submit one chunk of texts to the device. An exception from `between_batches` ends it.
 
         Running out of memory halves the token budget and restarts the chunk, so that its batches depend only on its
         lengths and one budget; a single text that does not fit into memory fails. Raises ModelError if not even the
-        chunk's vectors fit, or if quantisation changes the vectors of the first texts too much.
+        chunk's vectors fit, or if quantization changes the vectors of the first texts too much.
         """
         while True:
             try:
                 with torch.inference_mode():
-                    if self._in_floats is not None and len(texts):
+                    if self._unquantized is not None and len(texts):
                         self._compare_quantized(texts.sample(SAMPLE), between_batches)
                     return self._begin(texts, between_batches)
             except torch.OutOfMemoryError:
@@ -230,7 +230,7 @@ class Encoder:
             torch.cuda.empty_cache()
             logger.warning("out of memory: continuing with batches of %d tokens", self.batch_tokens)
 
-    def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Begun:
+    def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> SubmittedChunk:
         embeddings = len(self._decoder.embeddings)
         failed = {int(row): "token_without_embedding" for row in texts.beyond(embeddings)}
         if failed:  # keep their lengths, and so the batches, with ids that have an embedding
@@ -250,11 +250,11 @@ class Encoder:
             begin = end
         order = np.concatenate([np.arange(0), *batches])
         vectors, done = to_host(out)
-        return Begun(
+        return SubmittedChunk(
             texts=texts, order=order, vectors=vectors, failed=failed, batch_tokens=self.batch_tokens, done=done
         )
 
-    def finish(self, begun: Begun) -> Encoded:
+    def finish(self, begun: SubmittedChunk) -> Encoded:
         """Wait for a chunk. Texts whose vectors are not finite are encoded again, alone and in float32."""
         if begun.done is not None:
             begun.done.synchronize()
@@ -265,15 +265,15 @@ class Encoder:
         suspects = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()) - failed.keys()
         for row in sorted(suspects):
             with torch.inference_mode():
-                vectors[row] = self._alone_in_float32(begun.texts, row)
+                vectors[row] = self._retry_in_float32(begun.texts, row)
             if not np.isfinite(vectors[row]).all():
                 failed[row] = "non_finite_vector"
         return Encoded(vectors=vectors, failed=failed)
 
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
-        """Raise ModelError if quantised vectors differ too much; repeated until enough texts were compared."""
+        """Raise ModelError if quantized vectors differ too much; repeated until enough texts were compared."""
         found = self.finish(self._begin(texts, between_batches))
-        fused, self._fused = self._fused, self._in_floats
+        fused, self._fused = self._fused, self._unquantized
         try:
             expected = self.finish(self._begin(texts, between_batches))
         finally:
@@ -284,7 +284,7 @@ class Encoder:
         logger.info("%s against %s: %s", self.settings.quantize, self.settings.dtype, agreement)
         self.agreement = agreement
         if agreement.overlap is not None:
-            self._in_floats = None
+            self._unquantized = None
             self._compared.clear()
 
     def _packed(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> Packed:
@@ -306,7 +306,7 @@ class Encoder:
         vectors = self._dense(pool(hidden, packed.spans, settings.pooling, **last))[:, : settings.dims]
         return F.normalize(vectors, dim=-1) if settings.normalize else vectors
 
-    def _alone_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
+    def _retry_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
         """Encode one text, whose vector in `dtype` is not finite, in float32; returns [D], NaN if memory runs out."""
         try:
             with self._float32_weights():
@@ -319,7 +319,7 @@ class Encoder:
         """Convert the weights to float32 temporarily; widening and narrowing back loses nothing.
 
         Tensors that are float32 already (rotary frequencies) stay as they are. The fused path has its own copy of the
-        weights, so it is rebuilt each time; a quantised one is put back.
+        weights, so it is rebuilt each time; a quantized one is put back.
         """
         model, kept = self._decoder.model, None if self.settings.quantize is None else self._fused
         self._fused = None

@@ -77,7 +77,7 @@ class Report:
     waits: dict[str, float] = field(default_factory=dict)  # seconds each stage waited for its neighbours
     bottleneck: str = ""  # the stage that worked longest
     peak_memory_bytes: int | None = None
-    agreement: dict[str, Any] | None = None  # of quantised vectors with unquantised ones, on the first texts
+    agreement: dict[str, Any] | None = None  # of quantized vectors with unquantized ones, on the first texts
     already_finished: bool = False
     note: str = ""  # a remark about the model
 

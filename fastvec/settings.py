@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from fastvec.checkpoints.checkpoint import TEXT_RULES, Checkpoint, Pooling, resolve
 from fastvec.errors import ModelError, UsageError
-from fastvec.texts.prompt import text_frame
+from fastvec.texts.prompt import text_affixes
 from fastvec.texts.tokenizer import LoadedTokenizer, TextRecipe, TextTokenizer, is_utf8
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -104,7 +104,7 @@ class EncoderSettings:
         `embeddings` is passed to `TextTokenizer`.
         """
         checkpoint, prefix = self.checkpoint, self.prefix(instruction, prompt_name)
-        before, after = text_frame(checkpoint, tokenizer)
+        before, after = text_affixes(checkpoint, tokenizer)
         recipe = TextRecipe(
             prefix=before + prefix,
             suffix=after,
@@ -177,20 +177,20 @@ def resolve_settings(
     if quantize is not None:
         _one_of("quantize", quantize, get_args(Quantize))
     checkpoint = resolve(model, adapters=adapters, revision=revision)
-    settled_device = _settle_device(device)
+    settled_device = _resolve_device(device)
     if eos is not None:
         checkpoint = _with_eos(checkpoint, eos)
     reason = checkpoint.bidirectional_reason if bidirectional is None else "as asked for"
     return EncoderSettings(
         checkpoint=checkpoint,
         device=settled_device,
-        dtype=settle_dtype(settled_device) if dtype == "auto" else dtype,
+        dtype=resolve_dtype(settled_device) if dtype == "auto" else dtype,
         quantize=quantize,
         weight_bits=_weight_bits(quantize, settled_device),
         pooling=pooling or checkpoint.pooling,  # type: ignore[arg-type]  # checked against its values above
         normalize=checkpoint.normalize if normalize is None else normalize,
         max_length=_within("max_length", max_length, checkpoint.max_length, checkpoint.max_positions, "positions"),
-        bidirectional=_settle_attention(checkpoint) if bidirectional is None else bidirectional,
+        bidirectional=_require_attention(checkpoint) if bidirectional is None else bidirectional,
         bidirectional_reason=reason,
         dims=_within("dims", dims, checkpoint.dims or checkpoint.vector_size, checkpoint.vector_size, "dimensions"),
     )
@@ -217,7 +217,7 @@ def _with_eos(checkpoint: Checkpoint, eos: bool) -> Checkpoint:
     return replace(checkpoint, append_eos=False, special_tokens=checkpoint.special_tokens.with_eos(eos))
 
 
-def _settle_attention(checkpoint: Checkpoint) -> bool:
+def _require_attention(checkpoint: Checkpoint) -> bool:
     if checkpoint.bidirectional is None:
         raise ModelError(
             f"{checkpoint.name} defines its attention in custom code, {checkpoint.bidirectional_reason}, which "
@@ -227,7 +227,7 @@ def _settle_attention(checkpoint: Checkpoint) -> bool:
     return checkpoint.bidirectional
 
 
-def _settle_device(device: str) -> str:
+def _resolve_device(device: str) -> str:
     import torch
 
     available = torch.cuda.is_available()
@@ -239,7 +239,7 @@ def _settle_device(device: str) -> str:
 
 
 def _weight_bits(quantize: str | None, device: str) -> int:
-    """Return the bits of a quantised weight; raises UsageError if this hardware has no fast products in `quantize`."""
+    """Return the bits of a quantized weight; raises UsageError if this hardware has no fast products in `quantize`."""
     if quantize == "fp8":
         _require_fp8(device)
     if quantize != "int8":
@@ -269,7 +269,7 @@ def _require_fp8(device: str) -> None:
     )
 
 
-def settle_dtype(device: str) -> str:
+def resolve_dtype(device: str) -> str:
     """Return bfloat16 if the hardware multiplies it, else float32 on a CPU and float16 on a GPU (before Ampere)."""
     import torch
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from fastvec.encoder import Begun, Encoder
+from fastvec.encoder import Encoder, SubmittedChunk
 from fastvec.errors import ModelError, UsageError
 from fastvec.settings import resolve_settings
 from fastvec.texts.packing import Packed
@@ -77,7 +77,7 @@ def save_llm2vec(folder: Path, tiny_llama: Path, **settings: object) -> Path:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last_token"])
-def test_an_llm2vec_folder_pools_as_it_says_and_is_not_normalised(
+def test_an_llm2vec_folder_pools_as_it_says_and_is_not_normalized(
     tmp_path: Path, tiny_llama: Path, pooling: str
 ) -> None:
     folder = save_llm2vec(tmp_path / "llm2vec", tiny_llama, pooling_mode=pooling, skip_instruction=True)
@@ -187,7 +187,7 @@ def test_a_text_that_overflows_fails_where_float32_finds_no_memory(
 def test_a_device_without_any_memory_left_is_one_line(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
 
-    def full(self: Encoder, texts: TokenizedTexts, between_batches: Callable[[], None]) -> Begun:
+    def full(self: Encoder, texts: TokenizedTexts, between_batches: Callable[[], None]) -> SubmittedChunk:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Encoder, "_begin", full)

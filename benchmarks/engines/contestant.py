@@ -43,8 +43,8 @@ def fastvec(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, 
     return {}
 
 
-OURS = {"fastvec": "", "fastvec, int8": "int8", "fastvec, fp8": "fp8"}
-NAMES = (*OURS, *ENGINES)
+FASTVEC_VARIANTS = {"fastvec": "", "fastvec, int8": "int8", "fastvec, fp8": "fp8"}
+NAMES = (*FASTVEC_VARIANTS, *ENGINES)
 
 
 def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length: int) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def run(name: str, model: str, rows: Path, vectors: Path, dtype: str, max_length
     They are peak `memory` and `device_memory` in bytes and, except for fastvec, `seconds` and `joules` of encoding.
     """
     found: dict[str, Any] = {}
-    if name in OURS:
-        found = fastvec(model, rows, vectors, dtype, max_length, OURS[name])
+    if name in FASTVEC_VARIANTS:
+        found = fastvec(model, rows, vectors, dtype, max_length, FASTVEC_VARIANTS[name])
     else:
         texts = pq.read_table(rows)["text"].to_pylist()
         encode = ENGINES[name](model, dtype, max_length)

@@ -117,7 +117,7 @@ def vllm(model: str, dtype: str, max_length: int) -> Encode:
 def llama_cpp(weights: str = "") -> Load:
     """Return a loader of llama.cpp on a CPU; `weights` is a GGUF type, by default that of the dtype.
 
-    `tokenizers` does the tokenising. A batch has one text: more were no faster on a CPU, and llama.cpp splits a text in
+    `tokenizers` does the tokenizing. A batch has one text: more were no faster on a CPU, and llama.cpp splits a text in
     two when its cache is full.
     """
 

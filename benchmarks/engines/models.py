@@ -1,7 +1,7 @@
 """Models and texts to embed: decoders of common shapes with random weights, and length mixes of a real corpus.
 
 Speed depends on the model's shape, not on the values of its weights, so no trained model is needed. Each saved folder
-loads in fastvec, transformers and sentence-transformers, bidirectional, mean pooled and normalised.
+loads in fastvec, transformers and sentence-transformers, bidirectional, mean pooled and normalized.
 """
 
 import random

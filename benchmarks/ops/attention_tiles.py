@@ -4,7 +4,7 @@ import torch
 
 from fastvec_kernels.attention.configs import configuration
 from fastvec_kernels.attention.parts import Kind, Tile
-from fastvec_kernels.attention.plan import AttentionPlan, work_of
+from fastvec_kernels.attention.plan import AttentionPlan, list_programs
 
 LENGTHS = (5, 10, 20, 32, 50, 64, 100, 128, 200, 512, 2048)
 GROUPS = (1, 4)  # query heads per key head
@@ -20,12 +20,12 @@ def useful_share(length: int, group: int, rows: int, keys: int) -> float:
 
 
 def forward_tile(length: int, group: int, head_dim: int, arch: str) -> Tile:
-    """Return the tile for a sequence of this length, chosen as for a batch: by `work_of` from a plan."""
+    """Return the tile for a sequence of this length, chosen as for a batch: by `list_programs` from a plan."""
     kind = Kind(group=group, head_dim=head_dim, value_dim=head_dim)
     passes = configuration(arch, kind, torch.bfloat16)
     tile = passes.forward_long[0]
     lengths = AttentionPlan.build([length]).host_lengths
-    work = work_of(lengths, lengths.device, tile.rows, group, tuple(passes.forward_short))
+    work = list_programs(lengths, lengths.device, tile.rows, group, tuple(passes.forward_short))
     served = [tile, *reversed(passes.forward_short.values())]
     return next(tile for tile, count in zip(served, work.counts, strict=True) if count)
 

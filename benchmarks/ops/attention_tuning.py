@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.ops.attention import attention_workload
-from benchmarks.ops.measurement import OURS, rows_of
+from benchmarks.ops.measurement import FASTVEC, rows_of
 from benchmarks.ops.roofline import measure_ceilings
 from benchmarks.ops.shapes import TOKENS, Direction, Shape
 from benchmarks.reporting.results import HEADER, Row, as_json, write_json
 from fastvec_kernels._launch import architecture
-from fastvec_kernels.attention.configs import CLASSES, TABLES, forcing
+from fastvec_kernels.attention.configs import CLASSES, TABLES, override_tiles
 from fastvec_kernels.attention.parts import Tile
 
 WIDTHS = (128, 64, 256)  # head sizes, the most common first
@@ -75,12 +75,12 @@ def tune(seconds: float, out: Path | None) -> int:
             continue
         costs = {}
         for tile in cell.candidates:
-            own = [replace(row, implementation=spelled(tile)) for row in timed(cell, tile)]
+            own = [replace(row, implementation=tile_source(tile)) for row in timed(cell, tile)]
             print(*own, sep="\n", flush=True)
             rows += own
             costs[tile] = geometric_mean([row.timing.median if row.timing else math.inf for row in own])
         orders.append(
-            f"{cell.pass_name}, {cell.width}: {', '.join(map(spelled, sorted(costs, key=costs.__getitem__)))}"
+            f"{cell.pass_name}, {cell.width}: {', '.join(map(tile_source, sorted(costs, key=costs.__getitem__)))}"
         )
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -100,11 +100,11 @@ def timed(cell: Cell, tile: Tile | None) -> Iterator[Row]:
             head_dim=cell.width,
         )
         workload = attention_workload(shape, "cuda", torch.bfloat16)
-        with forcing(**{cell.pass_name: () if tile is None else (tile,)}):
-            yield from rows_of(workload, None, directions=(cell.direction,), implementations=OURS)
+        with override_tiles(**{cell.pass_name: () if tile is None else (tile,)}):
+            yield from rows_of(workload, None, directions=(cell.direction,), implementations=FASTVEC)
 
 
-def spelled(tile: Tile | None) -> str:
+def tile_source(tile: Tile | None) -> str:
     """Return the tile as it is written in the table."""
     if tile is None:
         return "none"

@@ -1,6 +1,6 @@
 """The cases that the ahead-of-time gate compiles: calls that together launch every shipped kernel configuration.
 
-Tensors are on the CPU and uninitialised. Sizes are those of a real batch, because Triton specialises on arguments that
+Tensors are on the CPU and uninitialized. Sizes are those of a real batch, because Triton specializes on arguments that
 are divisible by 16; T is odd.
 """
 
@@ -24,7 +24,7 @@ from fastvec_kernels import (
     rope,
     swiglu,
 )
-from fastvec_kernels.attention.configs import TABLES, forcing
+from fastvec_kernels.attention.configs import TABLES, override_tiles
 from fastvec_kernels.attention.parts import Tile
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -99,7 +99,7 @@ def run_candidate(pass_name: str, tile: Tile, head_dim: int, dtype: torch.dtype)
     """Run attention with `tile` for one pass, on sequences that use only this pass."""
     limit = pass_name.split("_")[1]
     lengths = (int(limit),) if limit.isdecimal() else (LENGTHS[-1],)
-    with forcing(**{pass_name: (tile,)}):
+    with override_tiles(**{pass_name: (tile,)}):
         run_attention(head_dim, dtype=dtype, lengths=lengths, backward=pass_name.startswith("backward"))
 
 

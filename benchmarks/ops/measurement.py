@@ -21,10 +21,10 @@ from benchmarks.ops.wide import (
 from benchmarks.ops.workload import Expected, Implementation, Run, Unavailable, Workload, check, expect
 from benchmarks.reporting.results import Row
 
-OURS = "fastvec"
+FASTVEC = "fastvec"
 
 
-MAKERS: dict[str, Callable[[Shape, str, torch.dtype], Workload]] = {
+WORKLOAD_BUILDERS: dict[str, Callable[[Shape, str, torch.dtype], Workload]] = {
     "attention": attention_workload,
     "pooling": pooling_workload,
     "rms_norm": rms_norm_workload,
@@ -64,7 +64,7 @@ def rows_of(
             except torch.cuda.OutOfMemoryError:
                 yield _row(workload, name, direction, ceilings, status="out of memory")
             except Exception as error:  # whatever a library raises, measure the others
-                status = f"{'FAILED' if name == OURS else 'cannot'}: {type(error).__name__}: {_first_line(error)}"
+                status = f"{'FAILED' if name == FASTVEC else 'cannot'}: {type(error).__name__}: {_first_line(error)}"
                 yield _row(workload, name, direction, ceilings, status=status)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

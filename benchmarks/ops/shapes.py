@@ -123,7 +123,7 @@ def _pooling_shapes() -> list[Shape]:
 
 
 def _rope_shapes() -> list[Shape]:
-    """Return shapes of three variants: Qwen3 normalises q and k, Qwen2 adds a bias, Llama does neither."""
+    """Return shapes of three variants: Qwen3 normalizes q and k, Qwen2 adds a bias, Llama does neither."""
     return [
         Shape(
             group=variant,

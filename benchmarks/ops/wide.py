@@ -239,7 +239,7 @@ def rope_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
 
 
 def pooling_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
-    """Measure pooling as the fused path calls it: with the residual and the last norm; normalised float32 vectors."""
+    """Measure pooling as the fused path calls it: with the residual and the last norm; normalized float32 vectors."""
     lengths = shape.lengths
     ends = list(itertools.accumulate(lengths))
     spans = torch.tensor(list(zip([0, *ends[:-1]], ends, strict=True)))
@@ -258,7 +258,7 @@ def pooling_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
         )
 
     def eager(hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Add, normalise, pool and scale to unit length in separate PyTorch operations, without padding."""
+        """Add, normalize, pool and scale to unit length in separate PyTorch operations, without padding."""
         y = F.rms_norm(hidden + residual, (shape.width,), weight, EPS)
         if shape.variant == "last":
             return F.normalize(y[last].float(), dim=-1)

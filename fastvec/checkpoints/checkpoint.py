@@ -30,7 +30,7 @@ from fastvec.checkpoints.remote_code import (
     MODEL_TYPES,
     SpecialTokens,
     is_bidirectional_class,
-    own_class,
+    remote_code_class,
     special_tokens_of,
 )
 from fastvec.checkpoints.sentence_transformers import (
@@ -135,16 +135,16 @@ def resolve(
     sentence = read_sentence_folder(folder) if (folder / "modules.json").is_file() else None
     added = [locate(adapter)[0] for adapter in adapters]
     stack = locate_stack(name, sentence.transformer if sentence else folder, added)
-    record = _record(stack)
+    record = _find_record(stack)
     dense = _recorded_dense(record) if record else sentence.dense if sentence else ()
-    checkpoint = _bare(stack, name=name, revision=commit, dense=dense)
+    checkpoint = _bare_decoder(stack, name=name, revision=commit, dense=dense)
     checkpoint = replace(checkpoint, added=tuple(map(str, adapters)))
     if record:
-        return _adapted(checkpoint, record)
-    return _sentence_transformers(checkpoint, sentence) if sentence else _llm2vec(checkpoint, stack)
+        return _apply_record(checkpoint, record)
+    return _apply_sentence_transformers(checkpoint, sentence) if sentence else _apply_llm2vec(checkpoint, stack)
 
 
-def _record(stack: ModelStack) -> Path | None:
+def _find_record(stack: ModelStack) -> Path | None:
     """Return the record of the last adaptation, or None if LLM2Vec made the last one or there was none."""
     for place in (*stack.adapters[::-1], *stack.folders):
         if (place / RECORD).is_file():
@@ -159,7 +159,7 @@ def _recorded_dense(record: Path) -> tuple[DenseLayer, ...]:
     return (read_dense(record.parent / DENSE_FOLDER),) if setting(rules, "dense", bool, record, False) else ()
 
 
-def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[DenseLayer, ...]) -> Checkpoint:
+def _bare_decoder(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[DenseLayer, ...]) -> Checkpoint:
     """Return the checkpoint with the rules of a bare decoder."""
     path = stack.base / "config.json"
     config = read_json(path)
@@ -169,7 +169,7 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     stated_type, model_type = model_type, MODEL_TYPES.get(model_type, model_type)
     require_supported(model_type)
     if config.get("quantization_config"):
-        raise ModelError(f"{stack.base} has quantised weights: use the unquantised model")
+        raise ModelError(f"{stack.base} has quantized weights: use the unquantized model")
     tokenizer = next((folder for folder in (*stack.folders, *stack.adapters[::-1]) if tokenizer_files(folder)), None)
     if tokenizer is None:
         raise ModelError(f"{stack.folders[0]} has no tokenizer: expected tokenizer.json, tokenizer.model or vocab.json")
@@ -177,7 +177,7 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
     tokenizer_path = tokenizer / "tokenizer_config.json"
     stated = count(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
     hidden_size = _hidden_size(config, path)
-    _check_chain(hidden_size, dense)
+    _check_dense_dimensions(hidden_size, dense)
     checkpoint = Checkpoint(
         name=name,
         revision=revision,
@@ -188,20 +188,20 @@ def _bare(stack: ModelStack, *, name: str, revision: str | None, dense: tuple[De
         hidden_size=hidden_size,
         max_positions=max_positions,
         max_length=min(stated, max_positions or stated),
-        weights_hash=hash_files(_parts(stack, dense)),
+        weights_hash=hash_files(_hashed_files(stack, dense)),
         tokenizer_hash=hash_files((file.name, file) for file in tokenizer_files(tokenizer)),
         dense=dense,
         special_tokens=special_tokens_of(tokenizer, config),
     )
     if stated_type == model_type:
         reason = checkpoint.bidirectional_reason + (
-            f"; its own code, {code}, is not run" if (code := own_class(config)) else ""
+            f"; its own code, {code}, is not run" if (code := remote_code_class(config)) else ""
         )
         return replace(checkpoint, bidirectional_reason=reason)
     return replace(checkpoint, bidirectional_reason=f"{stated_type} is {model_type} with bidirectional attention")
 
 
-def _parts(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[str, Path]]:
+def _hashed_files(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[str, Path]]:
     """Yield every file that affects what the model computes, with a name that states its role."""
     yield "base/config.json", stack.base / "config.json"
     for file in weight_files(stack.base):
@@ -225,14 +225,14 @@ def _hidden_size(config: dict[str, Any], path: Path) -> int:
     raise ModelError(f"{path} has no hidden_size: give the folder of a decoder model")
 
 
-def _check_chain(width: int, dense: tuple[DenseLayer, ...]) -> None:
+def _check_dense_dimensions(width: int, dense: tuple[DenseLayer, ...]) -> None:
     for layer in dense:
         if layer.in_features != width:
             raise ModelError(f"{layer.weights.parent} expects {layer.in_features} dimensions, but receives {width}")
         width = layer.out_features
 
 
-def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
+def _apply_record(bare: Checkpoint, path: Path) -> Checkpoint:
     """Apply the rules in an adaptation's record to `bare`."""
     record = read_json(path)
     if record.get("format") != RECORD_FORMAT:
@@ -260,7 +260,7 @@ def _adapted(bare: Checkpoint, path: Path) -> Checkpoint:
     )
 
 
-def _sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoint:
+def _apply_sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Checkpoint:
     """Apply the rules of a sentence-transformers folder to `bare`, to run it as the tool that wrote the folder does."""
     bidirectional, reason = _attention(bare, read_json(bare.base / "config.json"))
     return replace(
@@ -292,7 +292,7 @@ def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, s
             return True, "config.json says is_causal: false"
         if part.get("use_bidirectional_attention") in (True, "all"):
             return True, "config.json says use_bidirectional_attention: true"
-    code = own_class(config)
+    code = remote_code_class(config)
     if config.get("model_type") in MODEL_TYPES:
         return True, bare.bidirectional_reason
     if code is not None and is_bidirectional_class(code):
@@ -306,7 +306,7 @@ def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, s
     return False, "config.json says neither is_causal: false nor use_bidirectional_attention: true"
 
 
-def _llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
+def _apply_llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
     """Apply LLM2Vec's rules and those in `llm2vec_config.json` to `bare`, if LLM2Vec made the checkpoint."""
     folders = (*stack.adapters[::-1], *stack.folders)
     path = next((file for folder in folders if (file := folder / "llm2vec_config.json").is_file()), None)
@@ -342,4 +342,4 @@ def _names_llm2vec_code(config: dict[str, Any]) -> bool:
 
     This identifies the published checkpoints, which have no llm2vec_config.json.
     """
-    return re.search(r"modeling_\w+_encoder\.\w+EncoderModel$", own_class(config) or "") is not None
+    return re.search(r"modeling_\w+_encoder\.\w+EncoderModel$", remote_code_class(config) or "") is not None

@@ -99,13 +99,13 @@ def locate_stack(name: str, folder: Path, added: Sequence[Path] = ()) -> ModelSt
     A folder that contains both weights and an adapter is its own base, with the adapter to merge into it.
     Raises ModelError if an adapter names no base model, one that cannot be found, or one already in the chain.
     """
-    names = {name, *filter(None, map(_base_of, added))}
+    names = {name, *filter(None, map(_base_model_name, added))}
     folders, adapters = [folder], list(added)
     while (folder / ADAPTER_SETTINGS).is_file():
         adapters.insert(0, folder)
         if any(folder.glob("model*.safetensors")):
             break
-        base = _base_of(folder)
+        base = _base_model_name(folder)
         if base is None:
             raise ModelError(f"{folder} is an adapter without a base model: give the base, and this as adapter")
         try:
@@ -120,7 +120,7 @@ def locate_stack(name: str, folder: Path, added: Sequence[Path] = ()) -> ModelSt
     return ModelStack(base=folder, adapters=tuple(adapters), folders=tuple(folders), names=frozenset(names))
 
 
-def _base_of(adapter: Path) -> str | None:
+def _base_model_name(adapter: Path) -> str | None:
     path = adapter / ADAPTER_SETTINGS
     base: str | None = setting(read_json(path), "base_model_name_or_path", str, path)
     return base

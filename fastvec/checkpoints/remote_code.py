@@ -64,7 +64,7 @@ class SpecialTokens:
         return {flag: value for flag, value in values.items() if value is not None}
 
 
-def own_class(config: Mapping[str, Any]) -> str | None:
+def remote_code_class(config: Mapping[str, Any]) -> str | None:
     """Return the class in the model's own code that config.json names for `AutoModel`, as `module.Class`, if any."""
     auto_map = config.get("auto_map")
     code = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None

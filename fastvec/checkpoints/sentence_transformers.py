@@ -111,7 +111,7 @@ def _kind(module: dict[str, Any], folder: Path) -> str:
 
 def _path(module: dict[str, Any], folder: Path) -> Path:
     path = module.get("path")
-    windows = PureWindowsPath(str(path))  # splits at both / and \, and recognises drives
+    windows = PureWindowsPath(str(path))  # splits at both / and \, and recognizes drives
     if not isinstance(path, str) or windows.anchor or ".." in windows.parts:
         raise ModelError(f"{folder} has a module at {path!r}: expected a subfolder of it")
     return folder / path

@@ -46,7 +46,7 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
 )
 @click.option("--vectors", metavar="COL", help="distil: the column of a teacher's vectors. [default: embedding]")
 @click.option("-o", "--output", required=True, metavar="DIR", help="The folder to create.")
-@click.option("--steps", type=int, help="Optimiser steps. [default: 1000]")
+@click.option("--steps", type=int, help="Optimizer steps. [default: 1000]")
 @click.option("--batch-size", type=int, help="Sequences per step and process. [default: 32; 128; 512; 256]")
 @click.option("--max-length", type=int, help="Maximum tokens per sequence. [default: 512; 128; 512; 128]")
 @click.option("--lr", type=float, help="The peak learning rate. [default: 5e-5; 3e-5; 2e-4; 2e-4]")
@@ -124,7 +124,7 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
 
     first = os.environ.get("RANK", "0") == "0"  # under torchrun, only rank 0 logs and reports
     log_to_stderr(quiet or not first)
-    with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
+    with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json or not first) as progress:
         report = run(**options, progress=progress, stop_signal=stop_signal)
     if as_json and first:
         print_result(json.dumps(report.to_json()))

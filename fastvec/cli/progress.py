@@ -11,7 +11,7 @@ from fastvec.cli.streams import say
 LINE_SECONDS = 10.0
 
 
-class Shown(Protocol):
+class Displayable(Protocol):
     """Progress that can be displayed: `str` returns one line, `share` how much is done and how much there is in all."""
 
     @property
@@ -19,7 +19,7 @@ class Shown(Protocol):
 
 
 @contextmanager
-def progress_display(*, quiet: bool) -> Iterator[Callable[[Shown], None]]:
+def progress_display(*, quiet: bool) -> Iterator[Callable[[Displayable], None]]:
     """Yield a function that displays progress on stderr; with `quiet`, it displays nothing."""
     if quiet:
         yield lambda _: None
@@ -34,14 +34,14 @@ class _Lines:
     def __init__(self) -> None:
         self._next = time.monotonic() + LINE_SECONDS
 
-    def show(self, progress: Shown) -> None:
+    def show(self, progress: Displayable) -> None:
         if time.monotonic() >= self._next:
             say(progress)
             self._next = time.monotonic() + LINE_SECONDS
 
 
 @contextmanager
-def _live() -> Iterator[Callable[[Shown], None]]:
+def _live() -> Iterator[Callable[[Displayable], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -49,7 +49,7 @@ def _live() -> Iterator[Callable[[Shown], None]]:
     with Bar(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
 
-        def show(progress: Shown) -> None:
+        def show(progress: Displayable) -> None:
             completed, total = progress.share
             bar.update(task, completed=completed, total=total, description=str(progress))
 

@@ -17,10 +17,10 @@ def say(message: object) -> None:
     try:
         print(message, file=sys.stderr, flush=True)
     except OSError:
-        sys.stderr = nowhere()  # otherwise Python flushes it at exit, fails, and changes the exit code
+        sys.stderr = null_stream()  # otherwise Python flushes it at exit, fails, and changes the exit code
 
 
-def nowhere() -> TextIO:
+def null_stream() -> TextIO:
     return os.fdopen(os.open(os.devnull, os.O_RDWR), "w", encoding="utf-8", errors="replace")
 
 
@@ -34,7 +34,7 @@ def print_result(text: str) -> None:
     try:
         click.echo(text)
     except OSError as error:
-        sys.stdout = nowhere()  # otherwise Python flushes it at exit and prints an error of its own
+        sys.stdout = null_stream()  # otherwise Python flushes it at exit and prints an error of its own
         fail(f"the result cannot be written to stdout: {error.strerror}", 1)
 
 
@@ -50,7 +50,7 @@ def open_closed_streams() -> None:
     """
     for name in ("stdin", "stdout", "stderr"):  # in order of their file descriptors: open() takes the lowest free one
         if getattr(sys, name) is None:
-            setattr(sys, name, nowhere())
+            setattr(sys, name, null_stream())
 
 
 class StderrLog(logging.Handler):

@@ -73,7 +73,7 @@ class Source:
         self.require_unchanged()
         first_group, skip = self.group_of(first_row)
         if self.kind == "lines":
-            with _reading(self.path):
+            with _as_input_errors(self.path):
                 yield from read_lines(self.path, self.starts[first_group], skip)
         else:
             read = _read_parquet if self.kind == "parquet" else _read_arrow
@@ -84,7 +84,7 @@ class Source:
 
     def require_unchanged(self) -> None:
         """Raise InputError if the file's size or modification time changed since it was opened."""
-        with _reading(self.path):
+        with _as_input_errors(self.path):
             stat = self.path.stat()
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
             raise InputError(f"{self.path}: changed while it was being read; run the command again")
@@ -95,7 +95,7 @@ def open_source(path: Path, *, lines: bool = False) -> Source:
 
     Raises InputError, which names the file, if it is not a complete Parquet or Arrow file or repeats a column name.
     """
-    with _reading(path):
+    with _as_input_errors(path):
         stat = path.stat()
         if lines and path.suffix == SUFFIX:
             return _open_lines(path, stat.st_size, stat.st_mtime_ns)
@@ -185,13 +185,13 @@ def _arrow_footer(path: Path) -> tuple[pa.Schema, tuple[int, ...]]:
 def _read_parquet(source: Source, paths: Paths, first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
     rows = FIRST_READ_ROWS
     with (
-        _reading(source.path),
+        _as_input_errors(source.path),
         pq.ParquetFile(
             source.path, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
         ) as file,
     ):
         for group in range(first_group, len(source.group_rows)):
-            with _reading(source.path, group):
+            with _as_input_errors(source.path, group):
                 missing = source.group_rows[group]
                 for batch in file.iter_batches(rows, row_groups=[group], columns=list(paths)):
                     batch = _select(batch, paths)
@@ -210,12 +210,12 @@ def _read_arrow(source: Source, paths: Paths, first_group: int, skip: int) -> It
     tops = {source.schema.get_field_index(path[0]) for path in paths.values()}
     options = ipc.IpcReadOptions(included_fields=sorted(tops))
     with (
-        _reading(source.path),
+        _as_input_errors(source.path),
         pa.memory_map(str(source.path)) as memory,
         ipc.open_file(memory, options=options) as file,
     ):
         for group in range(first_group, len(source.group_rows)):
-            with _reading(source.path, group):
+            with _as_input_errors(source.path, group):
                 batch = file.get_batch(group)
                 yield _select(batch, paths).slice(skip)
             skip = 0
@@ -229,7 +229,7 @@ def _select(batch: pa.RecordBatch, paths: Paths) -> pa.RecordBatch:
 
 
 @contextmanager
-def _reading(path: Path, group: int | None = None) -> Iterator[None]:
+def _as_input_errors(path: Path, group: int | None = None) -> Iterator[None]:
     """Turn read errors into a one-line InputError that names the file and, if given, the row group."""
     try:
         yield

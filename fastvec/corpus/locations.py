@@ -53,7 +53,7 @@ def _files(given: str, output: Path | None) -> list[Path]:
         raise InputError(f"{given}: the folder contains no {_WANTED} file")
     if not any(character in given for character in "*?["):
         raise InputError(f"{given}: no such file or folder")
-    made = _made(output)
+    made = _files_of_run(output)
     paths = sorted(Path(path) for path in glob(given, recursive=True) if os.path.realpath(path) not in made)
     files = list(dict.fromkeys(file for path in paths for file in _expanded(path, output)))  # ** finds some files twice
     if not files:
@@ -61,7 +61,7 @@ def _files(given: str, output: Path | None) -> list[Path]:
     return files
 
 
-def _made(output: Path | None) -> set[str]:
+def _files_of_run(output: Path | None) -> set[str]:
     """Return the files that a run writes. Patterns skip them, so that a resumed command finds the same inputs."""
     if output is None:
         return set()

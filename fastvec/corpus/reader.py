@@ -88,7 +88,7 @@ class Corpus:
     column_reason: str  # why this column was chosen; empty if it was given
     _sources: tuple[Source, ...] = field(repr=False)
 
-    def say_column(self) -> None:
+    def log_text_column(self) -> None:
         """Log which text column was chosen, and why, if none was given."""
         if self.column_reason:
             logger.info("text column: %s (%s)", self.column, self.column_reason)

@@ -1,4 +1,4 @@
-"""Measure how closely a quantised forward reproduces the unquantised vectors, and reject one that is not close enough.
+"""Measure how closely a quantized forward reproduces the unquantized vectors, and reject one that is not close enough.
 
 Shapes: n texts, D dimensions of a vector.
 """

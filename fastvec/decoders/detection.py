@@ -1,6 +1,6 @@
 """Detect Llama-style decoders among transformers models, and build the fused path from their weights.
 
-A layer is recognised by its parts, not by its name: the linear maps and norms it has determine where each one goes.
+A layer is recognized by its parts, not by its name: the linear maps and norms it has determine where each one goes.
 What a norm or an activation computes is found by running it; how a layer attends, by recording transformers' own
 forward. Then both paths run the first layers in float32, as many as it takes to include every kind of layer. If the
 results differ, or if the model has any other part, the decoder runs through transformers.
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastvec.decoders.fused import Attending, FusedDecoder
+from fastvec.decoders.fused import AttentionSettings, FusedDecoder
 from fastvec.decoders.llama_layers import LAYER_PARTS, NotLlamaStyle, layer_of, norm_of, require_parts
-from fastvec.decoders.packed_transformers import Decoder, packed_attention, watched
+from fastvec.decoders.packed_transformers import Decoder, packed_attention, record_attention
 from fastvec.texts.packing import Packed, pack
 from fastvec_kernels import AttentionPlan
 
@@ -37,19 +37,19 @@ def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
     """
     model, positions = decoder.model, max(positions, *TRIAL)
     try:
-        seen = _watch(model)
+        seen = _record_attention(model)
         first = _layers_of_every_kind(model, seen)
         with _first_layers_in_float32(model, first):
-            apart = _difference(model, _recognised(model, seen[:first], positions))
+            apart = _difference(model, _build_fused(model, seen[:first], positions))
         if not apart <= AGREEMENT:
             raise NotLlamaStyle(f"the fused path differs from transformers by {apart:.2g}")
-        return _recognised(model, seen, positions)
+        return _build_fused(model, seen, positions)
     except NotLlamaStyle as reason:
         logger.debug("%s runs through transformers: %s", model.config.model_type, reason)
         return None
 
 
-def _layers_of_every_kind(model: Any, seen: Sequence[Attending]) -> int:
+def _layers_of_every_kind(model: Any, seen: Sequence[AttentionSettings]) -> int:
     """Return how many first layers it takes to include every combination of attention settings and rotary table."""
     kinds = [
         (how.heads, how.kv_heads, how.scale, how.window, how.softcap, how.sinks is None, kind)
@@ -75,21 +75,21 @@ def _first_layers_in_float32(model: Any, count: int) -> Iterator[None]:
         model.layers = whole
 
 
-def _watch(model: Any) -> list[Attending]:
+def _record_attention(model: Any) -> list[AttentionSettings]:
     """Return how each layer attends; raise NotLlamaStyle unless the model is a stack of layers that attend once."""
     parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
     require_parts(model, parts, needed=parts)
     norm_of(model.norm)
     for layer in model.layers:
         require_parts(layer, LAYER_PARTS, needed={"self_attn", "mlp"})
-    with watched() as seen:
+    with record_attention() as seen:
         _states(model, *_trial(model))
     if len(seen) != len(model.layers):
         raise NotLlamaStyle(f"{len(seen)} attention calls in {len(model.layers)} layers")
     return seen
 
 
-def _recognised(model: Any, seen: Sequence[Attending], positions: int) -> FusedDecoder:
+def _build_fused(model: Any, seen: Sequence[AttentionSettings], positions: int) -> FusedDecoder:
     """Build the fused path of a model whose layers attend as recorded in `seen`."""
     kinds = _rotary_kinds(model)
     order = list(dict.fromkeys(kinds))

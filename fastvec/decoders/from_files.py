@@ -19,7 +19,7 @@ from torch import nn
 
 from fastvec.checkpoints.checkpoint import Checkpoint
 from fastvec.checkpoints.model_files import read_json, weight_files
-from fastvec.decoders.fused import Attending, FusedDecoder
+from fastvec.decoders.fused import AttentionSettings, FusedDecoder
 from fastvec.decoders.llama_layers import NotLlamaStyle, layer_of, norm_of
 from fastvec.texts.packing import Packed
 
@@ -173,7 +173,7 @@ class PlainDecoder:
     def _join(self) -> FusedDecoder:
         model: Any = self.model
         shape = self._shape
-        how = Attending(
+        how = AttentionSettings(
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             scale=shape.head**-0.5,
@@ -209,7 +209,7 @@ def decoder_from_files(
             for name, tensor in load_file(file).items():
                 tensors[name.removeprefix("model.")] = tensor.to(device=device, dtype=dtype)
         tensors.pop("lm_head.weight", None)
-        model = _tree(shape)
+        model = _empty_model(shape)
         model.load_state_dict(tensors, assign=True)
         model.requires_grad_(False).eval()
         return PlainDecoder(model, shape, bidirectional=bidirectional, positions=positions)
@@ -217,10 +217,10 @@ def decoder_from_files(
         return None
 
 
-def _tree(shape: Shape) -> nn.Module:
+def _empty_model(shape: Shape) -> nn.Module:
     """Build modules under transformers' names: parameters without storage, containers without a forward.
 
-    The context manager `torch.device("meta")`, or initialising an embedding on that device, would import torch's
+    The context manager `torch.device("meta")`, or initializing an embedding on that device, would import torch's
     compiler, which takes a second.
     """
     norm = functools.partial(nn.RMSNorm, eps=shape.eps, device="meta")

@@ -36,7 +36,7 @@ FOREIGN_PREFIXES = {
     "model.language_model.": TEXT_PART,
 }
 # Tensors that no hidden state depends on, or that are recomputed: heads and multi-token prediction layers, buffers of
-# rotary frequencies and causal masks, scales of a quantised key-value cache, vision and audio towers.
+# rotary frequencies and causal masks, scales of a quantized key-value cache, vision and audio towers.
 HARMLESS = re.compile(
     r"(^|\.)(lm_head|embed_out|mtp|mtp_layers|rotary_emb|masked_bias|k_scale|v_scale"
     r"|visual|vision_\w+|vision|audio_\w+|embed_vision|embed_audio|multi_modal_projector|mm_projector)(\.|$)"
@@ -58,7 +58,7 @@ def load_model(
     with quiet_libraries():
         try:
             config = _config(checkpoint)
-            _silence(config)
+            _disable_dropout(config)
             mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING if headed else MODEL_MAPPING
             model, found = mapping[type(config)].from_pretrained(
                 None,
@@ -74,7 +74,7 @@ def load_model(
             raise ModelError(f"{checkpoint.name} does not fit into the memory of {device} as {dtype}") from None
         except Exception as error:  # transformers computes with the config's values and raises all kinds of errors
             raise ModelError(f"{checkpoint.base / 'config.json'} is not loadable: {one_line(error)}") from None
-        _refuse_unfilled(checkpoint.base, found)
+        _require_all_tensors(checkpoint.base, found)
         _refuse_unread(checkpoint.base, config, found["unexpected_keys"])
         for adapter in checkpoint.adapters:
             merge_adapter(model.base_model, adapter)
@@ -113,14 +113,14 @@ def _common_prefix(names: Collection[str], prefixes: Collection[str]) -> str | N
     return next((prefix for prefix in prefixes if names and all(name.startswith(prefix) for name in names)), None)
 
 
-def _silence(config: PretrainedConfig) -> None:
+def _disable_dropout(config: PretrainedConfig) -> None:
     """Disable the architecture's own dropout and jitter, which draw from a generator whose state is not saved."""
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("drop" in name or name.endswith("jitter_noise")):
             setattr(config, name, 0.0)
 
 
-def _refuse_unfilled(base: Path, found: dict[str, set[object]]) -> None:
+def _require_all_tensors(base: Path, found: dict[str, set[object]]) -> None:
     """Raise ModelError for missing or mismatched tensors, which transformers would fill with random numbers."""
     if found["missing_keys"] == {"lm_head.weight"}:
         raise ModelError(f"{base} has no LM head, which mntp needs: use an adapter, or the model it was trained from")

@@ -23,7 +23,7 @@ from fastvec_kernels import AttentionPlan, add_rms_norm, attention, geglu, rms_n
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attending:
+class AttentionSettings:
     """The attention settings of a layer, read from its config or recorded from a forward."""
 
     heads: int
@@ -78,7 +78,7 @@ class Layer:
     q_norm: Norm | None  # over one head [d], or over all heads at once [H · d]
     k_norm: Norm | None
     rotary: int  # index into the decoder's rotary tables
-    attending: Attending
+    attending: AttentionSettings
     output: LinearMap  # [D, H · d]
     gate_up: LinearMap  # [2F, D]
     activation: str
@@ -141,9 +141,9 @@ class FusedDecoder:
         x: torch.Tensor | None = None  # the previous sublayer's output, not yet added to the residual
         for layer in self._layers:
             normed, residual = _add_norm(x, residual, layer.before_attention)
-            x = _finished(_attend(layer, normed, plan, angles), layer.after_attention, layer.scale)
+            x = _norm_and_scale(_attend(layer, normed, plan, angles), layer.after_attention, layer.scale)
             normed, residual = _add_norm(x, residual, layer.before_mlp)
-            x = _finished(_feed_forward(layer, normed), layer.after_mlp, layer.scale)
+            x = _norm_and_scale(_feed_forward(layer, normed), layer.after_mlp, layer.scale)
         if x is None:
             raise ValueError("a decoder needs at least one layer, found none")
         return x, residual
@@ -159,7 +159,7 @@ def _add_norm(x: torch.Tensor | None, residual: torch.Tensor, norm: Norm | None)
     return add_rms_norm(x, residual, norm.weight, norm.eps)
 
 
-def _finished(x: torch.Tensor, norm: Norm | None, scale: float) -> torch.Tensor:
+def _norm_and_scale(x: torch.Tensor, norm: Norm | None, scale: float) -> torch.Tensor:
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
     return x if scale == 1 else x * scale

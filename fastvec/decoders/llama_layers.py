@@ -1,4 +1,4 @@
-"""Convert Llama-style layers to the fused path's `Layer`; a layer is recognised by its parts, not by its name.
+"""Convert Llama-style layers to the fused path's `Layer`; a layer is recognized by its parts, not by its name.
 
 The linear maps and norms of a layer determine where each one goes. What a norm or an activation computes is found by
 running it.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastvec.decoders.fused import Attending, Layer, Linear, Norm
+from fastvec.decoders.fused import AttentionSettings, Layer, Linear, Norm
 from fastvec_kernels import rms_norm
 
 LAYER_PARTS = {
@@ -35,7 +35,7 @@ class NotLlamaStyle(Exception):
     """The decoder has a part that is not Llama-style."""
 
 
-def layer_of(layer: Any, attending: Attending, rotary: int) -> Layer:
+def layer_of(layer: Any, attending: AttentionSettings, rotary: int) -> Layer:
     attn, mlp = layer.self_attn, layer.mlp
     joined_qkv, joined_gate_up = hasattr(attn, "qkv_proj"), hasattr(mlp, "gate_up_proj")
     require_parts(

@@ -21,7 +21,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from fastvec.checkpoints.families import require_supported
-from fastvec.decoders.fused import Attending
+from fastvec.decoders.fused import AttentionSettings
 from fastvec.errors import ModelError
 from fastvec.texts.packing import Packed
 from fastvec_kernels import AttentionPlan, attention
@@ -63,13 +63,13 @@ class _Batch:
 
 
 _batch: ContextVar[_Batch] = ContextVar("fastvec_batch")
-_seen: ContextVar[list[Attending] | None] = ContextVar("fastvec_seen", default=None)
+_seen: ContextVar[list[AttentionSettings] | None] = ContextVar("fastvec_seen", default=None)
 
 
 @contextmanager
-def watched() -> Iterator[list[Attending]]:
+def record_attention() -> Iterator[list[AttentionSettings]]:
     """Record how each layer attends in this block: a list that grows, in the order of the calls."""
-    seen: list[Attending] = []
+    seen: list[AttentionSettings] = []
     token = _seen.set(seen)
     try:
         yield seen
@@ -228,7 +228,7 @@ def _attend(
     query, key, value = (x[0].transpose(0, 1) for x in _in_one_dtype(query, key, value))
     noise = attention_mask.noise
     p = 0.0 if noise is None else noise.attention_dropout
-    how = Attending(
+    how = AttentionSettings(
         heads=query.shape[1],
         kv_heads=key.shape[1],
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,

@@ -43,7 +43,7 @@ def int8_bits() -> int | None:
         largest = 2 ** (bits - 1) - 1
         weight = torch.full((256, 256), float(largest))
         try:
-            found = Int8Linear(weight, None, bits).of_bytes(torch.full((64, 256), 255, dtype=torch.uint8))
+            found = Int8Linear(weight, None, bits).integer_product(torch.full((64, 256), 255, dtype=torch.uint8))
         except (AttributeError, RuntimeError):  # torch built without oneDNN, or an unsupported processor
             return None
         if (found == float(BYTE * largest * 256)).all():
@@ -67,13 +67,13 @@ class Int8Linear:
         for begin in range(0, len(x), ROWS):
             rows = slice(begin, begin + ROWS)
             whole, scales = _bytes(x[rows])
-            torch.mul(self.of_bytes(whole), scales, out=y[rows])
+            torch.mul(self.integer_product(whole), scales, out=y[rows])
         return y
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return _added(self.product(x), self.bias)
 
-    def of_bytes(self, x: torch.Tensor) -> torch.Tensor:
+    def integer_product(self, x: torch.Tensor) -> torch.Tensor:
         """Return (x − 128) · Wᵀ [T, N] in float32 for uint8 x [T, K], from exact integer sums if `int8_bits` allows."""
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             x, 1.0, 128, self._weight, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -82,7 +82,7 @@ class Int8Linear:
 
 
 def _bytes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise the rows of x [T, K] to uint8 with zero point 128; return them and their scales [T, 1] in float32."""
+    """Quantize the rows of x [T, K] to uint8 with zero point 128; return them and their scales [T, 1] in float32."""
     wide = x.float()
     largest = torch.maximum(wide.amax(dim=1, keepdim=True), -wide.amin(dim=1, keepdim=True))
     scales = largest.clamp_min_(TINY).div_(BYTE)

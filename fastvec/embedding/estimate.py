@@ -48,14 +48,14 @@ class Estimate:
 
 def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     """Sample the corpus, time the model on part of the sample, and scale both to all rows."""
-    plan.corpus.say_column()
+    plan.corpus.log_text_column()
     texts = _sample(plan)
     tokenizer = encoder.tokenizer(plan.instruction, plan.prompt_name)
     present = [text for text in texts if text is not None]
     shuffled = [present[i] for i in np.random.default_rng(0).permutation(len(present))]
     groups = [tokenizer(shuffled[i : i + TRIAL_ROWS]) for i in range(0, len(shuffled), TRIAL_ROWS)]
     tokens = round(sum(len(group.ids) for group in groups) / max(len(texts), 1) * plan.corpus.rows)
-    if groups:  # not timed: the first forward pass allocates and warms up, and checks a quantised model's vectors
+    if groups:  # not timed: the first forward pass allocates and warms up, and checks a quantized model's vectors
         encoder.encode_tokens(groups[0] if plan.settings.quantize is None else tokenizer(shuffled[:COMPARED]))
     tried, started = 0, time.perf_counter()
     for group in groups:

@@ -1,4 +1,4 @@
-"""The embedding job: read, tokenise, pack, encode and write; in order, resumable, each row exactly once.
+"""The embedding job: read, tokenize, pack, encode and write; in order, resumable, each row exactly once.
 
 Every stage works on chunks, which are runs of consecutive input rows. A batch never crosses a chunk boundary, and a
 chunk becomes one record batch of the output. A resumed run therefore makes the same batches as an uninterrupted one.
@@ -22,7 +22,7 @@ import pyarrow as pa
 from fastvec.checkpoints import bundled
 from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.embedding.plan import EmbedPlan, plan_embed
-from fastvec.embedding.tokenized_chunks import TokenizedChunk, behind, tokenize_chunks
+from fastvec.embedding.tokenized_chunks import TokenizedChunk, delayed, tokenize_chunks
 from fastvec.errors import DiskFullError, InterruptedRunError, RowErrorsError
 from fastvec.output.ownership import beside
 from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
@@ -32,12 +32,12 @@ from fastvec.settings import EncoderSettings
 from fastvec.system.pipeline import Pipeline, StoppedError
 
 if TYPE_CHECKING:  # torch is only imported when there is work to do
-    from fastvec.encoder import Begun, Encoder
+    from fastvec.encoder import Encoder, SubmittedChunk
 
 logger = logging.getLogger(__name__)
 
 FLOAT16_MAX = 65504.0
-# The first vectors set the ranges of an int8 column and decide whether a quantised model is accurate enough. In such
+# The first vectors set the ranges of an int8 column and decide whether a quantized model is accurate enough. In such
 # jobs nothing is written before this many texts have a vector, or this many rows were encoded, or the input ends.
 FIRST_TEXTS, FIRST_ROWS = 256, 65_536
 
@@ -90,7 +90,7 @@ def embed(
     if counts is not None:
         return _report(plan, **counts, already_finished=True)
     _require_space(plan)
-    plan.corpus.say_column()
+    plan.corpus.log_text_column()
     if isinstance(encoder, EncoderSettings):
         from fastvec.encoder import Encoder
 
@@ -130,7 +130,7 @@ def _require_space(plan: EmbedPlan) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Embedded:
+class _EncodedChunk:
     chunk: Chunk
     vectors: FloatArray  # [rows, D]
     valid: npt.NDArray[np.bool_]  # [rows], whether a row has a vector
@@ -156,7 +156,7 @@ class _Run:
         self._resumed_rows = self._rows = writer.rows
         self._tokens = self._padded_tokens = 0
         self._ranges: FloatArray | None = None
-        self._held: list[_Embedded] = []  # encoded, not written yet
+        self._held: list[_EncodedChunk] = []  # encoded, not written yet
 
     def run(self) -> Report:
         writer = self._writer
@@ -172,7 +172,7 @@ class _Run:
                 for done in embedded:
                     with pipeline.working("write"):
                         self._held.append(done)
-                        if self._settled():
+                        if self._can_start_output():
                             self._write_held()
                     self._progress(self._state(pipeline))
         except StoppedError:
@@ -181,12 +181,12 @@ class _Run:
         writer.finish(_error_lines(self._plan, writer.errors))
         return self._finished_report(pipeline)
 
-    def _encode(self, chunks: Iterator[TokenizedChunk], pipeline: Pipeline) -> Iterator[_Embedded]:
+    def _encode(self, chunks: Iterator[TokenizedChunk], pipeline: Pipeline) -> Iterator[_EncodedChunk]:
         begun = ((chunk, self._encoder.begin(chunk.texts, pipeline.check)) for chunk in chunks)
-        for chunk, vectors in behind(begun, by=self._encoder.chunks_ahead):
+        for chunk, vectors in delayed(begun, by=self._encoder.chunks_ahead):
             yield self._embedded(chunk, vectors)
 
-    def _embedded(self, chunk: TokenizedChunk, begun: "Begun") -> _Embedded:
+    def _embedded(self, chunk: TokenizedChunk, begun: "SubmittedChunk") -> _EncodedChunk:
         encoded = self._encoder.finish(begun)
         failed = dict(encoded.failed)
         if self._plan.vector_dtype == "float16":
@@ -198,7 +198,7 @@ class _Run:
         valid = chunk.valid.copy()
         valid[rows[list(failed)]] = False
         first_row = chunk.chunk.first_row
-        return _Embedded(
+        return _EncodedChunk(
             chunk=chunk.chunk,
             vectors=vectors,
             valid=valid,
@@ -208,7 +208,7 @@ class _Run:
             padded_tokens=padded_tokens(chunk.texts.lengths),
         )
 
-    def _settled(self) -> bool:
+    def _can_start_output(self) -> bool:
         """Return whether enough vectors are held to start the output."""
         if self._writer.schema is not None or (self._plan.vector_dtype != "int8" and not self._plan.settings.quantize):
             return True
@@ -221,7 +221,7 @@ class _Run:
             self._write(done)
         self._held.clear()
 
-    def _write(self, done: _Embedded) -> None:
+    def _write(self, done: _EncodedChunk) -> None:
         self._check_errors(done.errors)
         plan, chunk = self._plan, done.chunk
         rows = np.arange(chunk.first_row, chunk.first_row + len(done.valid), dtype=np.int64)

@@ -19,7 +19,7 @@ from fastvec.errors import OutputError, UsageError
 from fastvec.output import arrow_file
 from fastvec.output.vector_column import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
-from fastvec.system.durable_files import explained
+from fastvec.system.durable_files import translated_os_errors
 from fastvec.texts.tokenizer import is_utf8
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
@@ -147,7 +147,7 @@ def _destination(output: str | Path) -> Path:
     path = Path(output)
     if not is_utf8(str(path)):
         raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow requires of file names: choose another -o")
-    with explained(path):
+    with translated_os_errors(path):
         is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
     if is_folder:
         raise OutputError(f"{path} is a folder: name a file in it, such as {path / 'vecs.arrow'}")

@@ -1,4 +1,4 @@
-"""Tokenises chunks of texts, two at a time and in order."""
+"""Tokenizes chunks of texts, two at a time and in order."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,17 +26,17 @@ class TokenizedChunk:
 
 
 def tokenize_chunks(chunks: Iterable[Chunk], tokenizer: TextTokenizer) -> Iterator[TokenizedChunk]:
-    """Tokenise two chunks at a time, in order.
+    """Tokenize two chunks at a time, in order.
 
     While Python gathers the tokens of one chunk, the tokenizer works on the other on all cores.
     """
     with ThreadPoolExecutor(2) as pool:
         futures = (pool.submit(_tokenized, chunk, tokenizer) for chunk in chunks)
-        for future in behind(futures, by=1):
+        for future in delayed(futures, by=1):
             yield future.result()
 
 
-def behind(items: Iterable[Item], *, by: int) -> Iterator[Item]:
+def delayed(items: Iterable[Item], *, by: int) -> Iterator[Item]:
     """Yield the same items in order, each one after `by` more have been taken from `items`."""
     taken: deque[Item] = deque()
     for item in items:

@@ -85,7 +85,7 @@ class Summary:
 
 
 def inspect(path: str | Path) -> Summary:
-    """Summarise the output at `path` from its metadata and the norms of sampled batches.
+    """Summarize the output at `path` from its metadata and the norms of sampled batches.
 
     Raises OutputError if the file is not a finished output, or if its columns do not match its metadata.
     """
@@ -107,7 +107,7 @@ def inspect(path: str | Path) -> Summary:
         pooled_tokens=own.get("pooled_tokens", ""),
         instruction=own.get("instruction", ""),
         rows=output.rows,
-        nulls=output.counted_nulls,
+        nulls=output.rows_without_vector,
         dims=output.dims,
         vector_dtype=output.vector_dtype,
         vector_column=output.vector_column,

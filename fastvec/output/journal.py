@@ -88,7 +88,7 @@ class Journal:
         whole = next((i for i, record in enumerate(records) if record is None), len(records))
         if any(records[whole:]):
             raise OutputError(
-                f"{self.path}: line {whole + 1} is damaged, but later lines are not; {_delete(self.path)}"
+                f"{self.path}: line {whole + 1} is damaged, but later lines are not; {_delete_hint(self.path)}"
             )
         if whole == 0:
             torn_header = data.rstrip(b"\0")[: len(_HEADER_START)]
@@ -102,7 +102,7 @@ class Journal:
         self.job = Job(**header)
         self.chunks = [_chunk(record) for record in chunks]
         if [record["chunk"] for record in chunks] != list(range(len(chunks))):
-            raise OutputError(f"{self.path}: its chunks are not in order; {_delete(self.path)}")
+            raise OutputError(f"{self.path}: its chunks are not in order; {_delete_hint(self.path)}")
 
     def begin(self, job: Job) -> None:
         """Clear the journal and write a new header, which is durable when this returns."""
@@ -147,7 +147,7 @@ def _open_locked(path: Path, *, create: bool) -> int:
         fd = open_file(path, os.O_RDWR | (os.O_CREAT if create else 0))
         try:
             lock(fd, path)
-            if _is_at(fd, path):
+            if _is_same_file(fd, path):
                 return fd
         except BaseException:
             os.close(fd)
@@ -155,14 +155,14 @@ def _open_locked(path: Path, *, create: bool) -> int:
         os.close(fd)  # a finishing process deleted this file between open and lock
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def _is_same_file(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
 
 
-def _delete(path: Path) -> str:
+def _delete_hint(path: Path) -> str:
     return f"delete it and {path.with_suffix('.part').name}, and run the command again"
 
 

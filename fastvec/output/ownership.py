@@ -15,7 +15,7 @@ import pyarrow.ipc as ipc
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import Json, differences
 from fastvec.output.journal import Job, Journal
-from fastvec.system.durable_files import explained, sync_folder
+from fastvec.system.durable_files import sync_folder, translated_os_errors
 
 _REMEDY = "replace it with --overwrite, or choose another -o"
 
@@ -28,7 +28,7 @@ def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[
     `overwrite`), if the journal is locked by a running process, or if it is not a journal that this version reads;
     OutputError if the path is not writable or the journal is damaged.
     """
-    with explained(output):
+    with translated_os_errors(output):
         require_writable(output)
         try:
             journal = Journal.open(beside(output, ".journal"), create=False)
@@ -97,12 +97,12 @@ def _published(output: Path) -> tuple[Mapping[str, Json], dict[str, int]]:
         raise RefusedError(f"{output} is not a finished fastvec output; {_REMEDY}") from error
 
 
-def mismatch(begun: Mapping[str, Json], job: Job) -> list[str]:
+def fingerprint_differences(begun: Mapping[str, Json], job: Job) -> list[str]:
     return list(differences(begun, json.loads(json.dumps(dict(job.fingerprint))), ""))
 
 
 def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
-    found = mismatch(begun, job)
+    found = fingerprint_differences(begun, job)
     rows, asked = begun.get("rows"), job.fingerprint.get("rows")
     if len(found) == 1 and isinstance(rows, int) and isinstance(asked, int) and rows != asked:
         raise RefusedError(

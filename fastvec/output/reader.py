@@ -46,7 +46,7 @@ class Output:
     ranges: Array | None  # [D], only for int8 vectors: value = int8 * range / 127
 
     @property
-    def counted_nulls(self) -> int:
+    def rows_without_vector(self) -> int:
         """The number of rows without a vector, by the counts: null texts and row errors."""
         return self.counts.get("nulls", 0) + self.counts.get("errors", 0)
 
@@ -78,7 +78,7 @@ class Output:
         return values.to_numpy(zero_copy_only=False).reshape(len(column), width), valid
 
     def norms(self, vectors: Array) -> Array:
-        """Return the L2 norms of `vectors` [n, D] as float64 [n]; int8 vectors are dequantised first."""
+        """Return the L2 norms of `vectors` [n, D] as float64 [n]; int8 vectors are dequantized first."""
         wide = vectors.astype(np.float64)
         if self.ranges is not None:
             wide *= self.ranges / 127

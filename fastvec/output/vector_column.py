@@ -48,7 +48,7 @@ def to_column(
 ) -> pa.FixedSizeListArray:
     """Encode `vectors` [n, D] as a column. A row that is not `valid` [n] becomes null, with zeros as its values.
 
-    int8 quantisation is symmetric: round(value / range · 127); values beyond their range saturate at ±127.
+    int8 quantization is symmetric: round(value / range · 127); values beyond their range saturate at ±127.
     Raises ValueError for int8 without `ranges` [D].
     """
     vectors = np.where(valid[:, None], vectors, np.float32(0))

@@ -80,12 +80,12 @@ def _check_bytes(output: Output) -> Iterator[Check]:
     end = blocks[-1].end_offset if blocks else len(head)
     with output.path.open("rb") as file:
         file.seek(end)
-        expected = _right_footer(output)
+        expected = _expected_footer(output)
         problem = None if file.read(len(expected) + 1) == expected else "does not match the batches and counts"
     yield _check("footer", problem, f"{output.path.stat().st_size - end:,} bytes")
 
 
-def _right_footer(output: Output) -> bytes:
+def _expected_footer(output: Output) -> bytes:
     metadata = arrow_file.footer_metadata(output.schema, output.counts, output.blocks)
     try:
         return arrow_file.footer(output.path, output.schema, output.blocks, metadata)
@@ -116,7 +116,7 @@ def _check_values(output: Output) -> Iterator[Check]:
             problems.setdefault(name, problem)
         rows += batch.num_rows
         nulls += batch.column(output.vector_column).null_count
-    counted = output.counted_nulls
+    counted = output.rows_without_vector
     yield _check("rows", None if rows == output.rows else f"{rows:,}, the metadata says {output.rows:,}", f"{rows:,}")
     yield _check("order", problems.get("order"), "numbered from 0, without a gap")
     yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with as many rows in total")

@@ -28,7 +28,7 @@ from fastvec.output import arrow_file, ownership
 from fastvec.output.arrow_file import Block
 from fastvec.output.journal import Chunk, Job, Journal, RowError
 from fastvec.output.ownership import beside, finished_counts
-from fastvec.system.durable_files import explained, open_file, sync_folder, write_at
+from fastvec.system.durable_files import open_file, sync_folder, translated_os_errors, write_at
 
 __all__ = ["Job", "Json", "RowError", "Writer", "finished_counts"]
 
@@ -80,7 +80,7 @@ class Writer:
         Raises what `finished_counts` raises, RefusedError if another run has finished the output since that call, and
         OutputError if unfinished work is damaged.
         """
-        with explained(output):
+        with translated_os_errors(output):
             ownership.require_writable(output)
             writer = cls(output, job, Journal.open(beside(output, ".journal"), create=True))
             try:
@@ -95,7 +95,7 @@ class Writer:
         if ownership.finished(self._output, self._job, journal, overwrite=overwrite) is not None:
             raise RefusedError(f"{self._output} was just finished by another run of the same command")
         begun = journal.job
-        if begun is None or not journal.chunks or ownership.mismatch(begun.fingerprint, self._job):
+        if begun is None or not journal.chunks or ownership.fingerprint_differences(begun.fingerprint, self._job):
             return
         if overwrite and not self._part_path.exists():  # killed after the rename: only the journal is left
             return
@@ -118,8 +118,8 @@ class Writer:
         self._end = chunks[-1].block.end_offset
         self._part = open_file(self._part_path, os.O_RDWR)
         for chunk in chunks:
-            self._add(chunk)
-        self._settle(chunks)
+            self._add_to_totals(chunk)
+        self._count_durable(chunks)
 
     def begin(self, schema: pa.Schema) -> None:
         """Set the schema of a fresh run, with its metadata, to which the job's fingerprint is added.
@@ -132,7 +132,7 @@ class Writer:
         own = {"fastvec.format": arrow_file.FORMAT, "fastvec.fingerprint": json.dumps(dict(self._job.fingerprint))}
         schema = schema.with_metadata({**(schema.metadata or {}), **{k.encode(): v.encode() for k, v in own.items()}})
         head = arrow_file.head(schema)
-        with explained(self._output):
+        with translated_os_errors(self._output):
             ownership.remove_part(self._part_path)
             self._journal.begin(self._job)
             self._part = open_file(self._part_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -152,7 +152,7 @@ class Writer:
         if not batch.schema.equals(self.schema):
             raise ValueError(f"expected a batch with the output's schema {self.schema}, got {batch.schema}")
         message = arrow_file.encode(batch)
-        with explained(self._output, self.rows):
+        with translated_os_errors(self._output, self.rows):
             write_at(part, self._end, message)
         self._end += message.size
         block = Block(rows=batch.num_rows, end_offset=self._end, crc32=zlib.crc32(message, self._crc32))
@@ -161,7 +161,7 @@ class Writer:
             self._pending_bytes, self._pending_since = 0, time.monotonic()
         self._pending_bytes += message.size
         self._pending.append(Chunk(block=block, counts=dict(counts), errors=tuple(errors), batch_tokens=batch_tokens))
-        self._add(self._pending[-1])
+        self._add_to_totals(self._pending[-1])
         if self._pending_bytes >= GROUP_BYTES or time.monotonic() - self._pending_since >= GROUP_SECONDS:
             self.commit()
 
@@ -173,14 +173,14 @@ class Writer:
         # never retried: after a failed fsync the kernel drops the dirty pages, and the next fsync would succeed
         self._part, self._pending = None, []
         try:
-            with explained(self._output, self.rows):
+            with translated_os_errors(self._output, self.rows):
                 os.fsync(part)
                 self._journal.append(pending)
         except BaseException:
             os.close(part)
             raise
         self._part = part
-        self._settle(pending)
+        self._count_durable(pending)
 
     def finish(self, error_lines: Iterable[str]) -> None:
         """Commit, append the footer and rename the file to its final name; then release the lock.
@@ -192,7 +192,7 @@ class Writer:
         part, schema = self._require_part(), self.schema
         blocks = [chunk.block for chunk in self._journal.chunks]
         metadata = arrow_file.footer_metadata(schema, self.counts, blocks)
-        with explained(self._output, self.rows):
+        with translated_os_errors(self._output, self.rows):
             os.ftruncate(part, self._end)  # remove a partial chunk or footer left by a crash
             write_at(part, self._end, arrow_file.footer(self._part_path, schema, blocks, metadata))
             os.fsync(part)
@@ -228,12 +228,12 @@ class Writer:
             raise RuntimeError("the writer has not begun, is closed, or has failed")
         return self._part
 
-    def _add(self, chunk: Chunk) -> None:
+    def _add_to_totals(self, chunk: Chunk) -> None:
         self.counts.update(chunk.counts)
         self.errors += chunk.errors
         self.batch_tokens = chunk.batch_tokens
 
-    def _settle(self, chunks: Sequence[Chunk]) -> None:
+    def _count_durable(self, chunks: Sequence[Chunk]) -> None:
         self.chunks += len(chunks)
         self.rows += sum(chunk.block.rows for chunk in chunks)
 

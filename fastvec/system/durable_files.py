@@ -21,7 +21,7 @@ _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextmanager
-def explained(output: Path, safe_rows: int = 0) -> Iterator[None]:
+def translated_os_errors(output: Path, safe_rows: int = 0) -> Iterator[None]:
     """Turn an OSError into DiskFullError or OutputError, whose message says how many rows of `output` are durable."""
     try:
         yield

@@ -8,7 +8,7 @@ from fastvec.errors import ModelError, one_line
 from fastvec.texts.tokenizer import LoadedTokenizer
 
 
-def text_frame(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> tuple[str, str]:
+def text_affixes(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> tuple[str, str]:
     """Return the strings before the instruction and after the text: the parts of a user turn, an EOS, or nothing.
 
     Raises ModelError if the checkpoint needs a chat template or an EOS and the tokenizer has none.

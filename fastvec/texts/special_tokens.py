@@ -16,16 +16,16 @@ Around = tuple[list[int], list[int]]  # ids before and after a text
 def apply_rules(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:
     """Configure `tokenizer` to lower-case texts and add special tokens as `checkpoint` says, whichever loader made it.
 
-    Raises ModelError and UsageError as `settle_special_tokens` does.
+    Raises ModelError and UsageError as `set_special_tokens` does.
     """
     backend = tokenizer.backend_tokenizer
     if checkpoint.lower_case:
         own = [] if backend.normalizer is None else [backend.normalizer]
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
-    settle_special_tokens(checkpoint, tokenizer)
+    set_special_tokens(checkpoint, tokenizer)
 
 
-def settle_special_tokens(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:
+def set_special_tokens(checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:
     """Configure `tokenizer` to add `checkpoint.special_tokens` to a text, and log what that changed in one line.
 
     The change becomes part of the tokenizer and is saved with it. Raises ModelError if the tokenizer does not name a

@@ -1,7 +1,7 @@
 """Turns a text into token ids and the span of tokens to pool.
 
-A sequence is `specials + tokens of (prefix + text + suffix) + specials`. The string in parentheses is tokenised once,
-as a whole; the token offsets show which tokens belong to the text. Tokenising the text alone was rejected, because the
+A sequence is `specials + tokens of (prefix + text + suffix) + specials`. The string in parentheses is tokenized once,
+as a whole; the token offsets show which tokens belong to the text. Tokenizing the text alone was rejected, because the
 tokens at its boundaries can differ. Truncation removes only the text's last tokens: instruction, template and EOS stay.
 """
 
@@ -51,7 +51,7 @@ class TextRecipe:
 
     `pooled` selects the pooled tokens. `sequence` means the whole sequence. `text` means the tokens of the text and the
     suffix, without special tokens and prefix. `after_prefix` means the tokens after the prefix as sentence-transformers
-    counts it, i.e. by tokenising the prefix alone.
+    counts it, i.e. by tokenizing the prefix alone.
     """
 
     prefix: str = ""
@@ -130,7 +130,7 @@ class TextTokenizer:
         self._backend.no_padding()
         self._before, self._after = special_tokens(self._backend)
         candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
-        self._stand_in = [next(token for token in candidates if token is not None)]
+        self._empty_text_tokens = [next(token for token in candidates if token is not None)]
         prefix, suffix = (
             self._backend.encode(part, add_special_tokens=False).ids for part in (recipe.prefix, recipe.suffix)
         )
@@ -147,7 +147,7 @@ class TextTokenizer:
         self._text_max_length = recipe.text_max_length or recipe.max_length
 
     def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenise `texts`, each of them valid UTF-8, on all cores.
+        """Tokenize `texts`, each of them valid UTF-8, on all cores.
 
         Raises InputError if a text contains a token beyond `embeddings`.
         """
@@ -164,7 +164,7 @@ class TextTokenizer:
             ids = [self._before + tokens + self._after for tokens in ids]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         for i in np.flatnonzero(lengths == 0):
-            ids[i], lengths[i] = self._stand_in, 1
+            ids[i], lengths[i] = self._empty_text_tokens, 1
         found = TokenizedTexts(
             ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
@@ -179,7 +179,7 @@ class TextTokenizer:
     def _encode(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
         """Return each text's encoding without special tokens, and the begin and end of the text's own tokens in it.
 
-        Long texts are cut before tokenising. A text is tokenised again, uncut, if its cut version has too few tokens
+        Long texts are cut before tokenizing. A text is tokenized again, uncut, if its cut version has too few tokens
         to be sure that the cut does not affect the result.
         """
         sure = min(self._content, self._text_max_length) + SEAM_TOKENS

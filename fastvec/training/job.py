@@ -16,7 +16,7 @@ from typing import Any
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
 from fastvec.training.plan import AdaptPlan, plan_adapt
-from fastvec.training.work_folder import finished, part_of, publish, tidy, whole_results, workplace
+from fastvec.training.work_folder import finished, open_work_folder, part_of, publish, tidy, whole_results
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def adapt(
         if plan.rank == 0:
             tidy(plan.output)
         return _report(plan, {**made, "seconds": 0.0, "already_finished": True})
-    place = workplace(plan.output, plan.fingerprint, overwrite=overwrite) if plan.rank == 0 else nullcontext()
+    place = open_work_folder(plan.output, plan.fingerprint, overwrite=overwrite) if plan.rank == 0 else nullcontext()
     with place:
         results = whole_results(plan.output) or _run(plan, progress, stop_signal)
         if plan.rank == 0:
@@ -94,7 +94,7 @@ def _run(
     from fastvec.training.saved_folder import Adaptation, save_adaptation
 
     folder = part_of(plan.output)
-    plan.corpora[0].say_column()
+    plan.corpora[0].log_text_column()
     with quiet_libraries():
         learner = Learner(plan, folder)
         course = Monitor(learner, folder, progress, stop_signal)

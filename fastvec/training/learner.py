@@ -136,7 +136,7 @@ class Learner:
     def _dense(self) -> nn.Linear | None:
         """Return the layer trained after the pooling: the checkpoint's Dense layer, or one to the teacher's width.
 
-        It becomes a module of the model, so that the optimiser updates it and its gradients are averaged over ranks.
+        It becomes a module of the model, so that the optimizer updates it and its gradients are averaged over ranks.
         None if the model has no Dense layer and needs none.
         """
         settings, width = self.plan.settings, self.plan.vector_width
@@ -236,7 +236,7 @@ def lora_targets(model: nn.Module) -> list[str]:
     inside = [name.split(".") for name in maps if any(part.isdigit() for part in name.split(".")[:-1])]
     if any("expert" in name for name, _ in model.named_parameters()):
         inside = [parts for parts in inside if any("att" in part for part in parts[:-1])]
-        # peft recognises the experts by these names, and would mistake a gate that belongs to attention for theirs
+        # peft recognizes the experts by these names, and would mistake a gate that belongs to attention for theirs
         inside = [parts for parts in inside if parts[-1] not in ("gate_proj", "up_proj", "down_proj")]
     # a number needs the name before it to be unambiguous; a router selects experts, and coefficients are clipped
     names = {".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1] for parts in inside}

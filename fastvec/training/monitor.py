@@ -42,13 +42,13 @@ class Monitor(TrainerCallback):
         self.resumed_steps = 0 if checkpoint is None else checkpoint[1]
         self._pairs = None if self._plan.pairs is None else self._plan.pairs.digest
         first = self._plan.rank == 0
-        self._curves = Metrics(folder, step=self.resumed_steps, pairs=self._pairs) if first else None
+        self._metrics = Metrics(folder, step=self.resumed_steps, pairs=self._pairs) if first else None
         self._started = time.perf_counter()
         self._new_tokens = 0
         learner.trainer.add_callback(self)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._curves is not None and state.global_step == 0 and not self._measured_at(0):
+        if self._metrics is not None and state.global_step == 0 and not self._measured_at(0):
             self._measure(0)
         self._started = time.perf_counter()
 
@@ -62,30 +62,30 @@ class Monitor(TrainerCallback):
                 self._look()
             if stop:
                 control.should_save = control.should_training_stop = True
-        if measure and self._curves is not None:
+        if measure and self._metrics is not None:
             self._measure(step)
 
     def finish(self) -> None:
         """Evaluate after the last step and draw the curves."""
-        if self._curves is not None:
+        if self._metrics is not None:
             if not self._measured_at(self._plan.recipe.steps):
                 self._measure(self._plan.recipe.steps)
-            self._curves.close()
+            self._metrics.close()
 
     def results(self) -> dict[str, Any]:
         """Return the report's losses and measures; empty on all ranks but the first."""
-        if self._curves is None:
+        if self._metrics is None:
             return {}
-        losses = [value for _, value in self._curves.values("loss")]
+        losses = [value for _, value in self._metrics.values("loss")]
         few = max(1, min(SUMMARY_STEPS, len(losses) // 3))
         results: dict[str, Any] = {
-            "tokens": sum(int(value) for _, value in self._curves.values("tokens")),
+            "tokens": sum(int(value) for _, value in self._metrics.values("tokens")),
             "seconds": time.perf_counter() - self._started,
             "loss_first": _mean(losses[:few]),
             "loss_last": _mean(losses[-few:]),
         }
         for name, key in REPORTED.items():
-            points = dict(self._curves.values(name))
+            points = dict(self._metrics.values(name))
             for when, step in (("before", 0), ("after", self._plan.recipe.steps)):
                 if step in points:
                     results[f"{key}_{when}"] = points[step]
@@ -121,12 +121,12 @@ class Monitor(TrainerCallback):
             # gradient clipping scaled the step by the norm, so the weights are not finite either
             _require_finite("gradient norm", row["gradient_norm"], row["step"])
         self._new_tokens += sum(one.tokens for one in taken)
-        if self._curves is not None:
-            self._curves.add(rows)
+        if self._metrics is not None:
+            self._metrics.add(rows)
             self._show(rows[-1]["step"], rows[-1]["loss"])
 
     def _measure(self, step: int) -> None:
-        if self._curves is not None:
+        if self._metrics is not None:
             measured = self._learner.measure()
             _require_finite("held-out loss", measured.get("held_out_loss", 0.0), step)
             # the correlation is NaN if all cosines are equal, and JSON has no NaN
@@ -134,15 +134,15 @@ class Monitor(TrainerCallback):
             if self._pairs is not None:
                 row["pairs"] = self._pairs
             if row:
-                self._curves.add([{"step": step, **row}])
+                self._metrics.add([{"step": step, **row}])
 
     def _measured_at(self, step: int) -> bool:
-        return self._curves is not None and any(
-            row["step"] == step and "loss" not in row and row.get("pairs") == self._pairs for row in self._curves.rows
+        return self._metrics is not None and any(
+            row["step"] == step and "loss" not in row and row.get("pairs") == self._pairs for row in self._metrics.rows
         )
 
     def _show(self, step: int, loss: float) -> None:
-        curves = self._curves
+        curves = self._metrics
         latest = {} if curves is None else {name: curves.values(name)[-1:] for name in ("held_out_loss", "spearman")}
         self._progress(
             AdaptProgress(

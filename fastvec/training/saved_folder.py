@@ -219,7 +219,7 @@ def save_modules(
 ) -> None:
     """Write the files that sentence-transformers reads beside a decoder; `pooling` is its name for the mode.
 
-    They make sentence-transformers normalise the vectors.
+    They make sentence-transformers normalize the vectors.
     """
     types = ["Transformer", "Pooling", *["Dense"] * dense, "Normalize"]
     paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(types[1:], start=1))]  # DENSE_FOLDER among them
@@ -259,7 +259,7 @@ def card(done: Adaptation) -> str:
             "",
             f"A text encoder made from {parts} by `fastvec adapt` {__version__}, objective {recipe.objective}.",
             f"Attention is {'bidirectional' if done.settings.bidirectional else 'causal'}; vectors are the "
-            f"{done.settings.pooling.replace('_', ' ')} over the {done.settings.pooled_tokens} tokens, normalised.",
+            f"{done.settings.pooling.replace('_', ' ')} over the {done.settings.pooled_tokens} tokens, normalized.",
             "",
             "```",
             "fastvec embed corpus.parquet -o vecs.arrow --model .",

@@ -23,7 +23,7 @@ Rows = tuple[tuple[int, int], ...]  # first row and end row of some stretches
 
 LIMITS = ChunkLimits(rows=1024, bytes=1 << 20)
 BLOCK_EXAMPLES = 8192
-SIDE_BY_SIDE = 8  # stretches read alternately; each keeps its file open and its decoded data in memory
+OPEN_STRETCHES = 8  # stretches read alternately; each keeps its file open and its decoded data in memory
 STRETCH_ROWS = 4096  # at least; reaching a row inside a row group means reading the group from its start,
 GROUP_STRETCHES = 64  # so a large group is divided into at most this many stretches
 PLACES_KEPT = 63
@@ -135,7 +135,7 @@ class ExampleStream(Generic[Example]):
         begun = place.begun
         reading = deque(self._read(*rows) for rows in place.unread)
         while True:
-            while len(reading) < SIDE_BY_SIDE and begun < len(order):
+            while len(reading) < OPEN_STRETCHES and begun < len(order):
                 reading.append(self._read(*self._stretches[order[begun]]))
                 begun += 1
             if not reading:
@@ -159,7 +159,7 @@ class ExampleStream(Generic[Example]):
 
 
 def _hashed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return a 63-bit hash of each number, by the finaliser of SplitMix64 (Steele, Lea, Flood, 2014)."""
+    """Return a 63-bit hash of each number, by the finalizer of SplitMix64 (Steele, Lea, Flood, 2014)."""
     x = numbers + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

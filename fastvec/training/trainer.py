@@ -1,6 +1,6 @@
 """Runs transformers' Trainer on packed batches.
 
-The Trainer handles optimiser, schedule, ranks and checkpoints; fastvec computes the loss and gradients of each step.
+The Trainer handles optimizer, schedule, ranks and checkpoints; fastvec computes the loss and gradients of each step.
 A checkpoint is a folder of the Trainer's with one more file, written last: `fastvec_place.json`, which says where the
 data resumes. A folder without it is incomplete, because the run ended while writing it, and is ignored.
 """
@@ -30,7 +30,7 @@ from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.work_folder import PLACE
 
 DENSE = "fastvec_dense"  # the name of the trained layer after the pooling, if the model has one
-BATCHES_AHEAD = 4  # read and tokenised while steps run
+BATCHES_AHEAD = 4  # read and tokenized while steps run
 
 
 class Batches:
@@ -80,7 +80,7 @@ class Batches:
 
 
 @dataclass(kw_only=True, slots=True)
-class Taken:
+class CompletedStep:
     """A completed step. Its loss and gradient norm stay on the device until they are read."""
 
     step: int
@@ -133,7 +133,7 @@ class PackedTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, args=args, callbacks=[_PlaceKeeper(batches)])
         self.task, self.batches, self.noise, self.attention_dropout = task, batches, noise, attention_dropout
-        self.taken: list[Taken] = []  # steps whose losses were not yet read
+        self.taken: list[CompletedStep] = []  # steps whose losses were not yet read
 
     def resume(self, folder: Path) -> int:
         """Train from the newest checkpoint in `folder`, if any, to the last step or a stop; return the step reached."""
@@ -161,7 +161,9 @@ class PackedTrainer(Trainer):
         loss: torch.Tensor = self.task.learn(inputs, step)
         self.noise.set(None, (), self.args.device)
         rate = self._get_learning_rate()
-        self.taken.append(Taken(step=inputs.step + 1, loss=loss, learning_rate=rate, tokens=self.task.tokens(inputs)))
+        self.taken.append(
+            CompletedStep(step=inputs.step + 1, loss=loss, learning_rate=rate, tokens=self.task.tokens(inputs))
+        )
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:

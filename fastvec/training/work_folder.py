@@ -16,7 +16,7 @@ from typing import Any
 from fastvec.checkpoints.checkpoint import RECORD
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import Json, differences
-from fastvec.system.durable_files import explained, locked, sync_folder, write_durably
+from fastvec.system.durable_files import locked, sync_folder, translated_os_errors, write_durably
 
 JOB, LOCK = "job.json", "lock"
 PLACE = "fastvec_place.json"  # written last into a checkpoint
@@ -52,14 +52,14 @@ def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
 
 
 @contextmanager
-def workplace(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
+def open_work_folder(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
     """Create the work folder, or open it to resume, and lock it against other processes.
 
     What another job left is deleted with `overwrite`, or if it has no checkpoint or result. Raises RefusedError if the
     folder is locked, belongs to another job, or was not made by fastvec.
     """
     part = part_of(output)
-    with explained(part):
+    with translated_os_errors(part):
         part.mkdir(exist_ok=True)
         if {path.name for path in part.iterdir()} - {LOCK, f"{JOB}.tmp"} and not (part / JOB).exists():
             raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
@@ -84,7 +84,7 @@ def whole_results(output: Path) -> dict[str, Any] | None:
 def publish(output: Path) -> None:
     """Rename the complete work folder to `output`; an existing output is deleted only after that."""
     part = part_of(output)
-    with explained(output):
+    with translated_os_errors(output):
         for checkpoint in part.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         if output.exists():
@@ -98,7 +98,7 @@ def publish(output: Path) -> None:
 
 def tidy(output: Path) -> None:
     """Delete the files that only an unfinished run needs, and the replaced output; a killed run may have left them."""
-    with explained(output):
+    with translated_os_errors(output):
         for name in (JOB, LOCK):
             (output / name).unlink(missing_ok=True)
         if _replaced(output).exists():
@@ -115,7 +115,7 @@ def _holds_work(part: Path) -> bool:
 
 
 def _empty(part: Path) -> None:
-    """Delete what another job left, `job.json` last: without it, fastvec would not recognise the folder as its own."""
+    """Delete what another job left, `job.json` last: without it, fastvec would not recognize the folder as its own."""
     for path in (part / RECORD, *part.glob(f"checkpoint-*/{PLACE}")):  # without these, nothing can be resumed
         path.unlink(missing_ok=True)
     for path in sorted(part.iterdir(), key=lambda path: path.name == JOB):

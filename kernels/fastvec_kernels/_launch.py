@@ -32,9 +32,9 @@ __all__ = [
     "compiling_for",
     "kernels_on_cpu",
     "launch",
-    "needs_scratch",
     "operator",
     "runs_triton",
+    "set_descriptor_allocator",
     "tl",
     "to_device",
     "to_host",
@@ -93,7 +93,7 @@ class CompileOnly:
 def compiling_for(architecture: str) -> Iterator[CompileOnly]:
     """Compile what the ops in this block would launch on `architecture`, a key of SHARED_MEMORY; launch nothing.
 
-    Tensors may be on any device; the tensors that an op returns in this block are uninitialised.
+    Tensors may be on any device; the tensors that an op returns in this block are uninitialized.
     Raises RuntimeError without Triton or if the kernels were defined for the interpreter, and ValueError for another
     architecture.
     """
@@ -171,7 +171,7 @@ def call(defined: Any, *args: Any) -> Any:
     return defined(*args)
 
 
-def needs_scratch(device: torch.device) -> None:
+def set_descriptor_allocator(device: torch.device) -> None:
     """Set the allocator from which Triton takes memory for tensor descriptors, for the next launches on `device`."""
     if device.type == "cuda":
         triton.set_allocator(lambda size, _alignment, _stream: torch.empty(size, dtype=torch.int8, device=device))
@@ -199,8 +199,3 @@ def to_host(x: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
 
 def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
-
-
-def warps_for(block_size: int) -> int:
-    """Return the warps for a program of `block_size` fp32 elements: 16 elements per thread, but 4 to 16 warps."""
-    return min(max(block_size // 512, 4), 16)

@@ -40,7 +40,7 @@ def add_rms_norm_reference(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Normalise each row of `x` [T, D] and scale it by `weight` [D] -> [T, D] of x's dtype.
+    """Normalize each row of `x` [T, D] and scale it by `weight` [D] -> [T, D] of x's dtype.
 
     Raises ValueError if a shape does not fit.
     """
@@ -55,7 +55,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add `residual` [T, D] to `x` [T, D] and normalise the sum -> (y, total), both [T, D] of x's dtype.
+    """Add `residual` [T, D] to `x` [T, D] and normalize the sum -> (y, total), both [T, D] of x's dtype.
 
     `total` is the next layer's residual. Raises ValueError if a shape or the residual's dtype does not fit.
     """

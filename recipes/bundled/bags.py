@@ -36,7 +36,7 @@ class Texts:
         return cls(ids, lengths, F.pad(lengths.cumsum(0), (1, 0)))
 
     def means(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return for each text in `rows` the mean [H] of its RMS-normalised vectors from the table `tokens` [V, H]."""
+        """Return for each text in `rows` the mean [H] of its RMS-normalized vectors from the table `tokens` [V, H]."""
         sizes = self.lengths[rows]
         starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
         places = torch.arange(int(sizes.sum())) + (self.offsets[rows] - starts).repeat_interleave(sizes)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformer
 
-from fastvec.settings import settle_dtype
+from fastvec.settings import resolve_dtype
 
 
 @click.command()
@@ -27,7 +27,7 @@ from fastvec.settings import settle_dtype
 def main(texts: Path, output: Path, model: str) -> None:
     """Write one part for each row group of TEXTS."""
     output.mkdir(parents=True, exist_ok=True)
-    dtype = settle_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_dtype("cuda" if torch.cuda.is_available() else "cpu")
     teacher = SentenceTransformer(model, model_kwargs={"dtype": getattr(torch, dtype)})
     file = pq.ParquetFile(texts)
     for group in range(file.num_row_groups):

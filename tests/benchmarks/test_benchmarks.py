@@ -16,7 +16,7 @@ from benchmarks import gpu
 from benchmarks.ops import roofline
 from benchmarks.ops.attention import attention_workload, padded_sdpa, runs_sdpa
 from benchmarks.ops.attention_tiles import forward_tile, useful_share
-from benchmarks.ops.measurement import MAKERS, rows_of
+from benchmarks.ops.measurement import WORKLOAD_BUILDERS, rows_of
 from benchmarks.ops.roofline import Ceilings
 from benchmarks.ops.shapes import PATTERNS, SHAPES, SMALL_SHAPES, make_lengths, with_real_lengths
 from benchmarks.ops.timing import Timing, copies_beyond_cache, measure, summary
@@ -210,10 +210,10 @@ def test_a_nan_is_wrong() -> None:
     assert failure == "shapes [(2, 4)], not [(3, 4)]"
 
 
-@pytest.mark.parametrize("op", MAKERS)
+@pytest.mark.parametrize("op", WORKLOAD_BUILDERS)
 def test_every_op_has_a_workload_whose_reference_is_right(op: str) -> None:
     for shape in SMALL_SHAPES[op]:
-        workload = MAKERS[op](shape, "cpu", torch.float32)
+        workload = WORKLOAD_BUILDERS[op](shape, "cpu", torch.float32)
         rows = list(rows_of(workload, None, timed=False, implementations="reference"))
         assert [row.status for row in rows] == ["correct"] * len(workload.bytes)
 
@@ -252,4 +252,4 @@ def test_a_part_of_a_visit_passes_fails_or_is_stopped(program: str, status: str,
 
 def test_a_visit_fits_into_nine_minutes_and_names_every_op() -> None:
     names = [part.name for part in gpu.parts(Path("out"), smoke=False)]
-    assert {"compile", "tests", *MAKERS} <= set(names)
+    assert {"compile", "tests", *WORKLOAD_BUILDERS} <= set(names)

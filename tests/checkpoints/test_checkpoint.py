@@ -31,7 +31,7 @@ def refusal(model: Path | None, *adapters: Path) -> str:
     return line
 
 
-def test_a_bare_decoder_is_bidirectional_mean_pooled_over_its_text_and_normalised(tiny_llama: Path) -> None:
+def test_a_bare_decoder_is_bidirectional_mean_pooled_over_its_text_and_normalized(tiny_llama: Path) -> None:
     checkpoint = resolve(tiny_llama)
     assert checkpoint == Checkpoint(
         name=str(tiny_llama),
@@ -100,7 +100,7 @@ def test_each_missing_or_damaged_file_is_named(llama: Path) -> None:
         ({"model_type": 7}, "has model_type 7"),
         ({"max_position_embeddings": -1}, "has max_position_embeddings -1"),
         ({"max_position_embeddings": True}, "has max_position_embeddings True"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "has quantised weights"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "has quantized weights"),
     ]
     for change, message in changes:
         config.write_text(text)

@@ -15,7 +15,7 @@ from fastvec.decoders.from_transformers import load_model
 from fastvec.decoders.load import load_dense
 from fastvec.errors import ModelError
 from fastvec.texts.from_transformers import tokenizer_from_transformers
-from fastvec.texts.prompt import text_frame
+from fastvec.texts.prompt import text_affixes
 from tests.helpers.checkpoints import copy, edit_json, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute transformers renamed
@@ -52,7 +52,7 @@ def load_everything(model: Path, *adapters: Path) -> None:
     checkpoint = resolve(model, adapters=adapters)
     load_model(checkpoint, dtype=torch.float32, device="cpu")
     load_dense(checkpoint, device="cpu")
-    text_frame(checkpoint, tokenizer_from_transformers(checkpoint))
+    text_affixes(checkpoint, tokenizer_from_transformers(checkpoint))
 
 
 def test_the_canary_works(canary: Path) -> None:

@@ -112,7 +112,7 @@ def test_no_pickle_and_no_code_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPat
         ("-/-", "not a valid hub id"),
     ],
 )
-def test_a_name_that_leads_nowhere(name: str | Path, message: str, hub_cache: Path) -> None:
+def test_a_model_name_that_cannot_be_located_is_refused(name: str | Path, message: str, hub_cache: Path) -> None:
     with pytest.raises(FastvecError, match=re.escape(message)):
         locate(name)
 

@@ -212,7 +212,7 @@ class Gone(io.StringIO):
 
 
 @pytest.mark.parametrize("stderr", [None, Gone()])
-def test_a_run_that_nobody_hears_is_finished(
+def test_a_run_completes_when_stderr_is_closed(
     fastvec: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, stderr: Gone | None
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)

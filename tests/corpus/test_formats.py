@@ -165,7 +165,7 @@ def test_a_file_that_is_no_corpus_is_refused_in_one_line(tmp_path: Path, write: 
 
 
 @pytest.mark.parametrize("name", ["c.parquet", "c.arrow"])
-def test_what_is_not_what_its_name_says_is_not_to_be_converted(tmp_path: Path, name: str) -> None:
+def test_a_file_with_the_wrong_suffix_is_to_be_downloaded_again(tmp_path: Path, name: str) -> None:
     path = write_bytes(b"<!DOCTYPE html>\n")(tmp_path / name)
     with pytest.raises(InputError, match=r"despite its suffix \(it starts with b'<!DOCTYP'\); download it again"):
         open_corpus([path])
@@ -291,7 +291,7 @@ def test_a_small_file_of_huge_equal_texts_takes_little_memory(tmp_path: Path, st
     assert memory.peak < 64 * MIB  # more than 300 MiB if a row group were read at once
 
 
-def test_small_rows_before_huge_ones_do_not_open_the_gates(tmp_path: Path) -> None:
+def test_small_rows_first_do_not_raise_memory_for_huge_rows(tmp_path: Path) -> None:
     size = MIB // 4
     rows = [0] * 2000 + [1] * 1000
     path = write_parquet(tmp_path / "bomb.parquet", dictionary_column(["", "x" * size], rows), store_schema=False)

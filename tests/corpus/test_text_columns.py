@@ -25,8 +25,8 @@ def test_the_column_that_was_taken_is_named(
 ) -> None:
     path = write_parquet(tmp_path / "c.parquet", pa.table(columns))
     with caplog.at_level(logging.INFO, "fastvec"):
-        open_corpus([path]).say_column()
-        open_corpus([path], column=line.split()[2].removesuffix(",")).say_column()
+        open_corpus([path]).log_text_column()
+        open_corpus([path], column=line.split()[2].removesuffix(",")).log_text_column()
     assert caplog.messages == [line]
 
 

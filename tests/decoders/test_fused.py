@@ -85,7 +85,7 @@ def test_in_bfloat16_it_is_no_further_from_the_truth_than_transformers(family: s
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_what_has_another_skeleton_is_left_to_transformers(family: str) -> None:
+def test_other_architectures_are_not_fused(family: str) -> None:
     decoder = Decoder(tiny_model(family), bidirectional=True)
     expected = decoder(packed())
     assert fuse(decoder, 64) is None

@@ -112,7 +112,7 @@ def write_chunk(writer: Writer, index: int, *, dtype: str = "float32", normalize
     writer.write(batch, counts=counts, errors=errors, batch_tokens=1024)
 
 
-def begun(output: Path, chunks: int) -> Writer:
+def start_job(output: Path, chunks: int) -> Writer:
     """Start a job and write `chunks` chunks without finishing it."""
     writer = Writer.open(output, make_job())
     writer.begin(make_schema())

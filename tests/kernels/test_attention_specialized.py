@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import AttentionPlan, attention, attention_reference
-from fastvec_kernels.attention.configs import forcing
+from fastvec_kernels.attention.configs import override_tiles
 from fastvec_kernels.attention.parts import Tile
 from fastvec_kernels.attention.specialized import fits_descriptors
 from tests.kernels import examples
@@ -44,7 +44,7 @@ def test_it_matches_the_reference(
     lengths: list[int], heads: tuple[int, int], head_dim: int, causal: bool, device: str
 ) -> None:
     case = half_case(lengths, *heads, head_dim, causal, device)
-    with forcing(**TILES):
+    with override_tiles(**TILES):
         output = case.run()
     assert_as_exact(output, case.to(torch.float64).reference(), case.reference())
 
@@ -52,7 +52,7 @@ def test_it_matches_the_reference(
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from NumPy about NaN, in the interpreter
 def test_a_neighbours_nan_never_comes_near(device: str) -> None:
     case = half_case([20, 40, 20], 2, 1, 64, False, device)
-    with forcing(**TILES):
+    with override_tiles(**TILES):
         clean = case.run()
         for x in (case.q, case.k, case.v):
             x[20:60] = torch.nan
@@ -67,7 +67,7 @@ def test_what_it_hands_to_the_backward_pass_is_right(device: str) -> None:
     inputs = [x.requires_grad_() for x in (case.q, case.k, case.v)]
     weights = torch.randn(case.q.shape, generator=torch.Generator().manual_seed(1)).half().to(device)
     expected = torch.autograd.grad(case.run(), inputs, weights)
-    with forcing(**TILES):
+    with override_tiles(**TILES):
         found = torch.autograd.grad(case.run(), inputs, weights)
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
@@ -79,6 +79,6 @@ def test_tensors_that_the_copy_engine_cannot_address_take_pointers(device: str) 
     assert not fits_descriptors(q, k, v)
     assert fits_descriptors(*(x.contiguous() for x in (q, k, v)))
     expected = attention_reference(q, k, v, plan, scale=0.125)
-    with forcing(**POINTERS_TOO):
+    with override_tiles(**POINTERS_TOO):
         output = attention(q, k, v, plan, scale=0.125)
     torch.testing.assert_close(output, expected, rtol=2e-3, atol=2e-3)

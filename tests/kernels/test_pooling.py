@@ -123,7 +123,7 @@ def test_int8_rounds_half_to_even_and_saturates(pooling: Any, device: str) -> No
     assert vectors.tolist() == [[0, 2, 2, 0, -2, 126, 127, -127, 0]]
 
 
-def quantised(pooling: Any, out_dtype: torch.dtype, device: str) -> tuple[Any, Any, Any]:
+def quantized(pooling: Any, out_dtype: torch.dtype, device: str) -> tuple[Any, Any, Any]:
     """Pool random hidden states; return vectors in float32 and in `out_dtype`, and the ranges of int8."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(180, 100, generator=generator).to(device)
@@ -138,7 +138,7 @@ def quantised(pooling: Any, out_dtype: torch.dtype, device: str) -> tuple[Any, A
 
 @pytest.mark.parametrize("pooling", [pool, pool_reference])
 def test_int8_vectors_are_the_float32_ones_in_steps_of_their_ranges(pooling: Any, device: str) -> None:
-    wide, narrow, ranges = quantised(pooling, torch.int8, device)
+    wide, narrow, ranges = quantized(pooling, torch.int8, device)
     assert np.array_equal(narrow, np.clip(np.rint(wide / ranges * 127), -127, 127).astype(np.int8))
     assert (np.abs(narrow) == 127).any()
 
@@ -156,7 +156,7 @@ def test_int8_divides_and_multiplies_as_numpy_does(pooling: Any, device: str) ->
 
 @pytest.mark.parametrize("pooling", [pool, pool_reference])
 def test_binary_vectors_are_the_packed_signs_of_the_float32_ones(pooling: Any, device: str) -> None:
-    wide, narrow, _ = quantised(pooling, torch.uint8, device)
+    wide, narrow, _ = quantized(pooling, torch.uint8, device)
     assert np.array_equal(narrow, np.packbits(wide > 0, axis=1))
 
 
@@ -197,7 +197,7 @@ def test_half_precision_states_are_summed_in_float32(device: str) -> None:
     assert pool(hidden, torch.tensor([[0, 4096]]), "mean").tolist() == [[1.0]]
 
 
-def test_a_zero_vector_stays_zero_when_normalised(device: str) -> None:
+def test_a_zero_vector_stays_zero_when_normalized(device: str) -> None:
     hidden = torch.zeros(3, 4, requires_grad=True, device=device)
     with torch.no_grad():
         assert pool(hidden, torch.tensor([[0, 3]]), "mean", normalize=True).tolist() == [[0.0] * 4]

@@ -58,7 +58,7 @@ def test_zeros_stay_zeros_and_infinity_does_not_become_a_number(device: str) -> 
     assert not (y.float() * scales[:, None]).isfinite()[1].all()
 
 
-def test_rows_may_lie_apart(device: str) -> None:
+def test_rows_may_have_a_stride(device: str) -> None:
     wide = torch.randn(6, 40, device=device)
     y, _ = quantize_rows(wide[:, 8:24])
     assert torch.equal(y.float(), quantize_rows(wide[:, 8:24].contiguous())[0].float())

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fastvec_kernels import AttentionPlan
 from fastvec_kernels._launch import SHARED_MEMORY
-from fastvec_kernels.attention.configs import CLASSES, TABLES, configuration, forcing, widest_head
+from fastvec_kernels.attention.configs import CLASSES, TABLES, configuration, override_tiles, widest_head
 from fastvec_kernels.attention.parts import Kind, Tile
-from fastvec_kernels.attention.plan import work_of
+from fastvec_kernels.attention.plan import list_programs
 
 PLAIN = Kind(group=4, head_dim=64, value_dim=64)
 
@@ -41,7 +41,7 @@ def test_a_plan_that_cannot_be_is_refused(lengths: list[int], ids: list[int] | N
 
 def test_work_is_listed_longest_first_and_by_class() -> None:
     lengths = torch.tensor([20, 300, 33, 32, 130, 64], dtype=torch.int32)
-    work = work_of(lengths, lengths.device, rows=128, group=2, limits=(32, 64))
+    work = list_programs(lengths, lengths.device, rows=128, group=2, limits=(32, 64))
     assert work.items.tolist() == [
         *([1, row] for row in (0, 128, 256, 384, 512)),  # 300 tokens of two query heads: 600 rows
         *([4, row] for row in (0, 128, 256)),
@@ -61,8 +61,10 @@ def test_every_row_has_one_program_and_no_program_is_empty(
     lengths: list[int], rows: int, group: int, limits: tuple[int, ...]
 ) -> None:
     host_lengths = torch.tensor(lengths, dtype=torch.int32)
-    work = work_of(host_lengths, torch.device("cpu"), rows, group, limits)
-    assert work is work_of(host_lengths.clone(), torch.device("cpu"), rows, group, limits)  # one list for all layers
+    work = list_programs(host_lengths, torch.device("cpu"), rows, group, limits)
+    assert work is list_programs(
+        host_lengths.clone(), torch.device("cpu"), rows, group, limits
+    )  # one list for all layers
     items = [(int(sequence), int(first)) for sequence, first in work.items]
     assert len(items) == sum(work.counts)
     longer, *classes = work.counts
@@ -92,7 +94,7 @@ def test_every_kind_has_tiles_that_hold_what_they_must(row: str, dropout: bool) 
             assert all(tile.keys >= limit for limit, tile in classes.items())  # a program has all keys of a sequence
         tiles = [*passes.forward_long, passes.backward_rows, passes.backward_keys]
         assert any(tile.path == "pointer" for tile in passes.forward_long)  # not every tensor fits a descriptor
-        assert all(tile.bears_dropout for tile in tiles) or not dropout
+        assert all(tile.supports_dropout for tile in tiles) or not dropout
 
 
 def test_a_head_takes_the_narrowest_tiles_that_hold_it() -> None:
@@ -121,7 +123,7 @@ def test_the_specialized_kernel_takes_no_options(kind: Kind) -> None:
 def test_forced_tiles_are_taken_for_a_while() -> None:
     before = configuration("sm_90", PLAIN, torch.bfloat16)
     tile = Tile(16, 32, 1, 1)
-    with forcing(backward_rows=(tile,), forward_32=(), forward_long=(tile,)):
+    with override_tiles(backward_rows=(tile,), forward_32=(), forward_long=(tile,)):
         inside = configuration("sm_90", PLAIN, torch.bfloat16)
     assert inside == replace(
         before,

@@ -41,7 +41,7 @@ def reopened(path: Path) -> Journal:
     return journal
 
 
-def test_it_remembers(path: Path) -> None:
+def test_a_reopened_journal_has_its_job_and_chunks(path: Path) -> None:
     assert reopened(path).job == make_job()
     assert reopened(path).chunks == CHUNKS
 

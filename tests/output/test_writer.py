@@ -11,7 +11,17 @@ from fastvec.errors import OutputError
 from fastvec.output import writer as writer_module
 from fastvec.output.writer import RowError, Writer
 from tests import ROOT
-from tests.helpers.outputs import CHUNKS, ROWS, begun, contents, make_chunk, make_job, make_schema, run_job, write_chunk
+from tests.helpers.outputs import (
+    CHUNKS,
+    ROWS,
+    contents,
+    make_chunk,
+    make_job,
+    make_schema,
+    run_job,
+    start_job,
+    write_chunk,
+)
 
 COUNTS = {"nulls": 7, "truncated": 3, "errors": 2, "tokens": 301}
 
@@ -60,7 +70,7 @@ def test_an_output_without_rows_is_an_output(output: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on_where_it_was(output: Path, expected: dict[str, bytes]) -> None:
-    writer = begun(output, 3)
+    writer = start_job(output, 3)
     assert (writer.rows, writer.chunks, len(writer.errors)) == (0, 0, 1)
     writer.close()
     assert writer.rows == 3 * ROWS
@@ -78,7 +88,7 @@ def test_an_interrupted_run_goes_on_where_it_was(output: Path, expected: dict[st
 
 
 def test_a_resume_keeps_the_limits_and_warns_of_another_environment(output: Path) -> None:
-    begun(output, 1).close()
+    start_job(output, 1).close()
     job = make_job()
     later = type(job)(
         fingerprint=job.fingerprint, environment={"torch": "2.14.0", "device": "cpu"}, limits={"rows": 1000}
@@ -94,12 +104,12 @@ def test_a_resume_keeps_the_limits_and_warns_of_another_environment(output: Path
 def test_nothing_is_left_where_nothing_became_durable(output: Path) -> None:
     Writer.open(output, make_job()).close()
     assert contents(output.parent) == {}
-    begun(output, 0).close()
+    start_job(output, 0).close()
     assert contents(output.parent) == {}
 
 
 def test_an_exception_finishes_nothing(output: Path, expected: dict[str, bytes]) -> None:
-    writer = begun(output, 2)
+    writer = start_job(output, 2)
     wrong = make_chunk(2, dtype="float16")[0]
     with pytest.raises(ValueError, match="expected a batch with the output's schema"):
         writer.write(wrong, counts={}, errors=[], batch_tokens=1)
@@ -131,7 +141,7 @@ def test_commits_come_in_groups(
     clock = iter(range(1000))
     monkeypatch.setattr(writer_module, "GROUP_BYTES", group_bytes)
     monkeypatch.setattr("time.monotonic", lambda: next(clock) * seconds)
-    writer = begun(output, 0)
+    writer = start_job(output, 0)
     durable = []
     for index in range(5):
         write_chunk(writer, index)
@@ -159,7 +169,7 @@ def test_overwrite_leaves_the_old_output_readable_until_the_end(output: Path, ex
 
 
 def test_overwrite_discards_another_jobs_work_only_when_it_begins(output: Path, expected: dict[str, bytes]) -> None:
-    begun(output, 3).close()
+    start_job(output, 3).close()
     before = contents(output.parent)
     another = Writer.open(output, make_job(model="another"), overwrite=True)
     assert (another.rows, another.schema) == (0, None)
@@ -183,7 +193,7 @@ def test_an_errors_file_of_an_earlier_run_goes(output: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["gone", "short", "flipped"])
 def test_a_part_that_is_not_what_the_journal_says_is_refused(output: Path, damage: str) -> None:
-    begun(output, 3).close()
+    start_job(output, 3).close()
     part = output.with_name("vecs.arrow.part")
     content = part.read_bytes()
     sound = {"gone": 0, "short": 2, "flipped": 1}[damage]
@@ -204,7 +214,7 @@ def test_a_part_that_is_not_what_the_journal_says_is_refused(output: Path, damag
 
 def test_memory_does_not_grow_with_the_chunks(output: Path) -> None:
     before = pa.total_allocated_bytes()
-    writer = begun(output, 300)
+    writer = start_job(output, 300)
     assert pa.total_allocated_bytes() <= before
     writer.close()
 

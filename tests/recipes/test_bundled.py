@@ -186,7 +186,7 @@ def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_e
         assert str(made) not in path.read_text()
 
 
-def test_behind_the_meaning_stand_the_words_of_a_text_the_rarer_the_more(made: Path, finished: Path) -> None:
+def test_the_last_dimensions_are_the_mean_of_words_weighted_by_rarity(made: Path, finished: Path) -> None:
     found = PreTrainedTokenizerFast.from_pretrained(made / "tokenizer")
     rare = words.rarity(made / "texts.parquet", found)
     holders = np.zeros(len(found))

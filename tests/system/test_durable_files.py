@@ -13,7 +13,7 @@ import pytest
 from fastvec.errors import DiskFullError, OutputError
 from fastvec.output import writer as writer_module
 from fastvec.output.writer import RowError, Writer
-from tests.helpers.outputs import ROWS, begun, contents, make_chunk, make_job, run_job, write_chunk
+from tests.helpers.outputs import ROWS, contents, make_chunk, make_job, run_job, start_job, write_chunk
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def write_until_it_fails(writer: Writer, *, rows: int) -> None:
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     """Six chunks of 30 KB fit; discarding the part of the seventh makes room for 8 KB of journal."""
     output = small_disk / "vecs.arrow"
-    writer = begun(output, 0)
+    writer = start_job(output, 0)
     with pytest.raises(DiskFullError, match="no space left"):
         write_until_it_fails(writer, rows=600)
     assert writer.rows == 0
@@ -120,7 +120,7 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
 def test_a_file_that_may_not_grow(output: Path) -> None:
     """The process's file size limit raises a different error from a full disk, and is as safe."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    writer = begun(output, 2)
+    writer = start_job(output, 2)
     writer.commit()
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
@@ -137,7 +137,7 @@ def test_what_a_failed_fsync_may_have_lost_is_not_counted(
     output: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux drops the bytes it could not write and reports it only once: a second fsync would succeed."""
-    writer = begun(output, 2)
+    writer = start_job(output, 2)
     writer.commit()
     write_chunk(writer, 2)
     with monkeypatch.context() as failing:

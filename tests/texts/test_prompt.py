@@ -5,7 +5,7 @@ import pytest
 from fastvec.checkpoints.checkpoint import resolve
 from fastvec.errors import ModelError
 from fastvec.texts.from_transformers import tokenizer_from_transformers
-from fastvec.texts.prompt import text_frame
+from fastvec.texts.prompt import text_affixes
 from tests.helpers.checkpoints import copy, edit_json
 
 LLAMA_3 = (
@@ -51,12 +51,12 @@ def test_the_frame_is_the_user_turn_of_the_template(
     tiny_llama: Path, tmp_path: Path, template: str, expected: tuple[str, str]
 ) -> None:
     checkpoint = resolve(wrapped(tiny_llama, tmp_path, template))
-    assert text_frame(checkpoint, tokenizer_from_transformers(checkpoint)) == expected
+    assert text_affixes(checkpoint, tokenizer_from_transformers(checkpoint)) == expected
 
 
 def test_without_a_template_there_is_no_frame(tiny_llama: Path) -> None:
     checkpoint = resolve(tiny_llama)
-    assert text_frame(checkpoint, tokenizer_from_transformers(checkpoint)) == ("", "")
+    assert text_affixes(checkpoint, tokenizer_from_transformers(checkpoint)) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_a_template_that_does_not_take_a_text_is_refused(
 ) -> None:
     checkpoint = resolve(wrapped(tiny_llama, tmp_path, template))
     with pytest.raises(ModelError, match="template"):
-        text_frame(checkpoint, tokenizer_from_transformers(checkpoint))
+        text_affixes(checkpoint, tokenizer_from_transformers(checkpoint))
 
 
 def test_a_pooled_eos_follows_the_text(tiny_llama: Path, tmp_path: Path) -> None:
     folder = copy(tiny_llama, tmp_path / "model")
     edit_json(folder / "llm2vec_config.json", pooling_mode="eos_token")
     checkpoint = resolve(folder)
-    assert text_frame(checkpoint, tokenizer_from_transformers(checkpoint)) == ("", " </s>")
+    assert text_affixes(checkpoint, tokenizer_from_transformers(checkpoint)) == ("", " </s>")
     edit_json(folder / "tokenizer_config.json", eos_token="<mask>")
-    assert text_frame(checkpoint, tokenizer_from_transformers(checkpoint)) == ("", "<mask>")
+    assert text_affixes(checkpoint, tokenizer_from_transformers(checkpoint)) == ("", "<mask>")
     edit_json(folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(ModelError, match="pools the EOS token, but its tokenizer has none"):
-        text_frame(checkpoint, tokenizer_from_transformers(checkpoint))
+        text_affixes(checkpoint, tokenizer_from_transformers(checkpoint))

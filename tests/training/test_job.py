@@ -318,7 +318,7 @@ def test_two_runs_are_kept_from_one_output(tiny_llama: Path, tmp_path: Path) -> 
         ),
     ],
 )
-def test_what_cannot_work_is_one_line_and_nothing_looks_whole(
+def test_a_failed_run_is_one_line_and_leaves_no_output(
     tiny_llama: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:

@@ -12,7 +12,7 @@ from tests.helpers.checkpoints import add_tokens, copy
 from tests.helpers.tiny import SENTENCES
 
 
-def test_what_is_hardly_meant_is_told(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_useless_options_are_warned_about(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data, texts = tmp_path / "data.parquet", SENTENCES * 20
     pq.write_table(pa.table({"text": texts, "answer": texts[::-1]}), data)
     small: dict[str, Any] = {

@@ -24,7 +24,7 @@ def numbers_of(chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[int]:
 @pytest.fixture
 def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExampleStream[int]:
     """The numbers below 200 as rows of two files: row groups of 30, chunks of 7 rows, blocks of 25 examples."""
-    for name, value in {"BLOCK_EXAMPLES": 25, "SIDE_BY_SIDE": 2, "STRETCH_ROWS": 20}.items():
+    for name, value in {"BLOCK_EXAMPLES": 25, "OPEN_STRETCHES": 2, "STRETCH_ROWS": 20}.items():
         monkeypatch.setattr(stream, name, value)
     monkeypatch.setattr(stream, "LIMITS", ChunkLimits(rows=7, bytes=1 << 20))
     for name, first, end in (("a", 0, 110), ("b", 110, ROWS)):

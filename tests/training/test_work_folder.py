@@ -12,7 +12,17 @@ import pytest
 from fastvec.checkpoints.checkpoint import RECORD
 from fastvec.errors import InputError, ModelError, RefusedError, UsageError
 from fastvec.training.metrics import read_metrics
-from fastvec.training.work_folder import JOB, LOCK, PLACE, finished, part_of, publish, tidy, whole_results, workplace
+from fastvec.training.work_folder import (
+    JOB,
+    LOCK,
+    PLACE,
+    finished,
+    open_work_folder,
+    part_of,
+    publish,
+    tidy,
+    whole_results,
+)
 from tests.training.test_job import adapt
 
 WEIGHTS = "adapter_model.safetensors"
@@ -31,7 +41,7 @@ def run(
     if finished(output, job, overwrite=overwrite) is not None:
         tidy(output)
         return
-    with workplace(output, job, overwrite=overwrite) as part:
+    with open_work_folder(output, job, overwrite=overwrite) as part:
         if whole_results(output) is None:
             (part / "checkpoint-1").mkdir(exist_ok=True)
             (part / "checkpoint-1" / PLACE).write_text("[]")
@@ -95,10 +105,10 @@ def test_killed_while_another_jobs_work_is_deleted_that_job_begins_anew(tmp_path
 
 def test_where_no_run_could_go_on_another_job_begins_anew(tmp_path: Path) -> None:
     output, part = tmp_path / "out", part_of(tmp_path / "out")
-    with workplace(output, ONE, overwrite=False):
+    with open_work_folder(output, ONE, overwrite=False):
         (part / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
         (part / "checkpoint-2").mkdir()  # killed while it was being written
-    with workplace(output, OTHER, overwrite=False):
+    with open_work_folder(output, OTHER, overwrite=False):
         assert {path.name for path in part.iterdir()} == {JOB, LOCK}
         (part / "checkpoint-2").mkdir()
         (part / "checkpoint-2" / PLACE).write_text("[]")

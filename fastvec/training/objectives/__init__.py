@@ -5,5 +5,5 @@
 - `readout` encodes texts with gradients, in parts (GradCache) and over all ranks; `language_head` computes logits.
 - `noise` derives dropout from a seed and a sequence's number, so that a step can be repeated exactly.
 
-Nothing here depends on earlier steps, files or optimisers.
+Nothing here depends on earlier steps, files or optimizers.
 """

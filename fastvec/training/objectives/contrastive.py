@@ -1,6 +1,7 @@
-"""The contrastive tasks: SimCSE (a text and itself, under different noise) and pairs (query, positive, hard negatives).
+"""The contrastive tasks: SimCSE (a text and itself, under different dropout) and pairs with optional hard negatives.
 
-A query's negatives are the other documents of the batch, on all ranks.
+A pair is a query and its positive, the document that answers it. A query's negatives are the other documents of the
+batch, on all ranks.
 
 Shapes: n texts, N documents, D dimensions.
 """
@@ -31,7 +32,7 @@ class Group:
 
 
 class ContrastTask:
-    """InfoNCE on the vectors of texts."""
+    """Trains text vectors with the InfoNCE loss."""
 
     def __init__(
         self,
@@ -44,16 +45,16 @@ class ContrastTask:
         temperature: float,
         at_once: int | None,
     ) -> None:
-        """Make the task of pairs from the kept columns `positive` and `negatives`, or SimCSE without a positive.
+        """Make a task on pairs, with documents from the kept columns `positive` and `negatives`.
 
-        `at_once` texts go through the model together; None means the whole batch.
+        Without `positive`, the task is SimCSE. `at_once` texts go through the model together; None: the whole batch.
         """
         self._queries, self._documents = queries, documents
         self._positive, self._negatives = positive, tuple(negatives)
         self._readout, self._scale, self._at_once = readout, 1 / temperature, at_once
 
     def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[Group]:
-        """Return examples from a chunk's admitted rows that have a query and a positive; negatives may be missing."""
+        """Return the examples of a chunk's admitted rows that have a query and a positive; negatives are optional."""
         columns = [chunk.texts.to_pylist()]
         columns += [kept_texts(chunk, name) for name in (self._positive, *self._negatives) if name is not None]
         rows = [row for row, used in zip(zip(*columns, strict=True), admitted, strict=True) if used]
@@ -86,7 +87,10 @@ class ContrastTask:
         return sum(len(text.ids) for group in batch.examples for text in (group.query, *group.documents))
 
     def evaluate(self, examples: Sequence[Group], model: Pass, *, size: int) -> dict[str, float]:
-        """Return the mean loss in batches of `size`, alignment of queries and answers, uniformity of the queries."""
+        """Return the mean loss in batches of `size`, alignment of queries and positives, and uniformity of the queries.
+
+        Uniformity needs at least two examples.
+        """
         losses, queries, answers = [], [], []
         with torch.no_grad():
             for begin in range(0, len(examples), size):
@@ -123,11 +127,11 @@ class _Layout:
     queries: int  # of this rank, n
     documents: list[int]  # of each rank
     own_texts: list[Text]  # this rank's queries, then its documents
-    own_numbers: list[int]  # identify each of them to the noise
-    own: torch.Tensor  # [n] the document that answers each query, as an index into all ranks' documents
+    own_numbers: list[int]  # identify each of these texts to the noise
+    own: torch.Tensor  # [n] index of the document that answers each query, among the documents of all ranks
     query_keys: torch.Tensor  # [n]
     document_keys: torch.Tensor  # [N]
-    owner_keys: torch.Tensor  # [N] the key of the query that a document answers, −1 for a hard negative
+    owner_keys: torch.Tensor  # [N] key of the query that each document answers, −1 for a hard negative
 
     @classmethod
     def of(cls, batch: Batch[Group], device: torch.device) -> "_Layout":

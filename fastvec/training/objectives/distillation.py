@@ -1,8 +1,9 @@
-"""Distillation: trains a text's vector to match a teacher's, by one Dense layer after the pooling if the widths differ.
+"""Distillation: trains a model's text vectors to match a teacher's.
 
-A batch's loss is the error of its vectors and of their similarities, compared with the teacher's
-(`losses.distillation`). The Dense layer starts as the least-squares map from the model's own vectors to the teacher's,
-so training builds on what the model already represents.
+The loss compares a batch's vectors, and the similarities between them, with the teacher's (`losses.distillation`). A
+Dense layer after the pooling maps H to D: the checkpoint's, or, if it has none and the widths differ, a new one. A new
+layer starts as the least-squares map from the model's own vectors to the teacher's, so training builds on what the
+model already represents.
 
 Shapes: n texts, D dimensions of the teacher's vectors, H of the model's.
 """
@@ -27,14 +28,14 @@ from fastvec_kernels import to_device
 
 FloatArray = npt.NDArray[np.float32]
 
-FIT_TEXTS = 4096  # whose vectors determine the initial Dense layer
+FIT_TEXTS = 4096  # used to fit the initial Dense layer
 FIT_AT_ONCE = 64
-RIDGE = 1e-3  # relative to the mean square of a dimension; keeps weights small where few texts leave them undetermined
+RIDGE = 1e-3  # relative to the mean square of a dimension; keeps weights small that few texts leave undetermined
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
-    """A text and the teacher's vector [D] of it."""
+class DistilExample:
+    """A text and the teacher's vector [D] for it."""
 
     text: Text
     target: FloatArray
@@ -53,17 +54,17 @@ class DistilTask:
         at_once: int | None,
         file_of: Callable[[int], str],
     ) -> None:
-        """`width` is D; `at_once` texts go through the model together, None means the whole batch.
+        """Make the task for vectors of `width` D; `at_once` texts go through the model together, None: the whole batch.
 
-        `file_of` returns the file of a row of the corpus, for error messages.
+        `file_of` returns the file that contains a row of the corpus, for error messages.
         """
         self._tokenizer, self._readout, self._file_of = tokenizer, readout, file_of
         self._vectors, self._width, self._at_once = vectors, width, at_once
 
-    def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[Taught]:
+    def examples_of(self, chunk: Chunk, admitted: npt.NDArray[np.bool_]) -> list[DistilExample]:
         """Return the examples of a chunk's admitted rows that have a text and a finite, nonzero vector.
 
-        Raises InputError if a vector has another width.
+        Raises InputError if a vector is not `width` wide.
         """
         column = chunk.kept.column(self._vectors)
         lengths = pc.list_value_length(column).fill_null(0).to_numpy()
@@ -78,9 +79,9 @@ class DistilTask:
         texts = chunk.texts.to_pylist()
         rows = [row for row in np.flatnonzero(usable) if holds_something(texts[row])]
         found = tokenized(self._tokenizer, [texts[row] for row in rows])
-        return [Taught(text, targets[row]) for text, row in zip(found, rows, strict=True)]
+        return [DistilExample(text, targets[row]) for text, row in zip(found, rows, strict=True)]
 
-    def learn(self, batch: Batch[Taught], model: Pass) -> torch.Tensor:
+    def learn(self, batch: Batch[DistilExample], model: Pass) -> torch.Tensor:
         """Backpropagate the loss over the batch, on all ranks.
 
         Returns this rank's part; the mean over ranks is the loss.
@@ -95,11 +96,11 @@ class DistilTask:
 
         return self._readout.learn(own, batch.own, model, loss_of, at_once=self._at_once)
 
-    def tokens(self, batch: Batch[Taught]) -> int:
+    def tokens(self, batch: Batch[DistilExample]) -> int:
         """Return the number of tokens in `batch`, on all ranks."""
         return sum(len(example.text.ids) for example in batch.examples)
 
-    def evaluate(self, examples: Sequence[Taught], model: Pass, *, size: int) -> dict[str, float]:
+    def evaluate(self, examples: Sequence[DistilExample], model: Pass, *, size: int) -> dict[str, float]:
         """Return the mean loss in batches of `size`, and the mean cosine between a text's vector and the teacher's."""
         losses, cosines = [], []
         with torch.no_grad():
@@ -114,13 +115,13 @@ class DistilTask:
         return {"loss": loss, "cosine": cosine}
 
 
-def targets_of(examples: Sequence[Taught], device: torch.device) -> torch.Tensor:
+def targets_of(examples: Sequence[DistilExample], device: torch.device) -> torch.Tensor:
     """Return the teacher's vectors [n, D]."""
     return to_device(np.stack([one.target for one in examples]), device)
 
 
-def fitted_dense(examples: Sequence[Taught], readout: Readout, model: Pass) -> nn.Linear:
-    """Return the initial Dense layer [H → D], fitted to the texts' vectors from `readout`, which must have none."""
+def fitted_dense(examples: Sequence[DistilExample], readout: Readout, model: Pass) -> nn.Linear:
+    """Return the initial Dense layer [H → D], fitted to vectors from `readout`, which must have no Dense layer."""
     texts, targets = [one.text for one in examples], targets_of(examples, model.device)
     with torch.no_grad():
         hidden = readout.encode_in_parts(texts, range(len(texts)), model, at_once=FIT_AT_ONCE)
@@ -130,7 +131,7 @@ def fitted_dense(examples: Sequence[Taught], readout: Readout, model: Pass) -> n
 def least_squares(hidden: torch.Tensor, targets: torch.Tensor) -> nn.Linear:
     """Return a Dense layer that maps `hidden` [n, H] to the directions of `targets` [n, D].
 
-    W minimises Σ‖W h_i − v_i‖² + λ‖W‖² over the unit vectors v_i, with λ = `RIDGE` · n · the mean of h's squares.
+    W minimizes Σ‖W h_i − v_i‖² + λ‖W‖² over the unit vectors v_i, with λ = `RIDGE` · n · the mean of h's squares.
     """
     hidden, targets = hidden.double(), torch.nn.functional.normalize(targets.double(), dim=-1)
     gram = hidden.T @ hidden
@@ -142,7 +143,7 @@ def least_squares(hidden: torch.Tensor, targets: torch.Tensor) -> nn.Linear:
 
 
 def matrix(column: pa.Array, lengths: npt.NDArray[np.integer], width: int) -> FloatArray:
-    """Return a column of lists, of `lengths` [n] `width` or 0, as float32 [n, width]; a null or empty row is NaN."""
+    """Return a list column as float32 [n, width], with NaN for a null or empty row; `lengths` [n] are `width` or 0."""
     found = np.full((len(column), width), np.nan, dtype=np.float32)
     found[lengths > 0] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     return found

@@ -1,4 +1,4 @@
-"""The LM head of any decoder, without the decoder: maps final hidden states to logits as the family does."""
+"""The LM head of any supported decoder, without the decoder: maps final hidden states to logits as the family does."""
 
 import copy
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from transformers.utils.generic import ModelOutput
 class LanguageHead:
     """Computes logits from a decoder's final hidden states: the projection, and any softcap or scale around it.
 
-    Families write these into the forward of their causal model. Therefore that forward runs, on a copy of the causal
-    model that shares its weights, and whose decoder is replaced by a module that returns the hidden states it is given.
+    Families implement these in the forward of their causal model. Therefore this class runs that forward, on a copy of
+    the causal model that shares its weights. In the copy, a module that returns its input replaces the decoder.
     """
 
     def __init__(self, causal: PreTrainedModel) -> None:
@@ -40,13 +40,13 @@ class _Given(nn.Module):
 
     @property
     def decoder(self) -> Self:
-        """OPT's causal model calls this attribute of its base model."""
+        """Return this module: OPT's causal model calls the `decoder` of its base model."""
         return self
 
 
 @dataclass
 class _States(ModelOutput):
-    """A decoder's output. Anything else that a family passes on (caches, router logits) is None."""
+    """A decoder's output. Any other field that a family reads (caches, router logits) is None."""
 
     last_hidden_state: torch.Tensor | None = None
 

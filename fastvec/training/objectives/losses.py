@@ -1,8 +1,8 @@
-"""The losses of an adaptation: pure functions of tensors. Each loss has a naive reference implementation.
+"""The training losses, as pure functions of tensors. Each loss has a naive reference implementation.
 
     MNTP      mean over masked tokens i of −log softmax(head(h_{i−1}))[x_i]           (BehnamGhader et al., 2024)
     InfoNCE   mean over queries i of −log (exp s·q_i·d_i / Σ_j exp s·q_i·d_j)         (van den Oord et al., 2018)
-    SimCSE    InfoNCE between two encodings of one text that differ by dropout alone  (Gao, Yao, Chen, 2021)
+    SimCSE    InfoNCE between two encodings of one text that differ only in dropout   (Gao, Yao, Chen, 2021)
     Distil    mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²), v a teacher's  (similarities: Tung, Mori, 2019)
 
 Shapes: T packed tokens, M masked tokens, V vocabulary, n queries, N documents, D dimensions.
@@ -21,9 +21,9 @@ IntArray = npt.NDArray[np.integer]
 Head = Callable[[torch.Tensor], torch.Tensor]
 MaskStyle = Literal["bert", "all"]
 
-HEAD_BYTES = 1 << 27  # of float32 logits at a time: 1,024 rows of a vocabulary of 32,768
+HEAD_BYTES = 1 << 27  # of float32 logits at a time: 1,024 rows if the vocabulary has 32,768 tokens
 DOCUMENTS_AT_ONCE = 4096  # columns of the similarity matrix at a time
-SIMILARITY_WEIGHT = 5.0  # of the similarity errors relative to the cosine error, as they are squares of small numbers
+SIMILARITY_WEIGHT = 5.0  # relative to the cosine error, because similarity errors are squares of small numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,32 +43,32 @@ class MaskRule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedTokens:
-    """A sequence with masked tokens: the input, and the tokens to predict, each from the position before it."""
+    """A sequence with masked tokens: the model's input, and the targets, each predicted from the position before it."""
 
-    ids: IntArray  # [L]
-    places: IntArray  # [M] positions in the sequence whose hidden states predict
-    labels: IntArray  # [M] the masked tokens
+    ids: IntArray  # [L] the input
+    places: IntArray  # [M] positions whose hidden states predict the targets
+    labels: IntArray  # [M] the targets: the original tokens
 
 
 def mask_tokens(ids: IntArray, rule: MaskRule, random: np.random.Generator) -> MaskedTokens:
     """Mask tokens of one sequence `ids` [L].
 
-    A masked first token has no token before it, so it is not a target.
+    The first token may be masked, but is not a target, because no token precedes it.
     """
     chosen = random.random(len(ids)) < rule.probability
     chosen &= ~np.isin(ids, list(rule.special_ids))
     masked = ids.copy()
     fate = random.random(len(ids)) if rule.style == "bert" else np.zeros(len(ids))
     masked[chosen & (fate < 0.8)] = rule.mask_id
-    randomised = chosen & (fate >= 0.9)
-    masked[randomised] = random.integers(rule.vocabulary, size=int(randomised.sum()))
+    randomized = chosen & (fate >= 0.9)
+    masked[randomized] = random.integers(rule.vocabulary, size=int(randomized.sum()))
     targets = np.flatnonzero(chosen)
     targets = targets[targets > 0]
     return MaskedTokens(ids=masked, places=targets - 1, labels=ids[targets])
 
 
 def next_tokens(ids: IntArray) -> MaskedTokens:
-    """Make every token but the first a target and mask none: the pretraining objective of a causal decoder."""
+    """Make every token except the first a target, and mask none: the pretraining objective of a causal decoder."""
     return MaskedTokens(ids=ids, places=np.arange(len(ids) - 1), labels=ids[1:])
 
 
@@ -77,8 +77,8 @@ def token_loss(
 ) -> torch.Tensor:
     """Return the summed cross entropy of `labels` [M] under `head(hidden[places])`, where `hidden` is [T, D].
 
-    Only the rows `places` go through the LM head, a part at a time. A part's gradient is computed right after its loss,
-    so all logits [M, V] are never in memory at once. Does not wait for the device.
+    Only the rows `places` go through the LM head, in parts. The gradient of each part is computed right after its loss,
+    so the full logits [M, V] are never in memory. Does not wait for the device.
     """
     states = hidden.index_select(0, places)
     rows = _rows_at_once(vocabulary)
@@ -90,7 +90,7 @@ def token_loss(
 def token_scores(
     hidden: torch.Tensor, places: torch.Tensor, labels: torch.Tensor, head: Head, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the value of `token_loss`, without a gradient, and how many of the labels [M] are the likeliest token."""
+    """Return the value of `token_loss`, without a gradient, and how many of the labels [M] have the highest logit."""
     rows = _rows_at_once(vocabulary)
     loss, hits = (torch.zeros((), device=hidden.device) for _ in range(2))
     for states, own in zip(torch.split(hidden.index_select(0, places), rows), torch.split(labels, rows), strict=True):
@@ -165,14 +165,14 @@ def info_nce(
 ) -> torch.Tensor:
     """Return the mean InfoNCE loss of `queries` [n, D] over `documents` [N, D]; scores are cosines times `scale`.
 
-    `own` [n] is the document that answers each query. All others are negatives, except copies of the answer or of the
-    query itself, and the answer to another copy of the query. Texts are identified by keys: `query_keys` [n],
-    `document_keys` [N], and `owner_keys` [N], the key of the query that a document answers (−1 if none). The similarity
-    matrix is never complete in memory: log-sum-exps are accumulated over parts of the documents.
+    `own` [n] is the document that answers each query. All others are negatives, except copies of the answer, copies of
+    the query, and answers to copies of the query. Keys identify texts: `query_keys` [n], `document_keys` [N], and
+    `owner_keys` [N], the key of the query that a document answers (−1 if none). The full similarity matrix is never in
+    memory: log-sum-exps are accumulated over parts of the documents.
     """
     queries, documents = (F.normalize(vectors.to(_wide(vectors)), dim=-1) for vectors in (queries, documents))
     excluded = _Excluded(own, query_keys, document_keys.index_select(0, own), document_keys, owner_keys)
-    with torch.autocast(queries.device.type, enabled=False):  # bfloat16 has 2 digits, and a loss near 0 is a difference
+    with torch.autocast(queries.device.type, enabled=False):  # bfloat16 has 2 digits; a loss near 0 is a difference
         own_scores = scale * (queries * documents.index_select(0, own)).sum(dim=-1)
         normalizers: torch.Tensor = _LogSumExp.apply(queries, documents, scale, excluded)  # type: ignore[no-untyped-call]
         return (normalizers - own_scores).mean()
@@ -203,7 +203,7 @@ def info_nce_reference(
 
 @dataclass(frozen=True, slots=True)
 class _Excluded:
-    """Which documents are not negatives of which queries."""
+    """Determines which documents the loss of each query excludes."""
 
     own: torch.Tensor
     query_keys: torch.Tensor
@@ -212,7 +212,7 @@ class _Excluded:
     owner_keys: torch.Tensor
 
     def among(self, begin: int, end: int) -> torch.Tensor:
-        """Return a mask [n, end − begin] of the documents from `begin` up to but excluding `end`."""
+        """Return the mask [n, end − begin] of the documents in [begin, end): True if the query's loss excludes it."""
         documents, owners = self.document_keys[None, begin:end], self.owner_keys[None, begin:end]
         copies = (documents == self.answer_keys[:, None]) | (documents == self.query_keys[:, None])
         copies |= owners == self.query_keys[:, None]
@@ -258,8 +258,8 @@ def distillation(
 ) -> torch.Tensor:
     """Return the error of `vectors` [n, D] and of their similarities, compared with a teacher's `targets` [n, D].
 
-    mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²) of the unit vectors z and v, i over this rank's n texts, j
-    over `all_vectors` and `all_targets` [N, D], those of all ranks.
+    The error is mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²), where z are the unit `vectors` and v the unit
+    `targets`. i runs over this rank's n texts, j over those of all ranks, `all_vectors` and `all_targets` [N, D].
     """
     with torch.autocast(vectors.device.type, enabled=False):
         z, v, all_z, all_v = (F.normalize(x.to(_wide(x)), dim=-1) for x in (vectors, targets, all_vectors, all_targets))

@@ -24,14 +24,14 @@ Hide = Callable[[IntArray, np.random.Generator], MaskedTokens]
 class TokenTask:
     """MNTP or, with `next_tokens` as `hide`, pretraining of a causal decoder.
 
-    Texts are concatenated and cut into sequences of `max_length` tokens. The rest at a chunk's end is a shorter
-    sequence: it is not padded, and dropped only if it is a single token.
+    Texts are concatenated and cut into sequences of `max_length` tokens. The remainder at a chunk's end becomes a
+    shorter sequence without padding; a single token is dropped.
     """
 
     def __init__(
         self, tokenizer: TextTokenizer, head: LanguageHead, hide: Hide, *, max_length: int, at_once: int | None
     ) -> None:
-        """`at_once` sequences go through the model together; None means the whole batch."""
+        """Make the task; `at_once` sequences go through the model together, or the whole batch if it is None."""
         self._tokenizer, self._head, self._hide = tokenizer, head, hide
         self._max_length, self._at_once = max_length, at_once
 
@@ -44,7 +44,7 @@ class TokenTask:
     def learn(self, batch: Batch[IntArray], model: Pass) -> torch.Tensor:
         """Backpropagate the mean loss over all targets of the batch, on all ranks.
 
-        Returns this rank's part of it times the number of ranks, so that the mean over ranks is the loss.
+        Returns this rank's part of the loss times the number of ranks, so that the mean over ranks is the loss.
         """
         hidden = [self._hidden(ids, model.seed, number) for number, ids in enumerate(batch.examples)]
         targets = max(1, sum(len(one.labels) for one in hidden))
@@ -65,7 +65,7 @@ class TokenTask:
     def evaluate(self, examples: Sequence[IntArray], model: Pass, *, size: int) -> dict[str, float]:
         """Return the mean loss over all targets of `examples`, and the accuracy.
 
-        `at_once` sequences go through the model together; if that is None, `size`.
+        `at_once` sequences go through the model together, or `size` if it is None.
         """
         hidden = [self._hidden(ids, model.seed, number) for number, ids in enumerate(examples)]
         scores = []
@@ -93,7 +93,7 @@ class TokenTask:
 
 
 def targets_of(sequences: Sequence[MaskedTokens], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows of the packed hidden states that predict, and the tokens they predict: [M] each."""
+    """Return the rows of the packed hidden states that predict the targets, and the targets: [M] each."""
     starts = np.cumsum([0, *(len(one.ids) for one in sequences[:-1])])
     places = np.concatenate([one.places + start for one, start in zip(sequences, starts, strict=True)])
     labels = np.concatenate([one.labels for one in sequences])

@@ -1,7 +1,7 @@
-"""Training dropout as a pure function of a seed, a sequence's number and a position in the sequence.
+"""Training dropout as a pure function of a seed, a sequence's number, and a position in the sequence.
 
 Therefore a sequence gets the same dropout in any batch or micro-batch, on any rank, in the second forward of gradient
-checkpointing and gradient caching, and in a run that resumes. No generator state has to be saved.
+checkpointing and gradient caching, and in a run that resumes. There is no generator state to save.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from fastvec_kernels import dropout, to_device
 class NoiseSource:
     """The noise of the current forward and backward, and each token's sequence and position, for feature dropout.
 
-    The layers share this object. A context variable would not do, because autograd repeats forwards in its own threads.
+    The layers share this object. A context variable would not work: autograd repeats forwards in its own threads.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class NoiseSource:
         self._tokens = torch.empty(0, 2, dtype=torch.int64)
 
     def set(self, noise: Noise | None, lengths: Sequence[int], device: torch.device) -> None:
-        """Set the noise of the following forward, for packed sequences of `lengths` [n]; None turns it off."""
+        """Set the noise of the next forward and backward, for packed sequences of `lengths` [n]; None turns it off."""
         self._noise = noise
         if noise is None:
             return
@@ -35,7 +35,7 @@ class NoiseSource:
         self._tokens = to_device(np.stack([numbers, places], axis=1), device)
 
     def drop(self, x: torch.Tensor, p: float, layer: int) -> torch.Tensor:
-        """Return `x` [..., T, D] with features dropped with probability `p`; unchanged if no noise is set."""
+        """Return `x` [..., T, D], features dropped with probability `p`; unchanged if `p` is 0 or no noise is set."""
         if self._noise is None or p == 0:
             return x
         seed = derived_seed(self._noise.seed, "features", layer)

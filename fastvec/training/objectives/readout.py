@@ -1,8 +1,9 @@
-"""Encodes texts during training: tokenises them, runs forward and backward in parts, gathers vectors over ranks.
+"""Encodes texts during training: tokenizes them, runs forward and backward in parts, gathers vectors from all ranks.
 
-Gradient caching (Gao et al., 2021) allows batches of any size. Texts are encoded in parts without a graph, the loss
-yields the gradient of each vector, and the parts go through the model again to backpropagate it. The result is the
-gradient of the whole batch, because the noise is the same in both passes.
+Gradient caching (Gao et al., 2021) allows batches of any size. First, the texts are encoded in parts without a
+graph, and the loss yields the gradient of each vector. Then each part goes through the model again, with a graph, to
+backpropagate the gradients of its vectors. The result is the gradient of the whole batch, because the noise is the same
+in both passes.
 
 Shapes: n texts, D dimensions.
 """
@@ -29,7 +30,7 @@ IntArray = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A tokenised text: ids [L], the span that is pooled, and a hash that identifies copies."""
+    """A tokenized text: its ids [L], the span to pool, and a hash of the text that identifies copies."""
 
     ids: IntArray
     span: tuple[int, int]
@@ -55,7 +56,7 @@ def holds_something(text: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """Computes a text's vector: pools the hidden states of its span in float32, applies `dense`, does not normalise."""
+    """Computes a text's vector: pools the hidden states of its span in float32, applies `dense`, does not normalize."""
 
     pooling: Pooling
     dense: nn.Linear | None = None
@@ -72,7 +73,7 @@ class Readout:
     ) -> torch.Tensor:
         """Return the vectors [n, D] of texts, in order, from forwards of at most `at_once` texts of similar length.
 
-        None means all in one forward.
+        None means one forward for all texts.
         """
         parts = split_by_length([len(text.ids) for text in texts], at_once)
         vectors = torch.cat([self._part(texts, numbers, part, model) for part in parts])
@@ -87,7 +88,7 @@ class Readout:
         *,
         at_once: int | None,
     ) -> torch.Tensor:
-        """Backpropagate `loss_of` the vectors [n, D] through the model, and return the loss."""
+        """Backpropagate `loss_of` the vectors [n, D] of texts, and return it; several parts use gradient caching."""
         parts = split_by_length([len(text.ids) for text in texts], at_once)
         with torch.set_grad_enabled(len(parts) == 1):
             vectors = self.encode_in_parts(texts, numbers, model, at_once=at_once)

@@ -1,8 +1,8 @@
 """The interface between a training task and the model in one step.
 
-A task makes examples from texts, computes their loss and backpropagates it. It is the part of an objective that handles
-text, batches and ranks; the formulas are in `losses`. The model is given as a `Pass`, which runs packed sequences
-forward with this step's noise and controls when gradients are averaged over ranks.
+A task makes examples from texts, computes their loss and backpropagates it. The task handles texts, batches and ranks;
+the formulas are in `losses`. A task gets the model as a `Pass`, which runs the forward over packed sequences with this
+step's noise and controls when gradients are averaged over ranks.
 
 Shapes: T packed tokens, n texts, D dimensions.
 """
@@ -60,7 +60,7 @@ class Pass(Protocol):
 
 
 def split_by_length(lengths: Sequence[int], at_once: int | None) -> list[list[int]]:
-    """Return groups of at most `at_once` indices of sequences, longest first, so that a group has similar lengths."""
+    """Return groups of at most `at_once` sequence indices, longest sequences first; each has similar lengths."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     groups = 1 if at_once is None else -(-len(order) // at_once)
     return [list(map(int, part)) for part in np.array_split(order, groups)]

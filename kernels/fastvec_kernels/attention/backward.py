@@ -17,7 +17,7 @@ from fastvec_kernels.attention.parts import (
     key_range,
     load_keys,
     load_rows,
-    row_places,
+    row_positions,
     sees,
     sequence_bases,
 )
@@ -38,7 +38,9 @@ def delta_of(
 
 
 @triton.jit
-def _pair(products, dproducts, lse, delta, query, key, words, length, rule, KIND: tl.constexpr, MASKED: tl.constexpr):
+def _p_and_ds(
+    products, dproducts, lse, delta, query, key, words, length, rule, KIND: tl.constexpr, MASKED: tl.constexpr
+):
     """Return (P', dS before the scale) of a tile from its q·k and do·v; all other arguments broadcast.
 
     The tile is rows by keys or keys by rows. Without `delta` it must be rows by keys and contain every key.
@@ -69,7 +71,7 @@ def _store(base, strides, place, head, in_sequence, x, SIZE: tl.constexpr, WIDTH
 
 
 @triton.jit
-def _row_number(ptr, start, token, head, heads, length, PAST: tl.constexpr):
+def _load_per_row(ptr, start, token, head, heads, length, PAST: tl.constexpr):
     """Load one number of [T, H] per row of a tile, PAST after the sequence's end: lse = +inf makes P zero there."""
     return tl.load(ptr + (start + token).to(tl.int64) * heads + head, mask=token < length, other=PAST)
 
@@ -93,14 +95,14 @@ def backward_short(
     dk = tl.zeros([KEYS, WIDTH], tl.float32)
     dv = tl.zeros([KEYS, VALUE_WIDTH], tl.float32)
     for first_row in tl.range(0, length * KIND.group, TILE.rows):
-        token, head = row_places(first_row, kv_head, KIND, TILE.rows)
+        token, head = row_positions(first_row, kv_head, KIND, TILE.rows)
         q = load_rows(q_base, strides.q, token, head, length, KIND.head_dim, WIDTH, KIND.upcast)
         do = load_rows(do_base, do_strides, token, head, length, KIND.value_dim, VALUE_WIDTH, KIND.upcast)
-        lse = _row_number(lse_ptr, start, token, head, heads, length, float("inf"))
+        lse = _load_per_row(lse_ptr, start, token, head, heads, length, float("inf"))
         words = dropout_words(batch, sequence, token[:, None], head[:, None], rule, KIND)
         s = tl.dot(q, k.T, input_precision=KIND.precision)
         dp = tl.dot(do, v.T, input_precision=KIND.precision)
-        p, ds = _pair(s, dp, lse[:, None], None, token[:, None], key[None, :], words, length, rule, KIND, True)
+        p, ds = _p_and_ds(s, dp, lse[:, None], None, token[:, None], key[None, :], words, length, rule, KIND, True)
         ds = ds.to(q.dtype)
         dv = tl.dot(p.to(do.dtype).T, do, dv, input_precision=KIND.precision)
         dk = tl.dot(ds.T, q, dk, input_precision=KIND.precision)
@@ -145,17 +147,17 @@ def backward_keys(
     dv = tl.zeros([KEYS, VALUE_WIDTH], tl.float32)
     begin, end = _row_range(first_key, tl.minimum(first_key + KEYS, length) - 1, length, rule, KIND)
     for first_row in tl.range(begin * KIND.group, end * KIND.group, TILE.rows):
-        token, head = row_places(first_row, kv_head, KIND, TILE.rows)
+        token, head = row_positions(first_row, kv_head, KIND, TILE.rows)
         q = load_rows(q_base, strides.q, token, head, length, KIND.head_dim, WIDTH, KIND.upcast)
         do = load_rows(do_base, do_strides, token, head, length, KIND.value_dim, VALUE_WIDTH, KIND.upcast)
-        lse = _row_number(lse_ptr, start, token, head, heads, length, float("inf"))[None, :]
-        delta = _row_number(delta_ptr, start, token, head, heads, length, 0.0)[None, :]
+        lse = _load_per_row(lse_ptr, start, token, head, heads, length, float("inf"))[None, :]
+        delta = _load_per_row(delta_ptr, start, token, head, heads, length, 0.0)[None, :]
         words = dropout_words(batch, sequence, token[None, :], head[None, :], rule, KIND)
         st = tl.dot(k, q.T, input_precision=KIND.precision)
         dpt = tl.dot(v, do.T, input_precision=KIND.precision)
         # a key after the end needs no mask: it affects only its own rows of dK and dV, which are not stored
         MASKED: tl.constexpr = KIND.causal or KIND.window
-        pt, dst = _pair(st, dpt, lse, delta, token[None, :], key[:, None], words, length, rule, KIND, MASKED)
+        pt, dst = _p_and_ds(st, dpt, lse, delta, token[None, :], key[:, None], words, length, rule, KIND, MASKED)
         dv = tl.dot(pt.to(do.dtype), do, dv, input_precision=KIND.precision)
         dk = tl.dot(dst.to(q.dtype), q, dk, input_precision=KIND.precision)
     _, dk_base, dv_base = sequence_bases(dk_ptr, dk_ptr, dv_ptr, grads, start, kv_head)
@@ -176,12 +178,12 @@ def backward_rows(
     start = tl.load(batch.cu_seqlens + sequence)
     length = tl.load(batch.cu_seqlens + sequence + 1) - start
     q_base, k_base, v_base = sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head)
-    token, head = row_places(first_row, kv_head, KIND, ROWS)
+    token, head = row_positions(first_row, kv_head, KIND, ROWS)
     q = load_rows(q_base, strides.q, token, head, length, KIND.head_dim, WIDTH, KIND.upcast)
     do_base = do_ptr + start.to(tl.int64) * do_strides.token
     do = load_rows(do_base, do_strides, token, head, length, KIND.value_dim, VALUE_WIDTH, KIND.upcast)
-    lse = _row_number(lse_ptr, start, token, head, heads, length, float("inf"))[:, None]
-    delta = _row_number(delta_ptr, start, token, head, heads, length, 0.0)[:, None]
+    lse = _load_per_row(lse_ptr, start, token, head, heads, length, float("inf"))[:, None]
+    delta = _load_per_row(delta_ptr, start, token, head, heads, length, 0.0)[:, None]
     words = dropout_words(batch, sequence, token[:, None], head[:, None], rule, KIND)
     dq = tl.zeros([ROWS, WIDTH], tl.float32)
     begin, inside_begin, inside_end, end = key_range(first_row, ROWS, length, rule, KIND, KEYS)
@@ -209,5 +211,5 @@ def _add_dq(
     key = first_key + tl.arange(0, k.shape[0])
     s = tl.dot(q, k.T, input_precision=KIND.precision)
     dp = tl.dot(do, v.T, input_precision=KIND.precision)
-    _, ds = _pair(s, dp, lse, delta, token[:, None], key[None, :], words, length, rule, KIND, MASKED)
+    _, ds = _p_and_ds(s, dp, lse, delta, token[:, None], key[None, :], words, length, rule, KIND, MASKED)
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=KIND.precision)

@@ -33,8 +33,8 @@ TABLES: dict[str, dict[str, Cells]] = {
     "sm_80": {
         "forward_long": {
             64: (Tile(128, 64, 8, 3),),
-            128: (Tile(128, 32, 8, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
-            256: (Tile(64, 32, 8, 2, bears_dropout=False), Tile(32, 32, 8, 2)),
+            128: (Tile(128, 32, 8, 2, supports_dropout=False), Tile(64, 64, 8, 2)),
+            256: (Tile(64, 32, 8, 2, supports_dropout=False), Tile(32, 32, 8, 2)),
         },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 2),)},
@@ -42,10 +42,10 @@ TABLES: dict[str, dict[str, Cells]] = {
         "backward_rows": {
             64: (Tile(128, 32, 8, 3),),
             128: (Tile(64, 64, 8, 2),),
-            256: (Tile(64, 32, 8, 1, bears_dropout=False), Tile(32, 32, 8, 2)),
+            256: (Tile(64, 32, 8, 1, supports_dropout=False), Tile(32, 32, 8, 2)),
         },
         "backward_keys": {
-            64: (Tile(64, 128, 8, 2, bears_dropout=False), Tile(32, 128, 8, 2)),
+            64: (Tile(64, 128, 8, 2, supports_dropout=False), Tile(32, 128, 8, 2)),
             128: (Tile(64, 64, 8, 2),),
             256: (Tile(32, 32, 8, 2),),
         },
@@ -56,7 +56,7 @@ TABLES: dict[str, dict[str, Cells]] = {
     "sm_90": {
         "forward_long": {
             64: (
-                Tile(128, 128, 8, 3, bears_dropout=False),
+                Tile(128, 128, 8, 3, supports_dropout=False),
                 Tile(128, 64, 8, 3),
                 Tile(128, 128, 4, 3, path="specialized"),
             ),
@@ -65,29 +65,32 @@ TABLES: dict[str, dict[str, Cells]] = {
                 Tile(128, 128, 4, 2, path="specialized"),
                 Tile(128, 64, 4, 3, path="specialized"),
             ),
-            256: (Tile(128, 32, 8, 3, bears_dropout=False), Tile(64, 16, 8, 2)),
+            256: (Tile(128, 32, 8, 3, supports_dropout=False), Tile(64, 16, 8, 2)),
         },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 8, 1),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 8, 2),)},
         "backward_rows": {
             64: (Tile(128, 64, 8, 3),),
-            128: (Tile(128, 64, 8, 3, bears_dropout=False), Tile(128, 32, 8, 2)),
+            128: (Tile(128, 64, 8, 3, supports_dropout=False), Tile(128, 32, 8, 2)),
             256: (Tile(32, 32, 8, 2),),
         },
         "backward_keys": {
             64: (Tile(64, 128, 8, 2),),
-            128: (Tile(32, 128, 8, 2, bears_dropout=False), Tile(32, 64, 8, 2)),
+            128: (Tile(32, 128, 8, 2, supports_dropout=False), Tile(32, 64, 8, 2)),
             256: (Tile(32, 32, 8, 2),),
         },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
-        "backward_64": {64: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(32, 64, 4, 2)), 128: (Tile(32, 64, 8, 2),)},
+        "backward_64": {
+            64: (Tile(64, 64, 4, 2, supports_dropout=False), Tile(32, 64, 4, 2)),
+            128: (Tile(32, 64, 8, 2),),
+        },
         "backward_128": {32: (), 64: (Tile(32, 128, 8, 2),)},
     },
     "sm_100": {
         "forward_long": {
             64: (Tile(128, 64, 8, 3),),
-            128: (Tile(128, 64, 8, 3, bears_dropout=False), Tile(128, 32, 8, 3)),
+            128: (Tile(128, 64, 8, 3, supports_dropout=False), Tile(128, 32, 8, 3)),
             256: (Tile(64, 32, 8, 2),),
         },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
@@ -95,14 +98,14 @@ TABLES: dict[str, dict[str, Cells]] = {
         "forward_128": {64: (Tile(64, 128, 4, 2),)},
         "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(64, 32, 8, 2),), 256: (Tile(64, 32, 8, 2),)},
         "backward_keys": {
-            64: (Tile(64, 128, 8, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
+            64: (Tile(64, 128, 8, 2, supports_dropout=False), Tile(64, 64, 8, 2)),
             128: (Tile(32, 128, 8, 2),),
             256: (Tile(32, 128, 8, 2),),
         },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
         "backward_64": {
             64: (Tile(64, 64, 4, 2),),
-            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(64, 64, 8, 2)),
+            128: (Tile(64, 64, 4, 2, supports_dropout=False), Tile(64, 64, 8, 2)),
             256: (Tile(32, 64, 4, 2),),
         },
         "backward_128": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 128, 8, 2),)},
@@ -110,7 +113,7 @@ TABLES: dict[str, dict[str, Cells]] = {
     "gfx942": {
         "forward_long": {
             64: (Tile(128, 64, 8, 3),),
-            128: (Tile(128, 64, 4, 2, bears_dropout=False), Tile(128, 32, 4, 2)),
+            128: (Tile(128, 64, 4, 2, supports_dropout=False), Tile(128, 32, 4, 2)),
             256: (Tile(64, 64, 4, 1),),
         },
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 2, 2),)},
@@ -118,12 +121,12 @@ TABLES: dict[str, dict[str, Cells]] = {
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 1),)},
         "backward_rows": {
             64: (Tile(64, 64, 4, 1),),
-            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(64, 32, 4, 2)),
+            128: (Tile(64, 64, 4, 2, supports_dropout=False), Tile(64, 32, 4, 2)),
             256: (Tile(32, 32, 4, 1),),
         },
         "backward_keys": {
-            64: (Tile(32, 128, 8, 2, bears_dropout=False), Tile(32, 64, 4, 2)),
-            128: (Tile(64, 64, 4, 2, bears_dropout=False), Tile(32, 64, 4, 1)),
+            64: (Tile(32, 128, 8, 2, supports_dropout=False), Tile(32, 64, 4, 2)),
+            128: (Tile(64, 64, 4, 2, supports_dropout=False), Tile(32, 64, 4, 1)),
             256: (Tile(32, 64, 4, 1),),
         },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
@@ -169,7 +172,7 @@ def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> P
     def fits(tile: Tile) -> bool:
         if tile.path == "specialized":
             return not (kind.window or kind.softcap or kind.sinks or kind.dropout)
-        return tile.bears_dropout or not kind.dropout
+        return tile.supports_dropout or not kind.dropout
 
     def candidates(pass_name: str) -> tuple[Tile, ...]:
         cells = TABLES[row].get(pass_name, {})
@@ -193,7 +196,7 @@ _forced: dict[str, tuple[Tile, ...]] = {}
 
 
 @contextmanager
-def forcing(**cells: tuple[Tile, ...]) -> Iterator[None]:
+def override_tiles(**cells: tuple[Tile, ...]) -> Iterator[None]:
     """Use the given cells inside the block, for benchmarks and tests.
 
     Keywords are pass names as in TABLES. An empty cell removes its class of short sequences.

@@ -14,7 +14,7 @@ from fastvec_kernels.attention.parts import (
     key_range,
     load_keys,
     load_rows,
-    row_places,
+    row_positions,
     sees,
     sequence_bases,
 )
@@ -45,7 +45,7 @@ def forward_short(
     k = load_keys(k_base, strides.k, 0, length, TILE.keys, KIND.head_dim, WIDTH, False, KIND.upcast)
     v = load_keys(v_base, strides.v, 0, length, TILE.keys, KIND.value_dim, VALUE_WIDTH, False, KIND.upcast)
     for first_row in tl.range(0, length * KIND.group, TILE.rows):
-        token, head = row_places(first_row, kv_head, KIND, TILE.rows)
+        token, head = row_positions(first_row, kv_head, KIND, TILE.rows)
         q = load_rows(q_base, strides.q, token, head, length, KIND.head_dim, WIDTH, KIND.upcast)
         s, _ = capped(tl.dot(q, k.T, input_precision=KIND.precision), rule, KIND)
         s = tl.where(sees(token[:, None], key[None, :], length, rule, KIND), s, float("-inf"))
@@ -102,7 +102,7 @@ def forward_long(
     q_base, k_base, v_base = sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head)
     ROWS: tl.constexpr = TILE.rows
     KEYS: tl.constexpr = TILE.keys
-    token, head = row_places(first_row, kv_head, KIND, ROWS)
+    token, head = row_positions(first_row, kv_head, KIND, ROWS)
     q = load_rows(q_base, strides.q, token, head, length, KIND.head_dim, WIDTH, KIND.upcast)
     acc = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
     highest = tl.full([ROWS], float("-inf"), tl.float32)

@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastvec_kernels._launch import INTERPRETED, architecture, call, launch, needs_scratch, next_power_of_2, operator
+from fastvec_kernels._launch import (
+    INTERPRETED,
+    architecture,
+    call,
+    launch,
+    next_power_of_2,
+    operator,
+    set_descriptor_allocator,
+)
 from fastvec_kernels._random import drop_below
 from fastvec_kernels.attention import backward, forward
 from fastvec_kernels.attention.configs import Passes, configuration
-from fastvec_kernels.attention.parts import Batch, Inputs, Kind, Rule, Strides, Tile
-from fastvec_kernels.attention.plan import AttentionPlan, check_tokens, work_of
+from fastvec_kernels.attention.parts import Batch, Inputs, Kind, ScoreParameters, Strides, Tile
+from fastvec_kernels.attention.plan import AttentionPlan, check_tokens, list_programs
 from fastvec_kernels.attention.specialized import fits_descriptors, forward_specialized
 
 LOG2E = math.log2(math.e)
@@ -43,12 +51,12 @@ def attention_triton(
     return o
 
 
-class _Call(NamedTuple):
+class _Prepared(NamedTuple):
     """Values that forward and backward derive from their arguments in the same way."""
 
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v with strides that the kernels accept
     kind: Kind
-    rule: Rule
+    rule: ScoreParameters
     passes: Passes
     widths: dict[str, int]  # columns of a head in a tile
 
@@ -65,7 +73,7 @@ def _prepare(
     softcap: float | None,
     dropout_p: float,
     seed: int,
-) -> _Call:
+) -> _Prepared:
     lengths = host_lengths.numpy()
     check_tokens(int(lengths.sum()), len(q))
     longest = int(lengths.max())
@@ -84,7 +92,7 @@ def _prepare(
         precision=_precision(q),
     )
     cap = softcap or 1.0
-    rule = Rule(
+    rule = ScoreParameters(
         scale=LOG2E * scale,
         softcap=LOG2E * cap,
         cap_scale=2 * LOG2E * scale / cap,
@@ -93,7 +101,7 @@ def _prepare(
         drop_below=drop_below(dropout_p),
         keep_scale=1 / (1 - dropout_p),
     )
-    return _Call(
+    return _Prepared(
         inputs=(_addressable(q, longest), _addressable(k, longest), _addressable(v, longest)),
         kind=kind,
         rule=rule,
@@ -127,11 +135,11 @@ def _attention(
     classes = call.passes.forward_short
     tile = _forward_tile(call)
     specialized = tile.path == "specialized"
-    work = work_of(host_lengths, q.device, tile.rows, 1 if specialized else call.kind.group, tuple(classes))
+    work = list_programs(host_lengths, q.device, tile.rows, 1 if specialized else call.kind.group, tuple(classes))
     strides, batch = Inputs(*map(_strides, call.inputs)), Batch(cu_seqlens, work.items, sequence_ids)
     first, *counts = work.counts
     if first and specialized:
-        needs_scratch(q.device)
+        set_descriptor_allocator(q.device)
         launch(
             forward_specialized, (first, H), *tensors, strides, batch, H, call.rule,
             KIND=call.kind, **_tiled(tile), **call.widths,
@@ -207,7 +215,7 @@ def _attention_backward(
     strides = (Inputs(*map(_strides, call.inputs)), _strides(do), grads)
     by_rows, by_keys = call.passes.backward_rows, call.passes.backward_keys
     classes = call.passes.backward_short
-    work = work_of(host_lengths, q.device, by_rows.rows, call.kind.group, tuple(classes))
+    work = list_programs(host_lengths, q.device, by_rows.rows, call.kind.group, tuple(classes))
     batch = Batch(cu_seqlens, work.items, sequence_ids)
     first, *counts = work.counts
     delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -222,7 +230,7 @@ def _attention_backward(
             backward.backward_rows, (first, kv_heads), *inputs, dq, lse, delta, *strides, batch, H, scale, call.rule,
             KIND=call.kind, **_tiled(by_rows), **call.widths,
         )  # fmt: skip
-        key_work = work_of(host_lengths, q.device, by_keys.keys, 1, tuple(classes))
+        key_work = list_programs(host_lengths, q.device, by_keys.keys, 1, tuple(classes))
         launch(
             backward.backward_keys, (key_work.counts[0], kv_heads), *inputs, dk, dv, lse, delta, *strides,
             batch._replace(items=key_work.items), H, scale, call.rule,
@@ -255,7 +263,7 @@ def _precision(q: torch.Tensor) -> str:
     return "ieee" if str(architecture(q.device)).startswith("gfx") or INTERPRETED else "tf32x3"
 
 
-def _forward_tile(call: _Call) -> Tile:
+def _forward_tile(call: _Prepared) -> Tile:
     """Return the first tile for long sequences that the tensors' addresses and strides allow."""
     tiles = call.passes.forward_long
     return next(tile for tile in tiles if tile.path == "pointer" or fits_descriptors(*call.inputs))

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     sequence_ids: Any  # [n] int32, by which dropout identifies a sequence
 
 
-class Rule(NamedTuple):
+class ScoreParameters(NamedTuple):
     """Run-time parameters of the scores; a kernel reads only those of the features that its `Kind` turns on."""
 
     scale: float  # log2(e) times the softmax's scale
@@ -69,11 +69,11 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     path: str = "pointer"  # or "specialized": tensor descriptors, loaded by a dedicated warp
-    bears_dropout: bool = True  # whether enough registers are left for dropout
+    supports_dropout: bool = True  # whether enough registers are left for dropout
 
 
 @triton.jit
-def row_places(first_row, kv_head, KIND: tl.constexpr, ROWS: tl.constexpr):
+def row_positions(first_row, kv_head, KIND: tl.constexpr, ROWS: tl.constexpr):
     """Return (token in the sequence, query head) of each row of a tile."""
     row = first_row + tl.arange(0, ROWS)
     return row // KIND.group, kv_head * KIND.group + row % KIND.group

@@ -73,7 +73,7 @@ class Work:
     counts: tuple[int, ...]  # items of the tiled sequences, then of each class, from the largest limit down
 
 
-def work_of(
+def list_programs(
     host_lengths: torch.Tensor, device: torch.device, rows: int, group: int, limits: tuple[int, ...] = ()
 ) -> Work:
     """Return the programs for tiles of `rows` rows, `group` rows per token; `limits` are the classes, ascending.

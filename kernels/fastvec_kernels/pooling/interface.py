@@ -1,4 +1,4 @@
-"""Pool hidden states to one vector per sequence: y = cast(normalise(truncate(Σ_t w_t n(x_t)))) over its span.
+"""Pool hidden states to one vector per sequence: y = cast(normalize(truncate(Σ_t w_t n(x_t)))) over its span.
 
     n(x) = x                                          without `weight`
          = x / sqrt(mean(x²) + eps) · weight          with it: the model's last RMSNorm, with x = hidden + residual
@@ -9,7 +9,7 @@
          = round(y / ranges · 127), half to even, clamped to ±127      int8
          = the bits y > 0, eight per byte, as numpy.packbits           uint8: a binary vector
 
-truncate keeps the first `dims` entries; normalise divides by the L2 norm and leaves a zero vector zero.
+truncate keeps the first `dims` entries; normalize divides by the L2 norm and leaves a zero vector zero.
 
 Shapes: T packed tokens, n sequences, D hidden size.
 All arithmetic is fp32 or wider; rounding happens once, in the cast. Tokens outside a span never affect its vector.

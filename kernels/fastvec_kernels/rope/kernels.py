@@ -182,7 +182,7 @@ def _heads_of(
 
 
 @triton.jit
-def _of_group(group, of_q, of_k, of_v, Q_GROUPS: tl.constexpr, KV_GROUPS: tl.constexpr):
+def _select_by_group(group, of_q, of_k, of_v, Q_GROUPS: tl.constexpr, KV_GROUPS: tl.constexpr):
     """Return the pointer for the group's kind of heads: q, k or v."""
     if group < Q_GROUPS:
         ptr = of_q
@@ -222,14 +222,14 @@ def _rope_kernel(
         b1, b2, b3 = _load_head(bias_ptr, slot * D, half, rest, inside, HALF, D, 0.0)
         x1, x2, x3 = x1 + b1, x2 + b2, x3 + b3
     if q_weight_ptr is not None:
-        weight_ptr = _of_group(group, q_weight_ptr, k_weight_ptr, k_weight_ptr, Q_GROUPS, KV_GROUPS)
+        weight_ptr = _select_by_group(group, q_weight_ptr, k_weight_ptr, k_weight_ptr, Q_GROUPS, KV_GROUPS)
         # place * 0: a weight loaded as a whole tile needs no layout conversion through shared memory (D = 256)
         w1, w2, w3 = _load_head(weight_ptr, place * 0, half, rest, rotated, HALF, D, 1.0)
         inv_rms = tl.rsqrt(_dot_heads(x1, x2, x3, x1, x2, x3, HALF, D) / D + eps)
         inv_rms = tl.where(rotated, inv_rms, 1.0)
         x1, x2, x3 = x1 * inv_rms * w1, x2 * inv_rms * w2, x3 * inv_rms * w3
 
-    out_ptr = _of_group(group, q_ptr, k_ptr, v_ptr, Q_GROUPS, KV_GROUPS)
+    out_ptr = _select_by_group(group, q_ptr, k_ptr, v_ptr, Q_GROUPS, KV_GROUPS)
     y1, y2 = x1 * cos - x2 * sin, x2 * cos + x1 * sin
     _store_head(out_ptr, (token * heads + head) * D, half, rest, inside, HALF, D, y1, y2, x3)
 
@@ -258,10 +258,10 @@ def _rope_backward_kernel(
     WIDTH: tl.constexpr = (H + 2 * KV) * D
     program, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     place, head, heads, slot, rotated = _heads_of(group, H, KV, TOKENS, BLOCK_HEADS, Q_GROUPS, KV_GROUPS)
-    dout_ptr = _of_group(group, dq_ptr, dk_ptr, dv_ptr, Q_GROUPS, KV_GROUPS)
+    dout_ptr = _select_by_group(group, dq_ptr, dk_ptr, dv_ptr, Q_GROUPS, KV_GROUPS)
     half, rest = tl.arange(0, BLOCK_HALF)[None, :], tl.arange(0, BLOCK_REST)[None, :]
     if q_weight_ptr is not None:
-        weight_ptr = _of_group(group, q_weight_ptr, k_weight_ptr, k_weight_ptr, Q_GROUPS, KV_GROUPS)
+        weight_ptr = _select_by_group(group, q_weight_ptr, k_weight_ptr, k_weight_ptr, Q_GROUPS, KV_GROUPS)
         w1, w2, w3 = _load_head(weight_ptr, place * 0, half, rest, rotated, HALF, D, 1.0)
         if bias_ptr is not None:
             b1, b2, b3 = _load_head(bias_ptr, slot * D, half, rest, head < heads, HALF, D, 0.0)

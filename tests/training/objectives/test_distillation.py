@@ -17,7 +17,7 @@ from fastvec.corpus.reader import Chunk
 from fastvec.errors import InputError, InterruptedRunError, ModelError, UsageError
 from fastvec.report import AdaptReport
 from fastvec.training.metrics import read_metrics
-from fastvec.training.objectives.distillation import DistilTask, Taught, fitted_dense
+from fastvec.training.objectives.distillation import DistilExample, DistilTask, fitted_dense
 from fastvec.training.objectives.losses import distillation_reference
 from fastvec.training.objectives.readout import Readout
 from fastvec.training.objectives.task import Batch
@@ -42,7 +42,7 @@ def chunk(texts: list[str | None], vectors: pa.Array) -> Chunk:
     return Chunk(index=0, first_row=0, texts=pa.array(texts, pa.large_string()), kept=kept, repaired=0)
 
 
-def taught(folder: Path) -> list[Taught]:
+def taught(folder: Path) -> list[DistilExample]:
     vectors = pa.array(VECTORS[:5].tolist(), pa.list_(pa.float16(), WIDTH))
     return task(folder, Readout("mean")).examples_of(chunk(list(SENTENCES), vectors), np.ones(5, dtype=bool))
 
