@@ -1,7 +1,4 @@
-"""Evaluates an encoder during training: Spearman's correlation on human-scored pairs, and held-out measures.
-
-Shapes: n pairs.
-"""
+"""Evaluates an encoder during training: Spearman's correlation on human-scored pairs, and held-out measures."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +20,7 @@ TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationPass:
-    """`task.Pass` outside of training: forwards without training noise unless `noise` is given; takes no gradients."""
+    """A `task.Pass` for evaluation: runs forwards without gradients, and without noise unless `noise` is given."""
 
     model: nn.Module
     device: torch.device
@@ -52,7 +49,7 @@ class EvaluationPass:
 
 
 def similarity(pairs: ScoredPairs, tokenizer: TextTokenizer, readout: Readout, look: EvaluationPass) -> float:
-    """Return Spearman's correlation between the cosines of the pairs' vectors and their human scores."""
+    """Return Spearman's correlation between the cosine similarities of the pairs and their human scores."""
     texts = tokenized(tokenizer, [*pairs.first, *pairs.second])
     with torch.no_grad():
         vectors = readout.encode_in_parts(texts, range(len(texts)), look, at_once=TEXTS_AT_ONCE)

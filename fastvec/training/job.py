@@ -1,4 +1,4 @@
-"""The adaptation job: plan, find where an earlier run stopped, train, evaluate, save.
+"""Runs an adaptation: plans it, finds where an earlier run stopped, trains, evaluates and saves.
 
 The Trainer runs the steps (`trainer`), and a task defines what a step does (`objectives`). The job works in a folder
 beside the output (`work_folder`), saves the model there (`saved_folder`), and renames it to the output when it is

@@ -1,4 +1,4 @@
-"""Builds what an adaptation trains from its plan: model with adapter, task, data, Trainer and evaluation."""
+"""Builds the parts of an adaptation from its plan: model with adapter, task, data, Trainer and evaluation."""
 
 import logging
 import re
@@ -45,15 +45,15 @@ class Learner:
     def __init__(self, plan: AdaptPlan, folder: Path) -> None:
         """Load the model and set up the data; checkpoints go into `folder`.
 
-        Raises ModelError for a checkpoint that cannot be trained this way, UsageError if a mask token is needed and the
-        tokenizer has none, or if `max_length` exceeds the model's positions.
+        Raises ModelError if the checkpoint cannot be trained this way, UsageError if `max_length` exceeds the model's
+        positions, or if the objective needs a mask token and the tokenizer has none.
         """
         recipe, settings = plan.recipe, plan.settings
         self.plan = plan
         self.arguments = _arguments(plan, folder)
         self.device = self.arguments.device
         self.tokenizer = tokenizer_from_transformers(settings.checkpoint)
-        # full fine-tuning keeps the weights in float32: the update of one step would be lost in bfloat16
+        # full fine-tuning keeps the weights in float32: bfloat16 would round away the update of one step
         stored = torch.float32 if recipe.full else getattr(torch, settings.dtype)
         loaded = load_model(settings.checkpoint, dtype=stored, device=self.device, headed=recipe.objective == "mntp")
         inner: Any = loaded.base_model
@@ -65,7 +65,7 @@ class Learner:
         self._embeddings = len(decoder.embeddings)
         require_embeddings(self.tokenizer, self._embeddings, settings.checkpoint.name)
         self_check(decoder)
-        # not on a CPU: it has the memory, and checkpointing would add a third to the computation
+        # not on a CPU: it has enough memory, and gradient checkpointing would add a third to the computation
         self.arguments.gradient_checkpointing = self.device.type != "cpu" and inner.supports_gradient_checkpointing
         self.model = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, plan)
         self.noise = control_noise(self.model)
@@ -89,7 +89,7 @@ class Learner:
             attention_dropout=recipe.attention_dropout,
         )
         self.trainer.remove_callback(PrinterCallback)
-        # created before batches are read ahead: creation modifies the tokenizer, which another thread then uses
+        # created before batches are read ahead: creating it modifies the tokenizer, which another thread then uses
         self._pairs_tokenizer = self._texts()
         self._held_out: list[Any] | None = None
 
@@ -104,7 +104,7 @@ class Learner:
         noisy = replace(still, noise=self.noise, attention_dropout=plan.recipe.attention_dropout)
         measured = {}
         if self._held_out:
-            # without noise, the two encodings of a text in SimCSE would be equal
+            # without noise, SimCSE's two encodings of a text would be equal
             look = noisy if plan.recipe.objective == "simcse" else still
             found = self.task.evaluate(self._held_out, look, size=plan.recipe.batch_size)
             measured = {f"held_out_{name}": value for name, value in found.items()}
@@ -113,7 +113,7 @@ class Learner:
         return measured
 
     def take_dense(self) -> nn.Linear | None:
-        """Detach the Dense layer, if any, from the model so that each can be saved separately, and return it."""
+        """Detach the Dense layer, if any, from the model, so that each can be saved separately, and return it."""
         if self.readout.dense is not None:
             delattr(self.model, DENSE)
         return self.readout.dense
@@ -229,8 +229,8 @@ def mask_id(tokenizer: PreTrainedTokenizerBase, given: str | None, embeddings: i
 def lora_targets(model: nn.Module) -> list[str]:
     """Return the names of all linear maps in the decoder's layers: q, k, v, o, gate, up and down in Llama.
 
-    In a mixture of experts, only those of attention: an expert sees only a part of the tokens, and its weights are
-    fused with the others'.
+    In a mixture of experts, return only those of attention: each expert sees only some of the tokens, and the weights
+    of all experts are fused.
     """
     maps = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     inside = [name.split(".") for name in maps if any(part.isdigit() for part in name.split(".")[:-1])]
@@ -238,7 +238,7 @@ def lora_targets(model: nn.Module) -> list[str]:
         inside = [parts for parts in inside if any("att" in part for part in parts[:-1])]
         # peft recognizes the experts by these names, and would mistake a gate that belongs to attention for theirs
         inside = [parts for parts in inside if parts[-1] not in ("gate_proj", "up_proj", "down_proj")]
-    # a number needs the name before it to be unambiguous; a router selects experts, and coefficients are clipped
+    # a number alone is ambiguous, so its parent's name precedes it; routers select experts, and Gemma 3n clips its coefs
     names = {".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1] for parts in inside}
     return sorted(name for name in names if "router" not in name and "coefs" not in name)
 

@@ -1,7 +1,7 @@
 """Records training metrics: a JSON line per step and evaluation, curves as a PNG, and TensorBoard if installed.
 
-A run that resumes drops the lines after its checkpoint and the correlations on other pairs, so the file reads like that
-of a single run.
+A run that resumes drops the lines after its checkpoint, and the correlations on other pairs, so the file looks as if the
+run had never stopped.
 """
 
 import json
@@ -16,10 +16,10 @@ METRICS, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
 
 
 class Metrics:
-    """Reads and appends to the metrics of a folder. `rows` has all lines so far."""
+    """The metrics file of a folder: reads it and appends to it. `rows` has all lines so far."""
 
     def __init__(self, folder: Path, *, step: int, pairs: str | None = None) -> None:
-        """Keep the lines up to `step`, but of correlations only those on the scored pairs with digest `pairs`."""
+        """Keep the lines up to `step`, without correlations on scored pairs whose digest is not `pairs`."""
         self._path, self._folder = folder / METRICS, folder
         self.rows: list[dict[str, Any]] = []
         for row in read_metrics(self._path):
@@ -57,20 +57,20 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file up to the first incomplete one; none if there is no file."""
+    """Return the lines of a metrics file before the first invalid one; an empty list if there is no file."""
     if not path.is_file():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
-        except ValueError:  # a crash truncated the last one
+        except ValueError:  # a crash truncated the last line
             break
     return rows
 
 
 def draw(curves: Metrics, path: Path) -> None:
-    """Plot training and held-out loss, and Spearman's correlation below. Raises ImportError without matplotlib."""
+    """Plot training and held-out loss, and below them Spearman's correlation. Raises ImportError without matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

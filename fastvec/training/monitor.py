@@ -16,18 +16,18 @@ from fastvec.training.learner import Learner
 from fastvec.training.metrics import Metrics
 from fastvec.training.trainer import newest_checkpoint
 
-LOOK_EVERY = 10  # steps whose losses are fetched from the device at once
+LOOK_EVERY = 10  # losses of this many steps are fetched from the device together
 REPORTED = {  # measure: prefix of its `_before` and `_after` fields in the report
     "held_out_loss": "held_out",
     "held_out_accuracy": "accuracy",
     "held_out_cosine": "cosine",
     "spearman": "spearman",
 }
-SUMMARY_STEPS = 10  # averaged for the first and the last loss; in a run of fewer than 30 steps, a third of them
+SUMMARY_STEPS = 10  # averaged for the report's first and last loss; in a run of fewer than 30 steps, a third of the steps
 
 
 class Monitor(TrainerCallback):
-    """A callback of a learner's Trainer. Only rank 0 records; all ranks agree on a stop, at the same steps."""
+    """A callback of a learner's Trainer. Only rank 0 records; all ranks agree on whether to stop, at the same steps."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Monitor(TrainerCallback):
             self._metrics.close()
 
     def results(self) -> dict[str, Any]:
-        """Return the report's losses and measures; empty on all ranks but the first."""
+        """Return the report's token count, seconds, losses and measures; empty on all ranks but the first."""
         if self._metrics is None:
             return {}
         losses = [value for _, value in self._metrics.values("loss")]
@@ -118,7 +118,7 @@ class Monitor(TrainerCallback):
         ]
         for row in rows:
             _require_finite("loss", row["loss"], row["step"])
-            # gradient clipping scaled the step by the norm, so the weights are not finite either
+            # gradient clipping scaled the gradients by the norm, so the weights are not finite either
             _require_finite("gradient norm", row["gradient_norm"], row["step"])
         self._new_tokens += sum(one.tokens for one in taken)
         if self._metrics is not None:

@@ -24,7 +24,7 @@ SAVE_EVERY = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptPlan:
-    """One job. A contrastive job has a corpus per data argument, as each batch is from one; others have one."""
+    """One job. A contrastive job has a corpus per data argument, and draws each batch from one; others have one corpus."""
 
     recipe: Recipe
     settings: EncoderSettings
@@ -40,7 +40,7 @@ class AdaptPlan:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The fields that identify the job. How often it is evaluated and saved is not among them."""
+        """The values that identify the job; the evaluation and save intervals are not among them."""
         recipe = self.recipe.to_json()
         recipe.pop("grad_cache")  # changes memory, not the gradient
         return {
@@ -103,7 +103,7 @@ def plan_adapt(
         recipe=replace(recipe, max_length=settings.max_length),
         settings=settings,
         corpora=corpora,
-        output=Path(os.path.realpath(output)) if output.is_symlink() else output,  # else the link would be replaced
+        output=Path(os.path.realpath(output)) if output.is_symlink() else output,  # otherwise the output would replace the link
         pairs=pairs,
         eval_every=eval_every or max(1, recipe.steps // EVALUATIONS),
         save_every=save_every or min(SAVE_EVERY, recipe.steps),
@@ -153,9 +153,9 @@ def _warn(recipe: Recipe) -> None:
 
 
 def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> EncoderSettings:
-    """Return the settings with the recipe's length and pooled tokens, in a dtype that can be trained.
+    """Return the settings with the recipe's maximum length and pooled tokens, in a dtype that can be trained.
 
-    If `asked`, a length beyond the model's positions raises UsageError; otherwise it is reduced to them.
+    A length that exceeds the model's positions raises UsageError if the user `asked` for it; a default is reduced.
     """
     checkpoint = settings.checkpoint
     length, most = recipe.max_length, checkpoint.max_positions
@@ -171,7 +171,7 @@ def _for_training(settings: EncoderSettings, recipe: Recipe, *, asked: bool) -> 
 
 
 def _check_dense(settings: EncoderSettings, width: int | None) -> None:
-    """Raise ModelError for Dense layers, unless distillation can train them: one linear layer to its `width`."""
+    """Raise ModelError for Dense layers, unless distillation can train them: a single linear layer to `width`."""
     checkpoint = settings.checkpoint
     if not checkpoint.dense:
         return
@@ -204,7 +204,10 @@ def _open_data(recipe: Recipe, data: Sequence[str | Path], column: str | None) -
 
 
 def _vector_width(corpus: Corpus, name: str) -> int:
-    """Return the width of a column of vectors. Raises InputError for other columns, or first rows of mixed width."""
+    """Return the width of a column of vectors. Raises InputError for another type, mixed widths, or no vector.
+
+    A list column is judged by its first rows, at most 1024.
+    """
     uri, type = corpus.files[0].uri, corpus.kept_schema.field(name).type
     listed = types.is_fixed_size_list(type) or types.is_list(type) or types.is_large_list(type)
     if not listed or not types.is_floating(type.value_type):

@@ -1,4 +1,4 @@
-"""The options of an adaptation: which ones an objective has, their defaults (from the paper), their valid ranges."""
+"""The options of an adaptation: which apply to an objective, their defaults, and their valid ranges."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,8 +10,8 @@ from fastvec.texts.tokenizer import is_utf8
 Objective = Literal["mntp", "simcse", "contrastive", "distil"]
 Schedule = Literal["linear", "cosine"]
 
-# DEFAULTS has what differs from the defaults of `Recipe`, OWN_OPTIONS the options that only some objectives have.
-# The defaults are the paper's (arXiv 2404.05961, appendix), which does not cover distillation.
+# DEFAULTS lists what differs from the defaults of `Recipe`; OWN_OPTIONS lists options that apply to some objectives only.
+# The defaults are from the LLM2Vec paper (arXiv 2404.05961, appendix), which does not cover distillation.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mntp": {"batch_size": 32, "max_length": 512, "lr": 5e-5},
     "simcse": {"batch_size": 128, "max_length": 128, "lr": 3e-5, "attention_dropout": 0.3, "temperature": 0.05},
@@ -39,7 +39,7 @@ CONTRASTIVE_WARMUP = 300
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """All options, resolved. `batch_size` is per rank; `grad_cache` is the number of texts in one forward."""
+    """All options, resolved. `batch_size` is per rank; `grad_cache` is the maximum number of texts in one forward."""
 
     objective: Objective
     steps: int = 1000

@@ -1,8 +1,9 @@
 """Writes the folder of an adaptation: adapter or weights, tokenizer, record (`fastvec.json`), model card.
 
-The folder opens in fastvec and peft and has LLM2Vec's settings file. Merged, it also opens in plain transformers, vLLM
-and sentence-transformers; the last only if it would pool the same tokens, because it cannot leave out a BOS. A Dense
-layer has a folder of its own, in the layout of sentence-transformers; LLM2Vec has no Dense layers.
+fastvec opens every such folder, and peft opens an adapter. Whole weights (merged or fully fine-tuned) also open in plain
+transformers, vLLM and sentence-transformers; in the last only if it would pool the same tokens, because it cannot leave
+out a BOS. The folder has LLM2Vec's settings file, unless the model has a Dense layer, which LLM2Vec does not support. A
+Dense layer is saved in a subfolder, in the layout of sentence-transformers.
 """
 
 import json
@@ -26,7 +27,7 @@ from fastvec.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"  # beside merged weights; in the same folder, transformers would merge it again
+ADAPTER_FOLDER = "adapter"  # a subfolder next to merged weights; in the same folder, transformers would merge the adapter again
 LLM2VEC_POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "last": "last_token", "first": "bos_token"}
 ST_POOLINGS = {"mean": "mean", "weighted_mean": "weightedmean", "last": "lasttoken", "first": "cls"}
 # The adapter settings known to every peft since the first version that has all settings of LLM2Vec's adapters. An older
@@ -49,8 +50,8 @@ KNOWN_TO_ANY_PEFT = (
 )
 # in Gemma 3 and 4, use_bidirectional_attention also changes the window, so only is_causal is set
 WINDOW_CHANGES = ("gemma3_text", "gemma4_text")
-# these do not tell SDPA that attention is not causal, and for a single text, without a mask, SDPA assumes that it is;
-# config.json therefore asks for eager attention, a setting that transformers reads from there
+# In transformers, these architectures do not tell SDPA that attention is bidirectional. For a single text there is no
+# mask, and SDPA then assumes causal attention. Therefore config.json, where transformers looks, asks for eager attention.
 DROPS_IS_CAUSAL = ("nemotron", "stablelm")
 
 
@@ -71,11 +72,11 @@ class Adaptation:
 def save_adaptation(folder: Path, done: Adaptation) -> None:
     """Write everything into `folder`, the record last: a folder with a record is complete."""
     checkpoint, model = done.settings.checkpoint, done.model
-    if done.tokenizer.pad_token is None:  # other tools pad; any token will do, as the attention mask excludes it
+    if done.tokenizer.pad_token is None:  # other tools pad; any token serves, because the attention mask excludes it
         done.tokenizer.pad_token = done.tokenizer.eos_token
     done.tokenizer.save_pretrained(folder)
     if isinstance(model, PeftModel):
-        if not checkpoint.added:  # an adapter names one base, and this one would need two
+        if not checkpoint.added:  # an adapter can name only one base, and this one would need two
             _save_adapter(model, folder / ADAPTER_FOLDER if done.merge else folder, done)
         if done.merge:
             model = model.merge_and_unload()
@@ -164,7 +165,7 @@ def _save_adapter(model: PeftModel, folder: Path, done: Adaptation) -> None:
 
 
 def _base_name(checkpoint: Checkpoint) -> str:
-    """Return the base that an adapter on this checkpoint names, for peft too: a hub id or an absolute path."""
+    """Return the name by which an adapter refers to this checkpoint, also in peft: a hub id or an absolute path."""
     top = (checkpoint.base, *checkpoint.adapters)[-1]
     return checkpoint.name if checkpoint.revision else str(top.resolve())
 
@@ -281,13 +282,13 @@ def card(done: Adaptation) -> str:
 
 
 def _peft_lines(done: Adaptation) -> list[str]:
-    """Return how to open an adapter on an adapter with peft, which does not load the lower one by itself."""
+    """Return the lines on opening an adapter whose base is an adapter, which peft does not load by itself."""
     checkpoint = done.settings.checkpoint
     if done.merge or done.recipe.full or not checkpoint.adapters:
         return []
     said = "The base is itself an adapter, and peft silently replaces it with this one: merge the base adapter first"
     if not all((adapter / RECORD).is_file() for adapter in checkpoint.adapters):
-        return [f"{said}.", ""]  # made elsewhere: its model may have an LM head and other layer names
+        return [f"{said}.", ""]  # an adapter made elsewhere: its model may have an LM head and other layer names
     below = [read_json(adapter / ADAPTER_SETTINGS)["base_model_name_or_path"] for adapter in checkpoint.adapters]
     return [
         f"{said}, here with `from peft import PeftModel` and `from transformers import AutoModel`:",

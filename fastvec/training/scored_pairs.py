@@ -27,17 +27,17 @@ class ScoredPairs:
 
     @property
     def digest(self) -> str:
-        """A hash that identifies these pairs."""
+        """A hash of the texts and scores."""
         content = json.dumps([self.first, self.second, self.scores.tolist()])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def read_scored_pairs(path: Path) -> ScoredPairs:
-    """Read the columns sentence1, sentence2 and score of a .csv file, or else a tab-separated one (.tsv, .txt).
+    """Read the columns sentence1, sentence2 and score of a .csv file, or of a tab-separated one (any other suffix).
 
     Without a header, the columns must be in this order. In a tab-separated file, quotation marks are ordinary
-    characters. Raises InputError if the file cannot be read, is empty, lacks a column, or has a score that is not a
-    finite number, fewer than two pairs, or equal scores only.
+    characters. Raises InputError if the file cannot be read, is empty or lacks a column, if a score is not a finite
+    number, if there are fewer than two pairs, or if all scores are equal.
     """
     commas = path.suffix.lower() == ".csv"
     try:
@@ -67,7 +67,7 @@ def read_scored_pairs(path: Path) -> ScoredPairs:
 
 
 def spearman(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> float:
-    """Return Pearson's correlation of the ranks; ties share their mean rank. NaN if `x` or `y` is constant."""
+    """Return Pearson's correlation of the ranks of `x` and `y` [n], tied values sharing their mean rank; NaN if constant."""
     ranks = [_ranks(values) for values in (x, y)]
     if any(np.ptp(own) == 0 for own in ranks):
         return float("nan")

@@ -1,9 +1,9 @@
 """Yields training examples from a corpus of any size: shuffled, endless, without held-out rows, resumable.
 
 A corpus is often sorted by topic, date or source. Therefore its rows are divided into stretches, which each epoch reads
-in a different order, several alternately, one chunk of each in turn; and the examples are shuffled in blocks of a few
-thousand. Only one block is in memory at a time. The order depends on the seed alone, and a block can be read again from
-its `Place`: a run that resumes at an example rereads one block, not all earlier data.
+in a different order. Several stretches are read alternately, one chunk of each in turn, and the examples are shuffled in
+blocks of about eight thousand. Only one block of examples is in memory at a time. The order depends on the seed alone,
+and a block can be read again from its `Place`: a run that resumes at an example rereads one block, not all earlier data.
 """
 
 from collections import Counter, deque
@@ -19,15 +19,15 @@ from fastvec.corpus.reader import Chunk, ChunkLimits, Corpus
 from fastvec.errors import InputError
 
 Example = TypeVar("Example")
-Rows = tuple[tuple[int, int], ...]  # first row and end row of some stretches
+Rows = tuple[tuple[int, int], ...]  # first row and end row (exclusive) of each of several stretches
 
 LIMITS = ChunkLimits(rows=1024, bytes=1 << 20)
 BLOCK_EXAMPLES = 8192
 OPEN_STRETCHES = 8  # stretches read alternately; each keeps its file open and its decoded data in memory
-STRETCH_ROWS = 4096  # at least; reaching a row inside a row group means reading the group from its start,
+STRETCH_ROWS = 4096  # at least; to reach a row inside a row group, the group must be read from its start,
 GROUP_STRETCHES = 64  # so a large group is divided into at most this many stretches
 PLACES_KEPT = 63
-FEWEST_HELD_OUT = 8  # rows of a small corpus, approximately
+FEWEST_HELD_OUT = 8  # rows held out of a small corpus, approximately
 _HELD_OUT, _ORDER, _BLOCK = range(3)  # keys of independent random number streams
 
 
@@ -35,8 +35,8 @@ _HELD_OUT, _ORDER, _BLOCK = range(3)  # keys of independent random number stream
 class Place:
     """Where a block begins. `example` is its first example, counted from the start of the run.
 
-    `begun` is the number of stretches begun so far, in the epoch's order. `unread` has the remaining rows of those not
-    yet finished, as first and end row, in the order in which they will be read.
+    `begun` is the number of stretches started so far, in the epoch's order. `unread` has the remaining rows of those
+    that are not finished, as first and end row, in the order in which they will be read.
     """
 
     example: int = 0
@@ -57,8 +57,9 @@ class Place:
 class ExampleStream(Generic[Example]):
     """An endless stream of the examples of `corpus`.
 
-    `examples_of` makes the examples of a chunk, from the rows that a mask [rows] admits. `hold_out` is the share of
-    rows that training never uses; in a small corpus it is raised to about `FEWEST_HELD_OUT` rows, at most half of all.
+    `examples_of` makes the examples of a chunk from the rows that a mask [rows] admits. `hold_out` is the share of rows
+    that training never uses. If it is above 0, it is raised in a small corpus to about `FEWEST_HELD_OUT` rows, but to
+    at most half of all.
     """
 
     corpus: Corpus
@@ -77,7 +78,7 @@ class ExampleStream(Generic[Example]):
         place = near or Place()
         chunks = self._chunks(place)
         while True:
-            self._places = [*self._places[-PLACES_KEPT:], place]  # never changed in place: another thread reads it
+            self._places = [*self._places[-PLACES_KEPT:], place]  # a new list, not changed in place: another thread reads it
             block: list[Example] = []
             after = place.begun, place.unread
             for chunk, following in chunks:

@@ -34,13 +34,14 @@ BATCHES_AHEAD = 4  # read and tokenized while steps run
 
 
 class Batches:
-    """The batch of every step from `start` on, with the examples of all ranks: each rank needs them to weight its own.
+    """Yields the batch of every step from `start` on.
 
-    With several streams, each batch comes from one, drawn by the seed in proportion to the streams' rows.
+    A batch has the examples of all ranks, because each rank needs them to weight its own. With several streams, each
+    batch comes from one of them, drawn at random with the seed, in proportion to the streams' rows.
     """
 
     def __init__(self, streams: Sequence[ExampleStream[Any]], *, size: int, rank: int, ranks: int, seed: int) -> None:
-        """Make batches of `size` examples per rank."""
+        """Make batches of `size` examples per rank, for rank `rank` of `ranks`."""
         self._streams, self._size, self._rank, self._ranks, self._seed = streams, size * ranks, rank, ranks, seed
         self.start = 0
         self.near: Sequence[Place | None] = [None] * len(streams)
@@ -60,7 +61,7 @@ class Batches:
             step += 1
 
     def places(self, step: int) -> list[Place]:
-        """Return where each stream can restart for a run that resumes with `step`."""
+        """Return the place from which each stream restarts in a run that resumes with `step`."""
         counts = self._taken(step)
         return [stream.place_before(n * self._size) for stream, n in zip(self._streams, counts, strict=True)]
 
@@ -92,7 +93,7 @@ class CompletedStep:
 
 @dataclass
 class _Step:
-    """`task.Pass` for the model that the Trainer wrapped."""
+    """The `task.Pass` of a training step, with the model as wrapped by the Trainer."""
 
     seed: int
     device: torch.device
@@ -105,10 +106,11 @@ class _Step:
         return forward_packed(self.model, packed, noise)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Return the Trainer's autocast context, which it also puts around each forward.
+        """Return the Trainer's autocast context, which also encloses each forward of the wrapped model.
 
-        It must not enclose a whole step: a backward pass runs in the dtypes of its forward, and autocast's cache could
-        pass weights that were cast without a graph, in the first pass of gradient caching, to the second pass.
+        It must not enclose a whole step. The backward does not need it, because it runs in the dtypes of its forward.
+        And autocast caches cast weights: the second pass of gradient caching could get weights that the first pass cast
+        without a graph.
         """
         context: AbstractContextManager[None] = self.trainer.accelerator.autocast()
         return context
@@ -119,7 +121,7 @@ class _Step:
 
 
 class PackedTrainer(Trainer):
-    """Trains `model`, set up by a `Decoder`, on a task."""
+    """Trains `model`, which a `Decoder` has set up for packed batches, on a task."""
 
     def __init__(
         self,
@@ -202,7 +204,7 @@ class _PlaceKeeper(TrainerCallback):
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, int, list[Place]] | None:
-    """Return the last complete checkpoint in `folder`, if any, its step, and where each data stream resumes."""
+    """Return the path and step of the last complete checkpoint in `folder`, and where each stream resumes; or None."""
     found = [(int(path.parent.name.rpartition("-")[2]), path) for path in folder.glob(f"checkpoint-*/{PLACE}")]
     if not found:
         return None

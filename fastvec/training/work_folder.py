@@ -1,8 +1,8 @@
-"""The work folder of an adaptation: `OUT.part`, beside the output and renamed to it when complete.
+"""The work folder of an adaptation: `OUT.part`, next to the output and renamed to it when complete.
 
-Therefore the output's path never has an incomplete result. `OUT.part` contains the job's fingerprint and checkpoints,
-so the same command finds them and resumes. A work folder without a checkpoint has nothing to resume from, and any job
-may start there: if an option turns out wrong after a while, the command can be repeated with another value.
+Therefore the output path never has an incomplete result. `OUT.part` contains the job's fingerprint and checkpoints, so
+the same command finds them and resumes. A work folder without a checkpoint or result has nothing to resume from, and any
+job may start there: if an option turns out wrong early in a run, the command can be repeated with another value.
 """
 
 import json
@@ -30,8 +30,8 @@ def part_of(output: Path) -> Path:
 def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Return the results if `output` is this job's finished output; None if there is work to do, as with `overwrite`.
 
-    Raises RefusedError if the output belongs to another job or was not made by fastvec, OutputError if its path cannot
-    be written to.
+    Raises RefusedError if the output was not made by fastvec, or, without `overwrite`, belongs to another job.
+    Raises OutputError if its path is a file or cannot be written to.
     """
     if output.name in ("", ".."):
         raise OutputError(f"{output} has no name of its own: the output is a new folder, give its name with -o")
@@ -55,8 +55,8 @@ def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
 def open_work_folder(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
     """Create the work folder, or open it to resume, and lock it against other processes.
 
-    What another job left is deleted with `overwrite`, or if it has no checkpoint or result. Raises RefusedError if the
-    folder is locked, belongs to another job, or was not made by fastvec.
+    The files of another job are deleted if it has no checkpoint or result, or with `overwrite`; otherwise they raise
+    RefusedError. So does a folder that is locked or was not made by fastvec.
     """
     part = part_of(output)
     with translated_os_errors(part):
@@ -82,13 +82,13 @@ def whole_results(output: Path) -> dict[str, Any] | None:
 
 
 def publish(output: Path) -> None:
-    """Rename the complete work folder to `output`; an existing output is deleted only after that."""
+    """Delete the checkpoints and rename the work folder to `output`; an existing output is deleted only afterwards."""
     part = part_of(output)
     with translated_os_errors(output):
         for checkpoint in part.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         if output.exists():
-            if _replaced(output).exists():  # left by a run that was killed while deleting it
+            if _replaced(output).exists():  # a run was killed while deleting it
                 shutil.rmtree(_replaced(output))
             os.rename(output, _replaced(output))
         os.rename(part, output)
