@@ -236,9 +236,9 @@ def lora_targets(model: nn.Module) -> list[str]:
     inside = [name.split(".") for name in maps if any(part.isdigit() for part in name.split(".")[:-1])]
     if any("expert" in name for name, _ in model.named_parameters()):
         inside = [parts for parts in inside if any("att" in part for part in parts[:-1])]
-        # peft recognizes the experts by these names, and would mistake a gate that belongs to attention for theirs
+        # peft recognizes experts by these names, and would mistake an attention gate for an expert's
         inside = [parts for parts in inside if parts[-1] not in ("gate_proj", "up_proj", "down_proj")]
-    # a number alone is ambiguous, so its parent's name precedes it; routers select experts, and Gemma 3n clips its coefs
+    # a number alone is ambiguous, so its parent's name precedes it; routers select experts, Gemma 3n clips its coefs
     names = {".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1] for parts in inside}
     return sorted(name for name in names if "router" not in name and "coefs" not in name)
 

@@ -1,7 +1,7 @@
 """Records training metrics: a JSON line per step and evaluation, curves as a PNG, and TensorBoard if installed.
 
-A run that resumes drops the lines after its checkpoint, and the correlations on other pairs, so the file looks as if the
-run had never stopped.
+A run that resumes drops the lines after its checkpoint, and the correlations on other pairs. The file then looks as if
+the run had never stopped.
 """
 
 import json

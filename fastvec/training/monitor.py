@@ -23,7 +23,7 @@ REPORTED = {  # measure: prefix of its `_before` and `_after` fields in the repo
     "held_out_cosine": "cosine",
     "spearman": "spearman",
 }
-SUMMARY_STEPS = 10  # averaged for the report's first and last loss; in a run of fewer than 30 steps, a third of the steps
+SUMMARY_STEPS = 10  # averaged for the first and the last loss; a run of fewer than 30 steps averages a third of them
 
 
 class Monitor(TrainerCallback):

@@ -24,7 +24,7 @@ SAVE_EVERY = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptPlan:
-    """One job. A contrastive job has a corpus per data argument, and draws each batch from one; others have one corpus."""
+    """One job. A contrastive job has a corpus per data argument, and draws each batch from one; others have one."""
 
     recipe: Recipe
     settings: EncoderSettings
@@ -103,7 +103,7 @@ def plan_adapt(
         recipe=replace(recipe, max_length=settings.max_length),
         settings=settings,
         corpora=corpora,
-        output=Path(os.path.realpath(output)) if output.is_symlink() else output,  # otherwise the output would replace the link
+        output=Path(os.path.realpath(output)) if output.is_symlink() else output,  # else the link would be replaced
         pairs=pairs,
         eval_every=eval_every or max(1, recipe.steps // EVALUATIONS),
         save_every=save_every or min(SAVE_EVERY, recipe.steps),

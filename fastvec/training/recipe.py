@@ -10,7 +10,7 @@ from fastvec.texts.tokenizer import is_utf8
 Objective = Literal["mntp", "simcse", "contrastive", "distil"]
 Schedule = Literal["linear", "cosine"]
 
-# DEFAULTS lists what differs from the defaults of `Recipe`; OWN_OPTIONS lists options that apply to some objectives only.
+# DEFAULTS lists what differs from the defaults of `Recipe`; OWN_OPTIONS the options that apply to some objectives only.
 # The defaults are from the LLM2Vec paper (arXiv 2404.05961, appendix), which does not cover distillation.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mntp": {"batch_size": 32, "max_length": 512, "lr": 5e-5},

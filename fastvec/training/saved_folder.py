@@ -1,9 +1,9 @@
 """Writes the folder of an adaptation: adapter or weights, tokenizer, record (`fastvec.json`), model card.
 
-fastvec opens every such folder, and peft opens an adapter. Whole weights (merged or fully fine-tuned) also open in plain
-transformers, vLLM and sentence-transformers; in the last only if it would pool the same tokens, because it cannot leave
-out a BOS. The folder has LLM2Vec's settings file, unless the model has a Dense layer, which LLM2Vec does not support. A
-Dense layer is saved in a subfolder, in the layout of sentence-transformers.
+fastvec opens every such folder, and peft opens an adapter. Whole weights (merged or fully fine-tuned) also open in
+plain transformers, vLLM and sentence-transformers; in the last only if it would pool the same tokens, because it cannot
+leave out a BOS. The folder has LLM2Vec's settings file, unless the model has a Dense layer, which LLM2Vec does not
+support. A Dense layer is saved in a subfolder, in the layout of sentence-transformers.
 """
 
 import json
@@ -27,7 +27,7 @@ from fastvec.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"  # a subfolder next to merged weights; in the same folder, transformers would merge the adapter again
+ADAPTER_FOLDER = "adapter"  # next to merged weights; in the same folder, transformers would merge it again
 LLM2VEC_POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "last": "last_token", "first": "bos_token"}
 ST_POOLINGS = {"mean": "mean", "weighted_mean": "weightedmean", "last": "lasttoken", "first": "cls"}
 # The adapter settings known to every peft since the first version that has all settings of LLM2Vec's adapters. An older
@@ -51,7 +51,7 @@ KNOWN_TO_ANY_PEFT = (
 # in Gemma 3 and 4, use_bidirectional_attention also changes the window, so only is_causal is set
 WINDOW_CHANGES = ("gemma3_text", "gemma4_text")
 # In transformers, these architectures do not tell SDPA that attention is bidirectional. For a single text there is no
-# mask, and SDPA then assumes causal attention. Therefore config.json, where transformers looks, asks for eager attention.
+# mask, and SDPA then assumes causal attention. config.json, which transformers reads, therefore asks for eager.
 DROPS_IS_CAUSAL = ("nemotron", "stablelm")
 
 
@@ -218,9 +218,9 @@ def save_modules(
     prompts: Mapping[str, str] | None = None,
     default_prompt_name: str | None = None,
 ) -> None:
-    """Write the files that sentence-transformers reads beside a decoder; `pooling` is its name for the mode.
+    """Write the files that sentence-transformers reads besides the decoder, with a module that normalizes the vectors.
 
-    They make sentence-transformers normalize the vectors.
+    `pooling` is the mode as sentence-transformers names it.
     """
     types = ["Transformer", "Pooling", *["Dense"] * dense, "Normalize"]
     paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(types[1:], start=1))]  # DENSE_FOLDER among them

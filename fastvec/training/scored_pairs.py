@@ -67,7 +67,7 @@ def read_scored_pairs(path: Path) -> ScoredPairs:
 
 
 def spearman(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> float:
-    """Return Pearson's correlation of the ranks of `x` and `y` [n], tied values sharing their mean rank; NaN if constant."""
+    """Return Pearson's correlation of the ranks; tied values share their mean rank. NaN if `x` or `y` is constant."""
     ranks = [_ranks(values) for values in (x, y)]
     if any(np.ptp(own) == 0 for own in ranks):
         return float("nan")

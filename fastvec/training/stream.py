@@ -1,9 +1,10 @@
 """Yields training examples from a corpus of any size: shuffled, endless, without held-out rows, resumable.
 
 A corpus is often sorted by topic, date or source. Therefore its rows are divided into stretches, which each epoch reads
-in a different order. Several stretches are read alternately, one chunk of each in turn, and the examples are shuffled in
-blocks of about eight thousand. Only one block of examples is in memory at a time. The order depends on the seed alone,
-and a block can be read again from its `Place`: a run that resumes at an example rereads one block, not all earlier data.
+in a different order. Several stretches are read alternately, one chunk of each in turn, and the examples are shuffled
+in blocks of about eight thousand. Only one block of examples is in memory at a time. The order depends on the seed
+alone, and a block can be read again from its `Place`: a run that resumes at an example rereads one block, not all
+earlier data.
 """
 
 from collections import Counter, deque
@@ -78,7 +79,7 @@ class ExampleStream(Generic[Example]):
         place = near or Place()
         chunks = self._chunks(place)
         while True:
-            self._places = [*self._places[-PLACES_KEPT:], place]  # a new list, not changed in place: another thread reads it
+            self._places = [*self._places[-PLACES_KEPT:], place]  # replaced, not mutated: another thread reads it
             block: list[Example] = []
             after = place.begun, place.unread
             for chunk, following in chunks:

@@ -1,8 +1,8 @@
 """Runs transformers' Trainer on packed batches.
 
 The Trainer handles optimizer, schedule, ranks and checkpoints; fastvec computes the loss and gradients of each step.
-A checkpoint is a folder of the Trainer's with one more file, written last: `fastvec_place.json`, which says where the
-data resumes. A folder without it is incomplete, because the run ended while writing it, and is ignored.
+A checkpoint is the Trainer's checkpoint folder with one more file, written last: `fastvec_place.json`, which says where
+the data resumes. A folder without this file is ignored: the run ended before the checkpoint was complete.
 """
 
 import json

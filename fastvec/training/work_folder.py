@@ -1,8 +1,8 @@
 """The work folder of an adaptation: `OUT.part`, next to the output and renamed to it when complete.
 
 Therefore the output path never has an incomplete result. `OUT.part` contains the job's fingerprint and checkpoints, so
-the same command finds them and resumes. A work folder without a checkpoint or result has nothing to resume from, and any
-job may start there: if an option turns out wrong early in a run, the command can be repeated with another value.
+the same command finds them and resumes. A work folder without a checkpoint or result has nothing to resume from, and
+any job may start there: if an option turns out wrong early in a run, the command can be repeated with another value.
 """
 
 import json
@@ -115,7 +115,7 @@ def _holds_work(part: Path) -> bool:
 
 
 def _empty(part: Path) -> None:
-    """Delete what another job left, `job.json` last: without it, fastvec would not recognize the folder as its own."""
+    """Delete the files of another job, `job.json` last: without it, fastvec does not accept the folder as its own."""
     for path in (part / RECORD, *part.glob(f"checkpoint-*/{PLACE}")):  # without these, nothing can be resumed
         path.unlink(missing_ok=True)
     for path in sorted(part.iterdir(), key=lambda path: path.name == JOB):
