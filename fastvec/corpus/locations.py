@@ -33,9 +33,9 @@ def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None
     for file in found:
         real = os.path.realpath(file)  # unlike Path.resolve, it does not raise for a symlink loop
         if real in seen:
-            raise UsageError(f"{file}: is the same file as the input {seen[real]}; give it once")
+            raise UsageError(f"{file} is the same file as the input {seen[real]}; give it once")
         if output is not None and real == os.path.realpath(output):
-            raise UsageError(f"{file}: is both an input and the output; choose another output")
+            raise UsageError(f"{file} is both an input and the output; choose another output")
         seen[real] = file
     return found
 

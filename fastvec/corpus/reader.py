@@ -201,7 +201,7 @@ def open_corpus(
         if vector_column is not None and name in ("row", vector_column):
             raise UsageError(f"kept column {name!r} has the name of an output column; do not keep it, or rename it")
         if count > 1:
-            raise UsageError(f"column {name!r} is kept twice; name it once")
+            raise UsageError(f"column {name!r} is kept twice; give it once")
     kept_schema = pa.schema([(name, _kept_type(_first_with_values(sources, name), name)) for name in names])
     for source in sources:
         _require_same_columns(source, _first_with_values(sources, column), column, kept_schema)

@@ -119,7 +119,7 @@ def _check_values(output: Output) -> Iterator[Check]:
     counted = output.rows_without_vector
     yield _check("rows", None if rows == output.rows else f"{rows:,}, the metadata says {output.rows:,}", f"{rows:,}")
     yield _check("order", problems.get("order"), "numbered from 0, without a gap")
-    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with as many rows in total")
+    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with {output.rows:,} rows in total")
     yield _check(
         "nulls",
         None if nulls == counted else f"{nulls:,}, the metadata says {counted:,}",

@@ -56,8 +56,8 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder: Path) -> No
         (["in/missing.parquet"], "in/missing.parquet: no such file or folder"),
         (["in/*.csv"], r"in/\*.csv: no file matches the pattern"),
         (["empty"], "empty: the folder contains no \\*.parquet or \\*.arrow file"),
-        (["in/a.arrow", "in"], "in/a.arrow: is the same file as the input in/a.arrow"),
-        (["in/a.arrow", "link.arrow"], "link.arrow: is the same file as the input in/a.arrow"),
+        (["in/a.arrow", "in"], "in/a.arrow is the same file as the input in/a.arrow"),
+        (["in/a.arrow", "link.arrow"], "link.arrow is the same file as the input in/a.arrow"),
         (["in/loop.arrow", "./in/loop.arrow"], r"in/loop\.arrow: no such file or folder"),
         (["in/" + "a" * 300], "aa: cannot be read: File name too long"),
         (["em*"], r"em\*: no file matches the pattern"),
@@ -88,7 +88,7 @@ def test_an_output_inside_an_input_folder_is_refused(folder: Path, output: str) 
 
 
 def test_an_output_that_is_an_input_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"in/a\.arrow: is both an input and the output"):
+    with pytest.raises(UsageError, match=r"in/a\.arrow is both an input and the output"):
         find_files(["in/a.arrow"], output=folder / "in/a.arrow")
 
 

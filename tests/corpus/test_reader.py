@@ -98,7 +98,8 @@ TWO = {"title": pa.array(["t"]), "name": pa.array(["n"])}
         (
             {"id": pa.array(["7"]), "text": pa.array([["a"]])},
             {},
-            "column 'text' is list<item: string>, not text; give another column with --column. Its columns: id",
+            "column 'text' is list<item: string>, not text; give another column with --column. "
+            "Its columns: id (string)",
         ),
         ({"text": pa.array([1])}, {}, "column 'text' is int64, not text. Its columns: text (int64)"),
         ({"doc": pa.array([{"a": 1}])}, {"column": "doc.a"}, "column 'doc.a' is int64, not text"),
