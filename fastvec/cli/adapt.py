@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastvec.cli import options as shared
 from fastvec.cli.progress import progress_display
 from fastvec.cli.signals import stop_on_signal
 from fastvec.cli.streams import log_to_stderr, print_result, say
@@ -20,13 +21,8 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
     help="The training objective.",
 )
 @click.option("--model", required=True, help="The decoder: a folder or hub id; it may be adapted already.")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    help="A PEFT adapter (folder or hub id) to merge before training; repeat for more.",
-)
-@click.option("--revision", help="The hub revision of the model.")
+@shared.adapter
+@shared.revision
 @click.option(
     "--data",
     multiple=True,
@@ -34,7 +30,7 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
     metavar="FILE",
     help="Parquet, Arrow, or .txt with one text per line; repeat for more.",
 )
-@click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
+@shared.column
 @click.option("--query", metavar="COL", help="contrastive: the column of queries.")
 @click.option("--positive", metavar="COL", help="contrastive: the column of passages that answer the queries.")
 @click.option(
@@ -61,7 +57,7 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", help="The dtype of the computation."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@shared.device
 @click.option("--lora-r", type=int, help="The rank of the LoRA adapter. [default: 16]")
 @click.option("--lora-alpha", type=int, help="LoRA's alpha: the adapter's scale times its rank. [default: 32]")
 @click.option("--lora-dropout", type=float, help="Dropout before the LoRA adapter. [default: 0.05]")
@@ -87,11 +83,9 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
     type=click.Choice(["text", "all"]),
     help="Pool the text's tokens, or all. [default: as the model says]",
 )
-@click.option(
-    "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the model says]"
-)
-@click.option("--bidirectional/--causal", default=None, help="Direction of attention. [default: as the model says]")
-@click.option("--eos/--no-eos", default=None, help="Whether EOS ends every sequence. [default: as the model says]")
+@shared.pooling
+@shared.bidirectional
+@shared.eos
 @click.option("--instruction", help="An instruction before every query (simcse: every text); it is not pooled.")
 @click.option(
     "--eval-pairs",
@@ -106,9 +100,9 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
     is_flag=True,
     help="Merge the adapter and save all weights, for transformers, vLLM and sentence-transformers.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace another job's output.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
+@shared.overwrite
+@shared.quiet
+@shared.as_json
 def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     """Train a decoder into a text encoder.
 

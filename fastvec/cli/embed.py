@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fastvec.cli import options as shared
 from fastvec.cli.progress import progress_display
 from fastvec.cli.signals import stop_on_signal
 from fastvec.cli.streams import log_to_stderr, print_result, say
@@ -50,30 +51,21 @@ class TokenBudget(click.ParamType[int | None]):
     "--model",
     help="A folder or hub id: transformers, LLM2Vec, PEFT, sentence-transformers. [default: bundled]",
 )
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    help="A PEFT adapter (folder or hub id) to merge; repeat to merge several, in this order.",
-)
-@click.option("--revision", help="The hub revision of the model.")
-@click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
+@shared.adapter
+@shared.revision
+@shared.column
 @click.option("--keep", multiple=True, metavar="COL", help="A column to copy to the output; repeat for more.")
 @click.option("--keep-all", is_flag=True, help="Copy every column.")
 @click.option("--instruction", help="An instruction to put before every text.")
 @click.option("--prompt-name", help="The name of the checkpoint's prompt to put before every text.")
-@click.option(
-    "--pooling", type=click.Choice(["mean", "weighted_mean", "last", "first"]), help="[default: as the checkpoint says]"
-)
+@shared.pooling
 @click.option(
     "--normalize/--no-normalize",
     default=None,
     help="Whether vectors are scaled to length 1. [default: as the checkpoint says]",
 )
-@click.option(
-    "--bidirectional/--causal", default=None, help="Direction of attention. [default: as the checkpoint says]"
-)
-@click.option("--eos/--no-eos", default=None, help="Whether EOS ends every sequence. [default: as the checkpoint says]")
+@shared.bidirectional
+@shared.eos
 @click.option("--dims", type=int, help="Keep the first N dimensions. [default: as the checkpoint says]")
 @click.option(
     "--vector-dtype",
@@ -88,7 +80,7 @@ class TokenBudget(click.ParamType[int | None]):
     type=int,
     help="Maximum tokens per sequence; longer texts are truncated. [default: as the checkpoint says]",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@shared.device
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -120,10 +112,10 @@ class TokenBudget(click.ParamType[int | None]):
     "--max-errors", type=int, metavar="N", help="Stop when more than N texts have no vector because of an error."
 )
 @click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
-@click.option("--overwrite", is_flag=True, help="Replace another job's output.")
+@shared.overwrite
 @click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
+@shared.quiet
+@shared.as_json
 def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Embed the text column of Parquet or Arrow files into one Arrow file.
 

@@ -1,0 +1,33 @@
+"""Options that `embed` and `adapt` share."""
+
+import click
+
+adapter = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    help="A PEFT adapter (folder or hub id) to merge first; repeat to merge several, in this order.",
+)
+revision = click.option("--revision", help="The hub revision of the model.")
+column = click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
+pooling = click.option(
+    "--pooling",
+    type=click.Choice(["mean", "weighted_mean", "last", "first"]),
+    help="How a text's tokens become one vector. [default: as the checkpoint says]",
+)
+bidirectional = click.option(
+    "--bidirectional/--causal", default=None, help="Direction of attention. [default: as the checkpoint says]"
+)
+eos = click.option(
+    "--eos/--no-eos", default=None, help="Whether EOS ends every sequence. [default: as the checkpoint says]"
+)
+device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs; auto is a GPU if there is one.",
+)
+overwrite = click.option("--overwrite", is_flag=True, help="Replace another job's output.")
+quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
