@@ -135,3 +135,16 @@ def test_python_examples_run(name: str, here: Path, monkeypatch: pytest.MonkeyPa
     for example in examples:
         Path("vecs.arrow").rename("earlier.arrow") if "embed(" in example else None
         exec(compile(example.replace("steps=500", "steps=2, batch_size=4"), name, "exec"), {})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(document: Path) -> None:
+    """Paths of the code in a document's text, from the project's root or from `fastvec/`."""
+    named = set(
+        re.findall(
+            r"`((?:[\w-]+/)+[\w.-]*\.(?:py|json|md|parquet)|(?:fastvec|kernels|benchmarks)/[\w/]+)`",
+            document.read_text(),
+        )
+    )
+    places = (ROOT, ROOT / "fastvec", ROOT / "fastvec/training")
+    assert {name for name in named if not any((place / name).exists() for place in places)} == set()
