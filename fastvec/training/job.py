@@ -9,14 +9,17 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
 from fastvec.training.plan import AdaptPlan, plan_adapt
 from fastvec.training.work_folder import finished, open_work_folder, part_of, publish, tidy, whole_results
+
+if TYPE_CHECKING:  # torch is only imported when there is work to do
+    from fastvec.training.learner import Learner
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +89,6 @@ def _run(
     plan: AdaptPlan, progress: Callable[[AdaptProgress], None], stop_signal: Callable[[], int | None]
 ) -> Mapping[str, Any]:
     """Train to the last step in the work folder, save the model there, and return the results."""
-    import torch
-
     from fastvec.system.libraries import quiet_libraries
     from fastvec.training.learner import Learner
     from fastvec.training.monitor import Monitor
@@ -97,25 +98,17 @@ def _run(
     plan.corpora[0].log_text_column()
     with quiet_libraries():
         learner = Learner(plan, folder)
-        course = Monitor(learner, folder, progress, stop_signal)
-        try:
-            step = learner.trainer.resume(folder)
-        except torch.OutOfMemoryError:
-            at_once = plan.recipe.grad_cache or plan.recipe.batch_size
-            raise ModelError(
-                f"{plan.settings.device} ran out of memory with {at_once} texts at a time: give --grad-cache "
-                f"{max(1, at_once // 2)}, which does not change the result; the "
-                "command resumes from the last checkpoint, if any"
-            ) from None
-        if step < plan.recipe.steps:
-            number = stop_signal() or signal.SIGTERM
-            raise InterruptedRunError(
-                f"stopped by {signal.Signals(number).name} at step {step:,} of {plan.recipe.steps:,}: "
-                "run the same command to resume",
-                number,
-            )
-        course.finish()
-        results = course.results()
+        with closing(Monitor(learner, folder, progress, stop_signal)) as monitor:
+            step = _train(plan, learner, folder)
+            if step < plan.recipe.steps:
+                number = stop_signal() or signal.SIGTERM
+                raise InterruptedRunError(
+                    f"stopped by {signal.Signals(number).name} at step {step:,} of {plan.recipe.steps:,}: "
+                    "run the same command to resume",
+                    number,
+                )
+            monitor.finish()
+        results = monitor.results()
         if plan.rank == 0:
             done = Adaptation(
                 model=learner.model,
@@ -129,7 +122,22 @@ def _run(
             )
             save_adaptation(folder, done)
     read = sum((stream.counts for stream in learner.streams), start=Counter[str]())
-    return {**results, **read, "resumed_steps": course.resumed_steps}
+    return {**results, **read, "resumed_steps": monitor.resumed_steps}
+
+
+def _train(plan: AdaptPlan, learner: "Learner", folder: Path) -> int:
+    """Take the steps that are left and return the last one. Raises ModelError if the device runs out of memory."""
+    import torch
+
+    try:
+        return learner.trainer.resume(folder)
+    except torch.OutOfMemoryError:
+        at_once = plan.recipe.grad_cache or plan.recipe.batch_size
+        raise ModelError(
+            f"{plan.settings.device} ran out of memory with {at_once} texts at a time: give --grad-cache "
+            f"{max(1, at_once // 2)}, which does not change the result; the command resumes from the last checkpoint, "
+            "if any"
+        ) from None
 
 
 def _report(plan: AdaptPlan, results: Mapping[str, Any]) -> AdaptReport:

@@ -47,9 +47,12 @@ class Metrics:
         return [(row["step"], row[name]) for row in self.rows if name in row]
 
     def close(self) -> None:
-        """Close TensorBoard's file, and draw the curves if matplotlib is installed."""
+        """Close TensorBoard's file and end the thread that writes it."""
         if self._board is not None:
             self._board.close()
+
+    def draw(self) -> None:
+        """Draw the curves if matplotlib is installed."""
         try:
             draw(self, self._folder / CURVES)
         except ImportError:

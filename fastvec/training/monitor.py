@@ -70,6 +70,11 @@ class Monitor(TrainerCallback):
         if self._metrics is not None:
             if not self._measured_at(self._plan.recipe.steps):
                 self._measure(self._plan.recipe.steps)
+            self._metrics.draw()
+
+    def close(self) -> None:
+        """Close the metrics: a thread of TensorBoard would write into a folder that is renamed or removed."""
+        if self._metrics is not None:
             self._metrics.close()
 
     def results(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_correlations_on_other_pairs_are_dropped_and_what_else_was_measured_stay
 def test_curves_are_drawn(tmp_path: Path) -> None:
     drawn = Metrics(tmp_path, step=0)
     drawn.add([{"step": 0, "held_out_loss": 2.0, "spearman": 0.1}, *rows(1, 2), {"step": 2, "held_out_loss": 1.0}])
+    drawn.draw()
     drawn.close()
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -49,7 +50,7 @@ def test_without_matplotlib_a_line_names_the_extra(
 
     monkeypatch.setattr(metrics, "draw", missing)
     with caplog.at_level("INFO", logger="fastvec"):
-        Metrics(tmp_path, step=0).close()
+        Metrics(tmp_path, step=0).draw()
     assert 'curves.png was not written: for curves and TensorBoard, pip install "fastvec[train]"' in caplog.text
 
 

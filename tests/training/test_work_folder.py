@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,14 @@ def test_after_a_refusal_the_remedy_that_it_names_is_taken(tiny_llama: Path, tmp
         with pytest.raises((UsageError, InputError, ModelError)):
             adapt(tmp_path / "out", tiny_llama, **options)
     assert adapt(tmp_path / "out", tiny_llama, steps=1, mask_token="_").steps == 1
+
+
+def test_a_run_that_fails_leaves_no_thread_that_writes(tiny_llama: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    before = set(threading.enumerate())
+    with pytest.raises(ModelError):
+        adapt(tmp_path / "out", tiny_llama, lr=1e30)
+    assert [thread for thread in set(threading.enumerate()) - before if "Writer" in type(thread).__name__] == []
 
 
 def test_a_link_as_output_stays_one(tiny_llama: Path, tmp_path: Path) -> None:
