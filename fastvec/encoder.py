@@ -100,7 +100,7 @@ class Encoder:
         with torch.inference_mode():
             self_check(self._decoder)
             self._fused = self._fuse()
-            self._unquantized: FusedDecoder | None = None  # unquantized, until the comparison is done
+            self._unquantized: FusedDecoder | None = None  # until the comparison is done, then None
             self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantized and quantized
             if settings.quantize is not None:
                 self._fused, self._unquantized = self._quantized(settings.quantize), self._fused
@@ -318,7 +318,7 @@ class Encoder:
     def _float32_weights(self) -> Iterator[None]:
         """Convert the weights to float32 temporarily; widening and narrowing back loses nothing.
 
-        Tensors that are float32 already (rotary frequencies) stay as they are. The fused path has its own copy of the
+        Tensors that are float32 already (rotary frequencies) stay as they are. The fused path still has the narrow
         weights, so it is rebuilt each time; a quantized one is put back.
         """
         model, kept = self._decoder.model, None if self.settings.quantize is None else self._fused

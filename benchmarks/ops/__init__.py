@@ -1,5 +1,7 @@
 """Checks, times and compiles single ops, for `benchmarks.kernels` and `benchmarks.aot`.
 
+`benchmarks.embed` takes the measured peak rate from `roofline`.
+
 - `shapes` lists the shapes of each op and the length patterns; `workload` defines an op on a shape, its implementations
   and the check against a float32 reference. `attention` and `wide` build the workloads: attention, and the ops bound by
   the copy rate.

@@ -13,7 +13,7 @@ from fastvec.cli.signals import stop_on_signal
 from fastvec.cli.streams import log_to_stderr, print_result, say
 
 
-@click.command()
+@click.command(short_help="Train a decoder into a text encoder.")
 @click.option(
     "--objective",
     required=True,
@@ -43,9 +43,19 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
 @click.option("--vectors", metavar="COL", help="distil: the column of a teacher's vectors. [default: embedding]")
 @click.option("-o", "--output", required=True, metavar="DIR", help="The folder to create.")
 @click.option("--steps", type=int, help="Optimizer steps. [default: 1000]")
-@click.option("--batch-size", type=int, help="Sequences per step and process. [default: 32; 128; 512; 256]")
-@click.option("--max-length", type=int, help="Maximum tokens per sequence. [default: 512; 128; 512; 128]")
-@click.option("--lr", type=float, help="The peak learning rate. [default: 5e-5; 3e-5; 2e-4; 2e-4]")
+@click.option(
+    "--batch-size",
+    type=int,
+    help="Sequences per step and process. [default: mntp 32, simcse 128, contrastive 512, distil 256]",
+)
+@click.option(
+    "--max-length",
+    type=int,
+    help="Maximum tokens per sequence. [default: mntp 512, simcse 128, contrastive 512, distil 128]",
+)
+@click.option(
+    "--lr", type=float, help="The peak learning rate. [default: mntp 5e-5, simcse 3e-5, contrastive 2e-4, distil 2e-4]"
+)
 @click.option("--warmup", type=int, help="Warmup steps. [default: 0; contrastive: 300, at most 30% of --steps]")
 @click.option(
     "--schedule",
@@ -55,7 +65,11 @@ from fastvec.cli.streams import log_to_stderr, print_result, say
 @click.option("--weight-decay", type=float, help="Weight decay of AdamW. [default: 0]")
 @click.option("--seed", type=int, help="Seed of the data order, masks, noise and held-out rows. [default: 42]")
 @click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", help="The dtype of the computation."
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="The dtype of the computation.",
 )
 @shared.device
 @click.option("--lora-r", type=int, help="The rank of the LoRA adapter. [default: 16]")
@@ -109,8 +123,7 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     LLM2Vec trains with mntp (masked next token prediction) first, then with simcse (texts alone) or contrastive (pairs
     of texts). distil learns from the vectors of a teacher model. Each objective is a separate run.
 
-    Defaults are those of the LLM2Vec paper, which does not cover distil. Four defaults in a row are those of mntp,
-    simcse, contrastive and distil, in this order.
+    Defaults are those of the LLM2Vec paper, which does not cover distil.
 
     Run the same command again to resume an interrupted run.
     """

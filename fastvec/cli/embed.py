@@ -44,7 +44,7 @@ class TokenBudget(click.ParamType[int | None]):
         return tokens
 
 
-@click.command()
+@click.command(short_help="Embed a text column into one Arrow file.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="OUT.arrow", help="The Arrow file to write.")
 @click.option(

@@ -5,7 +5,7 @@ import click
 from fastvec.cli.streams import print_report
 
 
-@click.command()
+@click.command(short_help="Check that an output file is intact.")
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def verify(file: str, as_json: bool) -> None:
@@ -18,7 +18,7 @@ def verify(file: str, as_json: bool) -> None:
     print_report(run(file), as_json)
 
 
-@click.command()
+@click.command(short_help="Show what an output file contains.")
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(file: str, as_json: bool) -> None:

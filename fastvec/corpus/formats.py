@@ -29,7 +29,7 @@ FIRST_READ_ROWS = 16  # before any row's size is known
 MAX_READ_ROWS = 256  # limits memory if huge rows follow small ones; larger reads are no faster
 READ_BYTES = 8 << 20  # target decoded size of one Parquet read
 ENCRYPTED = "encrypted Parquet; write it without encryption"
-BUFFER_BYTES = 1 << 20  # of a Parquet column chunk, compressed; without a buffer or with pre_buffer it is read whole
+BUFFER_BYTES = 1 << 20  # compressed bytes buffered per column chunk; otherwise pyarrow reads the whole chunk
 
 
 Paths = Mapping[str, tuple[str, ...]]  # column name to its path in a schema

@@ -6,10 +6,11 @@
 - `from_transformers` loads any other supported model and merges its adapters; `packed_transformers` runs it with
   fastvec's attention.
 
-Both use the fused path if possible: `fused` is the forward pass, `llama_layers` extracts the weights of a Llama-style
-layer, and `detection` finds such layers in a transformers model and compares the fused path with transformers.
+The encoder replaces either by the fused path if possible: `fused` is the forward pass, `llama_layers` extracts the
+weights of a Llama-style layer, and `detection` finds such layers in a transformers model and compares the fused path
+with transformers. Training runs `packed_transformers`.
 `quantized` replaces the linear layers with int8 or fp8, and `agreement` measures what that changes. `self_check` tests
 at load time that attention sees the tokens it should.
 
-Nothing here knows about texts, Arrow or corpus files.
+Nothing here depends on the corpus or the output.
 """

@@ -14,7 +14,7 @@ FloatArray = npt.NDArray[np.float32]
 
 SAMPLE = 256  # texts to compare
 NEIGHBOURS = 10
-LEAST_TEXTS = 100  # with fewer texts, the nearest neighbours are a matter of chance
+LEAST_TEXTS = 100  # with fewer texts, the share of equal neighbours is too noisy
 LEAST_COSINE, LEAST_OVERLAP = 0.99, 0.95
 
 

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 AGREEMENT = 1e-4  # largest distance between the two paths in float32, relative to a hidden state's norm
 TRIAL = (12, 5)  # lengths in tokens of the two trial sequences
-ANY, STILL = "any", "still"  # kinds of rotary tables: one for all layers, and none (no rotation)
+ANY, UNROTATED = "any", "unrotated"  # kinds of rotary tables: one for all layers, or no rotation
 
 
 def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
@@ -107,11 +107,11 @@ def _build_fused(model: Any, seen: Sequence[AttentionSettings], positions: int) 
 
 
 def _rotary_kinds(model: Any) -> list[str]:
-    """Return the rotary table each layer uses: that of its type if rotary_emb asks for one, or STILL if unrotated."""
+    """Return the rotary table each layer uses: that of its type if rotary_emb asks for one, or UNROTATED."""
     asks = "layer_type" in inspect.signature(model.rotary_emb.forward).parameters
     types = model.config.layer_types[: len(model.layers)] if asks else [ANY] * len(model.layers)
     return [
-        kind if getattr(layer.self_attn, "use_rope", True) else STILL
+        kind if getattr(layer.self_attn, "use_rope", True) else UNROTATED
         for layer, kind in zip(model.layers, types, strict=True)
     ]
 
@@ -119,7 +119,7 @@ def _rotary_kinds(model: Any) -> list[str]:
 def _table(model: Any, kind: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosine and sine [P, R / 2] of the first half of the rotary dimensions; the second half repeats them."""
     device = model.norm.weight.device
-    if kind == STILL:
+    if kind == UNROTATED:
         return torch.ones(positions, 1, device=device), torch.zeros(positions, 1, device=device)
     ids = torch.arange(positions, device=device)[None]
     x = torch.empty(1, 1, device=device)  # rotary_emb takes only its device and dtype

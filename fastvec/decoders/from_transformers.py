@@ -67,7 +67,7 @@ def load_model(
                 dtype=dtype,
                 device_map={"": device},
                 attn_implementation=ATTENTION,
-                ignore_mismatched_sizes=True,  # reported by name in _refuse_unfilled
+                ignore_mismatched_sizes=True,  # reported by name in _require_all_tensors
                 output_loading_info=True,
             )
         except torch.OutOfMemoryError:

@@ -50,7 +50,7 @@ class PackedMask:
     noise: Noise | None = None
 
     def __getitem__(self, index: tuple[slice, ...]) -> "PackedMask":
-        """Allow only full slices: gemma4_text slices its mask to the tokens that need logits, even if all do."""
+        """Accept only slices that keep everything: gemma4_text slices its mask even when it needs all tokens."""
         if any(part not in (slice(None), slice(0, None)) for part in index):
             raise ModelError(f"the mask of a packed row cannot be sliced by {index}")
         return self

@@ -10,9 +10,9 @@ from fastvec.texts.packing import Packed, pack
 
 # The largest change, relative to its norm, of a hidden state that must not change. Dense models are reproducible bit
 # for bit; an expert's matrix product rounds differently with the number of its tokens (6e-7 in float32), and in half
-# precision may use another kernel. States that must change may change by less than this: those of the bundled model,
-# which has one layer, change by 0.017.
-STILL = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+# precision may use another kernel. Changes that are expected can be smaller than this: those of the bundled
+# model, which has one layer, are 0.017.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
 class Checked(Protocol):
@@ -55,10 +55,10 @@ def self_check(decoder: Checked) -> None:
     # the median over a sequence: a router may send a token with nearly equal scores to a different expert
     outside = max(movement[:6].median().item(), movement[14:].median().item())
     ahead = movement[6:10].median().item()
-    still = STILL.get(decoder.dtype, STILL[torch.float32])
-    if outside > still:
+    tolerance = TOLERANCE.get(decoder.dtype, TOLERANCE[torch.float32])
+    if outside > tolerance:
         raise ModelError(f"{found} depend on other texts of the batch: change {outside:.2g}; please report this")
-    if decoder.bidirectional and ahead <= max(STILL[torch.float32], 2 * outside):
+    if decoder.bidirectional and ahead <= max(TOLERANCE[torch.float32], 2 * outside):
         raise ModelError(f"{found} ignore later tokens although it should run bidirectional; please report this")
-    if not decoder.bidirectional and ahead > still:
+    if not decoder.bidirectional and ahead > tolerance:
         raise ModelError(f"{found} depend on later tokens although it should run causal; please report this")

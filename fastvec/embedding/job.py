@@ -31,7 +31,7 @@ from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
 from fastvec.settings import EncoderSettings
 from fastvec.system.pipeline import Pipeline, StoppedError
 
-if TYPE_CHECKING:  # torch is only imported when there is work to do
+if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
     from fastvec.encoder import Encoder, SubmittedChunk
 
 logger = logging.getLogger(__name__)

@@ -170,7 +170,7 @@ class Writer:
         part, pending = self._require_part(), self._pending
         if not pending:
             return
-        # never retried: after a failed fsync the kernel drops the dirty pages, and the next fsync would succeed
+        # never retried: after a failed fsync the kernel drops the dirty pages, and the next fsync would report success
         self._part, self._pending = None, []
         try:
             with translated_os_errors(self._output, self.rows):

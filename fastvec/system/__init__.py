@@ -1,8 +1,8 @@
-"""Wrappers around the operating system and other libraries: durable files, threads, log levels.
+"""What fastvec needs of the operating system and of other libraries: durable files, threads, silence.
 
 - `durable_files` writes files that survive a power cut, and locks them.
 - `pipeline` runs stages in threads, joined by bounded queues.
-- `libraries` silences the log lines and progress bars of transformers.
+- `libraries` silences the warnings, log lines and progress bars of other libraries.
 
 Nothing here depends on texts, models or Arrow.
 """

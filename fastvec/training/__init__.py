@@ -3,8 +3,9 @@
 - `plan` resolves the `recipe` (options and defaults), the data and the fingerprint before a model is loaded.
 - `job` runs it in a `work_folder` beside the output, which is renamed to the output when it is complete.
 - `learner` builds model, adapter, task and data stream; `trainer` runs the steps through transformers' Trainer.
-- `stream` yields shuffled, resumable examples; `monitor` records `metrics` and runs `evaluation` on `scored_pairs` and
-  held-out rows.
+- `stream` yields shuffled, resumable examples.
+- `monitor` decides when to evaluate, and records `metrics`; `evaluation` runs the model without gradients, and computes
+  Spearman's correlation on `scored_pairs`.
 - `saved_folder` writes the model folder that fastvec and other tools open.
 
 The objectives themselves are in `training.objectives`.

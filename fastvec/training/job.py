@@ -104,7 +104,7 @@ def _run(
                 number = stop_signal() or signal.SIGTERM
                 raise InterruptedRunError(
                     f"stopped by {signal.Signals(number).name} at step {step:,} of {plan.recipe.steps:,}: "
-                    "run the same command to resume",
+                    "run the same command again to resume",
                     number,
                 )
             monitor.finish()

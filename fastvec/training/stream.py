@@ -25,8 +25,9 @@ Rows = tuple[tuple[int, int], ...]  # first row and end row (exclusive) of each 
 LIMITS = ChunkLimits(rows=1024, bytes=1 << 20)
 BLOCK_EXAMPLES = 8192
 OPEN_STRETCHES = 8  # stretches read alternately; each keeps its file open and its decoded data in memory
-STRETCH_ROWS = 4096  # at least; to reach a row inside a row group, the group must be read from its start,
-GROUP_STRETCHES = 64  # so a large group is divided into at most this many stretches
+# To reach a row inside a row group, the group must be read from its start: a large group is divided into at most this
+# many stretches, of at least this many rows.
+GROUP_STRETCHES, STRETCH_ROWS = 64, 4096
 PLACES_KEPT = 63
 FEWEST_HELD_OUT = 8  # rows held out of a small corpus, approximately
 _HELD_OUT, _ORDER, _BLOCK = range(3)  # keys of independent random number streams

@@ -1,4 +1,10 @@
-"""Operations on packed sequences, each with Triton kernels and a PyTorch reference implementation."""
+"""Operations on packed sequences, each with Triton kernels and a PyTorch reference implementation.
+
+- `attention` and `rope`, `pooling`: packages, each with an `interface` that has the public functions.
+- `rms_norm`, `swiglu` (also geglu), `dropout` by token, `quantize` (rows to fp8): one module each.
+- `_launch` decides between a GPU, Triton's interpreter and PyTorch, and launches kernels; `_random` has random bits
+  that depend only on a seed and a position.
+"""
 
 from fastvec_kernels._launch import to_device, to_host
 from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference

@@ -1,8 +1,8 @@
 """Attention over packed sequences, bidirectional or causal.
 
 `interface` contains the formula, the reference and the public `attention`; `plan` describes a batch. On a GPU, `op`
-launches the Triton kernels in `forward`, `specialized` and `backward`, which share `parts`, with tiles from `configs`.
-Elsewhere `torch_ops` computes the same.
+launches the Triton kernels in `forward` and `backward`, which share `parts`, and in `specialized`, with tiles from
+`configs`. Elsewhere, and for float64 and heads too wide for the kernels, `torch_ops` computes the same.
 """
 
 from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference
