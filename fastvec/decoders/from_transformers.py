@@ -116,8 +116,13 @@ def _common_prefix(names: Collection[str], prefixes: Collection[str]) -> str | N
 def _disable_dropout(config: PretrainedConfig) -> None:
     """Disable the architecture's own dropout and jitter, which draw from a generator whose state is not saved."""
     for name, value in config.to_dict().items():
-        if isinstance(value, float) and ("drop" in name or name.endswith("jitter_noise")):
+        if isinstance(value, float) and is_noise(name):
             setattr(config, name, 0.0)
+
+
+def is_noise(name: str) -> bool:
+    """Whether a setting of config.json with this name is a probability or size of training noise."""
+    return "drop" in name or name.endswith("jitter_noise")
 
 
 def _require_all_tensors(base: Path, found: dict[str, set[object]]) -> None:

@@ -159,11 +159,11 @@ class _Run:
         self._held: list[_EncodedChunk] = []  # encoded, not written yet
 
     def run(self) -> Report:
-        writer = self._writer
-        chunks = self._plan.corpus.chunks(
-            ChunkLimits(**writer.limits), first_row=writer.rows, first_index=writer.chunks
-        )
-        tokenizer = self._encoder.tokenizer(self._plan.instruction, self._plan.prompt_name)
+        writer, plan = self._writer, self._plan
+        if writer.rows:
+            logger.info("resuming %s at row %s of %s", plan.output, f"{writer.rows:,}", f"{plan.corpus.rows:,}")
+        chunks = plan.corpus.chunks(ChunkLimits(**writer.limits), first_row=writer.rows, first_index=writer.chunks)
+        tokenizer = self._encoder.tokenizer(plan.instruction, plan.prompt_name)
         try:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
@@ -178,7 +178,7 @@ class _Run:
         except StoppedError:
             raise self._interrupted() from None
         self._write_held()
-        writer.finish(_error_lines(self._plan, writer.errors))
+        writer.finish(_error_lines(plan, writer.errors))
         return self._finished_report(pipeline)
 
     def _encode(self, chunks: Iterator[TokenizedChunk], pipeline: Pipeline) -> Iterator[_EncodedChunk]:

@@ -60,9 +60,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync `folder` and the files below it, which other libraries wrote without an fsync."""
+    """fsync `folder` and what is below it, which other libraries wrote without an fsync."""
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
             fd = os.open(path, os.O_RDONLY | _BINARY)
             try:
                 os.fsync(fd)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fastvec import __version__
 from fastvec.checkpoints.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES, Checkpoint
 from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, read_json
+from fastvec.decoders.from_transformers import is_noise
 from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import sync_tree, write_durably
 from fastvec.training.recipe import Recipe
@@ -171,9 +172,9 @@ def _base_name(checkpoint: Checkpoint) -> str:
 
 
 def _mend_config(path: Path, base: Mapping[str, Any], settings: EncoderSettings) -> None:
-    """Write the direction of attention into config.json, and restore the dropout values that loading set to 0."""
+    """Write the direction of attention into config.json, and restore the values of noise that loading set to 0."""
     config = read_json(path)
-    config |= {name: value for name, value in base.items() if "drop" in name and name in config}
+    config |= {name: value for name, value in base.items() if is_noise(name) and name in config}
     config["is_causal"] = not settings.bidirectional
     if settings.bidirectional and settings.checkpoint.model_type not in WINDOW_CHANGES:
         config["use_bidirectional_attention"] = True

@@ -194,7 +194,9 @@ def _kill_at_the_second_chunk() -> Callable[[Progress], None]:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_signal_ends_the_run_with_its_code_and_the_same_call_goes_on(encoder: Encoder, output: Path) -> None:
+def test_a_signal_ends_the_run_with_its_code_and_the_same_call_resumes(
+    encoder: Encoder, output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[Progress] = []
     with pytest.raises(
         InterruptedRunError, match=r"stopped by SIGTERM at row .* of 300: run the same command"
@@ -209,8 +211,10 @@ def test_a_signal_ends_the_run_with_its_code_and_the_same_call_goes_on(encoder: 
         )
     assert stopped.value.exit_code == 143
     assert not output.exists()
-    report = embed([ARTICLES], output, encoder=encoder, column="text")
+    with caplog.at_level("INFO", logger="fastvec"):
+        report = embed([ARTICLES], output, encoder=encoder, column="text")
     assert report.resumed_rows >= seen[-1].rows > 0
+    assert f"resuming {output} at row {report.resumed_rows} of 300" in caplog.messages
     assert verify(output).return_code == 0
 
 

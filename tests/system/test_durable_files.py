@@ -13,6 +13,7 @@ import pytest
 from fastvec.errors import DiskFullError, OutputError
 from fastvec.output import writer as writer_module
 from fastvec.output.writer import RowError, Writer
+from fastvec.system.durable_files import sync_tree
 from tests.helpers.outputs import ROWS, contents, make_chunk, make_job, run_job, start_job, write_chunk
 
 
@@ -154,3 +155,12 @@ def test_what_a_failed_fsync_may_have_lost_is_not_counted(
     assert resumed.rows == 2 * ROWS
     run_job(output)
     assert contents(output.parent) == expected
+
+
+def test_a_tree_is_synced_with_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino))
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/file").write_text("text")
+    sync_tree(tmp_path)
+    assert synced == {path.stat().st_ino for path in (tmp_path, *tmp_path.rglob("*"))}

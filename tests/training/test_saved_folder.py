@@ -299,3 +299,10 @@ def test_an_adapter_on_the_bundled_model_names_a_folder_that_peft_finds(tmp_path
     settings = json.loads((out / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(bundled_model().resolve())
     np.testing.assert_allclose(encode(out), encode(bundled_model()), atol=1e-5)
+
+
+def test_merged_weights_keep_the_noise_that_the_architecture_trains_with(tmp_path: Path) -> None:
+    noise: dict[str, Any] = {"router_jitter_noise": 0.01, "attention_dropout": 0.1}
+    experts = save_decoder(tmp_path / "mixtral", "mixtral", num_local_experts=4, **noise)
+    config = json.loads((adapt(tmp_path / "out", experts, steps=1, merge=True) / "config.json").read_text())
+    assert {name: config[name] for name in noise} == noise
