@@ -22,6 +22,8 @@ from tests import ARTICLES, ROOT
 from tests.helpers.checkpoints import save_adapter, save_to_hub_cache, use_hub_cache
 from tests.helpers.tiny import SENTENCES, save_decoder
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute that transformers renamed
+
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 MODELS = ("Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Embedding-8B", "Qwen/Qwen3-0.6B")
@@ -77,7 +79,6 @@ def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute that transformers renamed
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_run_and_print_what_is_shown(
     document: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
