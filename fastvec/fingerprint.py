@@ -2,9 +2,28 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fastvec.errors import RefusedError
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+
+REMEDY = "replace it with --overwrite, or choose another -o"
+SHOWN_DIFFERENCES = 5
+
+
+def refuse_another_job(path: Path, begun: Mapping[str, Json], asked: Mapping[str, Any]) -> None:
+    """Raise RefusedError with the differences if the files at `path` are of the job `begun`, not of the one `asked`."""
+    if found := fingerprint_differences(begun, asked):
+        rest = len(found) - SHOWN_DIFFERENCES
+        more = f"; and {rest} more" if rest > 0 else ""
+        raise RefusedError(f"{path} belongs to another job: {'; '.join(found[:SHOWN_DIFFERENCES])}{more}; {REMEDY}")
+
+
+def fingerprint_differences(begun: Mapping[str, Json], asked: Mapping[str, Any]) -> list[str]:
+    """Compare a fingerprint that was read from JSON with one that was not written yet."""
+    return list(differences(begun, json.loads(json.dumps(dict(asked))), ""))
 
 
 def differences(old: Json, new: Json, name: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Rules for the code: allowed imports between packages, and size limits for packages, files and functions."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ def package_of(module: str) -> str:
     return max(found, key=len)
 
 
+@functools.cache
 def files() -> dict[str, Path]:
     """Map module names to files; a package has the name of its folder."""
     found = {}

@@ -1,8 +1,6 @@
 """The command `fastvec adapt`."""
 
-import json
 import os
-import sys
 from typing import Any
 
 import click
@@ -10,7 +8,7 @@ import click
 from fastvec.cli import options as shared
 from fastvec.cli.progress import progress_display
 from fastvec.cli.signals import stop_on_signal
-from fastvec.cli.streams import log_to_stderr, print_result, say
+from fastvec.cli.streams import end_job, log_to_stderr
 
 
 @click.command(short_help="Train a decoder into a text encoder.")
@@ -130,11 +128,8 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     from fastvec.training.job import adapt as run
 
     first = os.environ.get("RANK", "0") == "0"  # under torchrun, only rank 0 logs and reports
-    log_to_stderr(quiet or not first)
-    with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json or not first) as progress:
+    quiet, as_json = quiet or not first, as_json and first
+    log_to_stderr(quiet)
+    with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
         report = run(**options, progress=progress, stop_signal=stop_signal)
-    if as_json and first:
-        print_result(json.dumps(report.to_json()))
-    elif not quiet and first:
-        say(str(report))
-    sys.exit(report.return_code)
+    end_job(report, as_json=as_json, quiet=quiet)

@@ -1,7 +1,5 @@
 """The command `fastvec embed`."""
 
-import json
-import sys
 from typing import Any
 
 import click
@@ -9,7 +7,7 @@ import click
 from fastvec.cli import options as shared
 from fastvec.cli.progress import progress_display
 from fastvec.cli.signals import stop_on_signal
-from fastvec.cli.streams import log_to_stderr, print_result, say
+from fastvec.cli.streams import end_job, log_to_stderr
 
 ENCODER_OPTIONS = (
     "model",
@@ -138,11 +136,7 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     else:
         with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
             result = run(**options, encoder=settings, progress=progress, stop_signal=stop_signal)
-    if as_json:
-        print_result(json.dumps(result.to_json()))
-    elif not quiet:
-        say(str(result))
-    sys.exit(result.return_code)
+    end_job(result, as_json=as_json, quiet=quiet)
 
 
 def _dry_run(settings: Any, options: dict[str, Any]) -> Any:

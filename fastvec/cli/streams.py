@@ -39,7 +39,17 @@ def print_result(text: str) -> None:
 
 
 def print_report(report: Any, as_json: bool) -> NoReturn:
+    """End a command whose result is its output."""
     print_result(json.dumps(report.to_json()) if as_json else str(report))
+    sys.exit(report.return_code)
+
+
+def end_job(report: Any, *, as_json: bool, quiet: bool) -> NoReturn:
+    """End a command whose result is a file: the report goes to stdout as JSON, or to stderr as text."""
+    if as_json:
+        print_result(json.dumps(report.to_json()))
+    elif not quiet:
+        say(str(report))
     sys.exit(report.return_code)
 
 

@@ -13,11 +13,9 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from fastvec.errors import OutputError, RefusedError
-from fastvec.fingerprint import Json, differences
+from fastvec.fingerprint import REMEDY, Json, fingerprint_differences, refuse_another_job
 from fastvec.output.journal import Job, Journal
 from fastvec.system.durable_files import sync_folder, translated_os_errors
-
-_REMEDY = "replace it with --overwrite, or choose another -o"
 
 
 def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[str, int] | None:
@@ -71,7 +69,7 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
         return None
     part, begun = beside(output, ".part"), journal.job if journal is not None else None
     if begun is None and part.exists():
-        raise RefusedError(f"{part} has no journal, so its job is unknown; {_REMEDY}")
+        raise RefusedError(f"{part} has no journal, so its job is unknown; {REMEDY}")
     unfinished = journal is not None and begun is not None and len(journal.chunks) > 0
     if begun is not None and unfinished:
         _refuse_another(part, begun.fingerprint, job)
@@ -81,7 +79,7 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
         if not (unfinished and part.exists()):  # else an interrupted --overwrite of the same job resumes
             return counts
     if not is_errors_file(errors_path(output)):
-        raise RefusedError(f"{errors_path(output)} is not a list of row errors, but would be overwritten; {_REMEDY}")
+        raise RefusedError(f"{errors_path(output)} is not a list of row errors, but would be overwritten; {REMEDY}")
     return None
 
 
@@ -94,24 +92,18 @@ def _published(output: Path) -> tuple[Mapping[str, Json], dict[str, int]]:
         counts = {"rows": int(promises[b"fastvec.rows"]), **json.loads(promises[b"fastvec.counts"])}
         return json.loads(own[b"fastvec.fingerprint"]), counts
     except (KeyError, TypeError, ValueError, RecursionError) as error:  # ArrowInvalid is a ValueError
-        raise RefusedError(f"{output} is not a finished fastvec output; {_REMEDY}") from error
-
-
-def fingerprint_differences(begun: Mapping[str, Json], job: Job) -> list[str]:
-    return list(differences(begun, json.loads(json.dumps(dict(job.fingerprint))), ""))
+        raise RefusedError(f"{output} is not a finished fastvec output; {REMEDY}") from error
 
 
 def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
-    found = fingerprint_differences(begun, job)
     rows, asked = begun.get("rows"), job.fingerprint.get("rows")
-    if len(found) == 1 and isinstance(rows, int) and isinstance(asked, int) and rows != asked:
+    only_one = len(fingerprint_differences(begun, job.fingerprint)) == 1
+    if only_one and isinstance(rows, int) and isinstance(asked, int) and rows != asked:
         raise RefusedError(
             f"{path} was started for {rows:,} rows of these inputs, but this command asks for {asked:,} (see --limit). "
-            f"The row count is stored in the file's header and cannot change; {_REMEDY}"
+            f"The row count is stored in the file's header and cannot change; {REMEDY}"
         )
-    if found:
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise RefusedError(f"{path} belongs to another job: {'; '.join(found[:5])}{more}; {_REMEDY}")
+    refuse_another_job(path, begun, job.fingerprint)
 
 
 def is_errors_file(path: Path) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from fastvec.errors import OutputError, RefusedError
-from fastvec.fingerprint import Json, differences
+from fastvec.fingerprint import Json, differences, fingerprint_differences
 from fastvec.output import arrow_file, ownership
 from fastvec.output.arrow_file import Block
 from fastvec.output.journal import Chunk, Job, Journal, RowError
@@ -95,7 +95,7 @@ class Writer:
         if ownership.finished(self._output, self._job, journal, overwrite=overwrite) is not None:
             raise RefusedError(f"{self._output} was just finished by another run of the same command")
         begun = journal.job
-        if begun is None or not journal.chunks or ownership.fingerprint_differences(begun.fingerprint, self._job):
+        if begun is None or not journal.chunks or fingerprint_differences(begun.fingerprint, self._job.fingerprint):
             return
         if overwrite and not self._part_path.exists():  # killed after the rename: only the journal is left
             return

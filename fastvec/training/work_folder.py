@@ -15,12 +15,11 @@ from typing import Any
 
 from fastvec.checkpoints.checkpoint import RECORD
 from fastvec.errors import OutputError, RefusedError
-from fastvec.fingerprint import Json, differences
+from fastvec.fingerprint import fingerprint_differences, refuse_another_job
 from fastvec.system.durable_files import locked, sync_folder, translated_os_errors, write_durably
 
 JOB, LOCK = "job.json", "lock"
 PLACE = "fastvec_place.json"  # written last into a checkpoint
-_REMEDY = "replace it with --overwrite, or choose another -o"
 
 
 def part_of(output: Path) -> Path:
@@ -45,7 +44,7 @@ def finished(output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
         if made is None or "fingerprint" not in made:
             raise RefusedError(f"{output} is a folder that fastvec did not make: choose another -o")
         if not overwrite:
-            _refuse_another(output, made["fingerprint"], fingerprint)
+            refuse_another_job(output, made["fingerprint"], fingerprint)
             results: dict[str, Any] = made.get("results", {})
             return results
     return None
@@ -65,9 +64,9 @@ def open_work_folder(output: Path, fingerprint: Mapping[str, Any], *, overwrite:
             raise RefusedError(f"{part} is a folder that fastvec did not make: move it, or choose another -o")
         with locked(part / LOCK):
             begun = _read(part / JOB)
-            if begun is not None and list(differences(begun, _as_read(fingerprint), "")):
+            if begun is not None and fingerprint_differences(begun, fingerprint):
                 if _holds_work(part) and not overwrite:
-                    _refuse_another(part, begun, fingerprint)
+                    refuse_another_job(part, begun, fingerprint)
                 _empty(part)
                 begun = None
             if begun is None:
@@ -129,13 +128,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _as_read(fingerprint: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(dict(fingerprint)))
-
-
-def _refuse_another(path: Path, begun: Mapping[str, Json], fingerprint: Mapping[str, Any]) -> None:
-    if found := list(differences(begun, _as_read(fingerprint), "")):
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise RefusedError(f"{path} belongs to another job: {'; '.join(found[:5])}{more}; {_REMEDY}")

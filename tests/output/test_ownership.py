@@ -16,11 +16,6 @@ from tests.helpers.outputs import CHUNKS, ROWS, contents, make_job, make_schema,
 REMEDY = "; replace it with --overwrite, or choose another -o"
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "vecs.arrow"
-
-
 def interrupt(output: Path, *, model: str = "tiny", overwrite: bool = False) -> None:
     """Leave an unfinished output of two chunks."""
     writer = Writer.open(output, make_job(model=model), overwrite=overwrite)

@@ -26,20 +26,6 @@ from tests.helpers.outputs import (
 COUNTS = {"nulls": 7, "truncated": 3, "errors": 2, "tokens": 301}
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    (tmp_path / "folder").mkdir()
-    return tmp_path / "folder" / "vecs.arrow"
-
-
-@pytest.fixture
-def expected(tmp_path: Path) -> dict[str, bytes]:
-    """The files of an uninterrupted run."""
-    (tmp_path / "uninterrupted").mkdir()
-    run_job(tmp_path / "uninterrupted" / "vecs.arrow")
-    return contents(tmp_path / "uninterrupted")
-
-
 def test_a_finished_output_holds_every_chunk(output: Path) -> None:
     done = run_job(output)
     assert done is not None
