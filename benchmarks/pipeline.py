@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 
 import click
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -35,10 +34,8 @@ class ZeroEncoder(Encoder):
 
     def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> SubmittedChunk:
         between_batches()
-        zeros = torch.zeros(len(texts), self.dims)
-        return SubmittedChunk(
-            texts=texts, order=np.arange(len(texts)), vectors=zeros, failed={}, batch_tokens=self.batch_tokens
-        )
+        zeros, finite = torch.zeros(len(texts), self.dims), torch.ones(len(texts), dtype=torch.bool)
+        return SubmittedChunk(texts=texts, vectors=zeros, finite=finite, failed={}, batch_tokens=self.batch_tokens)
 
 
 @click.command()

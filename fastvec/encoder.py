@@ -1,39 +1,32 @@
 """The encoder turns texts into vectors by a checkpoint's own rules.
 
-A text is tokenized once and shares a packed forward pass with texts of similar length. Its vector is pooled from its
-own span of tokens. Order of operations: pool, apply any Dense layers, truncate to `dims`, normalize.
+A text is tokenized once and shares a packed forward pass (`forward`) with texts of similar length. Its vector is pooled
+from its own span of tokens.
 
-Shapes: n texts, T packed tokens, D dimensions of a vector.
+Shapes: n texts, D dimensions of a vector.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 import torch
-from torch.nn import functional as F
 
 from fastvec.decoders.agreement import SAMPLE, Agreement
-from fastvec.decoders.from_files import PlainDecoder
-from fastvec.decoders.fused import FusedDecoder
-from fastvec.decoders.load import load_decoder, load_dense
-from fastvec.decoders.quantized import quantized
-from fastvec.decoders.self_check import self_check
 from fastvec.errors import ModelError, UsageError
+from fastvec.forward import Forward
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.texts.batching import chunk_limits, token_batches, token_budget
 from fastvec.texts.load import load_tokenizer
-from fastvec.texts.packing import Packed, pack
+from fastvec.texts.packing import pack
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
-from fastvec_kernels import pool, to_host
+from fastvec_kernels import to_device, to_host, torch_ops
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +49,11 @@ class SubmittedChunk:
     """A chunk of n texts that was submitted to the device, which may not have finished it."""
 
     texts: TokenizedTexts
-    order: npt.NDArray[np.integer]  # [n], the text that each row of `vectors` belongs to
-    vectors: torch.Tensor  # [n, D] on the host, in batch order; rows of `failed` are not valid
+    vectors: torch.Tensor  # [n, D] on the host; rows of `failed` are not valid
+    finite: torch.Tensor  # [n] bool on the host
     failed: dict[int, str]
     batch_tokens: int
-    done: torch.cuda.Event | None = None  # recorded after the copy to `vectors`; None if they are complete
+    done: torch.cuda.Event | None = None  # recorded after the copy to the host; None if both are complete
 
 
 class Encoder:
@@ -76,36 +69,17 @@ class Encoder:
         `max_length` or `quantize`.
         """
         self.settings = settings
-        self._dtype: torch.dtype = getattr(torch, settings.dtype)
-        checkpoint = settings.checkpoint
-        self._tokenizer = load_tokenizer(checkpoint)
-        self._decoder = load_decoder(
-            checkpoint,
-            dtype=self._dtype,
-            device=settings.device,
-            bidirectional=settings.bidirectional,
-            positions=settings.max_length,
-        )
-        require_embeddings(self._tokenizer, len(self._decoder.embeddings), checkpoint.name)
-        longest = self._decoder.longest
-        if longest is not None and settings.max_length > longest:
-            raise UsageError(
-                f"max_length {settings.max_length} is out of range: {checkpoint.name} has {longest} positions"
-            )
-        self._dense = load_dense(checkpoint, device=settings.device)
-        self.parameters = sum(parameter.numel() for parameter in self._decoder.model.parameters())
-        budget = token_budget(settings.device, self.parameters, self._dtype.itemsize)
-        self.batch_tokens = batch_tokens or budget
+        self._tokenizer = load_tokenizer(settings.checkpoint)
+        self._forward = Forward(settings)
+        self.parameters = self._forward.parameters
+        require_embeddings(self._tokenizer, len(self._forward.embeddings), settings.checkpoint.name)
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.batch_tokens = batch_tokens or token_budget(settings.device, self.parameters, dtype.itemsize)
         self.agreement: Agreement | None = None
-        with torch.inference_mode():
-            self_check(self._decoder)
-            self._fused = self._fuse()
-            self._unquantized: FusedDecoder | None = None  # until the comparison is done, then None
-            self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantized and quantized
-            if settings.quantize is not None:
-                self._fused, self._unquantized = self._quantized(settings.quantize), self._fused
+        self._comparing = settings.quantize is not None  # until enough texts were compared
+        self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantized and quantized
         direction = "bidirectional" if settings.bidirectional else "causal"
-        logger.info("%s runs %s: %s", checkpoint.name, direction, settings.bidirectional_reason)
+        logger.info("%s runs %s: %s", settings.checkpoint.name, direction, settings.bidirectional_reason)
 
     @classmethod
     def from_pretrained(
@@ -165,12 +139,18 @@ class Encoder:
     def environment(self) -> dict[str, str]:
         """Library versions and device; with others, vectors may round differently."""
         cuda = self.settings.device == "cuda"
-        return {
+        found = {
             "torch": str(torch.__version__),  # a plain string, to equal the one that the journal returns
             "transformers": version("transformers"),
             "tokenizers": tokenizers.__version__,
             "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
         }
+        return found | ({"torch_ops": ", ".join(self.torch_ops)} if self.torch_ops else {})
+
+    @property
+    def torch_ops(self) -> tuple[str, ...]:
+        """The ops that run on PyTorch's operations although this device has kernels for them."""
+        return tuple(sorted(torch_ops())) if self.settings.device == "cuda" else ()
 
     def encode(
         self, texts: Sequence[str], instruction: str | None = None, prompt_name: str | None = None
@@ -201,7 +181,7 @@ class Encoder:
 
     def input_embeddings(self) -> FloatArray:
         """Return the table [V, hidden_size] of input embeddings, in float32."""
-        return self._decoder.embeddings.detach().float().cpu().numpy()
+        return self._forward.embeddings.detach().float().cpu().numpy()
 
     def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
         """Encode one chunk of texts, with `begin` and `finish`."""
@@ -217,7 +197,7 @@ class Encoder:
         while True:
             try:
                 with torch.inference_mode():
-                    if self._unquantized is not None and len(texts):
+                    if self._comparing and len(texts):
                         self._compare_quantized(texts.sample(SAMPLE), between_batches)
                     return self._begin(texts, between_batches)
             except torch.OutOfMemoryError:
@@ -231,39 +211,43 @@ class Encoder:
             logger.warning("out of memory: continuing with batches of %d tokens", self.batch_tokens)
 
     def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> SubmittedChunk:
-        embeddings = len(self._decoder.embeddings)
+        embeddings = len(self._forward.embeddings)
         failed = {int(row): "token_without_embedding" for row in texts.beyond(embeddings)}
         if failed:  # keep their lengths, and so the batches, with ids that have an embedding
             texts = replace(texts, ids=np.minimum(texts.ids, embeddings - 1))
         batches = token_batches(texts.lengths, self.batch_tokens)
-        out = torch.full((len(texts), self.dims), torch.nan, device=self.settings.device)
+        device = torch.device(self.settings.device)
+        out = torch.full((len(texts), self.dims), torch.nan, device=device)
         begin = 0
         for rows in batches:
             between_batches()
             end = begin + len(rows)
             try:
-                out[begin:end] = self._vectors(self._packed(texts, rows))
+                out[begin:end] = self._vectors(texts, rows)
             except torch.OutOfMemoryError:
                 if len(rows) > 1:
                     raise
                 failed[int(rows[0])] = "out_of_memory"
             begin = end
-        order = np.concatenate([np.arange(0), *batches])
-        vectors, done = to_host(out)
+        place = np.empty(len(texts), dtype=np.int64)  # of each text in batch order
+        place[np.concatenate([np.arange(0), *batches])] = np.arange(len(texts))
+        # in the texts' order and checked on the device: for short texts, this takes the host as long as their forward
+        out = out[to_device(place, device)]
+        (vectors, finite), done = to_host(out, out.isfinite().all(dim=1))
         return SubmittedChunk(
-            texts=texts, order=order, vectors=vectors, failed=failed, batch_tokens=self.batch_tokens, done=done
+            texts=texts, vectors=vectors, finite=finite, failed=failed, batch_tokens=self.batch_tokens, done=done
         )
 
     def finish(self, begun: SubmittedChunk) -> Encoded:
         """Wait for a chunk. Texts whose vectors are not finite are encoded again, alone and in float32."""
         if begun.done is not None:
             begun.done.synchronize()
-        vectors = np.empty(begun.vectors.shape, dtype=np.float32)
-        vectors[begun.order] = begun.vectors.numpy()
+        vectors, finite = begun.vectors.numpy(), begun.finite.numpy()
         failed = dict(begun.failed)
         vectors[list(failed)] = np.nan
-        suspects = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()) - failed.keys()
-        for row in sorted(suspects):
+        for row in np.flatnonzero(~finite).tolist():
+            if row in failed:
+                continue
             with torch.inference_mode():
                 vectors[row] = self._retry_in_float32(begun.texts, row)
             if not np.isfinite(vectors[row]).all():
@@ -273,78 +257,27 @@ class Encoder:
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
         """Raise ModelError if quantized vectors differ too much; repeated until enough texts were compared."""
         found = self.finish(self._begin(texts, between_batches))
-        fused, self._fused = self._fused, self._unquantized
-        try:
+        with self._forward.unquantized():
             expected = self.finish(self._begin(texts, between_batches))
-        finally:
-            self._fused = fused
         self._compared.append((expected.vectors, found.vectors))
         agreement = Agreement.of(*(np.concatenate(vectors) for vectors in zip(*self._compared, strict=True)))
         agreement.require(str(self.settings.quantize), self.settings.dtype)
         logger.info("%s against %s: %s", self.settings.quantize, self.settings.dtype, agreement)
         self.agreement = agreement
         if agreement.overlap is not None:
-            self._unquantized = None
+            self._comparing = False
+            self._forward.drop_unquantized()
             self._compared.clear()
 
-    def _packed(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> Packed:
-        return pack([texts.sequence(row) for row in rows], texts.spans[rows], device=self.settings.device)
-
-    def _vectors(self, packed: Packed) -> torch.Tensor:
-        """Return the finished vectors [n, D], float32."""
-        settings = self.settings
-        last: dict[str, Any] = {}
-        if self._fused is None:
-            hidden = self._decoder(packed)
-        else:
-            hidden, residual = self._fused(packed)
-            norm = self._fused.norm
-            last = {"residual": residual, "weight": norm.weight, "eps": norm.eps}
-        if not len(self._dense):
-            last |= {"dims": settings.dims, "normalize": settings.normalize}
-            return pool(hidden, packed.spans, settings.pooling, **last)
-        vectors = self._dense(pool(hidden, packed.spans, settings.pooling, **last))[:, : settings.dims]
-        return F.normalize(vectors, dim=-1) if settings.normalize else vectors
+    def _vectors(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> torch.Tensor:
+        """Return the vectors [n, D] of some rows of `texts`, which are one batch."""
+        packed = pack([texts.sequence(row) for row in rows], texts.spans[rows], device=self.settings.device)
+        return self._forward(packed)
 
     def _retry_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
         """Encode one text, whose vector in `dtype` is not finite, in float32; returns [D], NaN if memory runs out."""
         try:
-            with self._float32_weights():
-                return self._vectors(self._packed(texts, np.array([row])))[0].cpu().numpy()
+            with self._forward.in_float32():
+                return self._vectors(texts, np.array([row]))[0].cpu().numpy()
         except torch.OutOfMemoryError:
             return np.full(self.dims, np.nan, dtype=np.float32)
-
-    @contextmanager
-    def _float32_weights(self) -> Iterator[None]:
-        """Convert the weights to float32 temporarily; widening and narrowing back loses nothing.
-
-        Tensors that are float32 already (rotary frequencies) stay as they are. The fused path still has the narrow
-        weights, so it is rebuilt each time; a quantized one is put back.
-        """
-        model, kept = self._decoder.model, None if self.settings.quantize is None else self._fused
-        self._fused = None
-        narrow = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype == self._dtype]
-        try:
-            for tensor in narrow:
-                tensor.data = tensor.data.float()
-            self._fused = self._fuse()
-            yield
-        finally:
-            for tensor in narrow:
-                tensor.data = tensor.data.to(self._dtype)
-            self._fused = self._fuse() if kept is None else kept
-
-    def _quantized(self, quantize: str) -> FusedDecoder:
-        if self._fused is None:
-            raise UsageError(
-                f"quantize {quantize} needs a Llama-style decoder, and {self.settings.checkpoint.name} runs "
-                "through transformers: leave it out"
-            )
-        return quantized(self._fused, quantize, self.settings.weight_bits)
-
-    def _fuse(self) -> FusedDecoder | None:
-        if isinstance(self._decoder, PlainDecoder):
-            return self._decoder.fuse()
-        from fastvec.decoders.detection import fuse
-
-        return fuse(self._decoder, self.settings.max_length)

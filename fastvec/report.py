@@ -78,6 +78,7 @@ class Report:
     bottleneck: str = ""  # the stage that worked longest
     peak_memory_bytes: int | None = None
     agreement: dict[str, Any] | None = None  # of quantized vectors with unquantized ones, on the first texts
+    torch_ops: tuple[str, ...] = ()  # ops that ran on PyTorch's operations although this device has kernels for them
     already_finished: bool = False
     note: str = ""  # a remark about the model
 
@@ -101,6 +102,8 @@ class Report:
         parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
         if self.bottleneck:
             parts.append(f"bottleneck: {self.bottleneck}")
+        if self.torch_ops:
+            parts.append(f"without kernels: {', '.join(self.torch_ops)}")
         return "; ".join(parts) + (f"\n{self.note}" if self.note else "")
 
 

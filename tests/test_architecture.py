@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "fastvec.texts": {"fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.settings": {"fastvec.decoders", "fastvec.texts", "fastvec.checkpoints"},
-    "fastvec.encoder": {"fastvec.settings", "fastvec.decoders", "fastvec.texts", "fastvec_kernels"},
+    "fastvec.forward": {"fastvec.settings", "fastvec.decoders", "fastvec.texts", "fastvec_kernels"},
+    "fastvec.encoder": {"fastvec.forward", "fastvec.settings", "fastvec.decoders", "fastvec.texts", "fastvec_kernels"},
     "fastvec.embedding": {
         "fastvec.corpus",
         "fastvec.checkpoints",

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from fastvec.encoder import Encoder, SubmittedChunk
 from fastvec.errors import ModelError, UsageError
+from fastvec.forward import Forward
 from fastvec.settings import resolve_settings
 from fastvec.texts.packing import Packed
 from fastvec.texts.tokenizer import TokenizedTexts
@@ -150,38 +151,38 @@ def test_a_text_that_overflows_is_done_again_alone_in_float32(
     tiny_llama: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = Encoder.from_pretrained(tiny_llama, dtype="float16", device="cpu")
-    forward = Encoder._vectors
+    forward = Forward.__call__
 
-    def overflowing(self: Encoder, packed: Packed) -> torch.Tensor:
+    def overflowing(self: Forward, packed: Packed) -> torch.Tensor:
         vectors = forward(self, packed)
         narrow = next(self._decoder.model.parameters()).dtype == torch.float16
         return torch.where(narrow & (torch.arange(len(vectors))[:, None] == 0), torch.inf, vectors)
 
-    monkeypatch.setattr(Encoder, "_vectors", overflowing)
+    monkeypatch.setattr(Forward, "__call__", overflowing)
     vectors = half.encode(TEXTS)
 
     longest = max(range(len(TEXTS)), key=lambda row: len(TEXTS[row]))  # the first in its batch
     assert np.abs(vectors[longest] - encoder.encode([TEXTS[longest]])[0]).max() < 1e-3
     assert (vectors * encoder.encode(TEXTS)).sum(axis=1).min() > 0.999
-    assert {parameter.dtype for parameter in half._decoder.model.parameters()} == {torch.float16}
+    assert {parameter.dtype for parameter in half._forward._decoder.model.parameters()} == {torch.float16}
 
 
 def test_a_text_that_overflows_fails_where_float32_finds_no_memory(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = Encoder.from_pretrained(tiny_llama, dtype="float16", device="cpu")
-    forward = Encoder._vectors
+    forward = Forward.__call__
 
-    def small_device(self: Encoder, packed: Packed) -> torch.Tensor:
+    def small_device(self: Forward, packed: Packed) -> torch.Tensor:
         if next(self._decoder.model.parameters()).dtype == torch.float32:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, packed) * torch.where(torch.arange(len(packed.lengths)) == 0, torch.inf, 1)[:, None]
 
-    monkeypatch.setattr(Encoder, "_vectors", small_device)
+    monkeypatch.setattr(Forward, "__call__", small_device)
     encoded = half.encode_tokens(half.tokenizer()(["a sea", "a longer sea"]))
 
     assert encoded.failed == {1: "non_finite_vector"}
-    assert {parameter.dtype for parameter in half._decoder.model.parameters()} == {torch.float16}
+    assert {parameter.dtype for parameter in half._forward._decoder.model.parameters()} == {torch.float16}
 
 
 def test_a_device_without_any_memory_left_is_one_line(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,14 +217,14 @@ def test_out_of_memory_halves_the_budget_and_only_a_text_too_large_alone_fails(
 ) -> None:
     encoder = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
     expected = encoder.encode(TEXTS)
-    forward, room = Encoder._vectors, 40
+    forward, room = Forward.__call__, 40
 
-    def small_device(self: Encoder, packed: Packed) -> torch.Tensor:
+    def small_device(self: Forward, packed: Packed) -> torch.Tensor:
         if len(packed.token_ids) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, packed)
 
-    monkeypatch.setattr(Encoder, "_vectors", small_device)
+    monkeypatch.setattr(Forward, "__call__", small_device)
     texts = encoder.tokenizer()(TEXTS)
     encoded = encoder.encode_tokens(texts)
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.ops.attention import attention_workload
 from benchmarks.ops.roofline import Ceilings, sets_of_inputs
-from benchmarks.ops.shapes import DIRECTIONS, Direction, Shape
+from benchmarks.ops.shapes import DIRECTIONS, Shape
 from benchmarks.ops.timing import measure
 from benchmarks.ops.wide import (
     dropout_workload,
@@ -18,8 +18,9 @@ from benchmarks.ops.wide import (
     rope_workload,
     swiglu_workload,
 )
-from benchmarks.ops.workload import Expected, Implementation, Run, Unavailable, Workload, check, expect
+from benchmarks.ops.workload import Expected, Implementation, Run, Unavailable, Workload, expect
 from benchmarks.reporting.results import Row
+from fastvec_kernels._accuracy import Direction, compare
 
 FASTVEC = "fastvec"
 
@@ -83,7 +84,7 @@ def _measured(
     if direction == "backward":
         run.prepare_backward()
     wanted = expected.outputs if direction == "forward" else expected.gradients
-    error, failure = check(run.result(direction), wanted, direction, implementation.rounds_to)
+    error, failure = compare(run.result(direction), wanted, direction, implementation.rounds_to)
     if failure is not None:
         return _row(workload, name, direction, ceilings, status=f"FAILED: {failure}", error=error)
     if not timed:

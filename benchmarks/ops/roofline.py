@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.ops.shapes import Direction
 from benchmarks.ops.timing import copies_beyond_cache, measure
+from fastvec_kernels._accuracy import Direction
 
 MATRIX_SIZE = 8192
 COPY_BYTES = 1 << 30

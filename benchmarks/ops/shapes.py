@@ -5,9 +5,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-Direction = Literal["forward", "backward"]
+from fastvec_kernels._accuracy import Direction
+
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 TOKENS = 16_384  # per batch, as in FlashAttention's published figures
 

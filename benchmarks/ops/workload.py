@@ -1,4 +1,4 @@
-"""Defines what is measured: an op on a shape, its implementations, and the check of their results."""
+"""Defines what is measured: an op on a shape, its implementations, and their results."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -7,16 +7,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from benchmarks.ops.shapes import Direction, Shape
+from benchmarks.ops.shapes import Shape
+from fastvec_kernels._accuracy import Direction
 
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
-
-# The allowed relative error of a row (a token's outputs or gradients) against the float32 reference, in units of the
-# dtype's eps. bf16's eps is 2^-7: one rounding costs a quarter of it on average, and a backward pass also multiplies
-# rounded scores.
-TOLERANCE: dict[Direction, float] = {"forward": 2.0, "backward": 4.0}
-FLOAT32_TOLERANCE = 2e-5  # the error of float32 sums over thousands of tokens in another order
-SMALL_ROW = 1 / 16  # times the rows' root mean square norm; errors of smaller rows are relative to this
 
 
 class Unavailable(Exception):
@@ -116,30 +110,3 @@ class Run:
             return self._implementation.restore(self.forward())
         prepared = [x for x in self._prepared if x.requires_grad]
         return torch.autograd.grad(prepared, self._differentiated, self.backward(), retain_graph=True)
-
-
-def worst_error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest relative error of a row. Rows are along the first axis; a vector is one row."""
-    rows = (expected.flatten(1) if expected.ndim > 1 else expected[None]).float()
-    result = result.detach().float().reshape(rows.shape)
-    norm = rows.norm(dim=1)
-    least = SMALL_ROW * norm.square().mean().sqrt()
-    error = (result - rows).norm(dim=1)
-    return float((error / torch.maximum(norm, least).clamp(min=1e-30)).max())
-
-
-def check(
-    result: Tensors, expected: Tensors, direction: Direction, rounds_to: torch.dtype = torch.float32
-) -> tuple[float, str | None]:
-    """Return the worst error, and a description of the failure or None."""
-    if [x.shape for x in result] != [x.shape for x in expected]:
-        return float("nan"), f"shapes {[tuple(x.shape) for x in result]}, not {[tuple(x.shape) for x in expected]}"
-    worst, failure = 0.0, None
-    for x, y in zip(result, expected, strict=True):
-        eps = max(torch.finfo(x.dtype).eps, torch.finfo(rounds_to).eps)
-        allowed = max(TOLERANCE[direction] * eps, FLOAT32_TOLERANCE)
-        error = worst_error(x, y)
-        if not error <= allowed:  # a NaN fails too
-            failure = f"error {error:.2e}, allowed {allowed:.2e}"
-        worst = max(worst, error) if error == error else error
-    return worst, failure

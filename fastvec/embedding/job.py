@@ -193,8 +193,10 @@ class _Run:
             too_large = (np.abs(encoded.vectors) > FLOAT16_MAX).any(axis=1)
             failed |= {int(index): "float16_overflow" for index in np.flatnonzero(too_large)}
         rows = np.flatnonzero(chunk.valid)
-        vectors = np.zeros((len(chunk.valid), self._encoder.dims), dtype=np.float32)
-        vectors[rows] = encoded.vectors
+        vectors = encoded.vectors
+        if len(rows) < len(chunk.valid):
+            vectors = np.zeros((len(chunk.valid), self._encoder.dims), dtype=np.float32)
+            vectors[rows] = encoded.vectors
         valid = chunk.valid.copy()
         valid[rows[list(failed)]] = False
         first_row = chunk.chunk.first_row
@@ -300,6 +302,7 @@ class _Run:
             bottleneck=max(pipeline.busy, key=pipeline.busy.__getitem__, default=""),
             peak_memory_bytes=peak_memory_bytes(),
             agreement=None if self._encoder.agreement is None else asdict(self._encoder.agreement),
+            torch_ops=self._encoder.torch_ops,
         )
 
 

@@ -2,11 +2,13 @@
 
 - `attention` and `rope`, `pooling`: packages, each with an `interface` that has the public functions.
 - `rms_norm`, `swiglu` (also geglu), `dropout` by token, `quantize` (rows to fp8): one module each.
-- `_launch` decides between a GPU, Triton's interpreter and PyTorch, and launches kernels; `_random` has random bits
-  that depend only on a seed and a position.
+- `_launch` decides between a GPU, Triton's interpreter and PyTorch, and launches kernels; `_switch` sends single ops to
+  PyTorch and checks kernels against the references, within the bounds of `_accuracy`; `_random` has random bits that
+  depend only on a seed and a position.
 """
 
 from fastvec_kernels._launch import to_device, to_host
+from fastvec_kernels._switch import OPS, checked_kernels, torch_ops, use_torch_ops
 from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference
 from fastvec_kernels.dropout import dropout, dropout_reference
 from fastvec_kernels.pooling.interface import pool, pool_reference
@@ -16,11 +18,13 @@ from fastvec_kernels.rope.interface import rope, rope_reference
 from fastvec_kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 
 __all__ = [
+    "OPS",
     "AttentionPlan",
     "add_rms_norm",
     "add_rms_norm_reference",
     "attention",
     "attention_reference",
+    "checked_kernels",
     "dropout",
     "dropout_reference",
     "geglu",
@@ -37,4 +41,6 @@ __all__ = [
     "swiglu_reference",
     "to_device",
     "to_host",
+    "torch_ops",
+    "use_torch_ops",
 ]

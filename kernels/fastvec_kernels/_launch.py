@@ -183,18 +183,19 @@ def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
-def to_host(x: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Start copying `x` to the host; the copy is complete when the returned event is done (None for a CPU tensor).
+def to_host(*tensors: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.cuda.Event | None]:
+    """Start copying `tensors` to the host; the copies are complete when the returned event is done (None on a CPU).
 
     Waiting for the event does not wait for work that the device receives later.
     """
-    if not x.is_cuda:
-        return x, None
-    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    host.copy_(x, non_blocking=True)
+    if not tensors[0].is_cuda:
+        return tensors, None
+    copies = tuple(torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors)
+    for copy, x in zip(copies, tensors, strict=True):
+        copy.copy_(x, non_blocking=True)
     done = torch.cuda.Event(blocking=True)  # waiting sleeps instead of spinning: other threads need the core
     done.record()
-    return host, done
+    return copies, done
 
 
 def next_power_of_2(n: int) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fastvec_kernels._launch import launch, next_power_of_2, runs_triton, tl, triton
+from fastvec_kernels._launch import launch, next_power_of_2, tl, triton
 from fastvec_kernels._random import drop_below, keeps_of_features, philox
+from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.rms_norm import rows_of
 
 __all__ = ["dropout", "dropout_reference"]
@@ -26,6 +27,7 @@ def dropout_reference(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: 
     return x * (kept * (1 / (1 - p))).to(x.dtype)
 
 
+@op("dropout", dropout_reference)
 def dropout(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> torch.Tensor:
     """Drop features of `x` [T, D] with probability `p`; `tokens` [T, 2] int64 are each row's sequence and position.
 
@@ -37,7 +39,7 @@ def dropout(x: torch.Tensor, tokens: torch.Tensor, *, p: float, seed: int) -> to
         raise ValueError(f"dropout needs a probability of at least 0 and below 1, got {p}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"dropout needs a seed from 0 to 2^63 - 1, got {seed}")
-    if x.numel() == 0 or not runs_triton(x):
+    if x.numel() == 0 or not uses_kernel("dropout", x):
         return dropout_reference(x, tokens, p=p, seed=seed)
     y: torch.Tensor = _dropout(x, tokens, p, seed)
     return y

@@ -10,7 +10,8 @@ Shapes: T rows, D their width.
 
 import torch
 
-from fastvec_kernels._launch import architecture, launch, runs_triton, tl, triton
+from fastvec_kernels._launch import architecture, launch, tl, triton
+from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.rms_norm import WIDEST, forward_tile, rows_of
 
 E4M3 = torch.float8_e4m3fn
@@ -25,6 +26,7 @@ def quantize_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return (wide * (LARGEST / largest)[:, None]).to(E4M3), largest / LARGEST
 
 
+@op("quantize_rows", quantize_rows_reference)
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize `x` [T, D] -> E4M3 [T, D] and the float32 scales [T] that its rows were divided by.
 
@@ -32,7 +34,8 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"quantize_rows needs x [T, D], got {tuple(x.shape)}")
-    if not (runs_triton(x) and len(x) and x.shape[1] <= WIDEST and architecture(x.device) in ("sm_90", "sm_100")):
+    kernel = uses_kernel("quantize_rows", x) and architecture(x.device) in ("sm_90", "sm_100")
+    if not (kernel and len(x) and x.shape[1] <= WIDEST):
         return quantize_rows_reference(x)
     x = rows_of(x)
     T, D = x.shape

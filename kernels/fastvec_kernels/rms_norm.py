@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import call, launch, next_power_of_2, operator, runs_triton, tl, triton
+from fastvec_kernels._launch import call, launch, next_power_of_2, operator, tl, triton
+from fastvec_kernels._switch import op, uses_kernel
 
 WIDEST = 32_768  # a program holds whole rows: 32 warps with 32 elements per thread
 GRADIENT_WARPS = 2048  # warps that share a weight's gradient: a wave of 16 per multiprocessor on 128 multiprocessors
@@ -39,6 +40,7 @@ def add_rms_norm_reference(
     return rms_norm_reference(total, weight, eps), total
 
 
+@op("rms_norm", rms_norm_reference)
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Normalize each row of `x` [T, D] and scale it by `weight` [D] -> [T, D] of x's dtype.
 
@@ -52,6 +54,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return y
 
 
+@op("rms_norm", add_rms_norm_reference)
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +82,7 @@ def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
 
 
 def _runs_kernel(x: torch.Tensor) -> bool:
-    return x.numel() > 0 and x.shape[1] <= WIDEST and runs_triton(x)
+    return x.numel() > 0 and x.shape[1] <= WIDEST and uses_kernel("rms_norm", x)
 
 
 def forward_tile(D: int) -> tuple[int, int, int]:

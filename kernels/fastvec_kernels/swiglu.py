@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import call, launch, next_power_of_2, operator, runs_triton, tl, triton
+from fastvec_kernels._launch import call, launch, next_power_of_2, operator, tl, triton
+from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.rms_norm import rows_of
 
 Approximate = Literal["tanh", "none"]
@@ -34,16 +35,18 @@ def geglu_reference(gate_up: torch.Tensor, *, approximate: Approximate = "tanh")
     return (F.gelu(gate, approximate=approximate) * up).to(gate_up.dtype)
 
 
+@op("swiglu", swiglu_reference)
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype. Raises ValueError for another shape."""
     _check("swiglu", gate_up)
-    if gate_up.numel() == 0 or not runs_triton(gate_up):
+    if gate_up.numel() == 0 or not uses_kernel("swiglu", gate_up):
         gate, up = gate_up.chunk(2, 1)
         return F.silu(gate) * up
     y: torch.Tensor = call(_gated, gate_up, "silu")
     return y
 
 
+@op("swiglu", geglu_reference)
 def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.Tensor:
     """Return gelu(gate) · up of `gate_up` [T, 2F] -> [T, F] of its dtype.
 
@@ -54,7 +57,7 @@ def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.
         raise ValueError(
             f"geglu needs approximate to be one of {', '.join(get_args(Approximate))}, got {approximate!r}"
         )
-    if gate_up.numel() == 0 or not runs_triton(gate_up):
+    if gate_up.numel() == 0 or not uses_kernel("swiglu", gate_up):
         gate, up = gate_up.chunk(2, 1)
         return F.gelu(gate, approximate=approximate) * up
     y: torch.Tensor = call(_gated, gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")

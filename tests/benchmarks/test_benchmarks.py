@@ -20,9 +20,10 @@ from benchmarks.ops.measurement import WORKLOAD_BUILDERS, rows_of
 from benchmarks.ops.roofline import Ceilings
 from benchmarks.ops.shapes import PATTERNS, SHAPES, SMALL_SHAPES, make_lengths, with_real_lengths
 from benchmarks.ops.timing import Timing, copies_beyond_cache, measure, summary
-from benchmarks.ops.workload import Implementation, Tensors, Workload, check
+from benchmarks.ops.workload import Implementation, Tensors, Workload
 from benchmarks.reporting.plots import plot
 from benchmarks.reporting.results import HEADER, Row, as_json
+from fastvec_kernels._accuracy import compare
 from tests import ROOT
 
 ROW = Row(
@@ -201,12 +202,12 @@ def test_an_implementation_that_raises_is_a_row() -> None:
 
 def test_a_nan_is_wrong() -> None:
     expected = torch.ones(3, 4)
-    assert check((expected,), (expected,), "forward") == (0.0, None)
-    _, failure = check((expected.log().log() * 0,), (expected,), "forward")
+    assert compare((expected,), (expected,), "forward") == (0.0, None)
+    _, failure = compare((expected.log().log() * 0,), (expected,), "forward")
     assert failure is not None
-    _, failure = check((torch.full((3, 4), torch.nan),), (expected,), "forward")
+    _, failure = compare((torch.full((3, 4), torch.nan),), (expected,), "forward")
     assert failure is not None
-    _, failure = check((expected[:2],), (expected,), "forward")
+    _, failure = compare((expected[:2],), (expected,), "forward")
     assert failure == "shapes [(2, 4)], not [(3, 4)]"
 
 

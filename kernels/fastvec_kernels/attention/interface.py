@@ -15,7 +15,7 @@ import itertools
 
 import torch
 
-from fastvec_kernels._launch import runs_triton
+from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.attention.configs import widest_head
 from fastvec_kernels.attention.op import attention_triton
 from fastvec_kernels.attention.plan import AttentionPlan
@@ -66,6 +66,7 @@ def attention_reference(
     return torch.cat(outputs).to(q.dtype)
 
 
+@op("attention", attention_reference)
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -100,7 +101,7 @@ def attention(
         ValueError: If shapes, dtypes, options or the plan do not fit together.
     """
     _check(q, k, v, scale, window, softcap, sinks, dropout_p, seed)
-    kernels = runs_triton(q) and max(q.shape[2], v.shape[2]) <= widest_head(q.dtype)
+    kernels = uses_kernel("attention", q) and max(q.shape[2], v.shape[2]) <= widest_head(q.dtype)
     way = attention_triton if kernels else attention_torch
     with torch.autocast(q.device.type, enabled=False):  # the inputs determine the dtype
         return way(

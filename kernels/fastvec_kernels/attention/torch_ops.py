@@ -1,7 +1,11 @@
 """Attention by PyTorch operations, for tensors that the Triton kernels do not take, e.g. on a machine without a GPU.
 
-Adjacent sequences of equal length form a run. A run is a batch without padding, which SDPA takes as a view, not a copy.
+On a GPU, PyTorch's own attention over packed sequences takes what it can. Otherwise, adjacent sequences of equal length
+form a run. A run is a batch without padding, which SDPA takes as a view, not a copy.
 """
+
+import inspect
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +37,18 @@ def attention_torch(
     dropout_p: float,
     seed: int,
 ) -> torch.Tensor:
-    """Compute `attention` run by run."""
+    """Compute `attention` by `varlen_attn` or run by run."""
     check_tokens(plan.tokens, len(q))
-    never_sdpa = softcap is not None or sinks is not None or dropout_p > 0  # SDPA has no cap, sink or keyed dropout
+    plain_softmax = softcap is None and sinks is None and dropout_p == 0
+    if q.is_cuda and plain_softmax and _fits_varlen(q, v):
+        return varlen_attention(q, k, v, plan, scale, causal, window)
     narrow_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
     # one split, not one slice per run: the gradient of a slice is as large as the batch
     parts = (torch.split(x, [sequences * length for _, sequences, length in plan.runs]) for x in (q, k, v))
     outputs, first_sequence = [], 0
     for (_, sequences, length), *tensors in zip(plan.runs, *parts, strict=True):
         narrow = narrow_cpu and sequences * q.shape[1] * length**2 * q.shape[2] >= NARROW_PRODUCTS
-        plain = never_sdpa or (narrow and length <= PLAIN_LENGTH)
+        plain = not plain_softmax or (narrow and length <= PLAIN_LENGTH)  # SDPA has no cap, sink or keyed dropout
         if narrow_cpu and not narrow:
             tensors = [x.float() for x in tensors]
         q_run, k_run, v_run = (  # [sequences, heads, length, size]: views, whatever the strides
@@ -66,6 +72,38 @@ def attention_torch(
         outputs.append(o.transpose(1, 2).flatten(0, 1).to(q.dtype))
         first_sequence += sequences
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _fits_varlen(q: torch.Tensor, v: torch.Tensor) -> bool:
+    """Return whether `varlen_attn`, which is FlashAttention, has kernels for these heads on this GPU."""
+    half = q.dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    return half and q.shape[2] == v.shape[2] <= 256 and q.shape[2] % 8 == 0
+
+
+def varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    """Compute `attention` by one call of PyTorch's `varlen_attn` (torch ≥ 2.11)."""
+    from torch.nn.attention import varlen
+
+    attend: Any = varlen.varlen_attn  # its signature differs between versions
+    longest = max(plan.lengths)
+    reach = -1 if window is None else window - 1 if causal else window  # keys before a query, -1: all
+    options: dict[str, Any] = {"scale": scale, "window_size": (reach, 0 if causal else reach)}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in inspect.signature(attend).parameters:
+            options["enable_gqa"] = True
+        else:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    inputs = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    o: torch.Tensor = attend(*inputs, plan.cu_seqlens, plan.cu_seqlens, longest, longest, **options)
+    return o
 
 
 def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int, p: float) -> torch.Tensor:

@@ -16,12 +16,14 @@ All arithmetic is fp32 or wider; rounding happens once, in the cast. Tokens outs
 `weight` is the same for all tokens, so it multiplies their sum.
 """
 
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import call, runs_triton
+from fastvec_kernels._launch import call
+from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.pooling.op import WIDEST, fused_pool, pooled_bounds, weighted_sums
 
 Mode = Literal["mean", "weighted_mean", "last", "first"]
@@ -71,6 +73,7 @@ def pool_reference(
     return y.to(out_dtype)
 
 
+@op("pool", pool_reference)
 def pool(
     hidden: torch.Tensor,
     spans: torch.Tensor,
@@ -107,7 +110,7 @@ def pool(
     _check_output(out_dtype, ranges, dims)
     inputs = [x for x in (hidden, residual, weight) if x is not None]
     has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs) and out_dtype.is_floating_point
-    if not all(map(runs_triton, inputs)) or hidden.shape[1] > WIDEST:
+    if not all(map(partial(uses_kernel, "pool"), inputs)) or hidden.shape[1] > WIDEST:
         y = _weighted_sums(hidden, spans, mode, residual, weight is not None, eps)[:, :dims]
     elif has_gradient or out_dtype not in FUSED_DTYPES:
         y = weighted_sums(hidden, spans, residual, mode, weight is not None, eps, dims)

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from fastvec_kernels._launch import call, operator, runs_triton
+from fastvec_kernels._launch import call, operator
+from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.rms_norm import rms_norm_reference, rms_norm_torch, rows_of
 from fastvec_kernels.rope.kernels import Shape, launch_rope, launch_rope_backward
 
@@ -54,6 +55,7 @@ def rope_reference(
     return turned[0], turned[1], v.to(qkv.dtype)
 
 
+@op("rope", rope_reference)
 def rope(
     qkv: torch.Tensor,
     cos: torch.Tensor,
@@ -86,7 +88,7 @@ def rope(
     """
     _check(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, bias)
     head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
-    if qkv.numel() == 0 or head_dim > WIDEST_HEAD or not runs_triton(qkv):
+    if qkv.numel() == 0 or head_dim > WIDEST_HEAD or not uses_kernel("rope", qkv):
         return _rope_torch(qkv if bias is None else qkv + bias, cos, sin, heads, kv_heads, q_weight, k_weight, eps)
     with_v = bias is not None or (torch.is_grad_enabled() and qkv.requires_grad)
     q, k, v = call(_rope, qkv, cos, sin, q_weight, k_weight, bias, heads, kv_heads, eps, with_v)

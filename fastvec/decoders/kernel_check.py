@@ -1,0 +1,63 @@
+"""Check, each time a model is loaded on a GPU, that the Triton kernels compute what their references compute.
+
+A kernel that fails, or that the compiler or the driver refuses, is replaced by PyTorch's operations in this process, so
+that a fault of one kernel on one GPU costs speed, not vectors. The variable FASTVEC_TORCH_OPS replaces ops in advance.
+Only forward passes are checked.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from fastvec.errors import ModelError, UsageError, one_line
+from fastvec.texts.packing import Packed, pack
+from fastvec_kernels import OPS, checked_kernels, use_torch_ops
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "FASTVEC_TORCH_OPS"
+# One sequence in each of attention's length classes, and longer ones that need several tiles of keys.
+LENGTHS = (1, 20, 50, 100, 300, 1100)
+
+
+@contextmanager
+def kernel_check() -> Iterator[None]:
+    """Check all kernels that are called in this block, and replace those that fail when it ends.
+
+    Raises UsageError if FASTVEC_TORCH_OPS names an unknown op, ModelError if a kernel stops the GPU.
+    """
+    _read_variable()
+    failures: dict[str, str] = {}
+    try:
+        with checked_kernels() as failures:
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not failures:
+            raise
+        ops = ",".join(failures)
+        raise ModelError(
+            f"a kernel of {ops} stopped the GPU ({one_line(error)}): set {VARIABLE}={ops} to run PyTorch's operations"
+        ) from None
+    for op, failure in failures.items():
+        logger.warning("%s runs on PyTorch's operations, because its kernel failed the check: %s", op, failure)
+    use_torch_ops(failures)
+
+
+def _read_variable() -> None:
+    asked = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    if unknown := sorted(set(asked) - set(OPS)):
+        raise UsageError(f"{VARIABLE} names {', '.join(unknown)}, which is no op: choose from {', '.join(OPS)}")
+    use_torch_ops(dict.fromkeys(asked, f"named by {VARIABLE}"))
+
+
+def check_sequences(vocabulary: int, longest: int, device: torch.device | str) -> Packed:
+    """Return sequences of LENGTHS tokens, at most `longest`, with ids from the middle of the vocabulary."""
+    lengths = [min(length, longest) for length in LENGTHS]
+    ids = (np.arange(sum(lengths)) * 7 + vocabulary // 2) % vocabulary
+    return pack(np.split(ids, np.cumsum(lengths)[:-1]), device=device)

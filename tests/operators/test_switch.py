@@ -1,0 +1,178 @@
+"""The switch from kernels to PyTorch's operations, and the check of kernels against references."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import varlen
+
+from fastvec_kernels import (
+    OPS,
+    AttentionPlan,
+    _switch,
+    add_rms_norm,
+    attention,
+    attention_reference,
+    checked_kernels,
+    dropout,
+    geglu,
+    pool,
+    quantize_rows,
+    rms_norm,
+    rope,
+    swiglu,
+    torch_ops,
+    use_torch_ops,
+)
+from fastvec_kernels._accuracy import compare
+from fastvec_kernels._launch import kernels_on_cpu
+from fastvec_kernels.attention.torch_ops import varlen_attention
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LENGTHS = (1, 20, 40)
+T = sum(LENGTHS)
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run kernels (on a CPU in the interpreter), with no op switched before or after the test."""
+    monkeypatch.setattr(_switch, "_on_torch", {})
+    with nullcontext() if DEVICE == "cuda" else kernels_on_cpu():
+        yield
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
+
+
+def calls() -> dict[str, Callable[[], Any]]:
+    plan, spans = AttentionPlan.build(LENGTHS, DEVICE), torch.tensor([[0, 1], [1, 21], [21, 61]])
+    x, qkv, angles, weight = random(T, 16), random(T, 64), random(T, 8), random(16)
+    q, k, v = random(T, 2, 16), random(T, 1, 16), random(T, 1, 16)
+    tokens = torch.zeros(T, 2, dtype=torch.int64, device=DEVICE)
+    return {
+        "attention": lambda: attention(q, k, v, plan, scale=0.25),
+        "dropout": lambda: dropout(x, tokens, p=0.5, seed=1),
+        "pool": lambda: pool(x, spans, "mean", residual=x, weight=weight, normalize=True),
+        "quantize_rows": lambda: quantize_rows(x),
+        "rms_norm": lambda: (rms_norm(x, weight, 1e-6), add_rms_norm(x, x, weight, 1e-6)),
+        "rope": lambda: rope(qkv, angles, angles, heads=2, kv_heads=1),
+        "swiglu": lambda: (swiglu(qkv), geglu(qkv)),
+    }
+
+
+def launches(monkeypatch: pytest.MonkeyPatch, replace: Callable[..., None]) -> None:
+    """Let every module of the kernels launch by `replace`."""
+    for module in ("attention.op", "pooling.op", "rope.kernels", "dropout", "quantize", "rms_norm", "swiglu"):
+        monkeypatch.setattr(import_module(f"fastvec_kernels.{module}"), "launch", replace)
+
+
+def refuse(kernel: Any, *_: Any, **__: Any) -> None:
+    raise RuntimeError(f"PTX of {kernel.__name__} was refused\nsecond line")
+
+
+def test_every_kernel_passes_the_check() -> None:
+    assert calls().keys() == set(OPS)
+    with checked_kernels() as failures:
+        for call in calls().values():
+            call()
+    assert failures == {}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_kernel_that_the_driver_refuses_is_replaced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = calls()[name]()
+    launches(monkeypatch, refuse)
+    with pytest.raises(RuntimeError, match="was refused"):
+        calls()[name]()
+    with checked_kernels() as failures:
+        checked = calls()[name]()
+    assert failures.keys() == {name}
+    assert failures[name].startswith("RuntimeError: PTX of ")
+    assert "second line" not in failures[name]
+    use_torch_ops(failures)
+    assert dict(torch_ops()) == failures
+    for found in (checked, calls()[name]()):
+        assert compare(flat(found), flat(expected))[1] is None
+
+
+def flat(result: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(x for part in result for x in flat(part)) if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_kernel_that_writes_nothing_fails_the_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches(monkeypatch, lambda *_, **__: None)  # the results are the NaN of uninitialized memory
+    with checked_kernels() as failures:
+        result = calls()[name]()
+    assert failures.keys() == {name}
+    assert "error" in failures[name]
+    assert all(x.float().isfinite().all() for x in flat(result))
+
+
+def test_a_small_error_of_one_row_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("fastvec_kernels.rms_norm")
+    right = module._launch_forward
+
+    def one_row_off(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        y, total = right(*inputs)
+        y[7] *= 1.001
+        return y, total
+
+    monkeypatch.setattr(module, "_launch_forward", one_row_off)
+    with checked_kernels() as failures, torch.inference_mode():
+        rms_norm(random(T, 16), random(16), 1e-6)
+    assert failures == {"rms_norm": "error 1.00e-03, allowed 2.00e-05"}
+
+
+def test_an_unknown_op_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no op named atention: choose from attention, dropout"):
+        use_torch_ops({"atention": "a typo"})
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 3), (True, 3)])
+def test_pytorchs_packed_attention_is_called_as_the_reference(
+    causal: bool, window: int | None, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs a GPU, so its documented meaning stands in for it: `window_size` is (keys before, keys after)."""
+
+    def attend(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        starts_q: torch.Tensor,
+        starts_k: torch.Tensor,
+        longest_q: int,
+        longest_k: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+    ) -> torch.Tensor:
+        assert q.shape == k.shape == v.shape
+        assert (longest_q, longest_k) == (40, 40)
+        lengths = starts_q.diff().tolist()
+        parts = (torch.split(x, lengths) for x in (q, k, v))
+        before, after = (T if reach == -1 else reach for reach in window_size)
+        outputs = []
+        for q_one, k_one, v_one in zip(*parts, strict=True):
+            ahead = torch.arange(len(q_one))[None, :] - torch.arange(len(q_one))[:, None]
+            scores = scale * torch.einsum("ihd,jhd->hij", q_one, k_one)
+            scores = scores.masked_fill((ahead < -before) | (ahead > after), -torch.inf)
+            outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v_one))
+        return torch.cat(outputs)
+
+    def with_groups(*inputs: Any, enable_gqa: bool = False, **options: Any) -> torch.Tensor:
+        q, k, v, *rest = inputs
+        assert enable_gqa
+        return attend(q, *(x.repeat_interleave(2, 1) for x in (k, v)), *rest, **options)
+
+    monkeypatch.setattr(varlen, "varlen_attn", with_groups if grouped else attend)
+    q, k, v = (random(T, heads, 16).cpu() for heads in (2, 1, 1))
+    plan = AttentionPlan.build(LENGTHS)
+    found = varlen_attention(q, k, v, plan, 0.25, causal, window)
+    expected = attention_reference(q, k, v, plan, scale=0.25, causal=causal, window=window)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
