@@ -4,7 +4,7 @@ import torch
 
 from fastvec_kernels.attention.configs import configuration
 from fastvec_kernels.attention.parts import Kind, Tile
-from fastvec_kernels.attention.plan import AttentionPlan, list_programs
+from fastvec_kernels.attention.plan import AttentionPlan, lengths_of, list_programs
 
 LENGTHS = (5, 10, 20, 32, 50, 64, 100, 128, 200, 512, 2048)
 GROUPS = (1, 4)  # query heads per key head
@@ -25,7 +25,7 @@ def forward_tile(length: int, group: int, head_dim: int, arch: str) -> Tile:
     passes = configuration(arch, kind, torch.bfloat16)
     tile = passes.forward_long[0]
     lengths = AttentionPlan.build([length]).host_lengths
-    work = list_programs(lengths, lengths.device, tile.rows, group, tuple(passes.forward_short))
+    work = list_programs(lengths_of(lengths), lengths.device, tile.rows, group, tuple(passes.forward_short))
     served = [tile, *reversed(passes.forward_short.values())]
     return next(tile for tile, count in zip(served, work.counts, strict=True) if count)
 

@@ -9,6 +9,7 @@ Without Triton (macOS, Windows), `triton` and `tl` are stubs: kernels are define
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "INTERPRETED",
     "architecture",
     "call",
+    "ceil_div",
     "compiling_for",
     "kernels_on_cpu",
     "launch",
@@ -47,6 +49,7 @@ INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # Triton
 SHARED_MEMORY = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
 _functions: dict[Any, Callable[..., Any]] = {}  # by operator, the function that it wraps
+_kept: dict[Any, tuple[Any, tuple[Any, ...]]] = {}  # by kernel and what it is specialized on: compiled, constants
 _kernels_on_cpu = False
 _compiling: "CompileOnly | None" = None
 
@@ -129,8 +132,11 @@ def architecture(device: torch.device) -> str | None:
     """
     if _compiling is not None:
         return _compiling.architecture
-    if device.type != "cuda":
-        return "sm_90"
+    return _architecture_of_gpu(device) if device.type == "cuda" else "sm_90"
+
+
+@lru_cache  # every op of every layer asks
+def _architecture_of_gpu(device: torch.device) -> str | None:
     if torch.version.hip is not None:
         name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
         return name if name in SHARED_MEMORY else None
@@ -138,15 +144,58 @@ def architecture(device: torch.device) -> str | None:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run `kernel` with `grid` programs on the device of the first of `args`, a tensor."""
+    """Run `kernel` with `grid` programs on the device of the first of `args`, a tensor.
+
+    A forward is some 200 launches. Triton takes most of a launch's time on the host to find the compiled kernel again
+    (24 of 32 µs for a kernel of 9 arguments), so the compiled kernels are kept here, by a key that is at least as fine
+    as Triton's own.
+    """
     options.setdefault("enable_fp_fusion", True)  # Triton's default until 3.10; 3.9 warns if it is not given
     if _compiling is not None:
         _compiling.compiled.append((kernel.__name__, kernel.warmup(*args, grid=grid, **options)))
-    elif args[0].is_cuda and args[0].device.index != torch.cuda.current_device():
+    elif args[0].is_cuda and args[0].get_device() != torch.cuda.current_device():
         with torch.cuda.device(args[0].device):
-            kernel[grid](*args, **options)
+            _launch_here(kernel, grid, args, options)
     else:
+        _launch_here(kernel, grid, args, options)
+
+
+def _launch_here(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Run `kernel` on the current device."""
+    if INTERPRETED or torch.version.hip is not None:  # on AMD, Triton also specializes on the size of each tensor
         kernel[grid](*args, **options)
+        return
+    key = (id(kernel), args[0].get_device(), *options, *options.values(), *specialization(args))
+    kept = _kept.get(key)
+    if kept is None:
+        if any(parameter.is_constexpr for parameter in kernel.params[: len(args)]):
+            raise TypeError(f"constants of {kernel.__name__} must be given by name: their values are part of the key")
+        compiled = kernel[grid](*args, **options)
+        _kept[key] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :])
+        return
+    compiled, constants = kept
+    compiled[grid if len(grid) == 3 else (*grid, 1, 1)[:3]](*args, *constants)
+
+
+def specialization(args: tuple[Any, ...]) -> list[Any]:
+    """Return what Triton compiles the arguments of a kernel for, or something finer.
+
+    That is the dtype of a tensor and whether its address is a multiple of 16, and of an integer its size in bits,
+    whether it is 1, and whether it is a multiple of 16.
+    """
+    found: list[Any] = []
+    for x in args:
+        kind = type(x)
+        if kind is int:
+            found.append(x if -1 <= x <= 1 else (x % 16, x.bit_length() > 31, x.bit_length() > 63))
+        elif isinstance(x, tuple):
+            found += specialization(x)
+        elif x is None or kind is float:
+            found.append(kind)
+        else:
+            found.append(x.dtype)
+            found.append(x.data_ptr() % 16)
+    return found
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
@@ -196,6 +245,11 @@ def to_host(*tensors: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.cud
     done = torch.cuda.Event(blocking=True)  # waiting sleeps instead of spinning: other threads need the core
     done.record()
     return copies, done
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b rounded up; triton.cdiv takes 3 µs on the host."""
+    return -(-a // b)
 
 
 def next_power_of_2(n: int) -> int:

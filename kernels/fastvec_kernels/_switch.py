@@ -72,6 +72,9 @@ def op(
                 _failures.setdefault(name, failure)
             return expected
 
+        # torch.compile limits the recompilations of a code object, so every op needs its own
+        with_code: Any = called
+        with_code.__code__ = with_code.__code__.replace(co_name=function.__name__)
         return called
 
     return define

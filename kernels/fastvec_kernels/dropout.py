@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastvec_kernels._launch import launch, next_power_of_2, tl, triton
+from fastvec_kernels._launch import ceil_div, launch, next_power_of_2, tl, triton
 from fastvec_kernels._random import drop_below, keeps_of_features, philox
 from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.rms_norm import rows_of
@@ -57,7 +57,7 @@ def _dropout(x: torch.Tensor, tokens: torch.Tensor, p: float, seed: int) -> torc
     T, width = x.shape
     y = x.new_empty(T, width)
     rows, block_d = tile(width)
-    grid = (triton.cdiv(T, rows) * triton.cdiv(width, block_d),)
+    grid = (ceil_div(T, rows) * ceil_div(width, block_d),)
     numbers = (x.stride(0), T, seed, drop_below(p, bits=16), 1 / (1 - p))
     launch(_dropout_kernel, grid, x, tokens, y, *numbers, D=width, ROWS=rows, BLOCK_D=block_d, num_warps=4)
     return y

@@ -10,7 +10,7 @@ Shapes: T rows, D their width.
 
 import torch
 
-from fastvec_kernels._launch import architecture, launch, tl, triton
+from fastvec_kernels._launch import architecture, ceil_div, launch, tl, triton
 from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.rms_norm import WIDEST, forward_tile, rows_of
 
@@ -42,7 +42,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     y, scales = x.new_empty(T, D, dtype=E4M3), x.new_empty(T, dtype=torch.float32)
     rows, block_d, warps = forward_tile(D)
     sizes = {"D": D, "ROWS": rows, "BLOCK_D": block_d, "LARGEST": LARGEST, "LEAST": LEAST}
-    launch(_quantize_kernel, (triton.cdiv(T, rows),), x, y, scales, x.stride(0), T, **sizes, num_warps=warps)
+    launch(_quantize_kernel, (ceil_div(T, rows),), x, y, scales, x.stride(0), T, **sizes, num_warps=warps)
     return y, scales
 
 

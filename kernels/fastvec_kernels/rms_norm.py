@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import call, launch, next_power_of_2, operator, tl, triton
+from fastvec_kernels._launch import call, ceil_div, launch, next_power_of_2, operator, tl, triton
 from fastvec_kernels._switch import op, uses_kernel
 
 WIDEST = 32_768  # a program holds whole rows: 32 warps with 32 elements per thread
@@ -140,8 +140,8 @@ def _launch_forward(
         residual_stride = residual.stride(0)
     rows, block_d, warps = forward_tile(D)
     pointers, strides = (x, residual, weight, y, total_ptr), (x.stride(0), residual_stride)
-    grid = (triton.cdiv(T, rows),)
-    launch(_rms_norm_kernel, grid, *pointers, *strides, eps, T, D, ROWS=rows, BLOCK_D=block_d, num_warps=warps)
+    grid = (ceil_div(T, rows),)
+    launch(_rms_norm_kernel, grid, *pointers, *strides, eps, T, D=D, ROWS=rows, BLOCK_D=block_d, num_warps=warps)
     return y, total
 
 
@@ -154,13 +154,13 @@ def _rms_norm_backward(
     T, D = x.shape
     dx = x.new_empty(T, D)
     rows, block_d, warps = backward_tile(D)
-    row_blocks = triton.cdiv(T, rows)
+    row_blocks = ceil_div(T, rows)
     programs = gradient_programs(row_blocks, warps) if with_weight else row_blocks
     partials = x.new_empty(programs if with_weight else 0, D, dtype=torch.float32)
     pointers = (dy, x, weight, dtotal, dx, partials if with_weight else None)
     strides = (dy.stride(0), x.stride(0), 0 if dtotal is None else dtotal.stride(0))
-    sizes = {"ROWS": rows, "BLOCK_D": block_d, "STAGES": 2 if with_weight else 1}
-    launch(_rms_norm_backward_kernel, (programs,), *pointers, *strides, eps, T, D, **sizes, num_warps=warps)
+    sizes = {"D": D, "ROWS": rows, "BLOCK_D": block_d, "STAGES": 2 if with_weight else 1}
+    launch(_rms_norm_backward_kernel, (programs,), *pointers, *strides, eps, T, **sizes, num_warps=warps)
     return dx, partials.sum(0).to(weight.dtype) if with_weight else weight.new_empty(0)
 
 

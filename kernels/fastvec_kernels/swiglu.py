@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import call, launch, next_power_of_2, operator, tl, triton
+from fastvec_kernels._launch import call, ceil_div, launch, next_power_of_2, operator, tl, triton
 from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.rms_norm import rows_of
 
@@ -91,7 +91,7 @@ def _gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     T, width = gate_up.shape[0], gate_up.shape[1] // 2
     y = gate_up.new_empty(T, width)
     rows, block_f = tile(width)
-    grid = (triton.cdiv(T, rows) * triton.cdiv(width, block_f),)
+    grid = (ceil_div(T, rows) * ceil_div(width, block_f),)
     sizes = {"F": width, "ROWS": rows, "BLOCK_F": block_f, "ACTIVATION": activation}
     launch(_gated_kernel, grid, gate_up, y, gate_up.stride(0), T, **sizes, num_warps=4)
     return y
@@ -103,7 +103,7 @@ def _gated_backward(dy: torch.Tensor, gate_up: torch.Tensor, activation: str) ->
     T, width = dy.shape
     dgate_up = gate_up.new_empty(T, 2 * width)
     rows, block_f = tile(width)
-    grid = (triton.cdiv(T, rows) * triton.cdiv(width, block_f),)
+    grid = (ceil_div(T, rows) * ceil_div(width, block_f),)
     sizes = {"F": width, "ROWS": rows, "BLOCK_F": block_f, "ACTIVATION": activation}
     strides = (dy.stride(0), gate_up.stride(0))
     launch(_gated_backward_kernel, grid, dy, gate_up, dgate_up, *strides, T, **sizes, num_warps=4)

@@ -12,7 +12,7 @@ from fastvec_kernels import AttentionPlan
 from fastvec_kernels._launch import SHARED_MEMORY
 from fastvec_kernels.attention.configs import CLASSES, TABLES, configuration, override_tiles, widest_head
 from fastvec_kernels.attention.parts import Kind, Tile
-from fastvec_kernels.attention.plan import list_programs
+from fastvec_kernels.attention.plan import lengths_of, list_programs
 
 PLAIN = Kind(group=4, head_dim=64, value_dim=64)
 
@@ -41,7 +41,7 @@ def test_a_plan_that_cannot_be_is_refused(lengths: list[int], ids: list[int] | N
 
 def test_work_is_listed_longest_first_and_by_class() -> None:
     lengths = torch.tensor([20, 300, 33, 32, 130, 64], dtype=torch.int32)
-    work = list_programs(lengths, lengths.device, rows=128, group=2, limits=(32, 64))
+    work = list_programs(lengths_of(lengths), lengths.device, rows=128, group=2, limits=(32, 64))
     assert work.items.tolist() == [
         *([1, row] for row in (0, 128, 256, 384, 512)),  # 300 tokens of two query heads: 600 rows
         *([4, row] for row in (0, 128, 256)),
@@ -61,9 +61,9 @@ def test_every_row_has_one_program_and_no_program_is_empty(
     lengths: list[int], rows: int, group: int, limits: tuple[int, ...]
 ) -> None:
     host_lengths = torch.tensor(lengths, dtype=torch.int32)
-    work = list_programs(host_lengths, torch.device("cpu"), rows, group, limits)
+    work = list_programs(lengths_of(host_lengths), torch.device("cpu"), rows, group, limits)
     assert work is list_programs(
-        host_lengths.clone(), torch.device("cpu"), rows, group, limits
+        lengths_of(host_lengths.clone()), torch.device("cpu"), rows, group, limits
     )  # one list for all layers
     items = [(int(sequence), int(first)) for sequence, first in work.items]
     assert len(items) == sum(work.counts)

@@ -12,6 +12,7 @@ There is no padding. On a GPU fastvec's Triton kernels run (`op.py` launches tho
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 
@@ -102,21 +103,20 @@ def attention(
     """
     _check(q, k, v, scale, window, softcap, sinks, dropout_p, seed)
     kernels = uses_kernel("attention", q) and max(q.shape[2], v.shape[2]) <= widest_head(q.dtype)
-    way = attention_triton if kernels else attention_torch
+    way: Callable[..., torch.Tensor] = attention_triton if kernels else attention_torch
+    options = {
+        "scale": scale,
+        "causal": causal,
+        "window": window,
+        "softcap": softcap,
+        "sinks": sinks,
+        "dropout_p": dropout_p,
+        "seed": seed,
+    }
+    if not torch.is_autocast_enabled(q.device.type):
+        return way(q, k, v, plan, **options)
     with torch.autocast(q.device.type, enabled=False):  # the inputs determine the dtype
-        return way(
-            q,
-            k,
-            v,
-            plan,
-            scale=scale,
-            causal=causal,
-            window=window,
-            softcap=softcap,
-            sinks=sinks,
-            dropout_p=dropout_p,
-            seed=seed,
-        )
+        return way(q, k, v, plan, **options)
 
 
 def _check(

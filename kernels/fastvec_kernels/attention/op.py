@@ -7,6 +7,7 @@ lengths are made inside the operators, which torch.compile does not trace, so a 
 """
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from fastvec_kernels._random import drop_below
 from fastvec_kernels.attention import backward, forward
 from fastvec_kernels.attention.configs import Passes, configuration
 from fastvec_kernels.attention.parts import Batch, Inputs, Kind, ScoreParameters, Strides, Tile
-from fastvec_kernels.attention.plan import AttentionPlan, check_tokens, list_programs
+from fastvec_kernels.attention.plan import AttentionPlan, Lengths, check_tokens, lengths_of, list_programs
 from fastvec_kernels.attention.specialized import fits_descriptors, forward_specialized
 
 LOG2E = math.log2(math.e)
@@ -51,14 +52,24 @@ def attention_triton(
     return o
 
 
-class _Prepared(NamedTuple):
-    """Values that forward and backward derive from their arguments in the same way."""
+class _Settled(NamedTuple):
+    """What follows from the options and sizes of a call alone, so that it is derived once for all layers alike."""
 
-    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v with strides that the kernels accept
+    kind: Kind
+    rule: ScoreParameters  # with seed 0
+    widths: dict[str, int]  # columns of a head in a tile
+
+
+class _Prepared(NamedTuple):
+    """A call of an operator: its inputs with strides that the kernels accept, and what was settled for them."""
+
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v
+    strides: Inputs
+    lengths: Lengths
     kind: Kind
     rule: ScoreParameters
     passes: Passes
-    widths: dict[str, int]  # columns of a head in a tile
+    widths: dict[str, int]
 
 
 def _prepare(
@@ -74,22 +85,48 @@ def _prepare(
     dropout_p: float,
     seed: int,
 ) -> _Prepared:
-    lengths = host_lengths.numpy()
-    check_tokens(int(lengths.sum()), len(q))
-    longest = int(lengths.max())
-    if window is not None and window >= longest - (0 if causal else 1):
+    lengths = lengths_of(host_lengths)
+    check_tokens(lengths.tokens, q.shape[0])
+    if window is not None and window >= lengths.longest - (0 if causal else 1):
         window = None  # it excludes no key
+    target, sizes = architecture(q.device), (q.shape[1] // k.shape[1], q.shape[2], v.shape[2])
+    kind, rule, widths = _settle(target, q.dtype, sizes, scale, causal, window, softcap, sinks is not None, dropout_p)
+    (q, q_strides), (k, k_strides), (v, v_strides) = (_addressable(x, lengths.longest) for x in (q, k, v))
+    return _Prepared(
+        inputs=(q, k, v),
+        strides=Inputs(q_strides, k_strides, v_strides),
+        lengths=lengths,
+        kind=kind,
+        rule=rule._replace(seed=seed) if seed else rule,
+        passes=configuration(target, kind, q.dtype),
+        widths=widths,
+    )
+
+
+@lru_cache(maxsize=64)
+def _settle(
+    target: str | None,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: bool,
+    dropout_p: float,
+) -> _Settled:
+    group, head_dim, value_dim = sizes
     kind = Kind(
-        group=q.shape[1] // k.shape[1],
-        head_dim=q.shape[2],
-        value_dim=v.shape[2],
+        group=group,
+        head_dim=head_dim,
+        value_dim=value_dim,
         causal=causal,
         window=window is not None,
         softcap=softcap is not None,
-        sinks=sinks is not None,
+        sinks=sinks,
         dropout=dropout_p > 0,
-        upcast=INTERPRETED and q.dtype == torch.bfloat16,
-        precision=_precision(q),
+        upcast=INTERPRETED and dtype == torch.bfloat16,
+        precision=_precision(dtype, target),
     )
     cap = softcap or 1.0
     rule = ScoreParameters(
@@ -97,17 +134,12 @@ def _prepare(
         softcap=LOG2E * cap,
         cap_scale=2 * LOG2E * scale / cap,
         window=window or 0,
-        seed=seed,
+        seed=0,
         drop_below=drop_below(dropout_p),
         keep_scale=1 / (1 - dropout_p),
     )
-    return _Prepared(
-        inputs=(_addressable(q, longest), _addressable(k, longest), _addressable(v, longest)),
-        kind=kind,
-        rule=rule,
-        passes=configuration(architecture(q.device), kind, q.dtype),
-        widths={"WIDTH": _width(q), "VALUE_WIDTH": _width(v)},
-    )
+    widths = {"WIDTH": _width(head_dim), "VALUE_WIDTH": _width(value_dim)}
+    return _Settled(kind=kind, rule=rule, widths=widths)
 
 
 @operator("fastvec::attention")
@@ -129,30 +161,30 @@ def _attention(
     """Return o [T, H, Dv] and, for the backward pass, the log2-sum-exp2 of the scores [T, H] float32."""
     call = _prepare(q, k, v, sinks, host_lengths, scale, causal, window, softcap, dropout_p, seed)
     H, kv_heads = q.shape[1], k.shape[1]
-    o = q.new_empty(len(q), H, v.shape[2])
+    o = q.new_empty(q.shape[0], H, v.shape[2])
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
     tensors = (*call.inputs, o, lse)
     classes = call.passes.forward_short
     tile = _forward_tile(call)
     specialized = tile.path == "specialized"
-    work = list_programs(host_lengths, q.device, tile.rows, 1 if specialized else call.kind.group, tuple(classes))
-    strides, batch = Inputs(*map(_strides, call.inputs)), Batch(cu_seqlens, work.items, sequence_ids)
+    work = list_programs(call.lengths, q.device, tile.rows, 1 if specialized else call.kind.group, tuple(classes))
+    batch = Batch(cu_seqlens, work.items, sequence_ids)
     first, *counts = work.counts
     if first and specialized:
         set_descriptor_allocator(q.device)
         launch(
-            forward_specialized, (first, H), *tensors, strides, batch, H, call.rule,
+            forward_specialized, (first, H), *tensors, call.strides, batch, H, call.rule,
             KIND=call.kind, **_tiled(tile), **call.widths,
         )  # fmt: skip
     elif first:
         launch(
-            forward.forward_long, (first, kv_heads), *tensors, sinks, strides, batch, H, call.rule,
+            forward.forward_long, (first, kv_heads), *tensors, sinks, call.strides, batch, H, call.rule,
             KIND=call.kind, **_tiled(tile), **call.widths,
         )  # fmt: skip
     for tile, count in zip(reversed(classes.values()), counts, strict=True):
         if count:
             launch(
-                forward.forward_short, (count, kv_heads), *tensors, sinks, strides, batch, first, H, call.rule,
+                forward.forward_short, (count, kv_heads), *tensors, sinks, call.strides, batch, first, H, call.rule,
                 KIND=call.kind, **_tiled(tile), **call.widths,
             )  # fmt: skip
         first += count
@@ -212,10 +244,10 @@ def _attention_backward(
     do = do if do.stride(-1) == 1 else do.contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     inputs, grads = (*call.inputs, do), Inputs(*map(_strides, (dq, dk, dv)))
-    strides = (Inputs(*map(_strides, call.inputs)), _strides(do), grads)
+    strides = (call.strides, _strides(do), grads)
     by_rows, by_keys = call.passes.backward_rows, call.passes.backward_keys
     classes = call.passes.backward_short
-    work = list_programs(host_lengths, q.device, by_rows.rows, call.kind.group, tuple(classes))
+    work = list_programs(call.lengths, q.device, by_rows.rows, call.kind.group, tuple(classes))
     batch = Batch(cu_seqlens, work.items, sequence_ids)
     first, *counts = work.counts
     delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -230,7 +262,7 @@ def _attention_backward(
             backward.backward_rows, (first, kv_heads), *inputs, dq, lse, delta, *strides, batch, H, scale, call.rule,
             KIND=call.kind, **_tiled(by_rows), **call.widths,
         )  # fmt: skip
-        key_work = list_programs(host_lengths, q.device, by_keys.keys, 1, tuple(classes))
+        key_work = list_programs(call.lengths, q.device, by_keys.keys, 1, tuple(classes))
         launch(
             backward.backward_keys, (key_work.counts[0], kv_heads), *inputs, dk, dv, lse, delta, *strides,
             batch._replace(items=key_work.items), H, scale, call.rule,
@@ -252,15 +284,15 @@ def _(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_oth
     return (*(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)), delta)
 
 
-def _precision(q: torch.Tensor) -> str:
+def _precision(dtype: torch.dtype, target: str | None) -> str:
     """Return the input precision of float32 products.
 
     AMD's matrix units multiply float32 exactly. NVIDIA's take three tf32 products, whose sum is as accurate as float32
     rounding; one tf32 product would lose 13 bits.
     """
-    if q.dtype != torch.float32:
+    if dtype != torch.float32:
         return "tf32"  # unused
-    return "ieee" if str(architecture(q.device)).startswith("gfx") or INTERPRETED else "tf32x3"
+    return "ieee" if str(target).startswith("gfx") or INTERPRETED else "tf32x3"
 
 
 def _forward_tile(call: _Prepared) -> Tile:
@@ -269,6 +301,7 @@ def _forward_tile(call: _Prepared) -> Tile:
     return next(tile for tile in tiles if tile.path == "pointer" or fits_descriptors(*call.inputs))
 
 
+@lru_cache(maxsize=64)
 def _tiled(tile: Tile) -> dict[str, Any]:
     return {"TILE": tile, "num_warps": tile.warps, "num_stages": tile.stages}
 
@@ -277,11 +310,15 @@ def _strides(x: torch.Tensor) -> Strides:
     return Strides(x.stride(0), x.stride(1))
 
 
-def _width(x: torch.Tensor) -> int:
+def _width(size: int) -> int:
     """Return the columns of a head in a tile: a power of two, and at least the 16 that a matrix product needs."""
-    return max(16, next_power_of_2(x.shape[2]))
+    return max(16, next_power_of_2(size))
 
 
-def _addressable(x: torch.Tensor, longest: int) -> torch.Tensor:
-    """Return `x` if its last axis is dense and int32 offsets reach all of a sequence, else a contiguous copy."""
-    return x if x.stride(2) == 1 and longest * x.stride(0) < 2**31 else x.contiguous()
+def _addressable(x: torch.Tensor, longest: int) -> tuple[torch.Tensor, Strides]:
+    """Return `x` if its last axis is dense and int32 offsets reach all of a sequence, else a copy; and its strides."""
+    token, head, last = x.stride()
+    if last != 1 or longest * token >= 2**31:
+        x = x.contiguous()
+        token, head, _ = x.stride()
+    return x, Strides(token, head)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fastvec_kernels._launch import to_device
@@ -56,6 +57,30 @@ class AttentionPlan:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Lengths:
+    """The lengths of a batch. `lengths_of` returns the same object for equal lengths, so that it can be a cache key."""
+
+    array: npt.NDArray[np.int64]
+    tokens: int
+    longest: int
+
+
+def lengths_of(host_lengths: torch.Tensor) -> Lengths:
+    """Return the lengths in a plan's `host_lengths`.
+
+    The cache key is the content, not the plan: operators take tensors, and the plan may no longer exist in the backward
+    pass.
+    """
+    return _lengths_of(host_lengths.numpy().tobytes())
+
+
+@lru_cache(maxsize=16)
+def _lengths_of(content: bytes) -> Lengths:
+    array = np.frombuffer(content, dtype=np.int32).astype(np.int64)
+    return Lengths(array=array, tokens=int(array.sum()), longest=int(array.max()))
+
+
 def check_tokens(planned: int, found: int) -> None:
     if planned != found:
         raise ValueError(f"the attention plan is for {planned} tokens, but q has {found}")
@@ -73,24 +98,21 @@ class Work:
     counts: tuple[int, ...]  # items of the tiled sequences, then of each class, from the largest limit down
 
 
-def list_programs(
-    host_lengths: torch.Tensor, device: torch.device, rows: int, group: int, limits: tuple[int, ...] = ()
-) -> Work:
+def list_programs(lengths: Lengths, device: torch.device, rows: int, group: int, limits: tuple[int, ...] = ()) -> Work:
     """Return the programs for tiles of `rows` rows, `group` rows per token; `limits` are the classes, ascending.
 
     The longest sequences come first, so that only short programs run at the end, when multiprocessors become idle. The
-    list is cached, as one layer after another asks for the same lengths. The cache key is the content, not the plan:
-    operators take tensors, and the plan may no longer exist in the backward pass.
+    list is cached, as one layer after another asks for the same lengths.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0  # that orders the copy
-    return _list_work(host_lengths.numpy().tobytes(), device, stream, rows, group, limits)
+    return _list_work(lengths, device, stream, rows, group, limits)
 
 
 @lru_cache(maxsize=64)
 def _list_work(
-    lengths_bytes: bytes, device: torch.device, stream: int, rows: int, group: int, limits: tuple[int, ...]
+    batch: Lengths, device: torch.device, stream: int, rows: int, group: int, limits: tuple[int, ...]
 ) -> Work:
-    lengths = np.frombuffer(lengths_bytes, dtype=np.int32).astype(np.int64)
+    lengths = batch.array
     order = np.argsort(-lengths, kind="stable")
     classes = np.searchsorted(np.array(limits, dtype=np.int64), lengths[order])  # len(limits): longer than all
     tiled = order[classes == len(limits)]

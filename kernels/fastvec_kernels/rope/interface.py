@@ -93,7 +93,7 @@ def rope(
     with_v = bias is not None or (torch.is_grad_enabled() and qkv.requires_grad)
     q, k, v = call(_rope, qkv, cos, sin, q_weight, k_weight, bias, heads, kv_heads, eps, with_v)
     if not with_v:
-        v = qkv[:, (heads + kv_heads) * head_dim :].unflatten(1, (kv_heads, head_dim))
+        v = qkv.view(len(qkv), heads + 2 * kv_heads, head_dim)[:, heads + kv_heads :]
     return q, k, v
 
 
@@ -155,7 +155,7 @@ def _check(
 
 def _shape(qkv_width: int, cos: torch.Tensor, heads: int, kv_heads: int) -> Shape:
     head_dim = qkv_width // (heads + 2 * kv_heads)
-    return Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, half=cos.shape[1])
+    return Shape(heads, kv_heads, head_dim, cos.shape[1])
 
 
 @operator("fastvec::rope")

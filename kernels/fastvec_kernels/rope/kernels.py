@@ -6,17 +6,18 @@ are not rotated (v), the cosines are 1, the sines 0 and the norm 1.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
-from fastvec_kernels._launch import launch, next_power_of_2, tl, triton
+from fastvec_kernels._launch import ceil_div, launch, next_power_of_2, tl, triton
 
 GRADIENT_PROGRAMS = 512  # for the gradients of weights and bias: a wave of 4 per multiprocessor on 128 of them
 WARPS = 4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """Sizes of a fused QKV product; `half` is the number of rotated pairs of a head."""
 
     heads: int
@@ -53,8 +54,8 @@ class Tiling:
         return cls(
             tokens=rows // block_heads,
             block_heads=block_heads,
-            q_groups=triton.cdiv(shape.heads, block_heads),
-            kv_groups=triton.cdiv(shape.kv_heads, block_heads),
+            q_groups=ceil_div(shape.heads, block_heads),
+            kv_groups=ceil_div(shape.kv_heads, block_heads),
             block_half=block_half,
             block_rest=block_rest,
         )
@@ -70,7 +71,7 @@ def launch_rope(
     with_v: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return q, k and, if `with_v`, v, else an empty tensor in its place."""
-    T, tiling = len(qkv), Tiling.of(shape)
+    T, (tiling, constants) = len(qkv), _tiled(shape)
     q, k, v = (
         qkv.new_empty(rows, heads, shape.head_dim)
         for rows, heads in ((T, shape.heads), (T, shape.kv_heads), (T if with_v else 0, shape.kv_heads))
@@ -78,8 +79,8 @@ def launch_rope(
     groups = tiling.q_groups + tiling.kv_groups * (2 if with_v else 1)
     pointers = (qkv, *angles, *weights, bias, q, k, v)
     strides = (qkv.stride(0), angles[0].stride(0), angles[1].stride(0))
-    grid = (triton.cdiv(T, tiling.tokens) * groups,)
-    launch(_rope_kernel, grid, *pointers, *strides, eps, T, groups, **_constants(shape, tiling), num_warps=WARPS)
+    grid = (ceil_div(T, tiling.tokens) * groups,)
+    launch(_rope_kernel, grid, *pointers, *strides, eps, T, groups, **constants, num_warps=WARPS)
     return q, k, v
 
 
@@ -95,11 +96,11 @@ def launch_rope_backward(
     with_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of qkv, q_weight, k_weight and bias; the last three in fp32, or empty if not requested."""
-    dq, T, tiling = gradients[0], len(gradients[0]), Tiling.of(shape)
+    dq, T, (tiling, constants) = gradients[0], len(gradients[0]), _tiled(shape)
     with_v = len(gradients[2]) == T
     dqkv = (dq.new_empty if with_v else dq.new_zeros)(T, shape.width)
     groups = tiling.q_groups + tiling.kv_groups * (2 if with_v else 1)
-    programs = blocks = triton.cdiv(T, tiling.tokens)
+    programs = blocks = ceil_div(T, tiling.tokens)
     if with_weights or with_bias:  # each program sums over at least 8 blocks of tokens
         programs = max(min(blocks // 8, GRADIENT_PROGRAMS // groups), 1)
     dweights = dq.new_empty(programs if with_weights else 0, groups, shape.head_dim, dtype=torch.float32)
@@ -107,7 +108,6 @@ def launch_rope_backward(
     partials = (dweights if with_weights else None, dbias if with_bias else None)
     pointers = (*gradients, qkv, *angles, *weights, bias, dqkv, *partials)
     strides = (0 if qkv is None else qkv.stride(0), angles[0].stride(0), angles[1].stride(0))
-    constants = _constants(shape, tiling)
     grid = (programs * groups,)
     launch(_rope_backward_kernel, grid, *pointers, *strides, eps, T, groups, programs, **constants, num_warps=WARPS)
     if with_bias:
@@ -118,8 +118,11 @@ def launch_rope_backward(
     return dqkv, of_q.sum((0, 1)), of_k.sum((0, 1)), dbias
 
 
-def _constants(shape: Shape, tiling: Tiling) -> dict[str, int]:
-    return {
+@lru_cache(maxsize=64)  # called by every layer
+def _tiled(shape: Shape) -> tuple[Tiling, dict[str, int]]:
+    """Return the tiling of `shape`, and the kernels' constants."""
+    tiling = Tiling.of(shape)
+    return tiling, {
         "H": shape.heads,
         "KV": shape.kv_heads,
         "D": shape.head_dim,
