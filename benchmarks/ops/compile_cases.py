@@ -15,14 +15,18 @@ import torch
 from fastvec_kernels import (
     AttentionPlan,
     add_rms_norm,
+    add_rms_norm_fp8,
     attention,
     dropout,
     geglu,
+    geglu_fp8,
     pool,
     quantize_rows,
     rms_norm,
+    rms_norm_fp8,
     rope,
     swiglu,
+    swiglu_fp8,
 )
 from fastvec_kernels.attention.configs import TABLES, override_tiles
 from fastvec_kernels.attention.parts import Tile
@@ -196,7 +200,12 @@ def run_dropout(width: int, dtype: torch.dtype) -> None:
 
 
 def run_quantize(width: int) -> None:
-    quantize_rows(torch.empty(2049, width, dtype=BF16))
+    x, weight = torch.empty(2049, width, dtype=BF16), torch.empty(width, dtype=BF16)
+    quantize_rows(x)
+    add_rms_norm_fp8(x, x, weight, 1e-6)
+    rms_norm_fp8(x, weight, 1e-6)
+    swiglu_fp8(torch.empty(2049, 2 * width, dtype=BF16))
+    geglu_fp8(torch.empty(2049, 2 * width, dtype=BF16))
 
 
 def wide_cases() -> list[Case]:

@@ -13,13 +13,26 @@ Shapes: T packed tokens, D hidden size, H and KV heads of size d, F feed-forward
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 
 from fastvec.texts.packing import Packed
-from fastvec_kernels import AttentionPlan, add_rms_norm, attention, geglu, rms_norm, rope, swiglu
+from fastvec_kernels import (
+    AttentionPlan,
+    Fp8Rows,
+    add_rms_norm,
+    add_rms_norm_fp8,
+    attention,
+    geglu,
+    geglu_fp8,
+    rms_norm,
+    rms_norm_fp8,
+    rope,
+    swiglu,
+    swiglu_fp8,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,28 +57,39 @@ class Norm:
 
 
 class LinearMap(Protocol):
-    """x · Wᵀ + bias, in any implementation."""
+    """x · Wᵀ + bias, in any implementation. If it `takes_fp8`, x may be quantized rows, which it would make itself."""
+
+    takes_fp8: ClassVar[bool]
 
     @property
     def bias(self) -> torch.Tensor | None: ...
-    def product(self, x: torch.Tensor) -> torch.Tensor:
+    def product(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
         """Return x · Wᵀ without the bias."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
     """x · weightᵀ + bias, weight [out, in]."""
 
+    takes_fp8: ClassVar[bool] = False
+
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
+    def product(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        return F.linear(floats(x), self.weight)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        return F.linear(floats(x), self.weight, self.bias)
+
+
+def floats(x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+    """Return `x`, the input of a linear map that does not take quantized rows."""
+    if isinstance(x, Fp8Rows):
+        raise TypeError("this linear map takes no quantized rows")
+    return x
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,22 +164,27 @@ class FusedDecoder:
         residual = embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
         x: torch.Tensor | None = None  # the previous sublayer's output, not yet added to the residual
         for layer in self._layers:
-            normed, residual = _add_norm(x, residual, layer.before_attention)
+            normed, residual = _add_norm(x, residual, layer.before_attention, fp8=layer.qkv.takes_fp8)
             x = _norm_and_scale(_attend(layer, normed, plan, angles), layer.after_attention, layer.scale)
-            normed, residual = _add_norm(x, residual, layer.before_mlp)
+            normed, residual = _add_norm(x, residual, layer.before_mlp, fp8=layer.gate_up.takes_fp8)
             x = _norm_and_scale(_feed_forward(layer, normed), layer.after_mlp, layer.scale)
         if x is None:
             raise ValueError("a decoder needs at least one layer, found none")
         return x, residual
 
 
-def _add_norm(x: torch.Tensor | None, residual: torch.Tensor, norm: Norm | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the norm of x + residual, and that sum."""
+def _add_norm(
+    x: torch.Tensor | None, residual: torch.Tensor, norm: Norm | None, *, fp8: bool
+) -> tuple[torch.Tensor | Fp8Rows, torch.Tensor]:
+    """Return the norm of x + residual, quantized if `fp8`, and that sum."""
     if norm is None:
         total = residual if x is None else x + residual
         return total, total
     if x is None:
-        return rms_norm(residual, norm.weight, norm.eps), residual
+        return (rms_norm_fp8 if fp8 else rms_norm)(residual, norm.weight, norm.eps), residual
+    if fp8:
+        values, scales, total = add_rms_norm_fp8(x, residual, norm.weight, norm.eps)
+        return Fp8Rows(values, scales), total
     return add_rms_norm(x, residual, norm.weight, norm.eps)
 
 
@@ -166,7 +195,7 @@ def _norm_and_scale(x: torch.Tensor, norm: Norm | None, scale: float) -> torch.T
 
 
 def _attend(
-    layer: Layer, x: torch.Tensor, plan: AttentionPlan, angles: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    layer: Layer, x: torch.Tensor | Fp8Rows, plan: AttentionPlan, angles: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
     qkv = layer.qkv.product(x)
     q_norm, k_norm = layer.q_norm, layer.k_norm
@@ -195,8 +224,9 @@ def _attend(
     return layer.output(o.flatten(1))
 
 
-def _feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    gate_up = layer.gate_up(x)
+def _feed_forward(layer: Layer, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+    gate_up, fp8 = layer.gate_up(x), layer.down.takes_fp8
     if layer.activation == "silu":
-        return layer.down(swiglu(gate_up))
-    return layer.down(geglu(gate_up, approximate="tanh" if layer.activation == "gelu_tanh" else "none"))
+        return layer.down((swiglu_fp8 if fp8 else swiglu)(gate_up))
+    approximate: Literal["tanh", "none"] = "tanh" if layer.activation == "gelu_tanh" else "none"
+    return layer.down((geglu_fp8 if fp8 else geglu)(gate_up, approximate=approximate))

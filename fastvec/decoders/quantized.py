@@ -9,12 +9,13 @@ Shapes: T rows, K their width, N the width of the product.
 """
 
 import functools
+from typing import ClassVar
 
 import torch
 
-from fastvec.decoders.fused import FusedDecoder
+from fastvec.decoders.fused import FusedDecoder, floats
 from fastvec.errors import ModelError
-from fastvec_kernels import quantize_rows
+from fastvec_kernels import Fp8Rows, quantize_rows
 
 ROWS = 512  # of x at a time on a CPU, so that intermediate results stay in its caches
 BYTE = 127  # largest int8
@@ -54,6 +55,8 @@ def int8_bits() -> int | None:
 class Int8Linear:
     """A linear map on a CPU with weights [N, K] rounded to integers of `bits` bits."""
 
+    takes_fp8: ClassVar[bool] = False
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> None:
         wide = weight.float()
         self._scales = wide.abs().amax(dim=1).clamp_min_(TINY) / (2 ** (bits - 1) - 1)
@@ -62,7 +65,8 @@ class Int8Linear:
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = bias
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
+    def product(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        x = floats(x)
         y = torch.empty(len(x), len(self._scales), dtype=x.dtype)
         for begin in range(0, len(x), ROWS):
             rows = slice(begin, begin + ROWS)
@@ -70,7 +74,7 @@ class Int8Linear:
             torch.mul(self.integer_product(whole), scales, out=y[rows])
         return y
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
         return _added(self.product(x), self.bias)
 
     def integer_product(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +96,9 @@ def _bytes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Fp8Linear:
-    """A linear map on a GPU with weights [N, K] in E4M3."""
+    """A linear map on a GPU with weights [N, K] in E4M3. Products have the dtype of the unquantized weights."""
+
+    takes_fp8: ClassVar[bool] = True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         if any(width % FP8_MULTIPLE for width in weight.shape):
@@ -101,10 +107,11 @@ class Fp8Linear:
                 f"{tuple(weight.shape)}: run without quantize"
             )
         self._weight, self._scales = quantize_rows(weight)
+        self._dtype = weight.dtype
         self.bias = bias
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        rows, scales = quantize_rows(x)
+    def product(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        rows, scales = x if isinstance(x, Fp8Rows) else quantize_rows(x)
         product = torch._scaled_mm(
             rows,
             self._weight.T,
@@ -113,9 +120,9 @@ class Fp8Linear:
             out_dtype=torch.bfloat16,  # the only output dtype supported with a scale for each row
             use_fast_accum=True,
         )
-        return product.to(x.dtype)
+        return product.to(self._dtype)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
         return _added(self.product(x), self.bias)
 
 

@@ -12,15 +12,24 @@ from fastvec_kernels._switch import OPS, checked_kernels, torch_ops, use_torch_o
 from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference
 from fastvec_kernels.dropout import dropout, dropout_reference
 from fastvec_kernels.pooling.interface import pool, pool_reference
-from fastvec_kernels.quantize import quantize_rows, quantize_rows_reference
-from fastvec_kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from fastvec_kernels.quantize import Fp8Rows, quantize_rows, quantize_rows_reference
+from fastvec_kernels.rms_norm import (
+    add_rms_norm,
+    add_rms_norm_fp8,
+    add_rms_norm_reference,
+    rms_norm,
+    rms_norm_fp8,
+    rms_norm_reference,
+)
 from fastvec_kernels.rope.interface import rope, rope_reference
-from fastvec_kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
+from fastvec_kernels.swiglu import geglu, geglu_fp8, geglu_reference, swiglu, swiglu_fp8, swiglu_reference
 
 __all__ = [
     "OPS",
     "AttentionPlan",
+    "Fp8Rows",
     "add_rms_norm",
+    "add_rms_norm_fp8",
     "add_rms_norm_reference",
     "attention",
     "attention_reference",
@@ -28,16 +37,19 @@ __all__ = [
     "dropout",
     "dropout_reference",
     "geglu",
+    "geglu_fp8",
     "geglu_reference",
     "pool",
     "pool_reference",
     "quantize_rows",
     "quantize_rows_reference",
     "rms_norm",
+    "rms_norm_fp8",
     "rms_norm_reference",
     "rope",
     "rope_reference",
     "swiglu",
+    "swiglu_fp8",
     "swiglu_reference",
     "to_device",
     "to_host",

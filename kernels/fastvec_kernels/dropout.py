@@ -14,7 +14,7 @@ import torch
 from fastvec_kernels._launch import ceil_div, launch, next_power_of_2, tl, triton
 from fastvec_kernels._random import drop_below, keeps_of_features, philox
 from fastvec_kernels._switch import op, uses_kernel
-from fastvec_kernels.rms_norm import rows_of
+from fastvec_kernels.quantize import rows_of
 
 __all__ = ["dropout", "dropout_reference"]
 

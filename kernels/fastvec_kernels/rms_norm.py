@@ -20,8 +20,19 @@ import torch.nn.functional as F
 
 from fastvec_kernels._launch import call, ceil_div, launch, next_power_of_2, operator, tl, triton
 from fastvec_kernels._switch import op, uses_kernel
+from fastvec_kernels.quantize import (
+    FP8_CONSTANTS,
+    WIDEST,
+    Fp8Rows,
+    empty_fp8,
+    makes_fp8,
+    quantize_rows,
+    quantize_rows_reference,
+    row_tile,
+    rows_of,
+    to_fp8,
+)
 
-WIDEST = 32_768  # a program holds whole rows: 32 warps with 32 elements per thread
 GRADIENT_WARPS = 2048  # warps that share a weight's gradient: a wave of 16 per multiprocessor on 128 multiprocessors
 
 
@@ -81,18 +92,47 @@ def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
     return F.rms_norm(x, x.shape[1:], weight, eps)
 
 
+def rms_norm_fp8_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Fp8Rows:
+    """Reference implementation of `rms_norm_fp8`."""
+    return quantize_rows_reference(rms_norm_reference(x.float(), weight, eps))
+
+
+@op("rms_norm", rms_norm_fp8_reference)
+def rms_norm_fp8(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Fp8Rows:
+    """Compute `rms_norm` and quantize its rows, without rounding in between; for inference."""
+    if not makes_fp8("rms_norm", x):
+        return quantize_rows(rms_norm(x, weight, eps))
+    found = empty_fp8(x, x.shape[1])
+    _launch_forward(x, None, weight, eps, found)
+    return found
+
+
+def add_rms_norm_fp8_reference(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reference implementation of `add_rms_norm_fp8`."""
+    total = x + residual
+    return (*rms_norm_fp8_reference(total, weight, eps), total)
+
+
+@op("rms_norm", add_rms_norm_fp8_reference)
+def add_rms_norm_fp8(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute `add_rms_norm` and quantize the normalized rows -> (values, scales, total); for inference.
+
+    In bfloat16 this moves 7 bytes an element, `add_rms_norm` and `quantize_rows` 11.
+    """
+    if not makes_fp8("rms_norm", x):
+        y, total = add_rms_norm(x, residual, weight, eps)
+        return (*quantize_rows(y), total)
+    found = empty_fp8(x, x.shape[1])
+    _, total = _launch_forward(x, residual, weight, eps, found)
+    return (*found, total)
+
+
 def _runs_kernel(x: torch.Tensor) -> bool:
     return x.numel() > 0 and x.shape[1] <= WIDEST and uses_kernel("rms_norm", x)
-
-
-def forward_tile(D: int) -> tuple[int, int, int]:
-    """Return (rows, block_d, warps) of a program: 4096 elements or one longer row, 32 elements per thread.
-
-    A thread then has four 16-byte loads of each half-precision tensor in flight, and rows share a load of the weight.
-    """
-    block_d = next_power_of_2(D)
-    rows = max(4096 // block_d, 1)
-    return rows, block_d, rows * block_d // 1024
 
 
 def backward_tile(D: int) -> tuple[int, int, int]:
@@ -110,11 +150,6 @@ def gradient_programs(row_blocks: int, warps: int) -> int:
     return max(min(row_blocks // 8, GRADIENT_WARPS // warps), 1)
 
 
-def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """Return `x` if each row is contiguous, whatever the stride between rows, else a contiguous copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @operator("fastvec::rms_norm")
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return _launch_forward(x, None, weight, eps)[0]
@@ -128,20 +163,21 @@ def _add_rms_norm(
 
 
 def _launch_forward(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, fp8: Fp8Rows | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return y, in `fp8` if given, and the total."""
     x, weight = rows_of(x), weight.contiguous()
     T, D = x.shape
-    y = x.new_empty(T, D)
+    y, scales = (x.new_empty(T, D), None) if fp8 is None else fp8
     total, total_ptr, residual_stride = x, None, 0
     if residual is not None:
         residual = rows_of(residual)
         total = total_ptr = x.new_empty(T, D)
         residual_stride = residual.stride(0)
-    rows, block_d, warps = forward_tile(D)
-    pointers, strides = (x, residual, weight, y, total_ptr), (x.stride(0), residual_stride)
-    grid = (ceil_div(T, rows),)
-    launch(_rms_norm_kernel, grid, *pointers, *strides, eps, T, D=D, ROWS=rows, BLOCK_D=block_d, num_warps=warps)
+    rows, block_d, warps = row_tile(D)
+    pointers, strides = (x, residual, weight, y, total_ptr, scales), (x.stride(0), residual_stride)
+    sizes = {"D": D, "ROWS": rows, "BLOCK_D": block_d, **FP8_CONSTANTS}
+    launch(_rms_norm_kernel, (ceil_div(T, rows),), *pointers, *strides, eps, T, **sizes, num_warps=warps)
     return y, total
 
 
@@ -211,8 +247,8 @@ _add_rms_norm.register_autograd(_add_rms_norm_gradients, setup_context=_save_for
 
 @triton.jit(do_not_specialize=["T"])
 def _rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, x_stride, residual_stride, eps, T,
-    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, scales_ptr, x_stride, residual_stride, eps, T,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, LARGEST: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     # int64: T * D exceeds 2^31 in a large packed batch; T does not
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
@@ -228,7 +264,12 @@ def _rms_norm_kernel(
         tl.store(total_ptr + rows * D + cols, total, mask=inside)
         x = total.to(tl.float32)
     inv_rms = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / D + eps)
-    tl.store(y_ptr + rows * D + cols, x * inv_rms * weight.to(tl.float32), mask=inside)
+    y = x * inv_rms * weight.to(tl.float32)
+    if scales_ptr is not None:
+        y, scale = to_fp8(y, LARGEST, LEAST)
+        tl.store(scales_ptr + rows, scale, mask=rows < T)
+        y = y.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + rows * D + cols, y, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T"])

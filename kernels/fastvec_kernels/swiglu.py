@@ -18,7 +18,17 @@ import torch.nn.functional as F
 
 from fastvec_kernels._launch import call, ceil_div, launch, next_power_of_2, operator, tl, triton
 from fastvec_kernels._switch import op, uses_kernel
-from fastvec_kernels.rms_norm import rows_of
+from fastvec_kernels.quantize import (
+    FP8_CONSTANTS,
+    Fp8Rows,
+    empty_fp8,
+    makes_fp8,
+    quantize_rows,
+    quantize_rows_reference,
+    row_tile,
+    rows_of,
+    to_fp8,
+)
 
 Approximate = Literal["tanh", "none"]
 
@@ -62,6 +72,45 @@ def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.
         return F.gelu(gate, approximate=approximate) * up
     y: torch.Tensor = call(_gated, gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
     return y
+
+
+def swiglu_fp8_reference(gate_up: torch.Tensor) -> Fp8Rows:
+    """Reference implementation of `swiglu_fp8`."""
+    return quantize_rows_reference(swiglu_reference(gate_up.float()))
+
+
+@op("swiglu", swiglu_fp8_reference)
+def swiglu_fp8(gate_up: torch.Tensor) -> Fp8Rows:
+    """Compute `swiglu` and quantize its rows, without rounding in between; for inference.
+
+    In bfloat16 this moves 5 bytes an element of the result, `swiglu` and `quantize_rows` 9.
+    """
+    _check("swiglu", gate_up)
+    return _gated_fp8(gate_up, "silu") if makes_fp8("swiglu", gate_up) else quantize_rows(swiglu(gate_up))
+
+
+def geglu_fp8_reference(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> Fp8Rows:
+    """Reference implementation of `geglu_fp8`."""
+    return quantize_rows_reference(geglu_reference(gate_up.float(), approximate=approximate))
+
+
+@op("swiglu", geglu_fp8_reference)
+def geglu_fp8(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> Fp8Rows:
+    """Compute `geglu` and quantize its rows, without rounding in between; for inference."""
+    _check("geglu", gate_up)
+    if not makes_fp8("swiglu", gate_up):
+        return quantize_rows(geglu(gate_up, approximate=approximate))
+    return _gated_fp8(gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
+
+
+def _gated_fp8(gate_up: torch.Tensor, activation: str) -> Fp8Rows:
+    gate_up = rows_of(gate_up)
+    T, width = gate_up.shape[0], gate_up.shape[1] // 2
+    found = empty_fp8(gate_up, width)
+    rows, block_f, warps = row_tile(width)
+    sizes = {"F": width, "ROWS": rows, "BLOCK_F": block_f, "ACTIVATION": activation, **FP8_CONSTANTS}
+    launch(_gated_fp8_kernel, (ceil_div(T, rows),), gate_up, *found, gate_up.stride(0), T, **sizes, num_warps=warps)
+    return found
 
 
 def _check(name: str, gate_up: torch.Tensor) -> None:
@@ -167,6 +216,23 @@ def _gated_kernel(
     up = tl.load(gate_up_ptr + rows * stride + F + cols, mask=inside, other=0.0).to(tl.float32)
     p, _ = _activate(gate, ACTIVATION)
     tl.store(y_ptr + rows * F + cols, gate * p * up, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _gated_fp8_kernel(
+    gate_up_ptr, y_ptr, scales_ptr, stride, T,
+    F: tl.constexpr, ROWS: tl.constexpr, BLOCK_F: tl.constexpr, ACTIVATION: tl.constexpr,
+    LARGEST: tl.constexpr, LEAST: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)  # T · 2F may exceed 2^31
+    cols = tl.arange(0, BLOCK_F)[None, :]
+    inside = (rows < T) & (cols < F)
+    gate = tl.load(gate_up_ptr + rows * stride + cols, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + rows * stride + F + cols, mask=inside, other=0.0).to(tl.float32)
+    p, _ = _activate(gate, ACTIVATION)
+    y, scale = to_fp8(gate * p * up, LARGEST, LEAST)
+    tl.store(scales_ptr + rows, scale, mask=rows < T)
+    tl.store(y_ptr + rows * F + cols, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["T"])

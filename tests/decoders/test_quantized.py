@@ -9,14 +9,17 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import quantized as benchmark
+from fastvec.checkpoints.checkpoint import resolve
 from fastvec.decoders import quantized
 from fastvec.decoders.agreement import Agreement
+from fastvec.decoders.from_files import decoder_from_files
 from fastvec.decoders.quantized import Fp8Linear, Int8Linear, int8_bits
 from fastvec.embedding.job import embed
 from fastvec.encoder import Encoder
 from fastvec.errors import ModelError, UsageError
 from fastvec.settings import resolve_settings
-from fastvec_kernels import quantize_rows_reference
+from fastvec.texts.packing import pack
+from fastvec_kernels import Fp8Rows, quantize_rows_reference
 from tests.helpers.corpora import texts, write_parquet
 from tests.helpers.tiny import SENTENCES, save_decoder
 
@@ -83,13 +86,14 @@ def test_a_row_does_not_depend_on_its_neighbours_and_zeros_stay() -> None:
     assert torch.equal(product[1], torch.zeros(16))
 
 
-def test_fp8_multiplies_what_was_quantised_and_scales_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def scaled_mm(
-        a: torch.Tensor, b: torch.Tensor, *, scale_a: torch.Tensor, scale_b: torch.Tensor, **_: object
-    ) -> torch.Tensor:
-        assert a.dtype == b.dtype == torch.float8_e4m3fn
-        return (a.float() @ b.float() * scale_a * scale_b).bfloat16()
+def scaled_mm(
+    a: torch.Tensor, b: torch.Tensor, *, scale_a: torch.Tensor, scale_b: torch.Tensor, **_: object
+) -> torch.Tensor:
+    assert a.dtype == b.dtype == torch.float8_e4m3fn
+    return (a.float() @ b.float() * scale_a * scale_b).bfloat16()
 
+
+def test_fp8_multiplies_what_was_quantised_and_scales_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
     x, weight, bias = torch.randn(9, 64), torch.randn(32, 64), torch.randn(32)
     (rows, row_scales), (columns, column_scales) = quantize_rows_reference(x), quantize_rows_reference(weight)
@@ -97,6 +101,32 @@ def test_fp8_multiplies_what_was_quantised_and_scales_it_back(monkeypatch: pytes
     found = Fp8Linear(weight, bias)(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-5)
+
+
+def test_only_attentions_output_is_quantized_in_a_pass_of_its_own(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms and the gated unit quantize what they return; the scale of a row of attention's output spans all heads."""
+    decoder = decoder_from_files(
+        resolve(tiny_llama), dtype=torch.float32, device="cpu", bidirectional=True, positions=64
+    )
+    assert decoder is not None
+    quantized_shapes = []
+
+    def recorded(x: torch.Tensor) -> Fp8Rows:
+        quantized_shapes.append(tuple(x.shape))
+        return quantize_rows_reference(x)
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+    batch = pack([np.arange(5), np.arange(9)])
+    with torch.inference_mode():
+        fused = decoder.fuse()
+        in_fp8 = fused.with_linears(Fp8Linear)
+        monkeypatch.setattr(quantized, "quantize_rows", recorded)
+        found, expected = in_fp8.states(batch), fused.states(batch)
+    assert quantized_shapes == [(14, 64)] * 2  # one for each layer
+    cosines = torch.nn.functional.cosine_similarity(found, expected)
+    assert cosines.min() > 0.98
 
 
 @pytest.mark.skipif(

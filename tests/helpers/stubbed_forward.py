@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fastvec.decoders.fused import AttentionSettings, FusedDecoder, Layer, Norm
+from fastvec.decoders.fused import AttentionSettings, FusedDecoder, Layer, Norm, floats
 from fastvec.texts.packing import Packed, pack
-from fastvec_kernels import _launch, pool
+from fastvec_kernels import Fp8Rows, _launch, pool
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, SIZE = 1024, 3072, 16, 8, 128  # Qwen3-0.6B
 LENGTHS = (20,) * 8  # one length class of attention
@@ -56,15 +56,16 @@ class StubDriver:
 class EmptyProduct:
     """A linear map to `width` columns that computes nothing: only the host's work around the kernels matters."""
 
+    takes_fp8: ClassVar[bool] = False
     bias = None
 
     def __init__(self, width: int) -> None:
         self._width = width
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        return x.new_empty(x.shape[0], self._width)
+    def product(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        return floats(x).new_empty(floats(x).shape[0], self._width)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
         return self.product(x)
 
 

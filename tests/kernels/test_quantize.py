@@ -1,10 +1,25 @@
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 
-from fastvec_kernels import quantize_rows, quantize_rows_reference
+from fastvec_kernels import (
+    add_rms_norm_fp8,
+    geglu_fp8,
+    quantize_rows,
+    quantize_rows_reference,
+    rms_norm_fp8,
+    rms_norm_reference,
+    swiglu_fp8,
+)
+from fastvec_kernels.swiglu import geglu_reference, swiglu_reference
 
-# from NumPy, in the interpreter, for infinity times zero
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+pytestmark = [  # from NumPy, in the interpreter: infinity times zero, and a sigmoid that is 1 / (1 + inf)
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning"),
+]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -68,3 +83,49 @@ def test_rows_may_have_a_stride(device: str) -> None:
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"needs x \[T, D\]"):
         quantize_rows(torch.zeros(shape))
+
+
+FUSED: dict[str, tuple[Callable[..., Any], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "rms_norm": (
+        lambda x: rms_norm_fp8(x, torch.ones_like(x[0]), 1e-5),
+        lambda x: rms_norm_reference(x, torch.ones_like(x[0]), 1e-5),
+    ),
+    "add_rms_norm": (
+        lambda x: add_rms_norm_fp8(x, x, torch.ones_like(x[0]), 1e-5)[:2],
+        lambda x: rms_norm_reference(2 * x, torch.ones_like(x[0]), 1e-5),
+    ),
+    "swiglu": (swiglu_fp8, swiglu_reference),
+    "geglu": (geglu_fp8, geglu_reference),
+    "geglu-none": (partial(geglu_fp8, approximate="none"), partial(geglu_reference, approximate="none")),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 64), (7, 100), (3, 4098)])
+@pytest.mark.parametrize("name", FUSED)
+def test_rows_quantized_at_once_are_those_of_the_op(
+    device: str, name: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    wide = torch.randn(shape[0], 3 * shape[1], device=device).to(dtype) * 3
+    x = wide[:, shape[1] : 2 * shape[1]]  # rows with a stride
+    fused, reference = FUSED[name]
+    y = reference(x.double()).float()  # where the tail of GELU cancels, float32 loses digits
+    values, scales = fused(x)
+    expected, expected_scales = quantize_rows_reference(y)
+    assert values.dtype == torch.float8_e4m3fn
+    # without a kernel, y is rounded to the dtype in between
+    rounding = max(float(torch.finfo(dtype).eps), 1e-5)
+    torch.testing.assert_close(scales, expected_scales, rtol=rounding, atol=0)
+    found, wanted = (one.float()[settled(y)] for one in (values, expected))
+    torch.testing.assert_close(found, wanted, rtol=2**-3, atol=2**-8)
+    assert len(found) < 100 or (found == wanted).float().mean() > 0.9
+
+
+def test_the_sum_and_its_quantized_norm_come_together(device: str) -> None:
+    x, residual = torch.randn(2, 5, 64, device=device).half()
+    weight = torch.randn(64, device=device)
+    values, scales, total = add_rms_norm_fp8(x, residual, weight, 1e-5)
+    assert torch.equal(total, x + residual)
+    y = rms_norm_reference(total.float(), weight, 1e-5)
+    near = (values.float() * scales[:, None] - y).abs() <= y.abs() * 2**-3.9 + scales[:, None] * 2**-9
+    assert near[settled(y)].all()

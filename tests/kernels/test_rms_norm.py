@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec_kernels import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from fastvec_kernels.quantize import row_tile
 from fastvec_kernels.rms_norm import (
     _add_rms_norm,
     _rms_norm,
     _rms_norm_backward,
     backward_tile,
-    forward_tile,
     gradient_programs,
 )
 from tests.kernels import examples
@@ -178,7 +178,7 @@ def test_compiled_forward_and_backward_give_the_same(device: str) -> None:
 
 @pytest.mark.parametrize("D", [1, 100, 1024, 2560, 8192, 32_768])
 def test_a_program_holds_whole_rows_in_few_registers(D: int) -> None:
-    for tile, elements in ((forward_tile, 32), (backward_tile, 32 if D > 16_384 else 16)):
+    for tile, elements in ((row_tile, 32), (backward_tile, 32 if D > 16_384 else 16)):
         rows, block_d, warps = tile(D)
         assert block_d >= D
         assert rows * block_d == warps * 32 * elements

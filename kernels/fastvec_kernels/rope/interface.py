@@ -21,7 +21,8 @@ import torch
 
 from fastvec_kernels._launch import call, operator
 from fastvec_kernels._switch import op, uses_kernel
-from fastvec_kernels.rms_norm import rms_norm_reference, rms_norm_torch, rows_of
+from fastvec_kernels.quantize import rows_of
+from fastvec_kernels.rms_norm import rms_norm_reference, rms_norm_torch
 from fastvec_kernels.rope.kernels import Shape, launch_rope, launch_rope_backward
 
 WIDEST_HEAD = 1024  # a tile contains at least one whole head

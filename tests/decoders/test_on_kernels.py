@@ -1,0 +1,50 @@
+"""Whole decoders on the Triton kernels, on a GPU or in Triton's interpreter, compared with PyTorch's operations."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from fastvec.decoders.detection import fuse
+from fastvec.decoders.packed_transformers import Decoder
+from fastvec.texts.packing import Packed, pack
+from fastvec_kernels import checked_kernels
+from fastvec_kernels._launch import kernels_on_cpu
+from tests.helpers.tiny_families import VOCABULARY, tiny_model
+
+GPU = torch.cuda.is_available()
+# every rule of the kernels: grouped heads, head norms, biases, windows, softcaps, sinks, norms after a sublayer, GEGLU
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "mistral", "granite", "gpt_oss")
+INTERPRETED = ("qwen2", "gemma2", "gemma3_text", "gpt_oss")  # the others add no rule, and each takes seconds
+LENGTHS = (17, 1, 9, 33, 2) if not GPU else (17, 1, 9, 9, 2, 100, 70)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def packed(device: str) -> Packed:
+    random = np.random.default_rng(0)
+    return pack([random.integers(0, VOCABULARY, length).astype(np.int32) for length in LENGTHS], device=device)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if GPU or name in INTERPRETED else pytest.mark.slow) for name in FAMILIES]
+)
+def test_a_decoder_on_kernels_has_the_states_of_pytorchs_operations(family: str, bidirectional: bool) -> None:
+    decoder = Decoder(tiny_model(family), bidirectional=bidirectional)
+    expected = decoder(packed("cpu"))
+    device = "cuda" if GPU else "cpu"
+    decoder.model.to(torch.device(device))  # type: ignore[arg-type]
+    run = fuse(decoder, 128)
+    with nullcontext() if GPU else kernels_on_cpu(), checked_kernels() as failures:
+        (decoder if run is None else run.states)(packed(device))
+    assert failures == {}
+    with nullcontext() if GPU else kernels_on_cpu():
+        found = (decoder if run is None else run.states)(packed(device)).cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
