@@ -24,7 +24,7 @@ from fastvec.forward import Forward
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.texts.batching import chunk_limits, token_batches, token_budget
 from fastvec.texts.load import load_tokenizer
-from fastvec.texts.packing import pack
+from fastvec.texts.packing import pack_flat
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
 from fastvec_kernels import to_device, to_host, torch_ops
 
@@ -271,8 +271,8 @@ class Encoder:
 
     def _vectors(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> torch.Tensor:
         """Return the vectors [n, D] of some rows of `texts`, which are one batch."""
-        packed = pack([texts.sequence(row) for row in rows], texts.spans[rows], device=self.settings.device)
-        return self._forward(packed)
+        own = texts.select(rows)
+        return self._forward(pack_flat(own.ids, own.lengths, own.spans, device=self.settings.device))
 
     def _retry_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
         """Encode one text, whose vector in `dtype` is not finite, in float32; returns [D], NaN if memory runs out."""

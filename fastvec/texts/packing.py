@@ -42,13 +42,17 @@ def pack(sequences: Sequence[IntArray], spans: IntArray | None = None, *, device
         raise ValueError(
             f"pack needs a non-empty span inside each sequence, got {spans.tolist()} for {lengths.tolist()}"
         )
+    return pack_flat(np.concatenate(list(sequences)), lengths, spans, device=device)
+
+
+def pack_flat(ids: IntArray, lengths: IntArray, spans: IntArray, *, device: torch.device | str) -> Packed:
+    """Pack sequences that are concatenated already: `ids` [T] of sequences of `lengths` [n], with their `spans`."""
     device = torch.device(device)
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    cu_seqlens = np.append(0, np.cumsum(lengths))
     starts = cu_seqlens[:-1]
     positions = np.arange(cu_seqlens[-1]) - np.repeat(starts, lengths)
-
     return Packed(
-        token_ids=to_device(np.concatenate(list(sequences)).astype(np.int64), device),
+        token_ids=to_device(ids.astype(np.int64), device),
         positions=to_device(positions, device),
         cu_seqlens=to_device(cu_seqlens.astype(np.int32), device),
         spans=torch.from_numpy((spans + starts[:, None]).astype(np.int64, copy=False)),

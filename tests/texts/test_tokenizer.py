@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -134,3 +135,15 @@ def test_no_texts_give_no_tokens(plain: PreTrainedTokenizerBase) -> None:
     tokenized = TextTokenizer(plain, TextRecipe())([])
     shapes: Any = (len(tokenized), tokenized.ids.shape, tokenized.spans.shape, tokenized.offsets.tolist())
     assert shapes == (0, (0,), (0, 2), [0])
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), data=st.data())
+def test_selected_texts_are_those_of_the_rows(lengths: list[int], data: st.DataObject) -> None:
+    offsets = np.append(0, np.cumsum(lengths))
+    spans = np.stack([np.zeros(len(lengths), dtype=np.int64), np.array(lengths)], axis=1)
+    texts = TokenizedTexts(ids=np.arange(offsets[-1], dtype=np.int32), offsets=offsets, spans=spans, truncated=0)
+    rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=12))
+    selected = texts.select(np.array(rows, dtype=np.int64))
+    assert [selected.sequence(i).tolist() for i in range(len(rows))] == [texts.sequence(row).tolist() for row in rows]
+    assert selected.spans.tolist() == [spans[row].tolist() for row in rows]
+    assert selected.ids.dtype == np.int32

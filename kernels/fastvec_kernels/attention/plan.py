@@ -1,6 +1,5 @@
 """Split a batch into sequences, and sequences into kernel programs: on the host, once per batch, for every layer."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,24 +35,23 @@ class AttentionPlan:
         Dropout is keyed by `sequence_ids`, so that a sequence drops the same keys in any batch; the default is the
         index in this batch. Raises ValueError if there is no sequence, an empty one, or not one id per sequence.
         """
-        if len(lengths) == 0 or min(lengths) < 1:
+        array = np.array(lengths, dtype=np.int32)
+        if len(array) == 0 or array.min() < 1:
             raise ValueError(f"a plan needs sequences of at least one token, got lengths {list(lengths)}")
-        ids = list(range(len(lengths)) if sequence_ids is None else sequence_ids)
-        if len(ids) != len(lengths):
-            raise ValueError(f"a plan needs an id for each of {len(lengths)} sequences, got {len(ids)}")
-        runs, first = [], 0
-        for length, group in itertools.groupby(lengths):
-            sequences = sum(1 for _ in group)
-            runs.append((first, sequences, length))
-            first += sequences * length
+        ids = np.arange(len(array), dtype=np.int32) if sequence_ids is None else np.array(sequence_ids, dtype=np.int32)
+        if len(ids) != len(array):
+            raise ValueError(f"a plan needs an id for each of {len(array)} sequences, got {len(ids)}")
+        starts = np.append(0, np.cumsum(array, dtype=np.int64))
+        begins = np.append(0, np.flatnonzero(np.diff(array)) + 1)  # of the runs
+        counts = np.diff(np.append(begins, len(array)))
         device = torch.device(device)
         return cls(
             lengths=tuple(lengths),
-            host_lengths=torch.tensor(lengths, dtype=torch.int32),
-            cu_seqlens=to_device(np.array([0, *itertools.accumulate(lengths)], dtype=np.int32), device),
-            sequence_ids=to_device(np.array(ids, dtype=np.int32), device),
-            runs=tuple(runs),
-            tokens=sum(lengths),
+            host_lengths=torch.from_numpy(array),
+            cu_seqlens=to_device(starts.astype(np.int32), device),
+            sequence_ids=to_device(ids, device),
+            runs=tuple(zip(starts[begins].tolist(), counts.tolist(), array[begins].tolist(), strict=True)),
+            tokens=int(starts[-1]),
         )
 
 
