@@ -1,6 +1,7 @@
 """Benchmarks, one module for each command: `python -m benchmarks.NAME`.
 
-`embed`, `growth`, `memory`, `pipeline` and `quantized` measure embedding, `adapt` training steps, `quality` the
-vectors, `kernels` single ops; `aot` compiles the kernels without a GPU, and `gpu` runs everything that needs one. The
-packages `ops`, `engines` and `reporting` serve them.
+`embed`, `growth`, `memory`, `pipeline` and `quantized` measure embedding, `forward` and `profiling` the forward pass
+alone, `adapt` training steps, `quality` the vectors, `kernels` single ops, `ceilings` what the device can do. `aot`
+compiles the kernels without a GPU, `exactness` checks attention on one, `recovery` kills and resumes a job. `gpu` runs
+everything that needs a GPU, in the stages of `visit`. The packages `ops`, `engines` and `reporting` serve them.
 """

@@ -1,185 +1,202 @@
-"""Runs every check and benchmark of the kernels that needs a GPU, in one command of less than nine minutes.
+"""Measures everything that needs a GPU, in two calls of 430 and 300 seconds.
 
-    python -m benchmarks.gpu OUT [--smoke]
+    PYTHONPATH=.:kernels python -m benchmarks.gpu OUT --call 1 --corpus rows.parquet [--only STAGE] [--from STAGE]
 
-It compiles the kernels for this device, runs their tests, benchmarks every op and tunes attention. Each part is a
-process with a time limit; a failed part does not stop the others. It writes summary.md, results.json, log.txt and a PNG
-per op to OUT. The exit code is 0 if every part passed. Without a GPU it runs what is possible and says what is missing.
+Call 1 decides whether the kernels are right, then measures the forward pass, `fastvec embed` and attention. Call 2 runs
+what may hang, the tests and the rest. Each command is a process group, each stage has a time limit, and a stage that
+fails does not stop the others. An op whose check fails in stage "right" runs on PyTorch's operations in later stages.
+
+OUT gets results.jsonl, to which every result is appended when it is known, summary.md, which is rewritten after every
+stage and has what each stage printed, and a trace. The exit code is 0 if every stage passed. `--smoke` runs all code
+of all stages in small sizes, also without a GPU.
 """
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 import click
 import torch
 
-from benchmarks.kernels import ON_GPU, WITHOUT_GPU
-from benchmarks.reporting.results import environment, write_json
-from fastvec_kernels._launch import architecture
+from benchmarks.reporting.results import append_row, environment
+from benchmarks.visit import Command, Stage, stages
 
-OPS = ("rms_norm", "rope", "swiglu", "dropout", "pooling")
-# Shapes are measured in this order, the most important first: the time may not suffice for all.
-ATTENTION_SHAPES = (
-    "d128 32/8 *", "d64 16/16 512", "d64 16/16 2048", "d64 16/16 long-tail", "d256 16/8 512", "d256 16/8 2048",
-    "d128 16/16 512", "d128 16/16 2048", "d64 16/16 short", "d64 16/16 uniform", "d64 32/8 *",
-)  # fmt: skip
-GRACE_SECONDS = 10
-FLEX_SHAPES = ("d128 32/8 512", "d128 32/8 long-tail")  # few, because compiling takes many seconds per shape
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    name: str
-    arguments: tuple[str, ...]  # python -m …
-    seconds: float  # time limit
+ON_GPU = torch.cuda.is_available()
+SECONDS = {1: 430.0, 2: 300.0}  # of each call: together 12 minutes, of 15 with the machine's start
+GRACE_SECONDS = 5
+PRINTED_LINES = 150  # of each command in the summary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    name: str
+    """How a stage ended. `status` is passed, or says what failed; `torch_ops` are the ops that its failures replace."""
+
+    stage: str
     status: str
     seconds: float
+    printed: str
+    torch_ops: frozenset[str] = frozenset()
 
     @property
     def passed(self) -> bool:
         return self.status == "passed"
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.status}, {self.seconds:.0f} s"
+        return f"{self.stage}: {self.status}, {self.seconds:.0f} s"
 
 
-def parts(out: Path, *, smoke: bool) -> list[Part]:
-    tests = ["tests/kernels/test_rms_norm.py"] if smoke else ["tests/kernels"]
-    # library versions other than those the repository tests with may warn, which is no failure of a kernel
-    pytest = ["pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *tests]
-    if importlib.util.find_spec("xdist") is not None:
-        pytest += ["-n", str(min(14, os.cpu_count() or 1))]
-    arch = architecture(torch.device("cuda" if ON_GPU else "cpu")) or "sm_90"
-    chosen = [
-        Part(
-            name="compile",  # first, because it fills Triton's cache on all cores for the other parts
-            arguments=("benchmarks.aot", "--arch", arch, "--out", str(out), *["--quick"] * smoke),
-            seconds=90,
-        ),
-        Part(name="tests", arguments=tuple(pytest), seconds=150),
-        *(benchmark(op, out, 30, smoke=smoke, more=("--implementations", "[!r]*") * ON_GPU) for op in OPS),
-    ]
-    if not ON_GPU:
-        return [*chosen, *(benchmark(op, out, 30, smoke=smoke) for op in ("quantize", "attention"))]
-    return [
-        *chosen,
-        benchmark("attention", out, 110, smoke=smoke, shapes=ATTENTION_SHAPES, more=("--implementations", "[!F]*")),
-        benchmark("attention", out / "tuning", 60, smoke=smoke, name="tuning", more=("--tune",)),
-        benchmark("quantize", out, 20, smoke=smoke),
-        benchmark(
-            "attention",
-            out / "flex",
-            40,
-            smoke=smoke,
-            name="FlexAttention",
-            shapes=FLEX_SHAPES,
-            more=("--implementations", "FlexAttention"),
-        ),
-        *(  # separate: torch.compile compiles each shape, forward and backward
-            benchmark(op, out / op, 30, smoke=smoke, name=f"{op}, compiled", more=("--implementations", "r*"))
-            for op in OPS
-        ),
-    ]
-
-
-def benchmark(
-    op: str,
-    out: Path,
-    seconds: float,
-    *,
-    smoke: bool,
-    name: str | None = None,
-    shapes: Iterable[str] = ("*",),
-    more: Iterable[str] = (),
-) -> Part:
-    globs = [word for shape in shapes for word in ("--shapes", shape)]
-    limit = [
-        "--seconds",
-        "1" if smoke else str(seconds - 12),
-    ]  # the rest is for imports, the ceilings and the last shape
-    arguments = ("benchmarks.kernels", op, "--out", str(out), *limit, *globs, *more)
-    return Part(name=name or op, arguments=arguments, seconds=seconds)
-
-
-def run_part(part: Part, seconds: float, log: TextIO) -> Outcome:
-    """Run a part with its output in `log`, and stop it and its children after `seconds`.
-
-    It gets an interrupt first, so that pytest can report the failures so far, and is killed after GRACE_SECONDS.
-    """
-    log.write(f"\n## {part.name}: python -m {' '.join(part.arguments)}\n\n")
-    log.flush()
+def run_stage(stage: Stage, seconds: float, folder: Path, variables: dict[str, str]) -> Outcome:
+    """Run the commands of a stage, one after another or side by side, for at most `seconds` together."""
     begin = time.monotonic()
-    command = [sys.executable, "-m", *part.arguments]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        code = process.wait(seconds)
-        status = "passed" if code == 0 else f"FAILED with exit code {code}"
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        status = "FAILED: stopped by its time limit"
-    return Outcome(name=part.name, status=status, seconds=time.monotonic() - begin)
+    waiting = list(enumerate(stage.commands))
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    statuses: dict[int, str] = {}
+    logs = [folder / f"{stage.name}-{number}.txt" for number in range(len(stage.commands))]
+    while waiting or running:
+        while waiting and (stage.side_by_side or not running):
+            number, command = waiting.pop(0)
+            running[number] = started(command, logs[number], variables)
+        for number, process in list(running.items()):
+            over = time.monotonic() - begin > seconds
+            if over:
+                stop(process)
+            if over or process.poll() is not None:
+                statuses[number] = "stopped by the time limit" if over else f"exit code {process.returncode}"
+                del running[number]
+        if time.monotonic() - begin > seconds:
+            statuses |= {number: "not started: no time left" for number, _ in waiting}
+            waiting = []
+        time.sleep(0.05)
+    failed = {number: status for number, status in statuses.items() if status != "exit code 0"}
+    status = "; ".join(f"{stage.commands[number]} {status}" for number, status in sorted(failed.items()))
+    return Outcome(
+        stage=stage.name,
+        status=f"FAILED: {status}" if failed else "passed",
+        seconds=time.monotonic() - begin,
+        printed="\n".join(printed(command, log) for command, log in zip(stage.commands, logs, strict=True)),
+        torch_ops=frozenset(op for number in failed if (op := stage.commands[number].decides) is not None),
+    )
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Return the JSON documents that the parts wrote, keyed by relative path: "rms_norm", "tuning/attention", …"""
-    found = sorted(folder.rglob("*.json"))
-    return {str(path.relative_to(folder).with_suffix("")): json.loads(path.read_text()) for path in found}
-
-
-def summary(outcomes: Iterable[Outcome], documents: dict[str, Any], log: str) -> str:
-    """Return a Markdown page with each part's outcome, the ceilings and the log."""
-    where = ", ".join(f"{name} {value}" for name, value in environment().items() if value)
-    lines = ["# Kernels on a GPU" if ON_GPU else f"# Kernels without a GPU\n\n{WITHOUT_GPU}", "", where, ""]
-    lines += [f"- {outcome}" for outcome in outcomes]
-    for name, document in documents.items():
-        if isinstance(document, dict) and document.get("ceilings"):
-            rates = document["ceilings"]
-            lines.append(
-                f"- {name}: copy {rates['copy'] / 1e12:.2f} TB/s, matrix product {rates['matrix'] / 1e12:.0f} TFLOP/s"
+def started(command: Command, log: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as output:
+        try:
+            return subprocess.Popen(
+                command.line(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **variables},
             )
-    return "\n".join([*lines, "", "```", log.strip(), "```", ""])
+        except FileNotFoundError as error:
+            output.write(f"{error.filename} is not installed\n".encode())
+            return subprocess.Popen(["false"])
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Interrupt a process, so that pytest can report what failed so far, then kill it and its children."""
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def printed(command: Command, log: Path) -> str:
+    """Return the last lines that a command printed, as a section of the summary."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else ["not started"]
+    cut = [f"({len(lines) - PRINTED_LINES} lines left out)"] if len(lines) > PRINTED_LINES else []
+    return "\n".join([f"`{command}`", "", "```", *cut, *lines[-PRINTED_LINES:], "```", ""])
+
+
+def summary(outcomes: Sequence[Outcome], torch_ops: Iterable[str]) -> str:
+    """Return a Markdown page: where it ran, how each stage ended, what each printed."""
+    where = ", ".join(f"{name} {value}" for name, value in environment().items() if value)
+    lines = ["# Measurements on a GPU" if ON_GPU else "# Smoke test without a GPU: no figure here means anything", ""]
+    lines += [where, "", *(f"- {outcome}" for outcome in outcomes), ""]
+    if torch_ops:
+        lines += [f"On PyTorch's operations, because their check failed: {', '.join(sorted(torch_ops))}", ""]
+    for outcome in outcomes:
+        lines += [f"## {outcome.stage}", "", outcome.printed]
+    return "\n".join(lines)
+
+
+def passed_before(folder: Path) -> set[str]:
+    """Return the stages that passed in an earlier call with results in `folder`."""
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return {row["stage"] for row in rows if row["benchmark"] == "stage" and row["status"] == "passed"}
+
+
+def chosen(found: list[Stage], call: int, only: Sequence[str], first: str | None, known: Path | None) -> list[Stage]:
+    """Return the stages of a call, or of both if stages are named. Raises click.UsageError for an unknown name."""
+    names = [stage.name for stage in found]
+    if unknown := sorted({*only, *([first] if first else [])} - set(names)):
+        raise click.UsageError(f"there is no stage {', '.join(unknown)}: choose from {', '.join(names)}")
+    before = set() if known is None else passed_before(known)
+    begin = 0 if first is None else names.index(first)
+    own = [stage for stage in found[begin:] if (stage.name in only if only else first or stage.call == call)]
+    return [stage for stage in own if stage.name not in before]
 
 
 @click.command()
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--smoke", is_flag=True, help="Run a minimal version of every part, to test this command.")
-@click.option("--minutes", default=8.75, show_default=True, help="Time limit for all parts together.")
-def main(out: Path, smoke: bool, minutes: float) -> None:
+@click.option("--call", type=click.IntRange(1, 2), default=1, show_default=True)
+@click.option(
+    "--corpus",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path("tests/data/articles.parquet"),
+    show_default=True,
+    help="Parquet file with a column `text`; half a minute of a 0.6B model takes about 40 MB.",
+)
+@click.option("--only", multiple=True, help="Only this stage, of either call; repeat for more.")
+@click.option("--from", "first", help="This stage and all later ones.")
+@click.option(
+    "--known",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="OUT of an earlier call: leave out what passed there.",
+)
+@click.option("--seconds", type=float, help="Time limit for all stages together. [default: 430, in call 2 300]")
+@click.option("--smoke", is_flag=True, help="Run every stage of both calls in small sizes.")
+def main(
+    out: Path, call: int, corpus: Path, only: tuple[str, ...], first: str | None, known: Path | None, **run: float
+) -> None:
+    """Run the stages of one call."""
+    if not ON_GPU and not run["smoke"]:
+        raise click.UsageError("torch finds no GPU: run this on a machine with one, or with --smoke to test the stages")
     out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60 * minutes
-    outcomes = []
-    with tempfile.TemporaryDirectory() as name, (out / "log.txt").open("w") as log:
-        folder = Path(name)
-        for part in parts(folder, smoke=smoke):
-            outcomes.append(run_part(part, max(0, min(part.seconds, deadline - time.monotonic())), log))
+    deadline = time.monotonic() + (run["seconds"] or (3600 if run["smoke"] else SECONDS[call]))
+    results = out / "results.jsonl"
+    append_row(results, {"benchmark": "environment", **environment()})
+    variables = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    if not ON_GPU:
+        variables |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"}
+    outcomes: list[Outcome] = []
+    torch_ops: set[str] = set()
+    with tempfile.TemporaryDirectory() as name:
+        found = stages(results, Path(name), corpus, smoke=bool(run["smoke"]))
+        first = found[0].name if run["smoke"] and not first and not only else first
+        for stage in chosen(found, call, only, first, known):
+            left = deadline - time.monotonic()
+            if left > 0:
+                outcomes.append(run_stage(stage, min(stage.seconds, left), Path(name), variables))
+            else:
+                outcomes.append(Outcome(stage=stage.name, status="FAILED: no time left", seconds=0, printed=""))
+            torch_ops |= outcomes[-1].torch_ops
+            if torch_ops:
+                variables["FASTVEC_TORCH_OPS"] = ",".join(sorted(torch_ops))
+            row = {"stage": stage.name, "status": outcomes[-1].status, "seconds": outcomes[-1].seconds}
+            append_row(results, {"benchmark": "stage", **row})
+            (out / "summary.md").write_text(summary(outcomes, torch_ops))
             print(outcomes[-1], flush=True)
-        documents = collect(folder)
-        for picture in folder.glob("*.png"):
-            shutil.copy(picture, out)
-    write_json(out / "results.json", {"parts": [asdict(outcome) for outcome in outcomes], **documents})
-    (out / "summary.md").write_text(summary(outcomes, documents, (out / "log.txt").read_text()))
     sys.exit(any(not outcome.passed for outcome in outcomes))
 
 

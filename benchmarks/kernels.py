@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from benchmarks.ops.measurement import FASTVEC, WORKLOAD_BUILDERS, rows_of
 from benchmarks.ops.roofline import Ceilings, measure_ceilings
 from benchmarks.ops.shapes import SHAPES, SMALL_SHAPES, Shape, with_real_lengths
 from benchmarks.reporting.plots import plot
-from benchmarks.reporting.results import HEADER, Row, as_json, environment, write_json
+from benchmarks.reporting.results import HEADER, Row, append_row, as_json, environment, write_json
 from fastvec_kernels._launch import kernels_on_cpu
 
 WITHOUT_GPU = """No GPU: times, rates and ceilings cannot be measured, and other libraries' kernels cannot run.
@@ -52,6 +53,9 @@ ON_GPU = torch.cuda.is_available()
 @click.option("--tune", "tuning", is_flag=True, help="attention: time every candidate of the configuration table.")
 @click.option("--check", is_flag=True, help="Check results only; without a GPU set TRITON_INTERPRET=1.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for OP.json and OP.png.")
+@click.option(
+    "--append", type=click.Path(dir_okay=False, path_type=Path), help="File to append each row to, as a line of JSON."
+)
 def main(
     op: str,
     shapes: tuple[str, ...],
@@ -61,6 +65,7 @@ def main(
     tuning: bool,
     check: bool,
     out: Path | None,
+    append: Path | None,
 ) -> None:
     if not ON_GPU and not check:
         sys.exit(without_gpu(op, out))
@@ -84,6 +89,8 @@ def main(
     for row in measured(op, chosen, ceilings, implementations if ON_GPU else FASTVEC, seconds):
         print(row, flush=True)
         rows.append(row)
+        if append is not None:
+            append_row(append, {"benchmark": "kernels", **asdict(row)})
         if out is not None:  # after each row, so that a stopped run keeps its rows
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / f"{op}.json", as_json(rows, ceilings))

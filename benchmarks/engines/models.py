@@ -2,10 +2,13 @@
 
 Speed depends on the model's shape, not on the values of its weights, so no trained model is needed. Each saved folder
 loads in fastvec, transformers and sentence-transformers, bidirectional, mean pooled and normalized.
+
+    python -m benchmarks.engines.models FOLDER SHAPE    saves a random model
 """
 
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -135,3 +138,7 @@ def read_mix(corpus: Path, column: str, mix: str, rows: int | None, *, at_most: 
             f"{corpus} has {len(found)} texts of the mix {mix}, {rows} are needed: use a larger corpus or fewer --rows"
         )
     return found
+
+
+if __name__ == "__main__":
+    save_random_model(Path(sys.argv[1]), MODEL_SHAPES[sys.argv[2]], max_length=512)

@@ -101,3 +101,10 @@ def as_json(rows: Iterable[Row], ceilings: Ceilings | None) -> dict[str, Any]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a file of JSON lines, so that an interrupted run keeps those before it."""
+    with path.open("a") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()

@@ -23,7 +23,7 @@ WIDEST = 32_768  # a program holds whole rows: 32 warps with 32 elements per thr
 
 
 class Fp8Rows(NamedTuple):
-    """Quantized rows: `values` · `scales`[:, None] are near the numbers that were quantized."""
+    """Quantized rows: a row of `values` times its entry of `scales` is near the numbers that were quantized."""
 
     values: torch.Tensor  # [T, D] E4M3
     scales: torch.Tensor  # [T] float32

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from benchmarks import gpu
 from benchmarks.ops import roofline
 from benchmarks.ops.attention import attention_workload, padded_sdpa, runs_sdpa
 from benchmarks.ops.attention_tiles import forward_tile, useful_share
@@ -230,27 +229,3 @@ def test_without_a_gpu_results_are_checked_and_kernels_compiled(tmp_path: Path) 
         ("fastvec", "correct", None)
     }
     assert "0 spills" in done.stdout or "sm_90" in (tmp_path / "aot.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("program", "status"),
-    [
-        ("pass", "passed"),
-        ("raise SystemExit(3)", "FAILED with exit code 3"),
-        ("import time; time.sleep(60)", "FAILED: stopped by its time limit"),
-    ],
-)
-def test_a_part_of_a_visit_passes_fails_or_is_stopped(program: str, status: str, tmp_path: Path) -> None:
-    (tmp_path / "part.py").write_text(program)
-    with (tmp_path / "log.txt").open("w") as log, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(tmp_path))
-        outcome = gpu.run_part(
-            gpu.Part(name="one", arguments=("part",), seconds=9), 9 if "time" not in program else 0.3, log
-        )
-    assert outcome.status == status
-    assert outcome.passed == (status == "passed")
-
-
-def test_a_visit_fits_into_nine_minutes_and_names_every_op() -> None:
-    names = [part.name for part in gpu.parts(Path("out"), smoke=False)]
-    assert {"compile", "tests", *WORKLOAD_BUILDERS} <= set(names)

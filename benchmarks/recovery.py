@@ -1,0 +1,119 @@
+"""Kills `fastvec embed` in the middle, resumes it, and compares the file with that of an uninterrupted run.
+
+    PYTHONPATH=.:kernels python -m benchmarks.recovery corpus.parquet --model MODEL [--rows 20000] [--append FILE]
+
+On a GPU it also runs with a token budget for which there is no memory: the run must halve it and finish. The exit code
+is 1 if a file differs, or a run does not end as it should.
+"""
+
+import hashlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.engines.models import texts_of
+from benchmarks.reporting.results import append_row
+
+TOO_MANY_TOKENS = 1 << 26  # of a batch: 2^26 tokens of 1,024 dimensions take 128 GiB for one activation in bfloat16
+CHUNK = 1 << 15  # bytes of the unfinished file at which the run is killed: the first chunk is written
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """One check. `status` is correct, or starts with FAILED."""
+
+    check: str
+    status: str
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        return self.status.startswith("FAILED")
+
+    def __str__(self) -> str:
+        return f"{self.check:44} {self.status} ({self.seconds:.1f} s)"
+
+
+def embed(source: Path, output: Path, model: str, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "fastvec", "embed", str(source), "-o", str(output), "--model", model, *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def failure_of(process: "subprocess.Popen[str]") -> str | None:
+    """Wait for a process, and return its last line if it failed."""
+    text, _ = process.communicate()
+    return None if process.returncode == 0 else (text.strip().splitlines() or ["no output"])[-1]
+
+
+def killed(source: Path, output: Path, model: str) -> str | None:
+    """Kill a run once its unfinished file has a chunk; return what went wrong, or None."""
+    process, part = embed(source, output, model), output.with_name(output.name + ".part")
+    while process.poll() is None and not (part.exists() and part.stat().st_size > CHUNK):
+        time.sleep(0.01)
+    if process.poll() is not None:
+        return failure_of(process) or "it ended before it could be killed: more --rows are needed"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return None
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checks(source: Path, model: str, folder: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield the name of each check, and its failure or None."""
+    whole, resumed = folder / "whole.arrow", folder / "resumed.arrow"
+    yield "an uninterrupted run", failure_of(embed(source, whole, model))
+    yield "killed after its first chunk", killed(source, resumed, model)
+    yield "resumed", failure_of(embed(source, resumed, model))
+    same = whole.exists() and resumed.exists() and digest(whole) == digest(resumed)
+    yield "the same bytes as without the kill", None if same else "the files differ"
+    if torch.cuda.is_available():
+        crowded = embed(source, folder / "crowded.arrow", model, "--batch-tokens", str(TOO_MANY_TOKENS))
+        text, _ = crowded.communicate()
+        halved = crowded.returncode == 0 and "out of memory: continuing" in text
+        yield "more tokens than memory: halves the batch", None if halved else (text.strip().splitlines() or [""])[-1]
+
+
+@click.command()
+@click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--column", default="text", show_default=True)
+@click.option("--model", required=True)
+@click.option("--rows", type=int, help="[default: 1,000; on a GPU all]")
+@click.option(
+    "--append", type=click.Path(dir_okay=False, path_type=Path), help="File to append each check to, as a line of JSON."
+)
+def main(corpus: Path, column: str, model: str, rows: int | None, append: Path | None) -> None:
+    """Print how each check ended."""
+    failed = False
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name, "rows.parquet")
+        limit = rows or (None if torch.cuda.is_available() else 1000)
+        pq.write_table(pa.table({"text": list(islice(texts_of(corpus, column), limit))}), source)
+        begin = time.monotonic()
+        for check, failure in checks(source, model, Path(name)):
+            status = "correct" if failure is None else f"FAILED: {failure}"
+            outcome = Outcome(check=check, status=status, seconds=time.monotonic() - begin)
+            print(outcome, flush=True)
+            failed = failed or outcome.failed
+            if append is not None:
+                append_row(append, {"benchmark": "recovery", **asdict(outcome)})
+            begin = time.monotonic()
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The stages of `benchmarks.gpu`: which commands run, in which order, for how long, and what they decide.
+
+Stages of call 1 are in the order of their worth: whether the kernels are right comes first. Whatever has never run on a
+GPU and may hang is in call 2.
+"""
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastvec_kernels._launch import architecture
+
+# benchmarks.kernels' names of ops, and the ops that a failed check replaces; attention has a check of its own
+OPS = {"rms_norm": "rms_norm", "rope": "rope", "swiglu": "swiglu", "pooling": "pool", "quantize": "quantize_rows"}
+# attention's shapes, the most important first: the time may not suffice for all
+ATTENTION_SHAPES = (
+    "d128 16/16 *", "d128 32/8 *", "d64 16/16 512", "d64 16/16 2048", "d64 16/16 long-tail", "d256 16/8 512",
+    "d256 16/8 2048", "d64 16/16 short",
+)  # fmt: skip
+PYTEST = "pytest -q -W default -p no:cacheprovider"  # with other library versions than the tested ones, libraries warn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """The words after `python -m`; `under` is a program that runs Python, `decides` the op that a failure replaces."""
+
+    words: tuple[str, ...]
+    under: tuple[str, ...] = ()
+    decides: str | None = None
+
+    def line(self) -> list[str]:
+        return [*self.under, sys.executable, "-m", *self.words]
+
+    def __str__(self) -> str:
+        return shlex.join([*self.under, *self.words[:4]])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    name: str
+    call: int
+    seconds: float  # time limit
+    commands: tuple[Command, ...]
+    side_by_side: bool = False  # timings need the GPU alone; compiling and checking do not
+
+
+def stages(results: Path, folder: Path, corpus: Path, *, smoke: bool) -> list[Stage]:
+    """Return the stages of both calls; `folder` is for files that are not results, `smoke` makes everything small."""
+    arch = (architecture(torch.device("cuda")) if torch.cuda.is_available() else None) or "sm_90"
+    cores = os.cpu_count() or 1
+    values = {
+        "append": shlex.join(["--append", str(results)]),
+        "trace": shlex.quote(str(results.with_name("trace.json.gz"))),
+        "model": shlex.quote(str(folder / "model")),
+        "corpus": shlex.quote(str(corpus)),
+        "arch": arch,
+        "jobs": str(max(1, cores - 2)),
+        "workers": str(min(14, cores)),
+        "shapes": shlex.join([word for shape in ATTENTION_SHAPES for word in ("--shapes", shape)]),
+    }
+    found = []
+    for name, call, seconds, lines in _first_call(smoke) + _second_call(smoke):
+        commands = tuple(_command(line, values) for line in lines)
+        found.append(
+            Stage(
+                name=name,
+                call=call,
+                seconds=seconds,
+                commands=commands,
+                side_by_side=name in ("ceilings", "right"),
+            )
+        )
+    return found
+
+
+def _command(line: str, values: dict[str, str]) -> Command:
+    """Read a command: `op: words` decides `op`, and `program | words` runs Python under a program."""
+    decides, _, rest = line.rpartition(": ")
+    under, _, words = rest.rpartition(" | ")
+    return Command(
+        words=tuple(shlex.split(words.format(**values))), under=tuple(shlex.split(under)), decides=decides or None
+    )
+
+
+Lines = list[tuple[str, int, float, list[str]]]  # name, call, seconds, commands
+
+
+def _first_call(smoke: bool) -> Lines:
+    checked = "--check --implementations fastvec --seconds 20 {append}"
+    both_passes = "benchmarks.kernels attention " + ("" if smoke else "--shapes '* short' ") + checked
+    right = [
+        "attention: benchmarks.exactness --seconds 40 {append}",
+        *(f"{op}: benchmarks.kernels {name} {checked}" for name, op in OPS.items()),
+        both_passes,
+        "pytest -q -W default tests/decoders/test_on_kernels.py",
+    ]
+    first = [
+        "benchmarks.ceilings --seconds 40 {append}",
+        "benchmarks.aot --arch {arch} --jobs {jobs}" + " --quick --only swiglu" * smoke,
+        f"benchmarks.engines.models {{model}} {'25M' if smoke else '0.6B'}",
+    ]
+    if smoke:
+        return [
+            ("ceilings", 1, 120, first),
+            ("right", 1, 400, right),
+            ("forward", 1, 200, ["benchmarks.forward --shape tiny --lengths 20 --budgets 256 {append}"]),
+            ("profile", 1, 100, ["benchmarks.profiling --shape tiny --budget 256 --trace {trace} {append}"]),
+            ("embed", 1, 200, [_embed("25M --rows 20 --dtype float32", "wiki", "'sentence-transformers'")]),
+            ("attention", 1, 100, ["benchmarks.kernels attention --check {append}"]),
+        ]
+    wide = "--lengths '128 512 2048' --budgets '16384 32768' --only fastvec --only 'fastvec, fp8'"
+    timed = "benchmarks.kernels attention --implementations '[!Fr]*' --seconds 55 {shapes} {append}"
+    return [
+        ("ceilings", 1, 60, first),
+        ("right", 1, 60, right),
+        (
+            "forward",
+            1,
+            80,
+            [
+                "benchmarks.forward --shape 0.6B --seconds 45 {append}",
+                f"benchmarks.forward --shape 8B {wide} --seconds 18 {{append}}",
+            ],
+        ),
+        ("profile", 1, 25, ["benchmarks.profiling --shape 0.6B --trace {trace} {append}"]),
+        ("embed", 1, 130, [_embed("0.6B", "wiki", "'fastvec, fp8'", "sentence-transformers")]),
+        ("attention", 1, 70, [timed]),
+        ("tuning", 1, 70, ["benchmarks.kernels attention --tune --seconds 50 {append}"]),
+    ]
+
+
+def _second_call(smoke: bool) -> Lines:
+    specialized = f"{PYTEST} tests/kernels/test_attention_specialized.py"
+    recovery = "benchmarks.recovery {corpus} --model {model} {append}"
+    adapt = "benchmarks.adapt {model} --data {corpus} --column text --rounds 1 --steps 2"
+    if smoke:
+        return [
+            ("specialized", 2, 200, [f"{specialized} -k nan"]),
+            ("recovery", 2, 200, [f"{recovery} --rows 60"]),
+            ("tests", 2, 200, [f"{PYTEST} tests/kernels/test_swiglu.py -n 2 -k triton"]),
+            ("ops", 2, 200, ["benchmarks.kernels swiglu --check {append}"]),
+            ("adapt", 2, 300, [f"{adapt} --batch-size 4 --max-length 32 --dtype float32"]),
+        ]
+    saved = "benchmarks.engines.models {model} 0.6B"  # the first call's is gone
+    timed = "--seconds 8 --implementations '[!r]*' {append}"
+    return [
+        ("specialized", 2, 40, [f"{specialized} -k triton"]),
+        ("embed short", 2, 80, [_embed("0.6B", "short", "sentence-transformers")]),
+        ("recovery", 2, 70, [saved, recovery]),
+        ("tests", 2, 130, [f"{PYTEST} -n {{workers}} tests/kernels -k 'triton and not specialized'"]),
+        ("sanitizer", 2, 45, ["compute-sanitizer --tool memcheck | benchmarks.exactness --seconds 20"]),
+        ("ops", 2, 60, [f"benchmarks.kernels {name} {timed}" for name in OPS]),
+        ("adapt", 2, 60, [f"{adapt} --batch-size 128"]),
+    ]
+
+
+def _embed(shape: str, mix: str, *others: str) -> str:
+    only = " ".join(f"--only {name}" for name in ("fastvec", *others))
+    return f"benchmarks.embed {{corpus}} --shape {shape} --mix {mix} {only} --limit 70 --seconds 110 {{append}}"
