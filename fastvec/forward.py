@@ -22,7 +22,7 @@ from fastvec.decoders.self_check import self_check
 from fastvec.errors import UsageError
 from fastvec.settings import EncoderSettings
 from fastvec.texts.packing import Packed
-from fastvec_kernels import pool
+from fastvec_kernels import pool, to_device
 
 
 class Forward:
@@ -70,18 +70,23 @@ class Forward:
 
     def __call__(self, packed: Packed) -> torch.Tensor:
         """Return the vectors [n, D], float32."""
-        settings = self._settings
+        settings, spans = self._settings, packed.spans
         last: dict[str, Any] = {}
         if self._fused is None:
             hidden = self._decoder(packed)
         else:
-            hidden, residual = self._fused(packed)
+            tokens = pooled_tokens(spans, settings.pooling)
+            if tokens is None:
+                hidden, residual = self._fused(packed)
+            else:
+                hidden, residual = self._fused(packed, to_device(tokens.numpy(), packed.token_ids.device))
+                spans = torch.stack([torch.arange(len(tokens)), torch.arange(1, len(tokens) + 1)], dim=1)
             norm = self._fused.norm
             last = {"residual": residual, "weight": norm.weight, "eps": norm.eps}
         if not len(self._dense):
             last |= {"dims": settings.dims, "normalize": settings.normalize}
-            return pool(hidden, packed.spans, settings.pooling, **last)
-        vectors = self._dense(pool(hidden, packed.spans, settings.pooling, **last))[:, : settings.dims]
+            return pool(hidden, spans, settings.pooling, **last)
+        vectors = self._dense(pool(hidden, spans, settings.pooling, **last))[:, : settings.dims]
         return F.normalize(vectors, dim=-1) if settings.normalize else vectors
 
     @contextmanager
@@ -131,3 +136,10 @@ class Forward:
         from fastvec.decoders.detection import fuse
 
         return fuse(self._decoder, self._settings.max_length)
+
+
+def pooled_tokens(spans: torch.Tensor, pooling: str) -> torch.Tensor | None:
+    """Return the token [n] that `last` or `first` pooling takes of each span, None for means."""
+    if pooling == "last":
+        return spans[:, 1] - 1
+    return spans[:, 0] if pooling == "first" else None

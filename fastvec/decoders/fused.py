@@ -148,24 +148,33 @@ class FusedDecoder:
         ]
         return type(self)(self._embed, self._embed_scale, layers, self._tables, self.norm)
 
-    def __call__(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (x, residual), [T, D] each; the hidden states are `norm` of their sum."""
-        return self.run(self._embed(packed.token_ids), packed)
+    def __call__(self, packed: Packed, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (x, residual), [T, D] each; the hidden states are `norm` of their sum.
+
+        With `tokens` [n], indices on the device, only their rows are returned, and after its attention the last layer
+        computes nothing for other tokens.
+        """
+        return self.run(self._embed(packed.token_ids), packed, tokens)
 
     def states(self, packed: Packed, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         """Return the hidden states [T, D] after the final norm, of the tokens or of `embeddings` [T, D] instead."""
         x, residual = self(packed) if embeddings is None else self.run(embeddings, packed)
         return add_rms_norm(x, residual, self.norm.weight, self.norm.eps)[0]
 
-    def run(self, embeddings: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        self, embeddings: torch.Tensor, packed: Packed, tokens: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a call returns, from the `embeddings` [T, D] of the tokens; raise ValueError without a layer."""
         plan = AttentionPlan.build(packed.lengths, packed.token_ids.device)
         angles = [(cos[packed.positions], sin[packed.positions]) for cos, sin in self._tables]
         residual = embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
         x: torch.Tensor | None = None  # the previous sublayer's output, not yet added to the residual
-        for layer in self._layers:
+        for index, layer in enumerate(self._layers):
             normed, residual = _add_norm(x, residual, layer.before_attention, fp8=layer.qkv.takes_fp8)
-            x = _norm_and_scale(_attend(layer, normed, plan, angles), layer.after_attention, layer.scale)
+            o = _attend(layer, normed, plan, angles)
+            if tokens is not None and index == len(self._layers) - 1:
+                o, residual = o[tokens], residual[tokens]
+            x = _norm_and_scale(layer.output(o), layer.after_attention, layer.scale)
             normed, residual = _add_norm(x, residual, layer.before_mlp, fp8=layer.gate_up.takes_fp8)
             x = _norm_and_scale(_feed_forward(layer, normed), layer.after_mlp, layer.scale)
         if x is None:
@@ -221,7 +230,7 @@ def _attend(
     o = attention(
         q, k, v, plan, scale=how.scale, causal=how.causal, window=how.window, softcap=how.softcap, sinks=how.sinks
     )
-    return layer.output(o.flatten(1))
+    return o.flatten(1)
 
 
 def _feed_forward(layer: Layer, x: torch.Tensor | Fp8Rows) -> torch.Tensor:

@@ -8,9 +8,10 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from fastvec.decoders.detection import fuse
-from fastvec.decoders.fused import FusedDecoder
+from fastvec.decoders.fused import FusedDecoder, Linear, floats
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.texts.packing import Packed, pack
+from fastvec_kernels import Fp8Rows
 from tests.helpers.tiny_families import VOCABULARY, tiny_model
 
 FUSED = [
@@ -127,3 +128,25 @@ def test_positions_reach_as_far_as_was_asked_for() -> None:
 
 def test_a_maximum_length_below_the_tried_ones_is_no_trouble() -> None:
     assert fuse(Decoder(tiny_model("gemma"), bidirectional=True), 1) is not None
+
+
+def test_the_last_layer_computes_only_the_tokens_that_are_asked_for() -> None:
+    decoder = Decoder(tiny_model("qwen3"), bidirectional=True)
+    fused = fuse(decoder, 64)
+    assert fused is not None
+    rows: list[int] = []
+
+    class Recorded(Linear):
+        def product(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+            rows.append(len(floats(x)))
+            return super().product(x)
+
+        def __call__(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+            rows.append(len(floats(x)))
+            return super().__call__(x)
+
+    tokens = torch.tensor([16, 17, 67])
+    expected = [x[tokens] for x in fused(packed())]
+    found = fused.with_linears(Recorded)(packed(), tokens)
+    torch.testing.assert_close(found, tuple(expected), rtol=1e-5, atol=1e-5)
+    assert rows == [*[68] * 13, 3, 3, 3]  # four layers of qkv, output, gate-up and down
