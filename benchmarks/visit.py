@@ -127,7 +127,7 @@ def _first_call(smoke: bool) -> Lines:
             ],
         ),
         ("profile", 1, 25, ["benchmarks.profiling --shape 0.6B --trace {trace} {append}"]),
-        ("embed", 1, 130, [_embed("0.6B", "wiki", "'fastvec, fp8'", "sentence-transformers")]),
+        ("embed", 1, 130, [_embed("0.6B", "wiki", "sentence-transformers")]),
         ("attention", 1, 70, [timed]),
         ("tuning", 1, 70, ["benchmarks.kernels attention --tune --seconds 50 {append}"]),
     ]
@@ -149,7 +149,7 @@ def _second_call(smoke: bool) -> Lines:
     timed = "--seconds 8 --implementations '[!r]*' {append}"
     return [
         ("specialized", 2, 40, [f"{specialized} -k triton"]),
-        ("embed short", 2, 80, [_embed("0.6B", "short", "sentence-transformers")]),
+        ("embed short", 2, 80, [_embed("0.6B", "short", "'fastvec, fp8'", "sentence-transformers")]),
         ("recovery", 2, 70, [saved, recovery]),
         ("tests", 2, 130, [f"{PYTEST} -n {{workers}} tests/kernels -k 'triton and not specialized'"]),
         ("sanitizer", 2, 45, ["compute-sanitizer --tool memcheck | benchmarks.exactness --seconds 20"]),
