@@ -4,11 +4,12 @@
 
 Call 1 decides whether the kernels are right, then measures the forward pass, `fastvec embed` and attention. Call 2 runs
 what may hang, the tests and the rest. Each command is a process group, each stage has a time limit, and a stage that
-fails does not stop the others. An op whose check fails in stage "right" runs on PyTorch's operations in later stages.
+fails does not stop the others. An op whose check fails in stage "right" runs on PyTorch's operations in later stages,
+also of a later call with the same OUT or with `--known OUT`.
 
 OUT gets results.jsonl, to which every result is appended when it is known, summary.md, which is rewritten after every
-stage and has what each stage printed, and a trace. The exit code is 0 if every stage passed. `--smoke` runs all code
-of all stages in small sizes, also without a GPU.
+stage and has what each stage printed, and a trace. The exit code is 0 if every stage passed. `--smoke` runs the stages
+of both calls in small sizes, also without a GPU; tuning and the sanitizer need one.
 """
 
 import json
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -64,16 +66,13 @@ def run_stage(stage: Stage, seconds: float, folder: Path, variables: dict[str, s
         while waiting and (stage.side_by_side or not running):
             number, command = waiting.pop(0)
             running[number] = started(command, logs[number], variables)
-        for number, process in list(running.items()):
-            over = time.monotonic() - begin > seconds
-            if over:
-                stop(process)
-            if over or process.poll() is not None:
-                statuses[number] = "stopped by the time limit" if over else f"exit code {process.returncode}"
-                del running[number]
+        for number in [number for number, process in running.items() if process.poll() is not None]:
+            statuses[number] = f"exit code {running.pop(number).returncode}"
         if time.monotonic() - begin > seconds:
+            stop(running.values())
+            statuses |= dict.fromkeys(running, "stopped by the time limit")
             statuses |= {number: "not started: no time left" for number, _ in waiting}
-            waiting = []
+            break
         time.sleep(0.05)
     failed = {number: status for number, status in statuses.items() if status != "exit code 0"}
     status = "; ".join(f"{stage.commands[number]} {status}" for number, status in sorted(failed.items()))
@@ -101,14 +100,17 @@ def started(command: Command, log: Path, variables: dict[str, str]) -> "subproce
             return subprocess.Popen(["false"])
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """Interrupt a process, so that pytest can report what failed so far, then kill it and its children."""
-    process.send_signal(signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def stop(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
+    """Interrupt processes, so that pytest can report what failed so far, then kill them and their children."""
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    until = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def printed(command: Command, log: Path) -> str:
@@ -130,10 +132,11 @@ def summary(outcomes: Sequence[Outcome], torch_ops: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def passed_before(folder: Path) -> set[str]:
-    """Return the stages that passed in an earlier call with results in `folder`."""
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    return {row["stage"] for row in rows if row["benchmark"] == "stage" and row["status"] == "passed"}
+def stages_before(*folders: Path | None) -> list[dict[str, Any]]:
+    """Return the rows of the stages of earlier calls with results in `folders`."""
+    files = [folder / "results.jsonl" for folder in folders if folder is not None]
+    lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
+    return [row for row in map(json.loads, lines) if row["benchmark"] == "stage"]
 
 
 def chosen(found: list[Stage], call: int, only: Sequence[str], first: str | None, known: Path | None) -> list[Stage]:
@@ -141,7 +144,7 @@ def chosen(found: list[Stage], call: int, only: Sequence[str], first: str | None
     names = [stage.name for stage in found]
     if unknown := sorted({*only, *([first] if first else [])} - set(names)):
         raise click.UsageError(f"there is no stage {', '.join(unknown)}: choose from {', '.join(names)}")
-    before = set() if known is None else passed_before(known)
+    before = {row["stage"] for row in stages_before(known) if row["status"] == "passed"}
     begin = 0 if first is None else names.index(first)
     own = [stage for stage in found[begin:] if (stage.name in only if only else first or stage.call == call)]
     return [stage for stage in own if stage.name not in before]
@@ -180,21 +183,21 @@ def main(
     if not ON_GPU:
         variables |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"}
     outcomes: list[Outcome] = []
-    torch_ops: set[str] = set()
+    torch_ops = {op for row in stages_before(out, known) for op in row["torch_ops"]}
     with tempfile.TemporaryDirectory() as name:
         found = stages(results, Path(name), corpus, smoke=bool(run["smoke"]))
         first = found[0].name if run["smoke"] and not first and not only else first
         for stage in chosen(found, call, only, first, known):
+            if torch_ops:
+                variables["FASTVEC_TORCH_OPS"] = ",".join(sorted(torch_ops))
             left = deadline - time.monotonic()
             if left > 0:
                 outcomes.append(run_stage(stage, min(stage.seconds, left), Path(name), variables))
             else:
                 outcomes.append(Outcome(stage=stage.name, status="FAILED: no time left", seconds=0, printed=""))
             torch_ops |= outcomes[-1].torch_ops
-            if torch_ops:
-                variables["FASTVEC_TORCH_OPS"] = ",".join(sorted(torch_ops))
             row = {"stage": stage.name, "status": outcomes[-1].status, "seconds": outcomes[-1].seconds}
-            append_row(results, {"benchmark": "stage", **row})
+            append_row(results, {"benchmark": "stage", **row, "torch_ops": sorted(outcomes[-1].torch_ops)})
             (out / "summary.md").write_text(summary(outcomes, torch_ops))
             print(outcomes[-1], flush=True)
     sys.exit(any(not outcome.passed for outcome in outcomes))

@@ -71,7 +71,7 @@ def main(
         sys.exit(without_gpu(op, out))
     torch.manual_seed(0)
     if tuning:
-        sys.exit(tune(seconds, out))
+        sys.exit(tune(seconds, out, append))
     table = (SHAPES if ON_GPU else SMALL_SHAPES)[op]
     if lengths is not None:
         table = with_real_lengths(table, lengths)

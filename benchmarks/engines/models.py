@@ -3,7 +3,7 @@
 Speed depends on the model's shape, not on the values of its weights, so no trained model is needed. Each saved folder
 loads in fastvec, transformers and sentence-transformers, bidirectional, mean pooled and normalized.
 
-    python -m benchmarks.engines.models FOLDER SHAPE    saves a random model
+    python -m benchmarks.engines.models FOLDER SHAPE    saves a random model, unless the folder exists
 """
 
 import random
@@ -141,4 +141,5 @@ def read_mix(corpus: Path, column: str, mix: str, rows: int | None, *, at_most: 
 
 
 if __name__ == "__main__":
-    save_random_model(Path(sys.argv[1]), MODEL_SHAPES[sys.argv[2]], max_length=512)
+    if not Path(sys.argv[1]).exists():
+        save_random_model(Path(sys.argv[1]), MODEL_SHAPES[sys.argv[2]], max_length=512)

@@ -4,10 +4,11 @@ Each pass is timed through the public op, and only its own tile varies. At the e
 fastest first, to copy into the table.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,10 @@ import torch
 from benchmarks.ops.attention import attention_workload
 from benchmarks.ops.measurement import FASTVEC, rows_of
 from benchmarks.ops.roofline import measure_ceilings
-from benchmarks.ops.shapes import TOKENS, Direction, Shape
-from benchmarks.reporting.results import HEADER, Row, as_json, write_json
+from benchmarks.ops.shapes import DIRECTIONS, TOKENS, Shape
+from benchmarks.ops.workload import expect
+from benchmarks.reporting.results import HEADER, Row, append_row, as_json, write_json
+from fastvec_kernels._accuracy import Direction
 from fastvec_kernels._launch import architecture
 from fastvec_kernels.attention.configs import CLASSES, TABLES, override_tiles
 from fastvec_kernels.attention.parts import Tile
@@ -48,19 +51,28 @@ class Cell:
         return (tuple(lengths) * (TOKENS // sum(lengths)),)
 
 
-def cells(row: str) -> Iterator[Cell]:
-    """Yield the cells in a row of the table that have more than one candidate."""
-    for width in WIDTHS:
+def cells(row: str) -> list[Cell]:
+    """Return the cells in a row of the table that have more than one candidate, the most valuable first.
+
+    Forward comes before backward, as embedding has no other pass. Specialized tiles come last of all, beside the first
+    of their cell: they have never run on a GPU, and if one hangs, the other results are already written.
+    """
+    pointer, specialized = [], []
+    for direction, width in itertools.product(DIRECTIONS, WIDTHS):
         for pass_name, by_width in TABLES[row].items():
-            fitting = min((widest for widest in by_width if widest >= width), default=None)
-            tiles: tuple[Tile | None, ...] = () if fitting is None else by_width[fitting]
-            if tiles and pass_name.split("_")[1].isdecimal():
-                tiles = (*tiles, None)
-            if len(tiles) > 1:
-                yield Cell(pass_name=pass_name, width=width, candidates=tiles)
+            fitting = [widest for widest in by_width if widest >= width]
+            if not pass_name.startswith(direction) or not fitting:
+                continue
+            tiles = by_width[min(fitting)]
+            ordinary: list[Tile | None] = [tile for tile in tiles if tile.path == "pointer"]
+            others = [tile for tile in tiles if tile.path == "specialized"]
+            none = [None] if ordinary and pass_name.split("_")[1].isdecimal() else []
+            pointer.append(Cell(pass_name=pass_name, width=width, candidates=(*ordinary, *none)))
+            specialized.append(Cell(pass_name=pass_name, width=width, candidates=(*ordinary[:1], *others)))
+    return [cell for cell in pointer + specialized if len(cell.candidates) > 1]
 
 
-def tune(seconds: float, out: Path | None) -> int:
+def tune(seconds: float, out: Path | None, append: Path | None) -> int:
     """Print every candidate's rows, then each cell's candidates, fastest first; return 1 if a row failed, else 0."""
     row_name = architecture(torch.device("cuda"))
     if row_name is None:
@@ -73,15 +85,15 @@ def tune(seconds: float, out: Path | None) -> int:
         if time.monotonic() - begin > seconds:
             print(f"{cell.pass_name} at {cell.width} skipped: {seconds:.0f} s are over")
             continue
-        costs = {}
-        for tile in cell.candidates:
-            own = [replace(row, implementation=tile_source(tile)) for row in timed(cell, tile)]
-            print(*own, sep="\n", flush=True)
-            rows += own
-            costs[tile] = geometric_mean([row.timing.median if row.timing else math.inf for row in own])
-        orders.append(
-            f"{cell.pass_name}, {cell.width}: {', '.join(map(tile_source, sorted(costs, key=costs.__getitem__)))}"
-        )
+        medians: dict[Tile | None, list[float]] = {tile: [] for tile in cell.candidates}
+        for tile, row in measured(cell):
+            print(row, flush=True)
+            rows.append(row)
+            if append is not None:
+                append_row(append, {"benchmark": "tuning", **asdict(row)})
+            medians[tile].append(row.timing.median if row.timing else math.inf)
+        fastest_first = sorted(medians, key=lambda tile: geometric_mean(medians[tile]))
+        orders.append(f"{cell.pass_name}, {cell.width}: {', '.join(map(tile_source, fastest_first))}")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / "attention.json", {**as_json(rows, ceilings), "orders": orders})
@@ -89,7 +101,11 @@ def tune(seconds: float, out: Path | None) -> int:
     return int(any(row.failed for row in rows))
 
 
-def timed(cell: Cell, tile: Tile | None) -> Iterator[Row]:
+def measured(cell: Cell) -> Iterator[tuple[Tile | None, Row]]:
+    """Yield each candidate's rows; the reference runs once for all candidates, without gradients if none are checked.
+
+    In float32 and one run of equal lengths at a time, it takes longer than the candidates.
+    """
     for lengths in cell.lengths:
         shape = Shape(
             group=cell.pass_name,
@@ -100,8 +116,15 @@ def timed(cell: Cell, tile: Tile | None) -> Iterator[Row]:
             head_dim=cell.width,
         )
         workload = attention_workload(shape, "cuda", torch.bfloat16)
-        with override_tiles(**{cell.pass_name: () if tile is None else (tile,)}):
-            yield from rows_of(workload, None, directions=(cell.direction,), implementations=FASTVEC)
+        if cell.direction == "forward":
+            workload = replace(workload, gradients=0)
+        expected = expect(workload, workload.inputs())
+        for tile in cell.candidates:
+            with override_tiles(**{cell.pass_name: () if tile is None else (tile,)}):
+                rows = list(
+                    rows_of(workload, None, directions=(cell.direction,), implementations=FASTVEC, expected=expected)
+                )
+            yield from ((tile, replace(row, implementation=tile_source(tile))) for row in rows)
 
 
 def tile_source(tile: Tile | None) -> str:

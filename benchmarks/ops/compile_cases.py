@@ -76,6 +76,11 @@ def run_attention(
         differentiate(o, q, k, v, *([options["sinks"]] if sinks else []))
 
 
+# What families combine; none has both a softcap and sinks. Each runs bidirectional or causal, and trains with dropout.
+SOFTCAP: dict[str, Any] = {"window": 64, "softcap": 50.0}  # Gemma 2 and VaultGemma: heads of 256, Gemma 2 27B of 128
+SINKS: dict[str, Any] = {"window": 64, "sinks": True}  # gpt-oss: 64; Flint and Granite SWA: 128; MiMo-V2-Flash: below
+
+
 def attention_cases() -> list[Case]:
     cases = []
 
@@ -83,18 +88,23 @@ def attention_cases() -> list[Case]:
         call = partial(run_attention, head_dim, **options)
         cases.append(Case(op="attention", name=f"d{head_dim} {name}", call=call, quick=quick))
 
-    masks: dict[str, Any] = {"causal": True, "window": 64, "softcap": 50.0, "sinks": True}
-    for head_dim in (64, 128, 256):
+    for head_dim, families in ((64, [SINKS]), (128, [SINKS, SOFTCAP]), (256, [SOFTCAP])):
         add("bf16", head_dim, quick=head_dim == 128)
         add("bf16 window", head_dim, window=64)
-        add("bf16 causal window softcap sinks", head_dim, **masks)
         add("bf16 dropout", head_dim, dropout_p=0.1)
-        add("bf16 causal window softcap sinks dropout", head_dim, **masks, dropout_p=0.1)
+        for options in families:
+            name = " ".join(options)
+            add(f"bf16 {name}", head_dim, **options, backward=False)
+            add(f"bf16 causal {name}", head_dim, causal=True, **options)
+            add(f"bf16 causal {name} dropout", head_dim, causal=True, **options, dropout_p=0.1)
+    for head_dim in (128, 256):
+        add("bf16 causal", head_dim, causal=True)
+    add("bf16 values of 128", 192, value_dim=128, heads=(16, 16))  # DeepSeek and others with latent attention
+    add("bf16 values of 128, causal window sinks", 192, value_dim=128, heads=(64, 4), causal=True, **SINKS)
     for head_dim in (32, 80, 96):
-        add("bf16", head_dim)
+        add("bf16", head_dim, backward=head_dim == 96)  # with 96, 128 columns are computed as with 80
     add("bf16 16/16", 128, heads=(16, 16))
     add("fp32", 128, dtype=FP32)
-    add("bf16 causal", 128, causal=True)
     add("bf16 window dropout", 128, window=64, dropout_p=0.1)
     return cases
 

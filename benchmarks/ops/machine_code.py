@@ -40,6 +40,7 @@ class MachineCode:
     bulk_copies: int  # UTMALDG
     wide: int  # 16-byte loads and stores of global memory
     needs_wgmma: bool  # some product has 16-bit inputs and is large enough for Hopper's warpgroup instruction
+    unspecialized: bool = False  # asks for warp specialization, but Triton gave every warp the same work
 
     def failures(self) -> list[str]:
         """Return a description of each violated rule."""
@@ -52,6 +53,8 @@ class MachineCode:
             )
         if self.arch == "sm_90" and self.needs_wgmma and self.tensor == 0:
             found.append(f"has a matrix product of at least {WGMMA_ROWS} rows but no HGMMA instruction")
+        if self.unspecialized:
+            found.append("asks for warp specialization but has no specialized warp")
         return found
 
 
@@ -67,6 +70,8 @@ def read(kernel: str, arch: str, compiled: Any) -> MachineCode:
         stages=compiled.metadata.num_stages,
         shared=compiled.metadata.shared,
         needs_wgmma=compiled.metadata.num_warps >= WGMMA_WARPS and large_products(compiled.asm["ttir"]),
+        unspecialized="tt.warp_specialize" in compiled.asm["ttir"]
+        and "ttg.warp_specialize(" not in compiled.asm["ttgir"],
         **figures,
     )
 

@@ -43,14 +43,15 @@ def rows_of(
     directions: tuple[Direction, ...] = DIRECTIONS,
     implementations: str = "*",
     timed: bool = True,
+    expected: Expected | None = None,
 ) -> Iterator[Row]:
     """Yield a row for each implementation whose name matches the glob `implementations`, and each of its directions.
 
-    Without `timed` results are only checked. An implementation that fails yields a row that says so.
+    Without `timed` results are only checked. An implementation that fails yields a row that says so. `expected` is the
+    reference's result if the caller has it already.
     """
     directions = tuple(direction for direction in directions if direction in workload.bytes)
-    inputs = workload.inputs()
-    expected = expect(workload, inputs)
+    expected = expected or expect(workload, workload.inputs())
     for name, make in workload.implementations.items():
         if not fnmatch(name, implementations):
             continue

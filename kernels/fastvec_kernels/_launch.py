@@ -187,7 +187,7 @@ def specialization(args: tuple[Any, ...]) -> list[Any]:
     for x in args:
         kind = type(x)
         if kind is int:
-            found.append(x if -1 <= x <= 1 else (x % 16, x.bit_length() > 31, x.bit_length() > 63))
+            found.append(x if -1 <= x <= 1 else (x % 16, -(2**31) <= x < 2**31, x < 2**63))
         elif isinstance(x, tuple):
             found += specialization(x)
         elif x is None or kind is float:

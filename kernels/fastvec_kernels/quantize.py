@@ -44,7 +44,7 @@ def quantize_rows(x: torch.Tensor) -> Fp8Rows:
     """
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"quantize_rows needs x [T, D], got {tuple(x.shape)}")
-    if not makes_fp8("quantize_rows", x):
+    if not makes_fp8("quantize_rows", x, x.shape[1]):
         return quantize_rows_reference(x)
     x = rows_of(x)
     T, D = x.shape
@@ -55,10 +55,10 @@ def quantize_rows(x: torch.Tensor) -> Fp8Rows:
     return found
 
 
-def makes_fp8(name: str, x: torch.Tensor) -> bool:
-    """Return whether op `name` quantizes the rows of `x` in a kernel."""
+def makes_fp8(name: str, x: torch.Tensor, width: int) -> bool:
+    """Return whether op `name` makes quantized rows of `width` from `x` in a kernel."""
     on_device = uses_kernel(name, x) and architecture(x.device) in ("sm_90", "sm_100")
-    return on_device and x.numel() > 0 and x.shape[1] <= WIDEST
+    return on_device and x.numel() > 0 and width <= WIDEST
 
 
 def empty_fp8(x: torch.Tensor, width: int) -> Fp8Rows:

@@ -97,11 +97,15 @@ def rms_norm_fp8_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) ->
     return quantize_rows_reference(rms_norm_reference(x.float(), weight, eps))
 
 
-@op("rms_norm", rms_norm_fp8_reference)
 def rms_norm_fp8(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Fp8Rows:
-    """Compute `rms_norm` and quantize its rows, without rounding in between; for inference."""
-    if not makes_fp8("rms_norm", x):
+    """Compute `rms_norm` and quantize its rows, in the kernel without rounding in between; for inference."""
+    if not makes_fp8("rms_norm", x, x.shape[1]):
         return quantize_rows(rms_norm(x, weight, eps))
+    return _rms_norm_fp8(x, weight, eps)
+
+
+@op("rms_norm", rms_norm_fp8_reference)
+def _rms_norm_fp8(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Fp8Rows:
     found = empty_fp8(x, x.shape[1])
     _launch_forward(x, None, weight, eps, found)
     return found
@@ -115,7 +119,6 @@ def add_rms_norm_fp8_reference(
     return (*rms_norm_fp8_reference(total, weight, eps), total)
 
 
-@op("rms_norm", add_rms_norm_fp8_reference)
 def add_rms_norm_fp8(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -123,9 +126,16 @@ def add_rms_norm_fp8(
 
     In bfloat16 this moves 7 bytes an element, `add_rms_norm` and `quantize_rows` 11.
     """
-    if not makes_fp8("rms_norm", x):
+    if not makes_fp8("rms_norm", x, x.shape[1]):
         y, total = add_rms_norm(x, residual, weight, eps)
         return (*quantize_rows(y), total)
+    return _add_rms_norm_fp8(x, residual, weight, eps)
+
+
+@op("rms_norm", add_rms_norm_fp8_reference)
+def _add_rms_norm_fp8(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     found = empty_fp8(x, x.shape[1])
     _, total = _launch_forward(x, residual, weight, eps, found)
     return (*found, total)

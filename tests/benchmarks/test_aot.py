@@ -84,6 +84,7 @@ def test_a_good_kernel_passes(capsys: pytest.CaptureFixture[str]) -> None:
         ({"spills": 3}, "spills: 0 bytes of stack, 3 spill instructions or registers"),
         ({"shared": 240_000}, "needs 240,000 bytes of shared memory, but sm_90 has 232,448"),
         ({"tensor": 0}, "has a matrix product of at least 64 rows but no HGMMA instruction"),
+        ({"unspecialized": True}, "asks for warp specialization but has no specialized warp"),
     ],
 )
 def test_each_rule_refuses(change: dict[str, int], failure: str) -> None:

@@ -24,6 +24,7 @@ from fastvec_kernels import (
     rms_norm,
     rope,
     swiglu,
+    swiglu_fp8,
     torch_ops,
     use_torch_ops,
 )
@@ -126,6 +127,29 @@ def test_a_small_error_of_one_row_fails_the_check(monkeypatch: pytest.MonkeyPatc
     with checked_kernels() as failures, torch.inference_mode():
         rms_norm(random(T, 16), random(16), 1e-6)
     assert failures == {"rms_norm": "error 1.00e-03, allowed 2.00e-05"}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_what_is_no_fault_of_a_kernel_does_not_fail_the_check() -> None:
+    wide, weight = random(2, 2 * 40_000).half(), random(16)
+    overflowed = random(T, 16)
+    overflowed[3] = torch.inf
+    q, k, v = (3 * random(T, heads, 16) for heads in (2, 1, 1))
+    plan = AttentionPlan.build(LENGTHS, DEVICE)
+    with checked_kernels() as failures:
+        swiglu_fp8(wide)  # wider than the kernel that quantizes
+        rms_norm(overflowed, weight, 1e-6)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            attention(q, k, v, plan, scale=1.0)
+    assert failures == {}
+
+
+def test_large_rows_do_not_hide_an_error_of_a_normal_one() -> None:
+    expected = random(T, 16)
+    expected[:3] *= 1000
+    found = expected.clone()
+    found[7] *= 1.01
+    assert compare((found,), (expected,))[1] is not None
 
 
 def test_an_unknown_op_is_refused() -> None:

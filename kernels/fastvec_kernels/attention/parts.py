@@ -69,7 +69,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     path: str = "pointer"  # or "specialized": tensor descriptors, loaded by a dedicated warp
-    supports_dropout: bool = True  # whether enough registers are left for dropout
+    excludes: str = ""  # for what too few registers are left, by names in `Kind`: "dropout causal+window"
 
 
 @triton.jit
