@@ -76,9 +76,16 @@ def run_attention(
         differentiate(o, q, k, v, *([options["sinks"]] if sinks else []))
 
 
+SOFTCAP: dict[str, Any] = {"window": 64, "softcap": 50.0}
+SINKS: dict[str, Any] = {"window": 64, "sinks": True}
 # What families combine; none has both a softcap and sinks. Each runs bidirectional or causal, and trains with dropout.
-SOFTCAP: dict[str, Any] = {"window": 64, "softcap": 50.0}  # Gemma 2 and VaultGemma: heads of 256, Gemma 2 27B of 128
-SINKS: dict[str, Any] = {"window": 64, "sinks": True}  # gpt-oss: 64; Flint and Granite SWA: 128; MiMo-V2-Flash: below
+# The heads count too: at 256, a tile that fits 4 query heads per key head spilled with 2.
+COMBINED: tuple[tuple[int, tuple[int, int], dict[str, Any]], ...] = (
+    (64, (64, 8), SINKS),  # gpt-oss
+    (128, (32, 4), SINKS),  # Flint; Granite SWA has 20/4
+    (128, (32, 16), SOFTCAP),  # Gemma 2 27B
+    (256, (16, 8), SOFTCAP),  # Gemma 2 9B, VaultGemma
+)
 
 
 def attention_cases() -> list[Case]:
@@ -88,19 +95,28 @@ def attention_cases() -> list[Case]:
         call = partial(run_attention, head_dim, **options)
         cases.append(Case(op="attention", name=f"d{head_dim} {name}", call=call, quick=quick))
 
-    for head_dim, families in ((64, [SINKS]), (128, [SINKS, SOFTCAP]), (256, [SOFTCAP])):
+    for head_dim in (64, 128, 256):
         add("bf16", head_dim, quick=head_dim == 128)
         add("bf16 window", head_dim, window=64)
         add("bf16 dropout", head_dim, dropout_p=0.1)
-        for options in families:
-            name = " ".join(options)
-            add(f"bf16 {name}", head_dim, **options, backward=False)
-            add(f"bf16 causal {name}", head_dim, causal=True, **options)
-            add(f"bf16 causal {name} dropout", head_dim, causal=True, **options, dropout_p=0.1)
+    for head_dim, heads, masks in COMBINED:
+        name = f"bf16 {heads[0]}/{heads[1]} {' '.join(masks)}"
+        add(name, head_dim, heads=heads, **masks, backward=False)
+        add(f"{name} causal", head_dim, heads=heads, **masks, causal=True)
+        add(f"{name} causal dropout", head_dim, heads=heads, **masks, causal=True, dropout_p=0.1)
     for head_dim in (128, 256):
         add("bf16 causal", head_dim, causal=True)
-    add("bf16 values of 128", 192, value_dim=128, heads=(16, 16))  # DeepSeek and others with latent attention
-    add("bf16 values of 128, causal window sinks", 192, value_dim=128, heads=(64, 4), causal=True, **SINKS)
+    # DeepSeek and others with latent attention; on sm_80, backward_keys would spill up to 16 bytes for them
+    add("bf16 values of 128", 192, value_dim=128, heads=(16, 16), backward=False)
+    add(
+        "bf16 values of 128, causal window sinks",
+        192,
+        value_dim=128,
+        heads=(64, 4),
+        causal=True,
+        **SINKS,
+        backward=False,
+    )
     for head_dim in (32, 80, 96):
         add("bf16", head_dim, backward=head_dim == 96)  # with 96, 128 columns are computed as with 80
     add("bf16 16/16", 128, heads=(16, 16))
