@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from benchmarks.engines.device_timing import time_op
 from benchmarks.engines.engines import device
 from benchmarks.engines.models import ModelShape
-from benchmarks.engines.random_decoder import DECODERS, device_name, runs_fp8
+from benchmarks.engines.random_decoder import DECODERS, device_name
 from benchmarks.ops.roofline import COPY_BYTES, MATRIX_SIZE, sets_of_inputs
-from benchmarks.reporting.results import append_row, environment
+from benchmarks.reporting.results import append_option, append_row, environment, first_line
+from fastvec.settings import runs_fp8
 from fastvec_kernels import quantize_rows_reference
 
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
@@ -87,11 +88,7 @@ def cell(value: float | None, width: int, digits: int) -> str:
     help="Repeat for more. [default: 0.6B and 8B; on a CPU tiny and 0.6B]",
 )
 @click.option("--seconds", type=float, default=float("inf"), help="Start no further row after this many seconds.")
-@click.option(
-    "--append",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to append each row to, as a line of JSON, as soon as it is known.",
-)
+@append_option
 def main(shapes: tuple[str, ...], seconds: float, append: Path | None) -> None:
     until = time.monotonic() + seconds
     print(", ".join(f"{name} {value}" for name, value in environment().items() if value))
@@ -108,7 +105,7 @@ def main(shapes: tuple[str, ...], seconds: float, append: Path | None) -> None:
 
 def rows_of(shapes: tuple[str, ...], until: float) -> Iterator[Row]:
     yield copy_row()
-    dtypes = ["bfloat16", *(["fp8"] if runs_fp8() else []), *(["float32"] if device() == "cpu" else [])]
+    dtypes = ["bfloat16", *(["fp8"] if runs_fp8(device()) else []), *(["float32"] if device() == "cpu" else [])]
     square = SQUARE[device()]
     for dtype in dtypes:
         yield product_row(f"{square}³", square, square, square, dtype)
@@ -160,8 +157,7 @@ def product_row(name: str, tokens: int, inner: int, outer: int, dtype: str) -> R
     except torch.OutOfMemoryError:
         return Row(name=name, tokens=tokens, dtype=dtype, status="out of memory", flops=flops)
     except RuntimeError as error:  # a product that the library refuses is a row, and the others are measured
-        first = (str(error).strip().splitlines() or [""])[0][:120]
-        return Row(name=name, tokens=tokens, dtype=dtype, status=f"FAILED: {first}", flops=flops)
+        return Row(name=name, tokens=tokens, dtype=dtype, status=f"FAILED: {first_line(error)}", flops=flops)
     return Row(name=name, tokens=tokens, dtype=dtype, seconds=seconds, flops=flops)
 
 

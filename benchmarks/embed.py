@@ -33,7 +33,7 @@ from benchmarks.engines.engines import BATCH_SIZES, QUANTIZED, device
 from benchmarks.engines.models import MIXES, MODEL_SHAPES, read_mix, save_random_model
 from benchmarks.engines.race import Measurement, Result, Runner
 from benchmarks.reporting.plots import picture
-from benchmarks.reporting.results import append_row, environment, write_json
+from benchmarks.reporting.results import append_option, append_row, environment, write_json
 from fastvec.checkpoints.checkpoint import resolve
 from fastvec.settings import resolve_dtype
 from fastvec.texts.from_files import tokenizer_from_files
@@ -80,11 +80,7 @@ class Workload:
 @click.option(
     "--seconds", default=float("inf"), help="Start no contestant after this many seconds. [default: no limit]"
 )
-@click.option(
-    "--append",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to append each measurement to, as a line of JSON, as soon as it is known.",
-)
+@append_option
 @click.option(
     "-o",
     "--output",

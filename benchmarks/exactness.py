@@ -20,7 +20,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.reporting.results import append_row
+from benchmarks.reporting.results import append_option, append_row, first_line
 from fastvec_kernels import AttentionPlan, attention, attention_reference
 from fastvec_kernels._accuracy import compare
 from fastvec_kernels._launch import kernels_on_cpu
@@ -103,7 +103,7 @@ def checks(case: Case, device: str) -> Iterator[Row]:
         same = all(torch.equal(attention(q, k, v, plan, **options), whole) for _ in range(REPEATS))
         yield row(f"{REPEATS} times the same", None if same else "the bits differ")
     except Exception as error:  # the other cases are still worth knowing
-        yield row("runs", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}")
+        yield row("runs", first_line(error))
 
 
 def _alone(
@@ -136,9 +136,7 @@ def _poisoned(
 
 @click.command()
 @click.option("--seconds", type=float, default=float("inf"), help="Start no further case after this many seconds.")
-@click.option(
-    "--append", type=click.Path(dir_okay=False, path_type=Path), help="File to append each row to, as a line of JSON."
-)
+@append_option
 def main(seconds: float, append: Path | None) -> None:
     """Print a row for each check; the exit code is 1 if one failed."""
     begin, failed = time.monotonic(), False

@@ -26,10 +26,11 @@ import torch
 from benchmarks.engines import race
 from benchmarks.engines.device_timing import time_alone, time_in_a_row
 from benchmarks.engines.engines import device
-from benchmarks.engines.implementations import NAMES, Implementation, failure, load_implementations
-from benchmarks.engines.random_decoder import DECODERS, DTYPES, device_name, random_texts, replaced_ops
+from benchmarks.engines.implementations import NAMES, Implementation, load_implementations
+from benchmarks.engines.random_decoder import DECODERS, DTYPES, device_name, random_texts
 from benchmarks.ops.shapes import RANDOM_PATTERNS, make_lengths
-from benchmarks.reporting.results import append_row, environment
+from benchmarks.reporting.results import append_option, append_row, environment, first_line
+from fastvec.decoders.kernel_check import replaced_ops
 
 LENGTHS = "20 128 512 2048 long-tail"
 BUDGETS = {"cuda": "4096 8192 16384 32768 65536", "cpu": "256 1024"}
@@ -104,11 +105,7 @@ def words(_context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--budgets", multiple=True, default=[BUDGETS[device()]], show_default=True, callback=words)
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Repeat for more. [default: all]")
 @click.option("--seconds", type=float, default=float("inf"), help="Start no further row after this many seconds.")
-@click.option(
-    "--append",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to append each row to, as a line of JSON, as soon as it is known.",
-)
+@append_option
 def main(
     shapes: tuple[str, ...],
     lengths: tuple[str, ...],
@@ -176,13 +173,13 @@ def rows_of(
 def measured(row: Row, implementation: Implementation, lengths: Sequence[int], vocabulary: int) -> Row:
     row = replace(row, cosine=implementation.cosine)
     if row.implementation.startswith("fastvec"):
-        row = replace(row, torch_ops=replaced_ops())
+        row = replace(row, torch_ops=replaced_ops(device()))
     try:
         return timed(row, implementation, lengths, vocabulary)
     except torch.OutOfMemoryError:
         return replace(row, status="out of memory")
     except Exception as error:  # whatever a kernel or a library raises, measure the others
-        return replace(row, status=failure(error))
+        return replace(row, status=f"FAILED: {first_line(error)}")
 
 
 def timed(row: Row, implementation: Implementation, lengths: Sequence[int], vocabulary: int) -> Row:

@@ -25,7 +25,7 @@ from benchmarks.ops.measurement import FASTVEC, WORKLOAD_BUILDERS, rows_of
 from benchmarks.ops.roofline import Ceilings, measure_ceilings
 from benchmarks.ops.shapes import SHAPES, SMALL_SHAPES, Shape, with_real_lengths
 from benchmarks.reporting.plots import plot
-from benchmarks.reporting.results import HEADER, Row, append_row, as_json, environment, write_json
+from benchmarks.reporting.results import HEADER, Row, append_option, append_row, as_json, environment, write_json
 from fastvec_kernels._launch import kernels_on_cpu
 
 WITHOUT_GPU = """No GPU: times, rates and ceilings cannot be measured, and other libraries' kernels cannot run.
@@ -53,9 +53,7 @@ ON_GPU = torch.cuda.is_available()
 @click.option("--tune", "tuning", is_flag=True, help="attention: time every candidate of the configuration table.")
 @click.option("--check", is_flag=True, help="Check results only; without a GPU set TRITON_INTERPRET=1.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for OP.json and OP.png.")
-@click.option(
-    "--append", type=click.Path(dir_okay=False, path_type=Path), help="File to append each row to, as a line of JSON."
-)
+@append_option
 def main(
     op: str,
     shapes: tuple[str, ...],

@@ -33,12 +33,12 @@ from benchmarks.engines.random_decoder import (
     fused_vectors,
     random_model,
     random_texts,
-    replaced_ops,
-    runs_fp8,
 )
 from benchmarks.forward import lengths_of
 from benchmarks.ops.shapes import RANDOM_PATTERNS
-from benchmarks.reporting.results import append_row, environment
+from benchmarks.reporting.results import append_option, append_row, environment
+from fastvec.decoders.kernel_check import replaced_ops
+from fastvec.settings import runs_fp8
 
 FORWARDS = 5
 SHOWN = 25  # kernels in the table
@@ -104,13 +104,9 @@ class Row:
 @click.option("--budget", default=32_768, show_default=True, help="Tokens of a forward.")
 @click.option("--quantize", type=click.Choice(["fp8"]))
 @click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), help="File for a gzipped Chrome trace.")
-@click.option(
-    "--append",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to append the rows to, as lines of JSON: the profile, then its kernels.",
-)
+@append_option
 def main(shape: str, length: str, budget: int, quantize: str | None, trace: Path | None, append: Path | None) -> None:
-    if quantize is not None and not runs_fp8():
+    if quantize is not None and not runs_fp8(device()):
         raise click.UsageError("--quantize fp8 needs a GPU with fp8")
     if length not in RANDOM_PATTERNS and not (length.isdecimal() and int(length) > 0):
         raise click.UsageError(f"--length {length} is neither a number nor one of {', '.join(RANDOM_PATTERNS)}")
@@ -135,7 +131,7 @@ def main(shape: str, length: str, budget: int, quantize: str | None, trace: Path
         us_per_token_profiled=sum(per_token.values()),
         **per_token,
         idle_share=times["idle"] / sum(times.values()),
-        torch_ops=replaced_ops(),
+        torch_ops=replaced_ops(device()),
     )
     print("\n".join(table(kernels)))
     print(row)

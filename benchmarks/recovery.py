@@ -6,7 +6,7 @@ On a GPU it also runs with a token budget for which there is no memory: the run 
 is 1 if a file differs, or a run does not end as it should.
 """
 
-import hashlib
+import filecmp
 import signal
 import subprocess
 import sys
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.engines.models import texts_of
-from benchmarks.reporting.results import append_row
+from benchmarks.reporting.results import append_option, append_row
 
 TOO_MANY_TOKENS = 1 << 26  # of a batch: 2^26 tokens of 1,024 dimensions take 128 GiB for one activation in bfloat16
 CHUNK = 1 << 15  # bytes of the unfinished file at which the run is killed: the first chunk is written
@@ -68,18 +68,13 @@ def killed(source: Path, output: Path, model: str) -> str | None:
     return None
 
 
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def checks(source: Path, model: str, folder: Path) -> Iterator[tuple[str, str | None]]:
     """Yield the name of each check, and its failure or None."""
     whole, resumed = folder / "whole.arrow", folder / "resumed.arrow"
     yield "an uninterrupted run", failure_of(embed(source, whole, model))
     yield "killed after its first chunk", killed(source, resumed, model)
     yield "resumed", failure_of(embed(source, resumed, model))
-    same = whole.exists() and resumed.exists() and digest(whole) == digest(resumed)
+    same = whole.exists() and resumed.exists() and filecmp.cmp(whole, resumed, shallow=False)
     yield "the same bytes as without the kill", None if same else "the files differ"
     if torch.cuda.is_available():
         crowded = embed(source, folder / "crowded.arrow", model, "--batch-tokens", str(TOO_MANY_TOKENS))
@@ -93,9 +88,7 @@ def checks(source: Path, model: str, folder: Path) -> Iterator[tuple[str, str | 
 @click.option("--column", default="text", show_default=True)
 @click.option("--model", required=True)
 @click.option("--rows", type=int, help="[default: 1,000; on a GPU all]")
-@click.option(
-    "--append", type=click.Path(dir_okay=False, path_type=Path), help="File to append each check to, as a line of JSON."
-)
+@append_option
 def main(corpus: Path, column: str, model: str, rows: int | None, append: Path | None) -> None:
     """Print how each check ended."""
     failed = False

@@ -19,6 +19,7 @@ import tokenizers
 import torch
 
 from fastvec.decoders.agreement import SAMPLE, Agreement
+from fastvec.decoders.kernel_check import replaced_ops
 from fastvec.errors import ModelError, UsageError
 from fastvec.forward import Forward
 from fastvec.settings import EncoderSettings, resolve_settings
@@ -26,7 +27,7 @@ from fastvec.texts.batching import chunk_limits, token_batches, token_budget
 from fastvec.texts.load import load_tokenizer
 from fastvec.texts.packing import pack_flat
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
-from fastvec_kernels import to_device, to_host, torch_ops
+from fastvec_kernels import to_device, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,6 @@ class Encoder:
         dtype: torch.dtype = getattr(torch, settings.dtype)
         self.batch_tokens = batch_tokens or token_budget(settings.device, self.parameters, dtype.itemsize)
         self.agreement: Agreement | None = None
-        self._comparing = settings.quantize is not None  # until enough texts were compared
         self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantized and quantized
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", settings.checkpoint.name, direction, settings.bidirectional_reason)
@@ -150,7 +150,7 @@ class Encoder:
     @property
     def torch_ops(self) -> tuple[str, ...]:
         """The ops that run on PyTorch's operations although this device has kernels for them."""
-        return tuple(sorted(torch_ops())) if self.settings.device == "cuda" else ()
+        return replaced_ops(self.settings.device)
 
     def encode(
         self, texts: Sequence[str], instruction: str | None = None, prompt_name: str | None = None
@@ -197,7 +197,7 @@ class Encoder:
         while True:
             try:
                 with torch.inference_mode():
-                    if self._comparing and len(texts):
+                    if self._forward.has_unquantized and len(texts):
                         self._compare_quantized(texts.sample(SAMPLE), between_batches)
                     return self._begin(texts, between_batches)
             except torch.OutOfMemoryError:
@@ -265,7 +265,6 @@ class Encoder:
         logger.info("%s against %s: %s", self.settings.quantize, self.settings.dtype, agreement)
         self.agreement = agreement
         if agreement.overlap is not None:
-            self._comparing = False
             self._forward.drop_unquantized()
             self._compared.clear()
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fastvec.decoders.from_files import PlainDecoder
 from fastvec.decoders.fused import FusedDecoder
-from fastvec.decoders.kernel_check import check_sequences, kernel_check
+from fastvec.decoders.kernel_check import call_kernels, kernel_check
 from fastvec.decoders.load import load_decoder, load_dense
 from fastvec.decoders.quantized import quantized
 from fastvec.decoders.self_check import self_check
@@ -23,6 +23,7 @@ from fastvec.errors import UsageError
 from fastvec.settings import EncoderSettings
 from fastvec.texts.packing import Packed
 from fastvec_kernels import pool, to_device
+from fastvec_kernels.pooling.op import pooled_bounds
 
 
 class Forward:
@@ -55,8 +56,7 @@ class Forward:
             self._fused = self._fuse()
             if settings.quantize is not None:
                 self._fused, self._unquantized = self._quantized(settings.quantize), self._fused
-            if settings.device != "cpu":  # PyTorch's operations are not checked
-                self(check_sequences(self._decoder.vocabulary, settings.max_length, settings.device))
+            call_kernels(self, self._decoder.vocabulary, settings.max_length, settings.device)
 
     @property
     def embeddings(self) -> torch.Tensor:
@@ -75,12 +75,13 @@ class Forward:
         if self._fused is None:
             hidden = self._decoder(packed)
         else:
-            tokens = pooled_tokens(spans, settings.pooling)
-            if tokens is None:
-                hidden, residual = self._fused(packed)
-            else:
-                hidden, residual = self._fused(packed, to_device(tokens.numpy(), packed.token_ids.device))
-                spans = torch.stack([torch.arange(len(tokens)), torch.arange(1, len(tokens) + 1)], dim=1)
+            tokens = None
+            if settings.pooling in ("last", "first"):
+                pooled, _ = pooled_bounds(spans, len(packed.token_ids), settings.pooling)
+                tokens = to_device(pooled, packed.token_ids.device)
+                place = torch.arange(len(spans))  # only the pooled tokens are returned
+                spans = torch.stack([place, place + 1], dim=1)
+            hidden, residual = self._fused(packed, tokens)
             norm = self._fused.norm
             last = {"residual": residual, "weight": norm.weight, "eps": norm.eps}
         if not len(self._dense):
@@ -88,6 +89,11 @@ class Forward:
             return pool(hidden, spans, settings.pooling, **last)
         vectors = self._dense(pool(hidden, spans, settings.pooling, **last))[:, : settings.dims]
         return F.normalize(vectors, dim=-1) if settings.normalize else vectors
+
+    @property
+    def has_unquantized(self) -> bool:
+        """Whether the model is quantized and can still run `unquantized`."""
+        return self._unquantized is not None
 
     @contextmanager
     def unquantized(self) -> Iterator[None]:
@@ -136,10 +142,3 @@ class Forward:
         from fastvec.decoders.detection import fuse
 
         return fuse(self._decoder, self._settings.max_length)
-
-
-def pooled_tokens(spans: torch.Tensor, pooling: str) -> torch.Tensor | None:
-    """Return the token [n] that `last` or `first` pooling takes of each span, None for means."""
-    if pooling == "last":
-        return spans[:, 1] - 1
-    return spans[:, 0] if pooling == "first" else None

@@ -254,15 +254,21 @@ def _weight_bits(quantize: str | None, device: str) -> int:
     return bits
 
 
+def runs_fp8(device: str) -> bool:
+    """Return whether `device` has fp8 matrix products."""
+    import torch
+
+    return device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() >= FP8_CAPABILITY
+
+
 def _require_fp8(device: str) -> None:
     import torch
 
+    if runs_fp8(device):
+        return
     found = "the device is cpu"
     if device == "cuda":
-        capability = torch.cuda.get_device_capability()
-        if torch.version.hip is None and capability >= FP8_CAPABILITY:
-            return
-        found = f"{torch.cuda.get_device_name()} has {'.'.join(map(str, capability))}"
+        found = f"{torch.cuda.get_device_name()} has {'.'.join(map(str, torch.cuda.get_device_capability()))}"
     raise UsageError(
         f"quantize fp8 needs an NVIDIA GPU of compute capability 9.0 (Hopper) or newer, and {found}: "
         "leave it out, or choose int8 on a CPU"

@@ -24,9 +24,10 @@ from benchmarks.engines.random_decoder import (
     fused_vectors,
     random_model,
     random_texts,
-    runs_fp8,
 )
+from benchmarks.reporting.results import first_line
 from fastvec.decoders.fused import FusedDecoder
+from fastvec.settings import runs_fp8
 from fastvec.texts.batching import token_batches
 from fastvec.texts.packing import Packed, pack
 from fastvec_kernels import to_device
@@ -78,7 +79,7 @@ def load_implementations(
         except torch.OutOfMemoryError:
             found[name] = "out of memory"
         except Exception as error:  # whatever a kernel or its compiler raises, measure the others
-            found[name] = failure(error)
+            found[name] = f"FAILED: {first_line(error)}"
         else:
             least = LEAST_COSINE_FP8 if name == FP8 else LEAST_COSINE[dtype]
             wrong = not one.cosine >= least  # NaN is wrong too
@@ -86,15 +87,10 @@ def load_implementations(
     return found
 
 
-def failure(error: Exception) -> str:
-    """Return a row's status: the type and the first line of `error`."""
-    return f"FAILED: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
-
-
 def _fastvec(
     decoder: RandomDecoder, fuse: Callable[[], FusedDecoder], name: str, positions: int, weights: int, device: str
 ) -> Implementation:
-    if name == FP8 and not runs_fp8():
+    if name == FP8 and not runs_fp8(device):
         raise Missing("needs a GPU with fp8")
     fused = fuse()
     if name == FP8:

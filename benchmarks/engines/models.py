@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow.parquet as pq
@@ -41,6 +42,18 @@ class ModelShape:
     heads: int
     kv_heads: int
     head: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The sizes under the names of transformers' configurations."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head,
+        }
 
     @property
     def parameters(self) -> int:
@@ -72,12 +85,7 @@ def save_random_model(folder: Path, shape: ModelShape, *, max_length: int, token
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab().values()
     config = LlamaConfig(
         vocab_size=max(ids) + 1,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head,
+        **shape.config,
         max_position_embeddings=max_length,
         bos_token_id=None,
         eos_token_id=None,

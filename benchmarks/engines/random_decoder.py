@@ -8,6 +8,7 @@ Shapes: n texts, D hidden size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,17 +19,16 @@ from transformers import AutoModel, LlamaConfig, Qwen3Config
 from benchmarks.engines.models import INIT, MODEL_SHAPES, ModelShape
 from fastvec.decoders.from_files import PlainDecoder, Shape
 from fastvec.decoders.fused import FusedDecoder
-from fastvec.decoders.kernel_check import check_sequences, kernel_check
+from fastvec.decoders.kernel_check import call_kernels, kernel_check
 from fastvec.decoders.quantized import quantized
 from fastvec.texts.packing import Packed
-from fastvec_kernels import pool, torch_ops
+from fastvec_kernels import pool
 
 IntArray = npt.NDArray[np.integer]
 
 EPS, THETA = 1e-6, 1e6  # of Qwen3
 NORM_SPREAD = 0.1  # of the norms' weights around 1, so that leaving one out changes the vectors
 DTYPES = {"cuda": "bfloat16", "cpu": "float32"}
-FP8_CAPABILITY = (9, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,23 +62,12 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def runs_fp8() -> bool:
-    """Return whether this machine has a GPU with fp8 matrix products."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= FP8_CAPABILITY
-
-
 def random_model(decoder: RandomDecoder, *, positions: int, dtype: str, device: str) -> Any:
     """Return a bidirectional model of transformers with random weights, for texts of up to `positions` tokens."""
-    sizes = decoder.sizes
     make: Any = Qwen3Config if decoder.family == "qwen3" else LlamaConfig
     config = make(
         vocab_size=decoder.vocabulary,
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.intermediate,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        head_dim=sizes.head,
+        **decoder.sizes.config,
         max_position_embeddings=positions,
         rms_norm_eps=EPS,
         rope_parameters={"rope_type": "default", "rope_theta": THETA},
@@ -102,25 +91,10 @@ def fused_decoder(decoder: RandomDecoder, model: Any, *, positions: int, device:
 
     Kernels that fail are replaced by PyTorch's operations, as when `fastvec.forward` loads a model.
     """
-    sizes = decoder.sizes
-    shape = Shape(
-        family=decoder.family,
-        hidden=sizes.hidden,
-        intermediate=sizes.intermediate,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head=sizes.head,
-        layers=sizes.layers,
-        vocabulary=decoder.vocabulary,
-        eps=EPS,
-        theta=THETA,
-        attention_biases=(),
-        mlp_bias=False,
-    )
+    shape = Shape.of(model.config.to_diff_dict())  # what its config.json would have
     with kernel_check():
         fused = PlainDecoder(model, shape, bidirectional=True, positions=positions).fuse()
-        if device != "cpu":
-            fused_vectors(fused, check_sequences(decoder.vocabulary, positions, device))
+        call_kernels(partial(fused_vectors, fused), decoder.vocabulary, positions, device)
     return fused
 
 
@@ -128,8 +102,7 @@ def fp8_decoder(decoder: RandomDecoder, fused: FusedDecoder, *, positions: int, 
     """Return a fused path with fp8 products, its kernels checked like those of `fused_decoder`."""
     with kernel_check():
         fused = quantized(fused, "fp8", 8)
-        if device != "cpu":
-            fused_vectors(fused, check_sequences(decoder.vocabulary, positions, device))
+        call_kernels(partial(fused_vectors, fused), decoder.vocabulary, positions, device)
     return fused
 
 
@@ -138,11 +111,6 @@ def fused_vectors(fused: FusedDecoder, packed: Packed) -> torch.Tensor:
     hidden, residual = fused(packed)
     norm = fused.norm
     return pool(hidden, packed.spans, "mean", residual=residual, weight=norm.weight, eps=norm.eps, normalize=True)
-
-
-def replaced_ops() -> tuple[str, ...]:
-    """Return the ops that run as PyTorch's operations although this device has kernels for them."""
-    return tuple(sorted(torch_ops())) if torch.cuda.is_available() else ()
 
 
 def random_texts(lengths: Sequence[int], vocabulary: int) -> list[IntArray]:

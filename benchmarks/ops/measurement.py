@@ -19,7 +19,7 @@ from benchmarks.ops.wide import (
     swiglu_workload,
 )
 from benchmarks.ops.workload import Expected, Implementation, Run, Unavailable, Workload, expect
-from benchmarks.reporting.results import Row
+from benchmarks.reporting.results import Row, first_line
 from fastvec_kernels._accuracy import Direction, compare
 
 FASTVEC = "fastvec"
@@ -66,7 +66,7 @@ def rows_of(
             except torch.cuda.OutOfMemoryError:
                 yield _row(workload, name, direction, ceilings, status="out of memory")
             except Exception as error:  # whatever a library raises, measure the others
-                status = f"{'FAILED' if name == FASTVEC else 'cannot'}: {type(error).__name__}: {_first_line(error)}"
+                status = f"{'FAILED' if name == FASTVEC else 'cannot'}: {first_line(error)}"
                 yield _row(workload, name, direction, ceilings, status=status)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -124,7 +124,3 @@ def _row(
         flops=flops,
         ceiling=ceiling,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:120]

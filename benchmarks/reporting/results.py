@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from benchmarks.ops.roofline import Ceilings
@@ -103,8 +104,20 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
+append_option = click.option(
+    "--append",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to append each result to, as a line of JSON, as soon as it is known.",
+)
+
+
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to a file of JSON lines, so that an interrupted run keeps those before it."""
     with path.open("a") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()
+
+
+def first_line(error: Exception) -> str:
+    """Return the type and the first line of an error, for a row's status."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"

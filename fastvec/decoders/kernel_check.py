@@ -7,7 +7,7 @@ Only forward passes are checked.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from fastvec.errors import ModelError, UsageError, one_line
 from fastvec.texts.packing import Packed, pack
-from fastvec_kernels import OPS, checked_kernels, use_torch_ops
+from fastvec_kernels import OPS, checked_kernels, torch_ops, use_torch_ops
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,17 @@ def _read_variable() -> None:
     if unknown := sorted(set(asked) - set(OPS)):
         raise UsageError(f"{VARIABLE} names {', '.join(unknown)}, which is no op: choose from {', '.join(OPS)}")
     use_torch_ops(dict.fromkeys(asked, f"named by {VARIABLE}"))
+
+
+def replaced_ops(device: str) -> tuple[str, ...]:
+    """Return the ops that run on PyTorch's operations although `device` has kernels for them."""
+    return tuple(sorted(torch_ops())) if device == "cuda" else ()
+
+
+def call_kernels(run: Callable[[Packed], object], vocabulary: int, longest: int, device: torch.device | str) -> None:
+    """Call `run` on `check_sequences`, so that `kernel_check` sees its kernels; not on a CPU, which runs none."""
+    if torch.device(device).type != "cpu":
+        run(check_sequences(vocabulary, longest, device))
 
 
 def check_sequences(vocabulary: int, longest: int, device: torch.device | str) -> Packed:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.pytorch_utils import Conv1D
 
 from fastvec.decoders.from_transformers import load_model
-from fastvec.decoders.kernel_check import check_sequences, kernel_check
+from fastvec.decoders.kernel_check import call_kernels, kernel_check
 from fastvec.decoders.load import load_dense
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.decoders.self_check import self_check
@@ -67,9 +67,8 @@ class Learner:
         require_embeddings(self.tokenizer, self._embeddings, settings.checkpoint.name)
         with torch.no_grad(), kernel_check():
             self_check(decoder)
-            if self.device.type != "cpu":  # PyTorch's operations are not checked
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-                    decoder(check_sequences(decoder.vocabulary, settings.max_length, self.device))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+                call_kernels(decoder, decoder.vocabulary, settings.max_length, self.device)
         # not on a CPU: it has enough memory, and gradient checkpointing would add a third to the computation
         self.arguments.gradient_checkpointing = self.device.type != "cpu" and inner.supports_gradient_checkpointing
         self.model = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, plan)

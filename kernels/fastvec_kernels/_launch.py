@@ -174,7 +174,7 @@ def _launch_here(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], opti
         _kept[key] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :])
         return
     compiled, constants = kept
-    compiled[grid if len(grid) == 3 else (*grid, 1, 1)[:3]](*args, *constants)
+    compiled[(*grid, 1, 1)[:3]](*args, *constants)
 
 
 def specialization(args: tuple[Any, ...]) -> list[Any]:

@@ -52,16 +52,8 @@ def attention_triton(
     return o
 
 
-class _Settled(NamedTuple):
-    """What follows from the options and sizes of a call alone, so that it is derived once for all layers alike."""
-
-    kind: Kind
-    rule: ScoreParameters  # with seed 0
-    widths: dict[str, int]  # columns of a head in a tile
-
-
 class _Prepared(NamedTuple):
-    """A call of an operator: its inputs with strides that the kernels accept, and what was settled for them."""
+    """A call of an operator: its inputs with strides that the kernels accept, and what `_settle` returned for them."""
 
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v
     strides: Inputs
@@ -69,7 +61,7 @@ class _Prepared(NamedTuple):
     kind: Kind
     rule: ScoreParameters
     passes: Passes
-    widths: dict[str, int]
+    widths: dict[str, int]  # columns of a head in a tile
 
 
 def _prepare(
@@ -114,7 +106,8 @@ def _settle(
     softcap: float | None,
     sinks: bool,
     dropout_p: float,
-) -> _Settled:
+) -> tuple[Kind, ScoreParameters, dict[str, int]]:
+    """Return kind, rule (with seed 0) and widths: they follow from options and sizes, once for all layers alike."""
     group, head_dim, value_dim = sizes
     kind = Kind(
         group=group,
@@ -139,7 +132,7 @@ def _settle(
         keep_scale=1 / (1 - dropout_p),
     )
     widths = {"WIDTH": _width(head_dim), "VALUE_WIDTH": _width(value_dim)}
-    return _Settled(kind=kind, rule=rule, widths=widths)
+    return kind, rule, widths
 
 
 @operator("fastvec::attention")
