@@ -120,7 +120,7 @@ TABLES: dict[str, dict[str, Cells]] = {
         "forward_128": {64: (Tile(64, 128, 4, 2),)},
         "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(64, 32, 8, 2),), 256: (Tile(64, 32, 8, 2),)},
         "backward_keys": {
-            64: (Tile(64, 128, 8, 2, excludes="dropout"), Tile(64, 64, 8, 2)),
+            64: (Tile(64, 128, 8, 2, excludes="dropout"), Tile(32, 128, 8, 2)),
             128: (Tile(32, 128, 8, 2),),
             256: (Tile(32, 128, 8, 2),),
         },
@@ -142,7 +142,7 @@ TABLES: dict[str, dict[str, Cells]] = {
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 4, 1),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 1),)},
         "backward_rows": {
-            64: (Tile(64, 64, 4, 1),),
+            64: (Tile(64, 64, 4, 1, excludes="causal+window+sinks"), Tile(64, 32, 4, 2)),
             128: (Tile(64, 64, 4, 2, excludes="dropout"), Tile(64, 32, 4, 2)),
             256: (Tile(32, 32, 4, 1),),
         },
