@@ -15,7 +15,10 @@ import torch
 from fastvec_kernels._launch import architecture
 
 # benchmarks.kernels' names of ops, and the ops that a failed check replaces; attention has a check of its own
-OPS = {"rms_norm": "rms_norm", "rope": "rope", "swiglu": "swiglu", "pooling": "pool", "quantize": "quantize_rows"}
+OPS = {
+    "rms_norm": "rms_norm", "rope": "rope", "rope_attention": "rope_attention", "swiglu": "swiglu", "pooling": "pool",
+    "quantize": "quantize_rows",
+}  # fmt: skip
 # attention's shapes, the most important first: the time may not suffice for all
 ATTENTION_SHAPES = (
     "d128 16/16 *", "d128 32/8 *", "d64 16/16 512", "d64 16/16 2048", "d64 16/16 long-tail", "d256 16/8 512",

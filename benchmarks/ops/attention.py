@@ -1,9 +1,13 @@
-"""The attention workload: fastvec's kernel against SDPA, varlen_attn, FlexAttention and flash_attn."""
+"""The workloads of attention: fastvec's kernels against SDPA, varlen_attn, FlexAttention and flash_attn.
+
+`rope_attention` has no counterpart in another library, so it is measured against the two ops of which it consists.
+"""
 
 import inspect
 import itertools
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.ops.roofline import attention_bytes, attention_flops
 from benchmarks.ops.shapes import Shape
 from benchmarks.ops.workload import Implementation, Tensors, Unavailable, Workload, optional
+from fastvec_kernels import rope, rope_attention, rope_attention_reference
 from fastvec_kernels.attention.interface import AttentionPlan, attention, attention_reference
 
 LONG = 1024  # above this length the float32 reference runs one key head at a time: one head's scores take 256 MiB at 8k
@@ -63,6 +68,47 @@ def attention_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workloa
             "forward": attention_flops(lengths, shape.heads, shape.head_dim),
             "backward": attention_flops(lengths, shape.heads, shape.head_dim, backward=True),
         },
+    )
+
+
+def rope_attention_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
+    """Measure the op as a layer of the fused path calls it, with norms of q and k in the variant "norm"."""
+    lengths, size = shape.lengths, shape.head_dim
+    plan = AttentionPlan.build(lengths, device)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    angles = positions[:, None] / 10_000 ** (torch.arange(0, size, 2) / size)
+    turn = [angles.cos().to(device), angles.sin().to(device)]
+    split: dict[str, Any] = {"heads": shape.heads, "kv_heads": shape.kv_heads}
+    norms = 2 if shape.variant == "norm" else 0
+
+    def inputs() -> Tensors:
+        qkv = torch.randn(len(positions), (shape.heads + 2 * shape.kv_heads) * size, device=device, dtype=dtype)
+        return (qkv, *(torch.randn(size, device=device, dtype=dtype) for _ in range(norms)))
+
+    def of(op: Callable[..., torch.Tensor]) -> Callable[..., Tensors]:
+        def call(qkv: torch.Tensor, *weights: torch.Tensor) -> Tensors:
+            options = dict(zip(("q_weight", "k_weight"), weights, strict=False))
+            return (op(qkv, *turn, plan, scale=size**-0.5, **split, **options),)
+
+        return call
+
+    def one_after_the_other(
+        qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: AttentionPlan, *, scale: float, **options: Any
+    ) -> torch.Tensor:
+        return attention(*rope(qkv, cos, sin, **options), plan, scale=scale)
+
+    return Workload(
+        op="rope_attention",
+        shape=shape,
+        inputs=inputs,
+        gradients=0,
+        reference=of(rope_attention_reference),
+        implementations={
+            "fastvec": lambda: Implementation(call=of(rope_attention)),
+            "one after the other": lambda: Implementation(call=of(one_after_the_other)),
+            "reference": lambda: Implementation(call=of(rope_attention_reference)),
+        },
+        bytes={"forward": attention_bytes(len(positions), shape.heads, shape.kv_heads, size)},
     )
 
 

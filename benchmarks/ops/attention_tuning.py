@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.ops.attention import attention_workload
+from benchmarks.ops.attention import attention_workload, rope_attention_workload
 from benchmarks.ops.measurement import FASTVEC, rows_of
 from benchmarks.ops.roofline import measure_ceilings
-from benchmarks.ops.shapes import DIRECTIONS, TOKENS, Shape
+from benchmarks.ops.shapes import TOKENS, Shape
 from benchmarks.ops.workload import expect
 from benchmarks.reporting.results import HEADER, Row, append_row, as_json, write_json
 from fastvec_kernels._accuracy import Direction
@@ -34,11 +34,11 @@ class Cell:
 
     pass_name: str
     width: int
-    candidates: tuple[Tile | None, ...]  # None: no length class for these sequences, the long kernel processes them
+    candidates: tuple[Tile | None, ...]  # None: no length class for these sequences, another kernel processes them
 
     @property
     def direction(self) -> Direction:
-        return "forward" if self.pass_name.startswith("forward") else "backward"
+        return "backward" if self.pass_name.startswith("backward") else "forward"
 
     @property
     def lengths(self) -> tuple[tuple[int, ...], ...]:
@@ -54,11 +54,11 @@ class Cell:
 def cells(row: str) -> list[Cell]:
     """Return the cells in a row of the table that have more than one candidate, the most valuable first.
 
-    Forward comes before backward, as embedding has no other pass. Specialized tiles come last of all, beside the first
-    of their cell: they have never run on a GPU, and if one hangs, the other results are already written.
+    The forward passes come before backward, as embedding has no others. Specialized tiles come last of all, beside the
+    first of their cell: they have never run on a GPU, and if one hangs, the other results are already written.
     """
     pointer, specialized = [], []
-    for direction, width in itertools.product(DIRECTIONS, WIDTHS):
+    for direction, width in itertools.product(("forward", "rotary", "backward"), WIDTHS):
         for pass_name, by_width in TABLES[row].items():
             fitting = [widest for widest in by_width if widest >= width]
             if not pass_name.startswith(direction) or not fitting:
@@ -114,8 +114,10 @@ def measured(cell: Cell) -> Iterator[tuple[Tile | None, Row]]:
             heads=32,
             kv_heads=8,
             head_dim=cell.width,
+            variant="norm",
         )
-        workload = attention_workload(shape, "cuda", torch.bfloat16)
+        make = rope_attention_workload if cell.pass_name.startswith("rotary") else attention_workload
+        workload = make(shape, "cuda", torch.bfloat16)
         if cell.direction == "forward":
             workload = replace(workload, gradients=0)
         expected = expect(workload, workload.inputs())

@@ -25,6 +25,7 @@ from fastvec_kernels import (
     rms_norm,
     rms_norm_fp8,
     rope,
+    rope_attention,
     swiglu,
     swiglu_fp8,
 )
@@ -32,7 +33,8 @@ from fastvec_kernels.attention.configs import TABLES, override_tiles
 from fastvec_kernels.attention.parts import Tile
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-LENGTHS = (20, 50, 100, 300, 1501)  # one in each length class, and longer ones
+SHORT_LENGTHS = (20, 50, 101)  # one in each length class
+LENGTHS = (20, 50, 100, 300, 1501)  # and longer ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +76,34 @@ def run_attention(
         o = attention(q, k, v, plan, scale=head_dim**-0.5, **options)
     if backward:
         differentiate(o, q, k, v, *([options["sinks"]] if sinks else []))
+
+
+def run_rope_attention(
+    head_dim: int,
+    heads: tuple[int, int] = (32, 8),
+    *,
+    lengths: tuple[int, ...] = SHORT_LENGTHS,
+    norm: bool = False,
+    bias: bool = False,
+    sinks: bool = False,
+    **options: Any,
+) -> None:
+    plan, width = AttentionPlan.build(lengths), (heads[0] + 2 * heads[1]) * head_dim
+    weight, angles = torch.empty(head_dim, dtype=BF16) if norm else None, torch.empty(plan.tokens, head_dim // 2)
+    rope_attention(
+        torch.empty(plan.tokens, width, dtype=BF16),
+        angles,
+        angles,
+        plan,
+        heads=heads[0],
+        kv_heads=heads[1],
+        q_weight=weight,
+        k_weight=weight,
+        bias=torch.empty(width, dtype=BF16) if bias else None,
+        scale=head_dim**-0.5,
+        sinks=torch.empty(heads[0], dtype=BF16) if sinks else None,
+        **options,
+    )
 
 
 SOFTCAP: dict[str, Any] = {"window": 64, "softcap": 50.0}
@@ -127,9 +157,12 @@ def attention_cases() -> list[Case]:
 
 def run_candidate(pass_name: str, tile: Tile, head_dim: int, dtype: torch.dtype) -> None:
     """Run attention with `tile` for one pass, on sequences that use only this pass."""
-    limit = pass_name.split("_")[1]
+    direction, limit = pass_name.split("_")
     lengths = (int(limit),) if limit.isdecimal() else (LENGTHS[-1],)
     with override_tiles(**{pass_name: (tile,)}):
+        if direction == "rotary":
+            run_rope_attention(head_dim, lengths=lengths, norm=True)
+            return
         run_attention(head_dim, dtype=dtype, lengths=lengths, backward=pass_name.startswith("backward"))
 
 
@@ -137,7 +170,7 @@ def candidate_cases() -> list[Case]:
     """Return a case for each tile in the configuration tables that is not its cell's first choice."""
     return [
         Case(
-            op="attention",
+            op="rope_attention" if pass_name.startswith("rotary") else "attention",
             name=f"d{widest} {'fp32' if 'float32' in row else 'bf16'}, candidate for {pass_name}",
             call=partial(run_candidate, pass_name, tile, widest, FP32 if "float32" in row else BF16),
             arch=row.split()[0],
@@ -275,5 +308,29 @@ def wide_cases() -> list[Case]:
     ]
 
 
+def rope_attention_cases() -> list[Case]:
+    """Return what families combine, with their heads."""
+    kinds: tuple[tuple[str, int, tuple[int, int], dict[str, Any]], ...] = (
+        ("norm", 128, (16, 8), {"norm": True}),  # Qwen3
+        ("norm causal", 128, (32, 8), {"norm": True, "causal": True}),
+        ("bias", 128, (12, 2), {"bias": True}),  # Qwen2
+        ("plain", 128, (32, 8), {}),  # Llama
+        ("window softcap causal", 128, (32, 16), {**SOFTCAP, "causal": True}),  # Gemma 2 27B
+        ("window sinks causal", 128, (32, 4), {**SINKS, "causal": True}),  # Flint
+        ("plain causal", 64, (32, 8), {"causal": True}),
+        ("bias", 64, (14, 2), {"bias": True}),
+        ("bias window sinks causal", 64, (64, 8), {**SINKS, "bias": True, "causal": True}),  # gpt-oss
+    )
+    return [
+        Case(
+            op="rope_attention",
+            name=f"d{head_dim} {heads[0]}/{heads[1]} {name}",
+            call=partial(run_rope_attention, head_dim, heads, **options),
+            quick=name == "norm",
+        )
+        for name, head_dim, heads, options in kinds
+    ]
+
+
 def cases() -> list[Case]:
-    return attention_cases() + candidate_cases() + pooling_cases() + wide_cases()
+    return attention_cases() + rope_attention_cases() + candidate_cases() + pooling_cases() + wide_cases()

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 import torch
 
-from benchmarks.ops.attention import attention_workload
+from benchmarks.ops.attention import attention_workload, rope_attention_workload
 from benchmarks.ops.roofline import Ceilings, sets_of_inputs
 from benchmarks.ops.shapes import DIRECTIONS, Shape
 from benchmarks.ops.timing import measure
@@ -30,6 +30,7 @@ WORKLOAD_BUILDERS: dict[str, Callable[[Shape, str, torch.dtype], Workload]] = {
     "pooling": pooling_workload,
     "rms_norm": rms_norm_workload,
     "rope": rope_workload,
+    "rope_attention": rope_attention_workload,
     "swiglu": swiglu_workload,
     "dropout": dropout_workload,
     "quantize": quantize_workload,

@@ -138,11 +138,29 @@ def _rope_shapes() -> list[Shape]:
     ]
 
 
+def _rope_attention_shapes() -> list[Shape]:
+    """Return shapes of short sequences, with the heads of Qwen3-0.6B, Qwen3-8B and Llama-1B."""
+    return [
+        Shape(
+            group=f"{variant} d{head_dim} {heads}/{kv_heads}",
+            name=f"{variant} d{head_dim} {heads}/{kv_heads} {pattern}",
+            pattern=pattern,
+            variant=variant,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+        )
+        for variant, head_dim, heads, kv_heads in (("norm", 128, 16, 8), ("norm", 128, 32, 8), ("plain", 64, 32, 8))
+        for pattern in ("20", "32", "64", "128", "short")
+    ]
+
+
 SHAPES: dict[str, list[Shape]] = {
     "attention": _attention_shapes(),
     "pooling": _pooling_shapes(),
     "rms_norm": _wide_shapes(("plain", "add"), (1024, 2048, 4096)),
     "rope": _rope_shapes(),
+    "rope_attention": _rope_attention_shapes(),
     "swiglu": _wide_shapes(("swiglu", "geglu"), (3072, 14_336)),
     "dropout": _wide_shapes(("dropout",), (1024, 4096, 14_336)),
     "quantize": _wide_shapes(("e4m3",), (1024, 4096, 14_336)),
@@ -160,6 +178,18 @@ SMALL_SHAPES: dict[str, list[Shape]] = {
     "rope": [
         Shape(group="small", name=f"{variant} d32 4/2", tokens=20, heads=4, kv_heads=2, head_dim=32, variant=variant)
         for variant in ("plain", "norm", "bias")
+    ],
+    "rope_attention": [
+        Shape(
+            group="small",
+            name="norm d32 4/2 short",
+            tokens=150,
+            pattern="short",
+            heads=4,
+            kv_heads=2,
+            head_dim=32,
+            variant="norm",
+        )
     ],
     "swiglu": [
         Shape(group="small", name=f"{variant} 100", tokens=20, width=100, variant=variant)

@@ -1,7 +1,8 @@
 """The fused path: run a Llama-style decoder for inference, from the same weights, in fewer and larger operations.
 
     residual ← embed(tokens)
-    each layer   q, k, v ← rope(norm(residual) · W_qkv)          one product; bias, head norms and rotation in one pass
+    each layer   q, k, v ← rope(norm(residual) · W_qkv)          one product; bias, head norms and rotation in one pass,
+                                                                 for short sequences also attention
                  residual ← residual + attend(q, k, v) · W_o     this sum and the next norm in one pass
                  residual ← residual + act(gate) · up · W_down   gate and up from norm(residual), in one product
     pooling computes the last sum and the final norm
@@ -24,12 +25,11 @@ from fastvec_kernels import (
     Fp8Rows,
     add_rms_norm,
     add_rms_norm_fp8,
-    attention,
     geglu,
     geglu_fp8,
     rms_norm,
     rms_norm_fp8,
-    rope,
+    rope_attention,
     swiglu,
     swiglu_fp8,
 )
@@ -98,7 +98,7 @@ class Layer:
 
     heads: int
     kv_heads: int
-    qkv: LinearMap  # [(H + 2 KV) · d, D]; rope adds its bias
+    qkv: LinearMap  # [(H + 2 KV) · d, D]; rope_attention adds its bias
     q_norm: Norm | None  # over one head [d], or over all heads at once [H · d]
     k_norm: Norm | None
     rotary: int  # index into the decoder's rotary tables
@@ -215,20 +215,23 @@ def _attend(
         qkv = torch.cat([rms_norm(q, q_norm.weight, q_norm.eps), rms_norm(k, k_norm.weight, k_norm.eps), v], dim=1)
         q_norm = k_norm = None
     cos, sin = angles[layer.rotary]
-    q, k, v = rope(
+    how = layer.attending
+    o = rope_attention(
         qkv,
         cos,
         sin,
+        plan,
         heads=layer.heads,
         kv_heads=layer.kv_heads,
         q_weight=None if q_norm is None else q_norm.weight,
         k_weight=None if k_norm is None else k_norm.weight,
         eps=1e-6 if q_norm is None else q_norm.eps,
         bias=layer.qkv.bias,
-    )
-    how = layer.attending
-    o = attention(
-        q, k, v, plan, scale=how.scale, causal=how.causal, window=how.window, softcap=how.softcap, sinks=how.sinks
+        scale=how.scale,
+        causal=how.causal,
+        window=how.window,
+        softcap=how.softcap,
+        sinks=how.sinks,
     )
     return o.flatten(1)
 

@@ -7,7 +7,7 @@ Only forward passes are checked.
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,8 +20,13 @@ from fastvec_kernels import OPS, checked_kernels, torch_ops, use_torch_ops
 logger = logging.getLogger(__name__)
 
 VARIABLE = "FASTVEC_TORCH_OPS"
-# One sequence in each of attention's length classes, and longer ones that need several tiles of keys.
-LENGTHS = (1, 20, 50, 100, 300, 1100)
+SHORT_LENGTHS = (
+    1,
+    20,
+    50,
+    100,
+)  # in each of attention's length classes; a batch without longer ones has a kernel of its own
+LENGTHS = (*SHORT_LENGTHS, 300, 1100)  # the longer ones need several tiles of keys
 
 
 @contextmanager
@@ -45,7 +50,7 @@ def kernel_check() -> Iterator[None]:
             f"a kernel of {ops} stopped the GPU ({one_line(error)}): set {VARIABLE}={ops} to run PyTorch's operations"
         ) from None
     for op, failure in failures.items():
-        logger.warning("%s runs on PyTorch's operations, because its kernel failed the check: %s", op, failure)
+        logger.warning("%s runs without its kernel, which failed the check: %s", op, failure)
     use_torch_ops(failures)
 
 
@@ -62,13 +67,14 @@ def replaced_ops(device: str) -> tuple[str, ...]:
 
 
 def call_kernels(run: Callable[[Packed], object], vocabulary: int, longest: int, device: torch.device | str) -> None:
-    """Call `run` on `check_sequences`, so that `kernel_check` sees its kernels; not on a CPU, which runs none."""
+    """Call `run` on sequences of all lengths, so that `kernel_check` sees its kernels; a CPU runs none."""
     if torch.device(device).type != "cpu":
-        run(check_sequences(vocabulary, longest, device))
+        for lengths in (LENGTHS, SHORT_LENGTHS):
+            run(check_sequences(lengths, vocabulary, longest, device))
 
 
-def check_sequences(vocabulary: int, longest: int, device: torch.device | str) -> Packed:
-    """Return sequences of LENGTHS tokens, at most `longest`, with ids from the middle of the vocabulary."""
-    lengths = [min(length, longest) for length in LENGTHS]
+def check_sequences(lengths: Sequence[int], vocabulary: int, longest: int, device: torch.device | str) -> Packed:
+    """Return sequences of `lengths`, each at most `longest`, with ids from the middle of the vocabulary."""
+    lengths = [min(length, longest) for length in lengths]
     ids = (np.arange(sum(lengths)) * 7 + vocabulary // 2) % vocabulary
     return pack(np.split(ids, np.cumsum(lengths)[:-1]), device=device)

@@ -1,6 +1,7 @@
 """Operations on packed sequences, each with Triton kernels and a PyTorch reference implementation.
 
 - `attention` and `rope`, `pooling`: packages, each with an `interface` that has the public functions.
+- `rope_attention`: both in one kernel, for inference on short sequences.
 - `rms_norm`, `swiglu` (also geglu), `dropout` by token, `quantize` (rows to fp8): one module each.
 - `_launch` decides between a GPU, Triton's interpreter and PyTorch, and launches kernels; `_switch` sends single ops to
   PyTorch and checks kernels against the references, within the bounds of `_accuracy`; `_random` has random bits that
@@ -22,6 +23,7 @@ from fastvec_kernels.rms_norm import (
     rms_norm_reference,
 )
 from fastvec_kernels.rope.interface import rope, rope_reference
+from fastvec_kernels.rope_attention import rope_attention, rope_attention_reference
 from fastvec_kernels.swiglu import geglu, geglu_fp8, geglu_reference, swiglu, swiglu_fp8, swiglu_reference
 
 __all__ = [
@@ -47,6 +49,8 @@ __all__ = [
     "rms_norm_fp8",
     "rms_norm_reference",
     "rope",
+    "rope_attention",
+    "rope_attention_reference",
     "rope_reference",
     "swiglu",
     "swiglu_fp8",

@@ -1,6 +1,7 @@
 """Which ops run as Triton kernels, and a check of the kernels against the references.
 
-Every public op is defined with `op`. `use_torch_ops` sends ops to PyTorch's operations in this process. Inside
+Every public op is defined with `op`. `use_torch_ops` sends ops to PyTorch's operations in this process, and
+`rope_attention` to the two ops of which it consists. Inside
 `checked_kernels`, each call of a kernel is compared with its op's reference on the same inputs.
 """
 
@@ -15,7 +16,8 @@ import torch
 from fastvec_kernels._accuracy import compare
 from fastvec_kernels._launch import runs_triton
 
-OPS = ("attention", "dropout", "pool", "quantize_rows", "rms_norm", "rope", "swiglu")  # geglu is swiglu's kernel
+# geglu is swiglu's kernel
+OPS = ("attention", "dropout", "pool", "quantize_rows", "rms_norm", "rope", "rope_attention", "swiglu")
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")

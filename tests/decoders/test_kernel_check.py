@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fastvec.checkpoints.checkpoint import resolve
-from fastvec.decoders import kernel_check as module
-from fastvec.decoders.kernel_check import check_sequences, kernel_check
+from fastvec.decoders.kernel_check import call_kernels, check_sequences, kernel_check
 from fastvec.decoders.load import load_decoder
 from fastvec.errors import ModelError, UsageError
+from fastvec.texts.packing import Packed
 from fastvec_kernels import _switch, rms_norm, torch_ops
 from fastvec_kernels._launch import kernels_on_cpu
 
@@ -31,8 +31,7 @@ def test_a_model_whose_attention_kernel_is_wrong_runs_on_torch_ops(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     decoder = load_decoder(resolve(tiny_llama), dtype=torch.float32, device="cpu", bidirectional=True, positions=64)
-    monkeypatch.setattr(module, "LENGTHS", (1, 20, 40))
-    packed = check_sequences(decoder.vocabulary, 30, "cpu")
+    packed = check_sequences((1, 20, 40), decoder.vocabulary, 30, "cpu")
     assert packed.lengths == (1, 20, 30)
     expected = decoder(packed)
     monkeypatch.setattr(import_module("fastvec_kernels.attention.op"), "launch", lambda *_, **__: None)
@@ -45,8 +44,17 @@ def test_a_model_whose_attention_kernel_is_wrong_runs_on_torch_ops(
     assert torch_ops().keys() == {"attention"}
     (record,) = caplog.records
     assert record.getMessage() == (
-        "attention runs on PyTorch's operations, because its kernel failed the check: error nan, allowed 2.00e-05"
+        "attention runs without its kernel, which failed the check: error nan, allowed 2.00e-05"
     )
+
+
+def test_every_kernel_is_called() -> None:
+    """A batch of short sequences alone takes another kernel for attention than one with a longer sequence."""
+    batches: list[Packed] = []
+    call_kernels(batches.append, 1000, 64, "cpu")
+    assert batches == []  # there are no kernels
+    call_kernels(batches.append, 1000, 2000, "meta")
+    assert [max(packed.lengths) for packed in batches] == [1100, 100]
 
 
 def test_ops_are_named_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fastvec.decoders.detection import fuse
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.texts.packing import Packed, pack
 from fastvec_kernels import checked_kernels
+from fastvec_kernels._accuracy import compare
 from fastvec_kernels._launch import kernels_on_cpu
 from tests.helpers.tiny_families import VOCABULARY, tiny_model
 
@@ -27,9 +29,9 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def packed(device: str) -> Packed:
+def packed(device: str, lengths: tuple[int, ...] = LENGTHS) -> Packed:
     random = np.random.default_rng(0)
-    return pack([random.integers(0, VOCABULARY, length).astype(np.int32) for length in LENGTHS], device=device)
+    return pack([random.integers(0, VOCABULARY, length).astype(np.int32) for length in lengths], device=device)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -48,3 +50,20 @@ def test_a_decoder_on_kernels_has_the_states_of_pytorchs_operations(family: str,
     with nullcontext() if GPU else kernels_on_cpu():
         found = (decoder if run is None else run.states)(packed(device)).cpu()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])  # biases, head norms
+def test_short_sequences_in_half_precision_take_one_kernel(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = tiny_model(family, torch.float16, **heads, max_position_embeddings=256)
+    device = "cuda" if GPU else "cpu"
+    decoder = Decoder(model, bidirectional=True)
+    decoder.model.to(torch.device(device))  # type: ignore[arg-type]
+    run = fuse(decoder, 256)
+    assert run is not None
+    with nullcontext() if GPU else kernels_on_cpu():
+        one_after_the_other = run.states(packed(device, (*LENGTHS, 129)))[: sum(LENGTHS)]
+        # from here on, neither of the two ops that the kernel replaces can run
+        monkeypatch.setattr(import_module("fastvec_kernels.rope_attention"), "rope", None)
+        found = run.states(packed(device, LENGTHS))
+    assert compare((found,), (one_after_the_other.float(),))[1] is None

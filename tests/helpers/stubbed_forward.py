@@ -1,4 +1,4 @@
-"""Runs forwards of the fused path on a stand-in for the CUDA driver, and prints what the host does, as JSON.
+"""Runs forwards of the fused path on a stand-in for the CUDA driver, and prints what the host does a layer, as JSON.
 
     LD_LIBRARY_PATH=<folder of libcuda.so.1 from cuda_stub.c> python -m tests.helpers.stubbed_forward
 
@@ -26,7 +26,7 @@ from fastvec.texts.packing import Packed, pack
 from fastvec_kernels import Fp8Rows, _launch, pool
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, SIZE = 1024, 3072, 16, 8, 128  # Qwen3-0.6B
-LENGTHS = (20,) * 8  # one length class of attention
+LENGTHS = {"short": (20,) * 8, "long": (200,) * 8}  # by name, sequences that attention handles in one launch
 
 
 class StubDriver:
@@ -121,29 +121,35 @@ class Calls:
         self.lookups += event == "call" and frame.f_code is JITFunction.run.__code__
 
 
+def measure(layers: int, packed: Packed, library: ctypes.CDLL) -> tuple[float, ...]:
+    """Return launches, Python calls, lookups and seconds of a forward."""
+    model = decoder(layers)
+    forward(model, packed)  # compiles
+    before = library.stub_launches()
+    gc.disable()
+    with Calls() as calls:
+        forward(model, packed)
+    launches = library.stub_launches() - before
+    seconds = []
+    for _ in range(100):
+        begin = time.perf_counter()
+        forward(model, packed)
+        seconds.append(time.perf_counter() - begin)
+    return launches, calls.functions, calls.lookups, min(seconds)
+
+
 def main() -> None:
     driver.set_active(StubDriver())
     _launch._kernels_on_cpu = True  # CPU tensors take the kernels, which here are compiled
     library = ctypes.CDLL("libcuda.so.1")
-    packed = pack([np.zeros(length, dtype=np.int64) for length in LENGTHS])
-    found = []
+    found = {}
     with torch.inference_mode():
-        for layers in (2, 6):
-            model = decoder(layers)
-            forward(model, packed)  # compiles
-            before = library.stub_launches()
-            gc.disable()
-            with Calls() as calls:
-                forward(model, packed)
-            launches = library.stub_launches() - before
-            seconds = []
-            for _ in range(100):
-                begin = time.perf_counter()
-                forward(model, packed)
-                seconds.append(time.perf_counter() - begin)
-            found.append([launches, calls.functions, calls.lookups, min(seconds)])
-    a_layer = [(many - few) / 4 for few, many in zip(*found, strict=True)]
-    print(json.dumps(dict(zip(("launches", "functions", "lookups", "seconds"), a_layer, strict=True))))
+        for name, lengths in LENGTHS.items():
+            packed = pack([np.zeros(length, dtype=np.int64) for length in lengths])
+            few, many = (measure(layers, packed, library) for layers in (2, 6))
+            a_layer = [(more - less) / 4 for less, more in zip(few, many, strict=True)]
+            found[name] = dict(zip(("launches", "functions", "lookups", "seconds"), a_layer, strict=True))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

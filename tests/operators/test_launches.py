@@ -11,14 +11,15 @@ import pytest
 
 from tests import ROOT
 
-# 5 operators with 40 calls each, from the operator to Triton's launch and back; 221 to 236 were counted with Triton 3.6
-# and 3.9, and 278 with Triton's own search for the compiled kernel, of which profiling sees only the Python part
-MOST_CALLS_A_LAYER = 250
+# some 40 calls for each operator, from the operator to Triton's launch and back; 172 to 184 and 250 to 265 were counted
+# with Triton 3.6 and 3.9. Triton's own search for the compiled kernel takes about 10 more a launch, and profiling sees
+# only its Python part.
+MOST_CALLS_A_LAYER = {"short": 200, "long": 280}
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as Triton does on a GPU")
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton and the stand-in are for Linux")
-def test_a_layer_launches_five_kernels_without_looking_them_up(tmp_path: Path) -> None:
+def test_a_layer_launches_few_kernels_without_looking_them_up(tmp_path: Path) -> None:
     library = tmp_path / "libcuda.so.1"
     source = ROOT / "tests/helpers/cuda_stub.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
@@ -27,8 +28,9 @@ def test_a_layer_launches_five_kernels_without_looking_them_up(tmp_path: Path) -
     command = [sys.executable, "-m", "tests.helpers.stubbed_forward"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    layer = json.loads(done.stdout)
-    # two norms, RoPE, attention of one length class, SwiGLU; the products are replaced
-    assert layer["launches"] == 5
-    assert layer["lookups"] == 0
-    assert layer["functions"] <= MOST_CALLS_A_LAYER
+    layers = json.loads(done.stdout)
+    # two norms, RoPE and attention of one length class (for short texts in one), SwiGLU; the products are replaced
+    assert {name: layer["launches"] for name, layer in layers.items()} == {"short": 4, "long": 5}
+    for name, layer in layers.items():
+        assert layer["lookups"] == 0
+        assert layer["functions"] <= MOST_CALLS_A_LAYER[name]

@@ -23,6 +23,7 @@ from fastvec_kernels import (
     quantize_rows,
     rms_norm,
     rope,
+    rope_attention,
     swiglu,
     swiglu_fp8,
     torch_ops,
@@ -53,6 +54,7 @@ def calls() -> dict[str, Callable[[], Any]]:
     plan, spans = AttentionPlan.build(LENGTHS, DEVICE), torch.tensor([[0, 1], [1, 21], [21, 61]])
     x, qkv, angles, weight = random(T, 16), random(T, 64), random(T, 8), random(16)
     q, k, v = random(T, 2, 16), random(T, 1, 16), random(T, 1, 16)
+    by_position = torch.cat([random(64, 16)[:length] for length in LENGTHS])
     tokens = torch.zeros(T, 2, dtype=torch.int64, device=DEVICE)
     return {
         "attention": lambda: attention(q, k, v, plan, scale=0.25),
@@ -61,14 +63,17 @@ def calls() -> dict[str, Callable[[], Any]]:
         "quantize_rows": lambda: quantize_rows(x),
         "rms_norm": lambda: (rms_norm(x, weight, 1e-6), add_rms_norm(x, x, weight, 1e-6)),
         "rope": lambda: rope(qkv, angles, angles, heads=2, kv_heads=1),
+        "rope_attention": lambda: rope_attention(
+            random(T, 128).half(), by_position, by_position, plan, heads=2, kv_heads=1, scale=0.25
+        ),
         "swiglu": lambda: (swiglu(qkv), geglu(qkv)),
     }
 
 
-def launches(monkeypatch: pytest.MonkeyPatch, replace: Callable[..., None]) -> None:
-    """Let every module of the kernels launch by `replace`."""
-    for module in ("attention.op", "pooling.op", "rope.kernels", "dropout", "quantize", "rms_norm", "swiglu"):
-        monkeypatch.setattr(import_module(f"fastvec_kernels.{module}"), "launch", replace)
+def launches(name: str, monkeypatch: pytest.MonkeyPatch, replace: Callable[..., None]) -> None:
+    """Let op `name` launch its kernels by `replace`."""
+    within = {"attention": "attention.op", "pool": "pooling.op", "rope": "rope.kernels", "quantize_rows": "quantize"}
+    monkeypatch.setattr(import_module(f"fastvec_kernels.{within.get(name, name)}"), "launch", replace)
 
 
 def refuse(kernel: Any, *_: Any, **__: Any) -> None:
@@ -86,7 +91,7 @@ def test_every_kernel_passes_the_check() -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_a_kernel_that_the_driver_refuses_is_replaced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = calls()[name]()
-    launches(monkeypatch, refuse)
+    launches(name, monkeypatch, refuse)
     with pytest.raises(RuntimeError, match="was refused"):
         calls()[name]()
     with checked_kernels() as failures:
@@ -106,7 +111,7 @@ def flat(result: Any) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("name", OPS)
 def test_a_kernel_that_writes_nothing_fails_the_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    launches(monkeypatch, lambda *_, **__: None)  # the results are the NaN of uninitialized memory
+    launches(name, monkeypatch, lambda *_, **__: None)  # the results are the NaN of uninitialized memory
     with checked_kernels() as failures:
         result = calls()[name]()
     assert failures.keys() == {name}

@@ -23,6 +23,7 @@ class Passes:
 
     forward_long: tuple[Tile, ...]  # in order of preference: the tensors' addresses may rule some out
     forward_short: dict[int, Tile]
+    rotary: dict[int, Tile]  # of `rope_attention`
     backward_rows: Tile
     backward_keys: Tile
     backward_short: dict[int, Tile]
@@ -42,6 +43,9 @@ TABLES: dict[str, dict[str, Cells]] = {
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(32, 64, 4, 2),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 2),)},
+        "rotary_32": {64: (Tile(32, 32, 4, 1),), 128: (Tile(32, 32, 4, 1),)},
+        "rotary_64": {64: (Tile(64, 64, 4, 1),), 128: (Tile(32, 64, 8, 1),)},
+        "rotary_128": {64: (Tile(64, 128, 8, 1),), 128: (Tile(32, 128, 8, 1),)},
         "backward_rows": {
             64: (Tile(128, 32, 8, 3),),
             128: (Tile(64, 64, 8, 2),),
@@ -92,6 +96,9 @@ TABLES: dict[str, dict[str, Cells]] = {
             64: (Tile(64, 128, 4, 2), Tile(128, 128, 8, 2)),
             128: (Tile(64, 128, 4, 1), Tile(64, 128, 8, 2), Tile(128, 128, 8, 2, excludes="sinks softcap+dropout")),
         },
+        "rotary_32": {64: (Tile(64, 32, 4, 1), Tile(32, 32, 4, 1)), 128: (Tile(64, 32, 4, 1),)},
+        "rotary_64": {64: (Tile(64, 64, 4, 1), Tile(128, 64, 8, 1)), 128: (Tile(64, 64, 4, 1), Tile(128, 64, 8, 1))},
+        "rotary_128": {64: (Tile(64, 128, 4, 1), Tile(64, 128, 8, 1)), 128: (Tile(64, 128, 4, 1), Tile(64, 128, 8, 1))},
         "backward_rows": {
             64: (Tile(128, 64, 8, 3),),
             128: (Tile(128, 64, 8, 3, excludes="dropout causal+window"), Tile(128, 32, 8, 2)),
@@ -118,6 +125,9 @@ TABLES: dict[str, dict[str, Cells]] = {
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 4, 2),)},
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 8, 2),), 256: (Tile(64, 64, 8, 2),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),)},
+        "rotary_32": {64: (Tile(32, 32, 4, 1),), 128: (Tile(64, 32, 4, 1),)},
+        "rotary_64": {64: (Tile(64, 64, 4, 1),), 128: (Tile(64, 64, 4, 1),)},
+        "rotary_128": {64: (Tile(64, 128, 8, 1),), 128: (Tile(64, 128, 8, 1),)},
         "backward_rows": {64: (Tile(128, 64, 8, 3),), 128: (Tile(64, 32, 8, 2),), 256: (Tile(64, 32, 8, 2),)},
         "backward_keys": {
             64: (Tile(64, 128, 8, 2, excludes="dropout"), Tile(32, 128, 8, 2)),
@@ -141,6 +151,9 @@ TABLES: dict[str, dict[str, Cells]] = {
         "forward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 2, 2),), 256: (Tile(32, 32, 2, 2),)},
         "forward_64": {64: (Tile(64, 64, 4, 2),), 128: (Tile(64, 64, 4, 2),), 256: (Tile(64, 64, 4, 1),)},
         "forward_128": {64: (Tile(64, 128, 4, 2),), 128: (Tile(64, 128, 4, 1),)},
+        "rotary_32": {64: (Tile(32, 32, 2, 1),), 128: (Tile(32, 32, 2, 1),)},
+        "rotary_64": {64: (Tile(64, 64, 4, 1),), 128: (Tile(64, 64, 4, 1),)},
+        "rotary_128": {64: (Tile(64, 128, 4, 1),), 128: (Tile(64, 128, 4, 1),)},
         "backward_rows": {
             64: (Tile(64, 64, 4, 1, excludes="causal+window+sinks"), Tile(64, 32, 4, 2)),
             128: (Tile(64, 64, 4, 2, excludes="dropout"), Tile(64, 32, 4, 2)),
@@ -207,6 +220,7 @@ def configuration(architecture: str | None, kind: Kind, dtype: torch.dtype) -> P
     return Passes(
         forward_long=candidates("forward_long"),
         forward_short=classes("forward"),
+        rotary=classes("rotary"),
         backward_rows=candidates("backward_rows")[0],
         backward_keys=candidates("backward_keys")[0],
         backward_short=classes("backward"),

@@ -31,6 +31,32 @@ def store_rows(o_ptr, lse_ptr, o, lse, start, token, head, length, heads, KIND: 
     tl.store(lse_ptr + row, lse, mask=in_sequence)
 
 
+@triton.jit
+def softmax(products, token, key, head, sequence, length, sinks_ptr, batch, rule, KIND: tl.constexpr):
+    """Return (p, highest, total) of rows with all their keys, from q·k; p / total are the probabilities.
+
+    The row's log2-sum-exp2 is highest + log2(total).
+    """
+    s, _ = capped(products, rule, KIND)
+    s = tl.where(sees(token[:, None], key[None, :], length, rule, KIND), s, float("-inf"))
+    highest = tl.max(s, 1)
+    if KIND.causal or KIND.window:  # a row after the sequence's end may see no key
+        highest = tl.where(token < length, highest, 0.0)
+    if KIND.sinks:
+        sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
+        highest = tl.maximum(highest, sink)
+    p = tl.exp2(s - highest[:, None])
+    total = tl.sum(p, 1)
+    if KIND.sinks:
+        total += tl.exp2(sink - highest)
+    if KIND.dropout:
+        words = dropout_words(batch, sequence, token[:, None], head[:, None], rule, KIND)
+        p = tl.where(kept(words, key[None, :], rule), p * rule.keep_scale, 0.0)
+    if KIND.causal or KIND.window:
+        total = tl.where(token < length, total, 1.0)
+    return p, highest, total
+
+
 @triton.jit(do_not_specialize=["first_item", "rule"])
 def forward_short(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, sinks_ptr, strides, batch, first_item, heads, rule,
@@ -47,23 +73,8 @@ def forward_short(
     for first_row in tl.range(0, length * KIND.group, TILE.rows):
         token, head = row_positions(first_row, kv_head, KIND, TILE.rows)
         q = load_rows(q_base, strides.q, token, head, length, KIND.head_dim, WIDTH, KIND.upcast)
-        s, _ = capped(tl.dot(q, k.T, input_precision=KIND.precision), rule, KIND)
-        s = tl.where(sees(token[:, None], key[None, :], length, rule, KIND), s, float("-inf"))
-        highest = tl.max(s, 1)
-        if KIND.causal or KIND.window:  # a row after the sequence's end may see no key
-            highest = tl.where(token < length, highest, 0.0)
-        if KIND.sinks:
-            sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
-            highest = tl.maximum(highest, sink)
-        p = tl.exp2(s - highest[:, None])
-        total = tl.sum(p, 1)
-        if KIND.sinks:
-            total += tl.exp2(sink - highest)
-        if KIND.dropout:
-            words = dropout_words(batch, sequence, token[:, None], head[:, None], rule, KIND)
-            p = tl.where(kept(words, key[None, :], rule), p * rule.keep_scale, 0.0)
-        if KIND.causal or KIND.window:
-            total = tl.where(token < length, total, 1.0)
+        products = tl.dot(q, k.T, input_precision=KIND.precision)
+        p, highest, total = softmax(products, token, key, head, sequence, length, sinks_ptr, batch, rule, KIND)
         o = tl.dot(p.to(v.dtype), v, input_precision=KIND.precision) / total[:, None]
         lse = highest + tl.log2(total)
         store_rows(o_ptr, lse_ptr, o, lse, start, token, head, length, heads, KIND, VALUE_WIDTH)

@@ -53,7 +53,7 @@ def attention_triton(
 
 
 class _Prepared(NamedTuple):
-    """A call of an operator: its inputs with strides that the kernels accept, and what `_settle` returned for them."""
+    """A call of an operator: its inputs with strides that the kernels accept, and what `settle` returned for them."""
 
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v
     strides: Inputs
@@ -79,10 +79,9 @@ def _prepare(
 ) -> _Prepared:
     lengths = lengths_of(host_lengths)
     check_tokens(lengths.tokens, q.shape[0])
-    if window is not None and window >= lengths.longest - (0 if causal else 1):
-        window = None  # it excludes no key
+    window = needed_window(window, lengths, causal)
     target, sizes = architecture(q.device), (q.shape[1] // k.shape[1], q.shape[2], v.shape[2])
-    kind, rule, widths = _settle(target, q.dtype, sizes, scale, causal, window, softcap, sinks is not None, dropout_p)
+    kind, rule, widths = settle(target, q.dtype, sizes, scale, causal, window, softcap, sinks is not None, dropout_p)
     (q, q_strides), (k, k_strides), (v, v_strides) = (_addressable(x, lengths.longest) for x in (q, k, v))
     return _Prepared(
         inputs=(q, k, v),
@@ -95,8 +94,13 @@ def _prepare(
     )
 
 
+def needed_window(window: int | None, lengths: Lengths, causal: bool) -> int | None:
+    """Return `window`, or None if it excludes no key of the longest sequence."""
+    return None if window is None or window >= lengths.longest - (0 if causal else 1) else window
+
+
 @lru_cache(maxsize=64)
-def _settle(
+def settle(
     target: str | None,
     dtype: torch.dtype,
     sizes: tuple[int, int, int],
@@ -167,18 +171,18 @@ def _attention(
         set_descriptor_allocator(q.device)
         launch(
             forward_specialized, (first, H), *tensors, call.strides, batch, H, call.rule,
-            KIND=call.kind, **_tiled(tile), **call.widths,
+            KIND=call.kind, **tiled(tile), **call.widths,
         )  # fmt: skip
     elif first:
         launch(
             forward.forward_long, (first, kv_heads), *tensors, sinks, call.strides, batch, H, call.rule,
-            KIND=call.kind, **_tiled(tile), **call.widths,
+            KIND=call.kind, **tiled(tile), **call.widths,
         )  # fmt: skip
     for tile, count in zip(reversed(classes.values()), counts, strict=True):
         if count:
             launch(
                 forward.forward_short, (count, kv_heads), *tensors, sinks, call.strides, batch, first, H, call.rule,
-                KIND=call.kind, **_tiled(tile), **call.widths,
+                KIND=call.kind, **tiled(tile), **call.widths,
             )  # fmt: skip
         first += count
     return o, lse
@@ -253,19 +257,19 @@ def _attention_backward(
     if first:
         launch(
             backward.backward_rows, (first, kv_heads), *inputs, dq, lse, delta, *strides, batch, H, scale, call.rule,
-            KIND=call.kind, **_tiled(by_rows), **call.widths,
+            KIND=call.kind, **tiled(by_rows), **call.widths,
         )  # fmt: skip
         key_work = list_programs(call.lengths, q.device, by_keys.keys, 1, tuple(classes))
         launch(
             backward.backward_keys, (key_work.counts[0], kv_heads), *inputs, dk, dv, lse, delta, *strides,
             batch._replace(items=key_work.items), H, scale, call.rule,
-            KIND=call.kind, **_tiled(by_keys), **call.widths,
+            KIND=call.kind, **tiled(by_keys), **call.widths,
         )  # fmt: skip
     for tile, count in zip(reversed(classes.values()), counts, strict=True):
         if count:
             launch(
                 backward.backward_short, (count, kv_heads), *inputs, dq, dk, dv, lse, *strides, batch, first, H,
-                scale, call.rule, KIND=call.kind, **_tiled(tile), **call.widths,
+                scale, call.rule, KIND=call.kind, **tiled(tile), **call.widths,
             )  # fmt: skip
         first += count
     return dq, dk, dv, delta
@@ -295,7 +299,7 @@ def _forward_tile(call: _Prepared) -> Tile:
 
 
 @lru_cache(maxsize=64)
-def _tiled(tile: Tile) -> dict[str, Any]:
+def tiled(tile: Tile) -> dict[str, Any]:
     return {"TILE": tile, "num_warps": tile.warps, "num_stages": tile.stages}
 
 

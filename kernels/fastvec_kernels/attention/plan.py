@@ -62,6 +62,7 @@ class Lengths:
     array: npt.NDArray[np.int64]
     tokens: int
     longest: int
+    longest_at: int  # first token of a longest sequence
 
 
 def lengths_of(host_lengths: torch.Tensor) -> Lengths:
@@ -76,7 +77,8 @@ def lengths_of(host_lengths: torch.Tensor) -> Lengths:
 @lru_cache(maxsize=16)
 def _lengths_of(content: bytes) -> Lengths:
     array = np.frombuffer(content, dtype=np.int32).astype(np.int64)
-    return Lengths(array=array, tokens=int(array.sum()), longest=int(array.max()))
+    index = int(array.argmax())
+    return Lengths(array=array, tokens=int(array.sum()), longest=int(array[index]), longest_at=int(array[:index].sum()))
 
 
 def check_tokens(planned: int, found: int) -> None:

@@ -87,7 +87,7 @@ def rope(
     Raises:
         ValueError: If a shape does not fit.
     """
-    _check(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, bias)
+    check_shapes(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, bias)
     head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
     if qkv.numel() == 0 or head_dim > WIDEST_HEAD or not uses_kernel("rope", qkv):
         return _rope_torch(qkv if bias is None else qkv + bias, cos, sin, heads, kv_heads, q_weight, k_weight, eps)
@@ -127,7 +127,7 @@ def _head_norm(y: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tenso
     return rms_norm_torch(y.flatten(0, 1), weight, eps).view(y.shape)
 
 
-def _check(
+def check_shapes(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
