@@ -3,8 +3,8 @@
     python -m benchmarks.aot [--quick] [--arch sm_90 …] [--only attention …] [--out DIR]
 
 It calls the public ops inside `compiling_for`, so it compiles exactly what a GPU would run. A kernel fails if it spills
-registers, needs more shared memory than the architecture has, or multiplies large 16-bit tiles on Hopper without the
-warpgroup instruction. The table has one row per distinct kernel.
+registers, needs more shared memory than the architecture has, writes nothing, or multiplies large 16-bit tiles on
+Hopper without the warpgroup instruction. The table has one row per distinct kernel.
 """
 
 import json

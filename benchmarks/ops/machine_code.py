@@ -15,6 +15,7 @@ from fastvec_kernels._launch import SHARED_MEMORY
 
 WGMMA_ROWS, WGMMA_COLUMNS, WGMMA_WARPS = 64, 8, 4  # minimum for Hopper's warpgroup matrix instruction
 TENSOR_CORES = {"sm_80": ("HMMA",), "sm_90": ("HGMMA",), "sm_100": ("UTCHMMA", "UTCQMMA"), "gfx942": ("v_mfma",)}
+STORES = ("STG", "ST", "RED", "REDG", "ATOMG", "UTMASTG")
 
 # Kernels that may spill: (kernel, architecture) -> reason. Currently none.
 SPILL_EXEMPTIONS: dict[tuple[str, str], str] = {}
@@ -39,6 +40,7 @@ class MachineCode:
     async_copies: int  # LDGSTS
     bulk_copies: int  # UTMALDG
     wide: int  # 16-byte loads and stores of global memory
+    stores: int  # instructions that write global memory
     needs_wgmma: bool  # some product has 16-bit inputs and is large enough for Hopper's warpgroup instruction
     unspecialized: bool = False  # asks for warp specialization, but Triton gave every warp the same work
 
@@ -51,6 +53,8 @@ class MachineCode:
             found.append(
                 f"needs {self.shared:,} bytes of shared memory, but {self.arch} has {SHARED_MEMORY[self.arch]:,}"
             )
+        if self.stores == 0:  # ptxas does so if a kernel needs more tensor memory than there is, and reports no error
+            found.append("writes nothing: the compiler replaced it by a trap")
         if self.arch == "sm_90" and self.needs_wgmma and self.tensor == 0:
             found.append(f"has a matrix product of at least {WGMMA_ROWS} rows but no HGMMA instruction")
         if self.unspecialized:
@@ -125,6 +129,7 @@ def _nvidia_figures(arch: str, compiled: Any) -> dict[str, int]:
         "older_tensor": kinds["HMMA"] if arch != "sm_80" else 0,
         "async_copies": kinds["LDGSTS"],
         "bulk_copies": kinds["UTMALDG"],
+        "stores": sum(kinds[kind] for kind in STORES),
         "wide": sum(name.startswith(("LDG.", "STG.")) and ".128" in name for name in instructions),
     }
 
@@ -140,5 +145,6 @@ def _amd_figures(compiled: Any) -> dict[str, int]:
         "older_tensor": 0,
         "async_copies": 0,
         "bulk_copies": 0,
+        "stores": len(re.findall(r"^\s+(?:global|buffer|flat)_(?:store|atomic)", text, re.MULTILINE)),
         "wide": len(re.findall(r"^\s+(?:global|buffer|flat)_(?:load|store)_dwordx4", text, re.MULTILINE)),
     }

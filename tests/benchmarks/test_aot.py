@@ -30,6 +30,7 @@ GOOD = MachineCode(
     async_copies=24,
     bulk_copies=0,
     wide=20,
+    stores=8,
     needs_wgmma=True,
 )
 
@@ -56,6 +57,7 @@ def test_one_configuration_of_every_kernel_passes(tmp_path: Path) -> None:
         "pooling 1024 mean",
         "rms_norm 1024",
         "rope d128",
+        "rope_attention d128 16/8 norm",
         "swiglu swiglu 3072",
     ):
         assert f"  {case}" in output
@@ -83,6 +85,7 @@ def test_a_good_kernel_passes(capsys: pytest.CaptureFixture[str]) -> None:
         ({"stack_bytes": 8}, "spills: 8 bytes of stack, 0 spill instructions or registers"),
         ({"spills": 3}, "spills: 0 bytes of stack, 3 spill instructions or registers"),
         ({"shared": 240_000}, "needs 240,000 bytes of shared memory, but sm_90 has 232,448"),
+        ({"stores": 0}, "writes nothing: the compiler replaced it by a trap"),
         ({"tensor": 0}, "has a matrix product of at least 64 rows but no HGMMA instruction"),
         ({"unspecialized": True}, "asks for warp specialization but has no specialized warp"),
     ],

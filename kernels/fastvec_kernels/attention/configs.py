@@ -132,7 +132,7 @@ TABLES: dict[str, dict[str, Cells]] = {
         "backward_keys": {
             64: (Tile(64, 128, 8, 2, excludes="dropout"), Tile(32, 128, 8, 2)),
             128: (Tile(32, 128, 8, 2),),
-            256: (Tile(32, 128, 8, 2),),
+            256: (Tile(32, 64, 8, 2),),
         },
         "backward_32": {64: (Tile(32, 32, 2, 2),), 128: (Tile(32, 32, 4, 2),), 256: (Tile(32, 32, 8, 2),)},
         "backward_64": {
@@ -140,7 +140,7 @@ TABLES: dict[str, dict[str, Cells]] = {
             128: (Tile(64, 64, 4, 2, excludes="dropout"), Tile(64, 64, 8, 2)),
             256: (Tile(32, 64, 4, 2),),
         },
-        "backward_128": {64: (Tile(64, 128, 8, 2),), 128: (Tile(64, 128, 8, 2),)},
+        "backward_128": {64: (Tile(64, 128, 8, 2),), 128: (Tile(32, 128, 8, 2),)},
     },
     "gfx942": {
         "forward_long": {
