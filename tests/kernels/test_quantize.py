@@ -7,13 +7,13 @@ import torch
 
 from fastvec_kernels import (
     add_rms_norm_fp8,
-    geglu_fp8,
+    gated_fp8,
     quantize_rows,
     quantize_rows_reference,
     rms_norm_fp8,
     rms_norm_reference,
-    swiglu_fp8,
 )
+from fastvec_kernels._launch import INTERPRETED, tl, triton
 from fastvec_kernels.swiglu import geglu_reference, swiglu_reference
 
 pytestmark = [  # from NumPy, in the interpreter: infinity times zero, and a sigmoid that is 1 / (1 + inf)
@@ -24,13 +24,28 @@ pytestmark = [  # from NumPy, in the interpreter: infinity times zero, and a sig
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def convert(x_ptr: Any, y_ptr: Any, size: Any, BLOCK: tl.constexpr) -> None:
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + place, tl.load(x_ptr + place, mask=place < size).to(tl.float8e4nv), mask=place < size)
+
+
 def settled(x: torch.Tensor) -> torch.Tensor:
-    """Mask the entries of `x` to compare: Triton's interpreter halves numbers that round up to a power of two."""
-    if x.is_cuda:
-        return torch.ones_like(x, dtype=torch.bool)
-    rounded, scales = quantize_rows_reference(x)
-    powers = torch.frexp(rounded.float().abs()).mantissa == 0.5
-    return ~(powers & (rounded.float().abs() > x.float().abs() / scales[:, None] * (1 - 1e-6)))
+    """Mask the entries of `x` to compare: in Triton's interpreter, those that it converts as PyTorch does.
+
+    It halves numbers that round up to a power of two, rounds ties up, and gets numbers near zero wrong. A kernel's x
+    may be larger or smaller by rounding.
+    """
+    right = torch.ones_like(x, dtype=torch.bool)
+    if not INTERPRETED or x.is_cuda:
+        return right
+    scaled = x.float() / quantize_rows_reference(x)[1][:, None]
+    for near in (scaled * (1 - 1e-5), scaled, scaled * (1 + 1e-5)):
+        expected = near.to(torch.float8_e4m3fn)
+        found = torch.empty_like(expected)
+        convert[(-(-x.numel() // 1024),)](near.contiguous(), found, x.numel(), BLOCK=1024)
+        right &= found.float() == expected.float()
+    return right
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,7 +59,7 @@ def test_it_is_the_definition(device: str, shape: tuple[int, int], dtype: torch.
     # a number halfway between two E4M3 values may round either way when a division is rounded differently
     found, expected = (one.float()[settled(x)] for one in (y, expected))
     torch.testing.assert_close(found, expected, rtol=2**-3, atol=2**-9)
-    assert (found == expected).float().mean() > 0.98
+    assert (found == expected).float().mean() > 0.99
 
 
 def test_a_row_is_found_again_to_three_bits(device: str) -> None:
@@ -94,9 +109,9 @@ FUSED: dict[str, tuple[Callable[..., Any], Callable[[torch.Tensor], torch.Tensor
         lambda x: add_rms_norm_fp8(x, x, torch.ones_like(x[0]), 1e-5)[:2],
         lambda x: rms_norm_reference(2 * x, torch.ones_like(x[0]), 1e-5),
     ),
-    "swiglu": (swiglu_fp8, swiglu_reference),
-    "geglu": (geglu_fp8, geglu_reference),
-    "geglu-none": (partial(geglu_fp8, approximate="none"), partial(geglu_reference, approximate="none")),
+    "swiglu": (partial(gated_fp8, activation="silu"), swiglu_reference),
+    "geglu": (partial(gated_fp8, activation="gelu_tanh"), geglu_reference),
+    "geglu-none": (partial(gated_fp8, activation="gelu"), partial(geglu_reference, approximate="none")),
 }
 
 
