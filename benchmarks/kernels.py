@@ -1,6 +1,6 @@
 """Benchmarks the kernels: measures the device's peak rates, then every implementation on every shape.
 
-    python -m benchmarks.kernels attention|pooling|rms_norm|rope|rope_attention|swiglu|dropout|quantize [--out DIR]
+    python -m benchmarks.kernels attention|pooling|rms_norm|rope|rope_attention|swiglu|gated_linear|dropout|quantize
 
 Results are checked before they are timed: a wrong result makes the row FAILED and the exit code 1. Without a GPU
 nothing is timed: small shapes are checked in Triton's interpreter, and kernels are compiled for sm_90.

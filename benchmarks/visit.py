@@ -16,8 +16,8 @@ from fastvec_kernels._launch import architecture
 
 # benchmarks.kernels' names of ops, and the ops that a failed check replaces; attention has a check of its own
 OPS = {
-    "rms_norm": "rms_norm", "rope": "rope", "rope_attention": "rope_attention", "swiglu": "swiglu", "pooling": "pool",
-    "quantize": "quantize_rows",
+    "rms_norm": "rms_norm", "rope": "rope", "rope_attention": "rope_attention", "swiglu": "swiglu",
+    "gated_linear": "gated_linear", "pooling": "pool", "quantize": "quantize_rows",
 }  # fmt: skip
 # attention's shapes, the most important first: the time may not suffice for all
 ATTENTION_SHAPES = (
@@ -131,7 +131,15 @@ def _first_call(smoke: bool) -> Lines:
         ("profile", 1, 25, ["benchmarks.profiling --shape 0.6B --trace {trace} {append}"]),
         ("embed", 1, 120, [_embed("0.6B --seconds 60 --limit 50", "wiki", "sentence-transformers")]),
         ("attention", 1, 55, [timed]),
-        ("tuning", 1, 40, ["benchmarks.kernels attention --tune --seconds 28 {append}"]),
+        (
+            "tuning",
+            1,
+            40,
+            [
+                "benchmarks.kernels gated_linear --implementations '[!r]*' --seconds 6 {append}",
+                "benchmarks.kernels attention --tune --seconds 20 {append}",
+            ],
+        ),
     ]
 
 

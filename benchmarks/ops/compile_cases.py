@@ -8,18 +8,19 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from fastvec_kernels import (
+    Activation,
     AttentionPlan,
     add_rms_norm,
     add_rms_norm_fp8,
     attention,
     dropout,
+    gated_fp8,
     geglu,
-    geglu_fp8,
     pool,
     quantize_rows,
     rms_norm,
@@ -27,10 +28,11 @@ from fastvec_kernels import (
     rope,
     rope_attention,
     swiglu,
-    swiglu_fp8,
 )
 from fastvec_kernels.attention.configs import TABLES, override_tiles
 from fastvec_kernels.attention.parts import Tile
+from fastvec_kernels.gated_linear import TILES, gated_product
+from fastvec_kernels.gated_linear import Tile as ProductTile
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SHORT_LENGTHS = (20, 50, 101)  # one in each length class
@@ -90,11 +92,9 @@ def run_rope_attention(
 ) -> None:
     plan, width = AttentionPlan.build(lengths), (heads[0] + 2 * heads[1]) * head_dim
     weight, angles = torch.empty(head_dim, dtype=BF16) if norm else None, torch.empty(plan.tokens, head_dim // 2)
+    inputs = (torch.empty(plan.tokens, width, dtype=BF16), angles, angles, plan)
     rope_attention(
-        torch.empty(plan.tokens, width, dtype=BF16),
-        angles,
-        angles,
-        plan,
+        *inputs,
         heads=heads[0],
         kv_heads=heads[1],
         q_weight=weight,
@@ -137,16 +137,9 @@ def attention_cases() -> list[Case]:
     for head_dim in (128, 256):
         add("bf16 causal", head_dim, causal=True)
     # DeepSeek and others with latent attention; on sm_80, backward_keys would spill up to 16 bytes for them
-    add("bf16 values of 128", 192, value_dim=128, heads=(16, 16), backward=False)
-    add(
-        "bf16 values of 128, causal window sinks",
-        192,
-        value_dim=128,
-        heads=(64, 4),
-        causal=True,
-        **SINKS,
-        backward=False,
-    )
+    latent: dict[str, Any] = {"value_dim": 128, "backward": False}
+    add("bf16 values of 128", 192, heads=(16, 16), **latent)
+    add("bf16 values of 128, causal window sinks", 192, heads=(64, 4), causal=True, **SINKS, **latent)
     for head_dim in (32, 80, 96):
         add("bf16", head_dim, backward=head_dim == 96)  # with 96, 128 columns are computed as with 80
     add("bf16 16/16", 128, heads=(16, 16))
@@ -234,7 +227,7 @@ def pooling_cases() -> list[Case]:
 
 
 def run_rms_norm(width: int, dtype: torch.dtype) -> None:
-    x, residual, weight = empty(2049, width, dtype=dtype), empty(2049, width, dtype=dtype), empty(width, dtype=dtype)
+    x, residual, weight = (empty(*shape, dtype=dtype) for shape in ((2049, width), (2049, width), (width,)))
     differentiate(rms_norm(x, weight, 1e-6), x, weight)
     differentiate(add_rms_norm(x, residual, weight, 1e-6), x, residual, weight)
 
@@ -253,6 +246,19 @@ def run_swiglu(op: Callable[[torch.Tensor], torch.Tensor], width: int, dtype: to
     differentiate(op(gate_up), gate_up)
 
 
+# of Qwen3-0.6B, Qwen3-8B and EmbeddingGemma
+GATED: tuple[tuple[int, int, Activation], ...] = (
+    (1024, 3072, "silu"),
+    (4096, 14_336, "silu"),
+    (768, 1152, "gelu_tanh"),
+)
+
+
+def run_gated_linear(hidden: int, width: int, activation: Activation, tile: ProductTile) -> None:
+    x, weight = torch.empty(2049, hidden, dtype=BF16), torch.empty(2 * width, hidden, dtype=BF16)
+    gated_product(x, weight, activation, tile)
+
+
 def run_dropout(width: int, dtype: torch.dtype) -> None:
     x = empty(2049, width, dtype=dtype)
     differentiate(dropout(x, torch.zeros(2049, 2, dtype=torch.int64), p=0.05, seed=2**62), x)
@@ -260,11 +266,12 @@ def run_dropout(width: int, dtype: torch.dtype) -> None:
 
 def run_quantize(width: int) -> None:
     x, weight = torch.empty(2049, width, dtype=BF16), torch.empty(width, dtype=BF16)
+    gate_up = torch.empty(2049, 2 * width, dtype=BF16)
     quantize_rows(x)
     add_rms_norm_fp8(x, x, weight, 1e-6)
     rms_norm_fp8(x, weight, 1e-6)
-    swiglu_fp8(torch.empty(2049, 2 * width, dtype=BF16))
-    geglu_fp8(torch.empty(2049, 2 * width, dtype=BF16))
+    for activation in get_args(Activation):
+        gated_fp8(gate_up, activation)
 
 
 def wide_cases() -> list[Case]:
@@ -275,16 +282,11 @@ def wide_cases() -> list[Case]:
     cases += [
         Case(
             op="rope",
-            name=f"d{head_dim} {heads}/{kv_heads} {dtype}{' norm' * norm}{' bias' * bias}",
-            call=partial(run_rope, head_dim, dtype, heads, kv_heads, norm=norm, bias=bias),
+            name=f"d{head_dim} {heads}/{kv} {dtype}{' norm' * norm}{' bias' * bias}",
+            call=partial(run_rope, head_dim, dtype, heads, kv, norm=norm, bias=bias),
             quick=head_dim == 128,
         )
-        for head_dim, heads, kv_heads, dtype in (
-            (128, 16, 8, BF16),
-            (64, 32, 8, BF16),
-            (80, 32, 32, BF16),
-            (256, 4, 1, FP32),
-        )
+        for head_dim, heads, kv, dtype in ((128, 16, 8, BF16), (64, 32, 8, BF16), (80, 32, 32, BF16), (256, 4, 1, FP32))
         for norm, bias in ((False, False), (True, False), (False, True))
     ]
     cases += [
@@ -295,6 +297,18 @@ def wide_cases() -> list[Case]:
         Case(op="quantize", name=f"{width}", call=partial(run_quantize, width), quick=width == 1024, arch=arch)
         for width in (1024, 3072, 4096, 14_336)
         for arch in ("sm_90", "sm_100")  # the architectures that multiply E4M3
+    ]
+    cases += [
+        Case(
+            op="gated_linear",
+            name=f"{hidden}, {width} {activation}, {', '.join(map(str, tile))}",
+            call=partial(run_gated_linear, hidden, width, activation, tile),
+            quick=tile == tiles[0] and width == 3072,
+            arch=arch,
+        )
+        for arch, tiles in TILES.items()
+        for tile in tiles
+        for hidden, width, activation in GATED
     ]
     return cases + [
         Case(
@@ -321,15 +335,12 @@ def rope_attention_cases() -> list[Case]:
         ("bias", 64, (14, 2), {"bias": True}),
         ("bias window sinks causal", 64, (64, 8), {**SINKS, "bias": True, "causal": True}),  # gpt-oss
     )
-    return [
-        Case(
-            op="rope_attention",
-            name=f"d{head_dim} {heads[0]}/{heads[1]} {name}",
-            call=partial(run_rope_attention, head_dim, heads, **options),
-            quick=name == "norm",
-        )
-        for name, head_dim, heads, options in kinds
-    ]
+    cases = []
+    for name, head_dim, heads, options in kinds:
+        call = partial(run_rope_attention, head_dim, heads, **options)
+        name = f"d{head_dim} {heads[0]}/{heads[1]} {name}"
+        cases.append(Case(op="rope_attention", name=name, call=call, quick=name == "d128 16/8 norm"))
+    return cases
 
 
 def cases() -> list[Case]:

@@ -12,6 +12,7 @@ from benchmarks.ops.shapes import DIRECTIONS, Shape
 from benchmarks.ops.timing import measure
 from benchmarks.ops.wide import (
     dropout_workload,
+    gated_linear_workload,
     pooling_workload,
     quantize_workload,
     rms_norm_workload,
@@ -32,6 +33,7 @@ WORKLOAD_BUILDERS: dict[str, Callable[[Shape, str, torch.dtype], Workload]] = {
     "rope": rope_workload,
     "rope_attention": rope_attention_workload,
     "swiglu": swiglu_workload,
+    "gated_linear": gated_linear_workload,
     "dropout": dropout_workload,
     "quantize": quantize_workload,
 }

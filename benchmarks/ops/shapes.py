@@ -79,6 +79,7 @@ class Shape:
     kv_heads: int = 0
     head_dim: int = 0
     width: int = 0  # hidden size, or half the width of a gate-up product
+    hidden: int = 0  # if `width` is that of a gate-up product, the hidden size
     variant: str = ""
     given: tuple[int, ...] = ()  # lengths to use instead of the pattern's
 
@@ -162,6 +163,10 @@ SHAPES: dict[str, list[Shape]] = {
     "rope": _rope_shapes(),
     "rope_attention": _rope_attention_shapes(),
     "swiglu": _wide_shapes(("swiglu", "geglu"), (3072, 14_336)),
+    "gated_linear": [
+        Shape(group="swiglu", name=f"swiglu {hidden}, {width}", hidden=hidden, width=width, tokens=tokens)
+        for hidden, width, tokens in ((1024, 3072, 32_768), (2048, 6144, 32_768), (4096, 14_336, 16_384))
+    ],
     "dropout": _wide_shapes(("dropout",), (1024, 4096, 14_336)),
     "quantize": _wide_shapes(("e4m3",), (1024, 4096, 14_336)),
 }
@@ -195,6 +200,7 @@ SMALL_SHAPES: dict[str, list[Shape]] = {
         Shape(group="small", name=f"{variant} 100", tokens=20, width=100, variant=variant)
         for variant in ("swiglu", "geglu")
     ],
+    "gated_linear": [Shape(group="small", name="swiglu 64, 100", tokens=20, hidden=64, width=100)],
     "dropout": [Shape(group="small", name="dropout 101", tokens=20, width=101, variant="dropout")],
     "quantize": [Shape(group="small", name="e4m3 100", tokens=20, width=100, variant="e4m3")],
 }

@@ -1,4 +1,4 @@
-"""The workloads of ops bound by the copy rate, against PyTorch and Liger.
+"""The workloads of ops bound by the copy rate, against PyTorch and Liger, and of the product with SwiGLU.
 
 They are pooling, RMSNorm, RoPE, SwiGLU and GeGLU, dropout, and rounding to fp8. Shapes: T tokens, d head size.
 """
@@ -26,6 +26,7 @@ from fastvec_kernels import (
     add_rms_norm_reference,
     dropout,
     dropout_reference,
+    gated_linear_reference,
     geglu,
     geglu_reference,
     pool,
@@ -39,6 +40,8 @@ from fastvec_kernels import (
     swiglu,
     swiglu_reference,
 )
+from fastvec_kernels._launch import architecture
+from fastvec_kernels.gated_linear import TILES, Tile, gated_product
 
 EPS = 1e-6
 GATED: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], str]] = {
@@ -147,6 +150,38 @@ def swiglu_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
         reference=lambda gate_up: as_tuple(reference(gate_up)),
         implementations=makers,
         bytes=bytes_of_swiglu(shape.tokens, shape.width, dtype.itemsize),
+    )
+
+
+def gated_linear_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
+    """Measure every candidate tile against the product and `swiglu` one after the other."""
+    target = str(architecture(torch.device(device)))
+    first, *others = TILES.get(target, ()) or TILES["sm_90"]
+
+    def inputs() -> Tensors:
+        x = torch.randn(shape.tokens, shape.hidden, device=device, dtype=dtype)
+        weight = torch.randn(2 * shape.width, shape.hidden, device=device, dtype=dtype) * shape.hidden**-0.5
+        return x, weight
+
+    def with_tile(tile: Tile) -> Callable[[], Implementation]:
+        return plain(lambda x, weight: gated_product(x, weight, "silu", tile))
+
+    return Workload(
+        op="gated_linear",
+        shape=shape,
+        inputs=inputs,
+        gradients=0,
+        reference=lambda x, weight: as_tuple(gated_linear_reference(x, weight, "silu")),
+        implementations={
+            "fastvec": with_tile(first),
+            "one after the other": plain(lambda x, weight: swiglu(F.linear(x, weight))),
+            "reference": plain(lambda x, weight: gated_linear_reference(x, weight, "silu")),
+            **{str(tuple(tile)): with_tile(tile) for tile in others},
+        },
+        bytes={
+            "forward": dtype.itemsize * (shape.tokens * (shape.hidden + shape.width) + 2 * shape.width * shape.hidden)
+        },
+        flops={"forward": 4 * shape.tokens * shape.hidden * shape.width},
     )
 
 

@@ -14,24 +14,24 @@ Shapes: T packed tokens, D hidden size, H and KV heads of size d, F feed-forward
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 
 from fastvec.texts.packing import Packed
 from fastvec_kernels import (
+    Activation,
     AttentionPlan,
     Fp8Rows,
     add_rms_norm,
     add_rms_norm_fp8,
-    geglu,
-    geglu_fp8,
+    gated,
+    gated_fp8,
+    gated_linear,
     rms_norm,
     rms_norm_fp8,
     rope_attention,
-    swiglu,
-    swiglu_fp8,
 )
 
 
@@ -105,7 +105,7 @@ class Layer:
     attending: AttentionSettings
     output: LinearMap  # [D, H · d]
     gate_up: LinearMap  # [2F, D]
-    activation: str
+    activation: Activation
     down: LinearMap  # [D, F]
     before_attention: Norm | None
     after_attention: Norm | None
@@ -237,8 +237,6 @@ def _attend(
 
 
 def _feed_forward(layer: Layer, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
-    gate_up, fp8 = layer.gate_up(x), layer.down.takes_fp8
-    if layer.activation == "silu":
-        return layer.down((swiglu_fp8 if fp8 else swiglu)(gate_up))
-    approximate: Literal["tanh", "none"] = "tanh" if layer.activation == "gelu_tanh" else "none"
-    return layer.down((geglu_fp8 if fp8 else geglu)(gate_up, approximate=approximate))
+    if isinstance(layer.gate_up, Linear) and layer.gate_up.bias is None:
+        return layer.down(gated_linear(floats(x), layer.gate_up.weight, layer.activation))
+    return layer.down((gated_fp8 if layer.down.takes_fp8 else gated)(layer.gate_up(x), layer.activation))

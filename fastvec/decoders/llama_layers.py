@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvec.decoders.fused import AttentionSettings, Layer, Linear, Norm
-from fastvec_kernels import rms_norm_reference
+from fastvec_kernels import Activation, rms_norm_reference
 
 LAYER_PARTS = {
     "self_attn",
@@ -116,9 +116,13 @@ def norm_of(module: Any) -> Norm:
     raise NotLlamaStyle(f"{type(module).__name__} is no RMSNorm")
 
 
-def _activation(function: Any) -> str:
+def _activation(function: Any) -> Activation:
     x = torch.linspace(-4, 4, 65)
-    known = {"silu": F.silu(x), "gelu_tanh": F.gelu(x, approximate="tanh"), "gelu": F.gelu(x)}
+    known: dict[Activation, torch.Tensor] = {
+        "silu": F.silu(x),
+        "gelu_tanh": F.gelu(x, approximate="tanh"),
+        "gelu": F.gelu(x),
+    }
     for name, expected in known.items():
         if callable(function) and torch.allclose(function(x), expected, atol=1e-6):
             return name

@@ -1,7 +1,7 @@
 """Which ops run as Triton kernels, and a check of the kernels against the references.
 
 Every public op is defined with `op`. `use_torch_ops` sends ops to PyTorch's operations in this process, and
-`rope_attention` to the two ops of which it consists. Inside
+`rope_attention` and `gated_linear` to the two ops of which each consists. Inside
 `checked_kernels`, each call of a kernel is compared with its op's reference on the same inputs.
 """
 
@@ -17,7 +17,7 @@ from fastvec_kernels._accuracy import compare
 from fastvec_kernels._launch import runs_triton
 
 # geglu is swiglu's kernel
-OPS = ("attention", "dropout", "pool", "quantize_rows", "rms_norm", "rope", "rope_attention", "swiglu")
+OPS = ("attention", "dropout", "gated_linear", "pool", "quantize_rows", "rms_norm", "rope", "rope_attention", "swiglu")
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")

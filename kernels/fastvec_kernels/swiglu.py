@@ -30,7 +30,8 @@ from fastvec_kernels.quantize import (
     to_fp8,
 )
 
-Approximate = Literal["tanh", "none"]
+Approximate = Literal["tanh", "none"]  # of PyTorch's gelu
+Activation = Literal["silu", "gelu_tanh", "gelu"]
 
 
 def swiglu_reference(gate_up: torch.Tensor) -> torch.Tensor:
@@ -74,34 +75,37 @@ def geglu(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> torch.
     return y
 
 
-def swiglu_fp8(gate_up: torch.Tensor) -> Fp8Rows:
-    """Compute `swiglu` and quantize its rows, in the kernel without rounding in between; for inference.
-
-    In bfloat16 this moves 5 bytes an element of the result, `swiglu` and `quantize_rows` 9.
-    """
-    _check("swiglu", gate_up)
-    if not makes_fp8("swiglu", gate_up, gate_up.shape[1] // 2):
-        return quantize_rows(swiglu(gate_up))
-    return _gated_fp8(gate_up, "silu")
-
-
-def geglu_fp8(gate_up: torch.Tensor, *, approximate: Approximate = "tanh") -> Fp8Rows:
-    """Compute `geglu` and quantize its rows, in the kernel without rounding in between; for inference."""
-    _check("geglu", gate_up)
-    if not makes_fp8("swiglu", gate_up, gate_up.shape[1] // 2):
-        return quantize_rows(geglu(gate_up, approximate=approximate))
-    return _gated_fp8(gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
-
-
-def _gated_fp8_reference(gate_up: torch.Tensor, activation: str) -> Fp8Rows:
-    wide = gate_up.float()
+def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Return `swiglu` or `geglu`, by the name of the activation."""
     if activation == "silu":
-        return quantize_rows_reference(swiglu_reference(wide))
-    return quantize_rows_reference(geglu_reference(wide, approximate="tanh" if activation == "gelu_tanh" else "none"))
+        return swiglu(gate_up)
+    return geglu(gate_up, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def gated_reference(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Reference implementation of `gated`."""
+    if activation == "silu":
+        return swiglu_reference(gate_up)
+    return geglu_reference(gate_up, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def gated_fp8(gate_up: torch.Tensor, activation: Activation) -> Fp8Rows:
+    """Compute `gated` and quantize its rows, in the kernel without rounding in between; for inference.
+
+    In bfloat16 this moves 5 bytes an element of the result, `gated` and `quantize_rows` 9.
+    """
+    _check("gated_fp8", gate_up)
+    if not makes_fp8("swiglu", gate_up, gate_up.shape[1] // 2):
+        return quantize_rows(gated(gate_up, activation))
+    return _gated_fp8(gate_up, activation)
+
+
+def _gated_fp8_reference(gate_up: torch.Tensor, activation: Activation) -> Fp8Rows:
+    return quantize_rows_reference(gated_reference(gate_up.float(), activation))
 
 
 @op("swiglu", _gated_fp8_reference)
-def _gated_fp8(gate_up: torch.Tensor, activation: str) -> Fp8Rows:
+def _gated_fp8(gate_up: torch.Tensor, activation: Activation) -> Fp8Rows:
     gate_up = rows_of(gate_up)
     T, width = gate_up.shape[0], gate_up.shape[1] // 2
     found = empty_fp8(gate_up, width)
@@ -180,7 +184,7 @@ _gated.register_autograd(_gradient, setup_context=_save)
 
 
 @triton.jit
-def _activate(gate, ACTIVATION: tl.constexpr):
+def activate(gate, ACTIVATION: tl.constexpr):
     """Return p of f(gate) = gate · p, and dz: with p = sigmoid(z) the derivative of z, with erf that of p."""
     if ACTIVATION == "silu":
         p = 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * gate))  # log2 e
@@ -212,7 +216,7 @@ def _gated_kernel(
     rows, cols, inside = _place(T, F, ROWS, BLOCK_F)
     gate = tl.load(gate_up_ptr + rows * stride + cols, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + rows * stride + F + cols, mask=inside, other=0.0).to(tl.float32)
-    p, _ = _activate(gate, ACTIVATION)
+    p, _ = activate(gate, ACTIVATION)
     tl.store(y_ptr + rows * F + cols, gate * p * up, mask=inside)
 
 
@@ -227,7 +231,7 @@ def _gated_fp8_kernel(
     inside = (rows < T) & (cols < F)
     gate = tl.load(gate_up_ptr + rows * stride + cols, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + rows * stride + F + cols, mask=inside, other=0.0).to(tl.float32)
-    p, _ = _activate(gate, ACTIVATION)
+    p, _ = activate(gate, ACTIVATION)
     y, scale = to_fp8(gate * p * up, LARGEST, LEAST)
     tl.store(scales_ptr + rows, scale, mask=rows < T)
     tl.store(y_ptr + rows * F + cols, y.to(y_ptr.dtype.element_ty), mask=inside)
@@ -242,7 +246,7 @@ def _gated_backward_kernel(
     gate = tl.load(gate_up_ptr + rows * stride + cols, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + rows * stride + F + cols, mask=inside, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + rows * dy_stride + cols, mask=inside, other=0.0).to(tl.float32)
-    p, dz = _activate(gate, ACTIVATION)
+    p, dz = activate(gate, ACTIVATION)
     dp = dz if ACTIVATION == "gelu" else p * (1.0 - p) * dz
     tl.store(dgate_up_ptr + rows * (2 * F) + cols, dy * up * (p + gate * dp), mask=inside)
     tl.store(dgate_up_ptr + rows * (2 * F) + F + cols, dy * gate * p, mask=inside)

@@ -18,6 +18,8 @@ from fastvec_kernels import (
     attention_reference,
     checked_kernels,
     dropout,
+    gated_fp8,
+    gated_linear,
     geglu,
     pool,
     quantize_rows,
@@ -25,7 +27,6 @@ from fastvec_kernels import (
     rope,
     rope_attention,
     swiglu,
-    swiglu_fp8,
     torch_ops,
     use_torch_ops,
 )
@@ -42,6 +43,8 @@ T = sum(LENGTHS)
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run kernels (on a CPU in the interpreter), with no op switched before or after the test."""
     monkeypatch.setattr(_switch, "_on_torch", {})
+    module = import_module("fastvec_kernels.gated_linear")
+    monkeypatch.setattr(module, "WIDEST", dict.fromkeys(module.TILES, 64))
     with nullcontext() if DEVICE == "cuda" else kernels_on_cpu():
         yield
 
@@ -59,6 +62,7 @@ def calls() -> dict[str, Callable[[], Any]]:
     return {
         "attention": lambda: attention(q, k, v, plan, scale=0.25),
         "dropout": lambda: dropout(x, tokens, p=0.5, seed=1),
+        "gated_linear": lambda: gated_linear(qkv.half(), random(16, 64).half() / 8, "silu"),
         "pool": lambda: pool(x, spans, "mean", residual=x, weight=weight, normalize=True),
         "quantize_rows": lambda: quantize_rows(x),
         "rms_norm": lambda: (rms_norm(x, weight, 1e-6), add_rms_norm(x, x, weight, 1e-6)),
@@ -142,7 +146,7 @@ def test_what_is_no_fault_of_a_kernel_does_not_fail_the_check() -> None:
     q, k, v = (3 * random(T, heads, 16) for heads in (2, 1, 1))
     plan = AttentionPlan.build(LENGTHS, DEVICE)
     with checked_kernels() as failures:
-        swiglu_fp8(wide)  # wider than the kernel that quantizes
+        gated_fp8(wide, "silu")  # wider than the kernel that quantizes
         rms_norm(overflowed, weight, 1e-6)
         with torch.autocast(DEVICE, torch.bfloat16):
             attention(q, k, v, plan, scale=1.0)
