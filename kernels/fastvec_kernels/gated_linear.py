@@ -1,9 +1,9 @@
 """The gate-up product of a feed-forward layer with its gated unit: y = f(x · W_gateᵀ) · (x · W_upᵀ), for inference.
 
 A program computes a tile of gate and the tile of up beside it, so that the product [T, 2F] is not written to memory and
-the pass of `swiglu`, 6 F bytes a token in half precision, is gone. This pays if the kernel's products are fast enough: at
-r FLOP/s instead of the library's R they take 4 D F T (1 / r − 1 / R) seconds more, and the pass took 6 F T / bandwidth.
-With 620 TFLOP/s and 2.6 TB/s, r must be above 0.74 R at D = 1,024, and above 0.92 R at D = 4,096.
+the pass of `swiglu`, 6 F bytes a token in half precision, is gone. This pays if the kernel's products are fast enough:
+at r FLOP/s instead of the library's R they take 4 D F T (1 / r − 1 / R) seconds more, and the pass took 6 F T /
+bandwidth. With 620 TFLOP/s and 2.6 TB/s, r must be above 0.74 R at D = 1,024, and above 0.92 R at D = 4,096.
 
 Shapes: T packed tokens, D hidden size, F feed-forward size; weight [2F, D] contains W_gate, then W_up.
 """
