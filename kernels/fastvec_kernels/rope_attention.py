@@ -21,7 +21,7 @@ from fastvec_kernels.attention.op import needed_window, settle, tiled
 from fastvec_kernels.attention.parts import Batch, Kind, ScoreParameters, Tile, row_positions
 from fastvec_kernels.attention.plan import AttentionPlan, Lengths, check_tokens, lengths_of, list_programs
 from fastvec_kernels.quantize import rows_of
-from fastvec_kernels.rope.interface import check_shapes, rope, rope_reference
+from fastvec_kernels.rope.interface import check_shapes, flat, rope, rope_reference
 
 LEAST_HEAD = 32  # its halves have the 16 columns that a matrix product needs
 
@@ -87,11 +87,11 @@ def rope_attention(
         )
         return attention(q, k, v, plan, scale=scale, causal=causal, window=window, softcap=softcap, sinks=sinks)
     kind, rule, lengths, classes = chosen
-    qkv = rows_of(qkv)
+    qkv, cos, sin = rows_of(qkv), rows_of(cos), rows_of(sin)
     o = qkv.new_empty(len(qkv), heads, kind.head_dim)
     work = list_programs(lengths, qkv.device, 1, kind.group, tuple(classes))
     batch = Batch(plan.cu_seqlens, work.items, plan.sequence_ids)
-    tensors = (qkv, cos, sin, q_weight, k_weight, bias, o, sinks)
+    tensors = (qkv, cos, sin, flat(q_weight), flat(k_weight), flat(bias), o, flat(sinks))
     strides = (qkv.stride(0), cos.stride(0), sin.stride(0))
     first = 0
     for tile, count in zip(reversed(classes.values()), work.counts[1:], strict=True):

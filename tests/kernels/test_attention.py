@@ -64,6 +64,13 @@ def test_half_precision_is_as_exact_as_pytorch_can_be(dtype: torch.dtype, option
     assert_as_exact(output, case.to(torch.float64).reference(), plain_attention(case))
 
 
+def test_sinks_may_have_a_stride(device: str) -> None:
+    spread = torch.tensor([0.5, torch.nan, -1.0, torch.nan, 2.0, torch.nan, 0.0, torch.nan])
+    case = random_case([5, 20], device, sinks=spread)
+    case.options["sinks"] = case.options["sinks"][::2]
+    torch.testing.assert_close(case.run(), case.reference(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # from NumPy, in the interpreter
 @pytest.mark.parametrize("options", kinds())
 def test_a_nan_stays_in_its_sequence(options: dict[str, Any], device: str) -> None:

@@ -76,6 +76,11 @@ def make_inputs(
     }
 
 
+def every_second(x: torch.Tensor) -> torch.Tensor:
+    """Return the same values as every second number of a buffer, with NaN between them."""
+    return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+
+
 def assert_right(inputs: dict[str, Any]) -> torch.Tensor:
     """Check for the result of the references, which round q, k, v and o to the dtype of qkv."""
     found, expected = rope_attention(**inputs), rope_attention_reference(**inputs)
@@ -130,6 +135,14 @@ def test_every_class_of_sequences_on_the_shipped_tiles(head_dim: int, device: st
 def test_bfloat16_with_what_a_family_has(with_norm: bool, with_bias: bool, device: str) -> None:
     inputs = make_inputs([3, 20, 40], device, dtype=torch.bfloat16, with_norm=with_norm, with_bias=with_bias)
     assert_right(inputs)
+
+
+@pytest.mark.usefixtures("in_one_kernel")
+def test_inputs_may_have_any_strides(device: str) -> None:
+    inputs = make_inputs([5, 20], device, sinks=torch.randn(4))
+    spread = {name: every_second(x) for name, x in inputs.items() if isinstance(x, torch.Tensor)}
+    assert spread.keys() == {"qkv", "cos", "sin", "q_weight", "k_weight", "bias", "sinks"}
+    assert torch.equal(rope_attention(**inputs | spread), rope_attention(**inputs))
 
 
 @pytest.mark.usefixtures("in_one_kernel")

@@ -48,6 +48,7 @@ def attention_triton(
 ) -> torch.Tensor:
     """Compute `attention` by the Triton kernels."""
     batch = (plan.host_lengths, plan.cu_seqlens, plan.sequence_ids)
+    sinks = None if sinks is None else sinks.contiguous()
     o: torch.Tensor = call(_attention, q, k, v, sinks, *batch, scale, causal, window, softcap, dropout_p, seed)[0]
     return o
 

@@ -173,8 +173,8 @@ def _rope(
     with_v: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shape = _shape(qkv.shape[1], cos, heads, kv_heads)
-    weights = (_flat(q_weight), _flat(k_weight))
-    return launch_rope(rows_of(qkv), (rows_of(cos), rows_of(sin)), weights, _flat(bias), shape, eps, with_v)
+    weights = (flat(q_weight), flat(k_weight))
+    return launch_rope(rows_of(qkv), (rows_of(cos), rows_of(sin)), weights, flat(bias), shape, eps, with_v)
 
 
 @torch.library.custom_op("fastvec::rope_backward", mutates_args=())
@@ -195,12 +195,13 @@ def _rope_backward(
     heads, kv_heads, head_dim = dq.shape[1], dk.shape[1], dq.shape[2]
     shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, half=cos.shape[1])
     gradients = (dq.contiguous(), dk.contiguous(), dv.contiguous())
-    qkv, weights = None if qkv is None else rows_of(qkv), (_flat(q_weight), _flat(k_weight))
+    qkv, weights = None if qkv is None else rows_of(qkv), (flat(q_weight), flat(k_weight))
     angles = (rows_of(cos), rows_of(sin))
-    return launch_rope_backward(gradients, qkv, angles, weights, _flat(bias), shape, eps, with_weights, with_bias)
+    return launch_rope_backward(gradients, qkv, angles, weights, flat(bias), shape, eps, with_weights, with_bias)
 
 
-def _flat(x: torch.Tensor | None) -> torch.Tensor | None:
+def flat(x: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a vector whose numbers are adjacent, as the kernels read weights and biases."""
     return None if x is None else x.contiguous()
 
 
