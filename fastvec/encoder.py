@@ -149,7 +149,7 @@ class Encoder:
 
     @property
     def torch_ops(self) -> tuple[str, ...]:
-        """The ops that run on PyTorch's operations although this device has kernels for them."""
+        """The ops that run without their kernels, although this device has kernels for them."""
         return replaced_ops(self.settings.device)
 
     def encode(

@@ -78,7 +78,7 @@ class Report:
     bottleneck: str = ""  # the stage that worked longest
     peak_memory_bytes: int | None = None
     agreement: dict[str, Any] | None = None  # of quantized vectors with unquantized ones, on the first texts
-    torch_ops: tuple[str, ...] = ()  # ops that ran on PyTorch's operations although this device has kernels for them
+    torch_ops: tuple[str, ...] = ()  # ops that ran without their kernels, although this device has kernels
     already_finished: bool = False
     note: str = ""  # a remark about the model
 

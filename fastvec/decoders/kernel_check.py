@@ -20,13 +20,10 @@ from fastvec_kernels import OPS, checked_kernels, torch_ops, use_torch_ops
 logger = logging.getLogger(__name__)
 
 VARIABLE = "FASTVEC_TORCH_OPS"
-SHORT_LENGTHS = (
-    1,
-    20,
-    50,
-    100,
-)  # in each of attention's length classes; a batch without longer ones has a kernel of its own
-LENGTHS = (*SHORT_LENGTHS, 300, 1100)  # the longer ones need several tiles of keys
+# One sequence in each of attention's length classes, and longer ones that need several tiles of keys. A batch that has
+# none of the longer ones takes another kernel.
+SHORT_LENGTHS = (1, 20, 50, 100)
+LENGTHS = (*SHORT_LENGTHS, 300, 1100)
 
 
 @contextmanager
@@ -62,7 +59,7 @@ def _read_variable() -> None:
 
 
 def replaced_ops(device: str) -> tuple[str, ...]:
-    """Return the ops that run on PyTorch's operations although `device` has kernels for them."""
+    """Return the ops that run without their kernels, although `device` has kernels for them."""
     return tuple(sorted(torch_ops())) if device == "cuda" else ()
 
 
