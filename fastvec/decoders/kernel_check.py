@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 VARIABLE = "FASTVEC_TORCH_OPS"
 # One sequence in each of attention's length classes, and longer ones that need several tiles of keys. A batch that has
 # none of the longer ones takes another kernel.
-SHORT_LENGTHS = (1, 20, 50, 100)
+SHORT_LENGTHS = (1, 20, 50, 128)
 LENGTHS = (*SHORT_LENGTHS, 300, 1100)
 
 
 @contextmanager
 def kernel_check() -> Iterator[None]:
-    """Check all kernels that are called in this block, and replace those that fail when it ends.
+    """Check all kernels that are called in this block, and replace those that fail.
 
     Raises UsageError if FASTVEC_TORCH_OPS names an unknown op, ModelError if a kernel stops the GPU.
     """
@@ -48,7 +48,6 @@ def kernel_check() -> Iterator[None]:
         ) from None
     for op, failure in failures.items():
         logger.warning("%s runs without its kernel, which failed the check: %s", op, failure)
-    use_torch_ops(failures)
 
 
 def _read_variable() -> None:
@@ -64,8 +63,13 @@ def replaced_ops(device: str) -> tuple[str, ...]:
 
 
 def call_kernels(run: Callable[[Packed], object], vocabulary: int, longest: int, device: torch.device | str) -> None:
-    """Call `run` on sequences of all lengths, so that `kernel_check` sees its kernels; a CPU runs none."""
-    if torch.device(device).type != "cpu":
+    """Call `run` on sequences of all lengths, so that `kernel_check` sees its kernels; a CPU runs none.
+
+    What replaces a kernel may be other kernels, so `run` is called again as long as one fails.
+    """
+    replaced: set[str] | None = None
+    while torch.device(device).type != "cpu" and replaced != set(torch_ops()):
+        replaced = set(torch_ops())
         for lengths in (LENGTHS, SHORT_LENGTHS):
             run(check_sequences(lengths, vocabulary, longest, device))
 

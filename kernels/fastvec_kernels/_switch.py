@@ -47,8 +47,9 @@ def uses_kernel(name: str, x: torch.Tensor) -> bool:
 def checked_kernels() -> Iterator[dict[str, str]]:
     """Compare every kernel called in this block with its op's reference; yield a dict that gets the failures by op.
 
-    In this block, ops whose kernels run return the reference's result, so that a wrong kernel does not affect what
-    comes after it. Results in int8 and uint8 are not compared.
+    A kernel that fails is replaced from then on, as by `use_torch_ops`. In this block, ops whose kernels run return the
+    reference's result, so that a wrong kernel does not affect what comes after it. Results in int8 and uint8 are not
+    compared.
     """
     global _failures
     before, _failures = _failures, {}
@@ -75,7 +76,7 @@ def op(
                 expected = reference(*args, **options)
             failure = _failure(lambda: function(*args, **options), expected)
             if failure is not None:
-                _failures.setdefault(name, failure)
+                _failures[name] = _on_torch[name] = failure
             return expected
 
         # torch.compile limits the recompilations of a code object, so every op needs its own

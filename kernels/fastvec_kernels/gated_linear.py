@@ -64,7 +64,12 @@ def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
         return False
     target, depth = architecture(x.device), x.shape[1]
-    return x.itemsize == 2 and depth <= WIDEST.get(str(target), 0) and depth % TILES[str(target)][0].depth == 0
+    return (
+        x.dtype == weight.dtype
+        and x.itemsize == 2
+        and depth <= WIDEST.get(str(target), 0)
+        and depth % TILES[str(target)][0].depth == 0
+    )
 
 
 def _checked_reference(x: torch.Tensor, weight: torch.Tensor, activation: Activation, tile: Tile) -> torch.Tensor:

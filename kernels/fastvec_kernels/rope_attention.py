@@ -12,14 +12,14 @@ Shapes: T packed tokens, H heads of q, KV of k and of v, D head size.
 
 import torch
 
-from fastvec_kernels._launch import architecture, launch, next_power_of_2, tl, triton
+from fastvec_kernels._launch import launch, next_power_of_2, tl, triton
 from fastvec_kernels._switch import op, uses_kernel
-from fastvec_kernels.attention.configs import configuration
+from fastvec_kernels.attention.configs import widest_head
 from fastvec_kernels.attention.forward import softmax
-from fastvec_kernels.attention.interface import attention, attention_reference
-from fastvec_kernels.attention.op import needed_window, settle, tiled
-from fastvec_kernels.attention.parts import Batch, Kind, ScoreParameters, Tile, row_positions
-from fastvec_kernels.attention.plan import AttentionPlan, Lengths, check_tokens, lengths_of, list_programs
+from fastvec_kernels.attention.interface import attention, attention_reference, check_options
+from fastvec_kernels.attention.op import choose, tiled
+from fastvec_kernels.attention.parts import Batch, Tile, row_positions, sequence_of
+from fastvec_kernels.attention.plan import AttentionPlan, check_tokens, lengths_of, list_programs
 from fastvec_kernels.quantize import rows_of
 from fastvec_kernels.rope.interface import check_shapes, flat, rope, rope_reference
 
@@ -78,64 +78,44 @@ def rope_attention(
     Raises ValueError if shapes or the plan do not fit together.
     """
     check_shapes(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, bias)
-    chosen = None
-    if _fits(qkv, cos, heads, kv_heads, sinks):
-        chosen = _choose(qkv, plan, heads, kv_heads, scale, causal, window, softcap, sinks is not None)
-    if chosen is None:
+    check_options(heads, scale, window, softcap, sinks)
+    lengths, size = lengths_of(plan.host_lengths), qkv.shape[1] // (heads + 2 * kv_heads)
+    check_tokens(lengths.tokens, len(qkv))
+    classes: dict[int, Tile] = {}
+    if _fits(qkv, size, cos, heads, kv_heads) and not _needs_gradient(qkv, q_weight, k_weight, bias, sinks):
+        sizes = (heads // kv_heads, size, size)
+        kind, rule, passes = choose(qkv, lengths, sizes, scale, causal, window, softcap, sinks is not None, 0.0)
+        classes = passes.rotary
+    if lengths.longest > max(classes, default=0):
         q, k, v = rope(
             qkv, cos, sin, heads=heads, kv_heads=kv_heads, q_weight=q_weight, k_weight=k_weight, eps=eps, bias=bias
         )
         return attention(q, k, v, plan, scale=scale, causal=causal, window=window, softcap=softcap, sinks=sinks)
-    kind, rule, lengths, classes = chosen
     qkv, cos, sin = rows_of(qkv), rows_of(cos), rows_of(sin)
-    o = qkv.new_empty(len(qkv), heads, kind.head_dim)
+    o = qkv.new_empty(len(qkv), heads, size)
     work = list_programs(lengths, qkv.device, 1, kind.group, tuple(classes))
     batch = Batch(plan.cu_seqlens, work.items, plan.sequence_ids)
     tensors = (qkv, cos, sin, flat(q_weight), flat(k_weight), flat(bias), o, flat(sinks))
     strides = (qkv.stride(0), cos.stride(0), sin.stride(0))
-    first = 0
-    for tile, count in zip(reversed(classes.values()), work.counts[1:], strict=True):
-        if count:
-            launch(
-                _rope_attention_kernel, (count, kv_heads), *tensors, *strides, lengths.longest_at, eps, batch, first,
-                rule, H=heads, KV=kv_heads, KIND=kind, **tiled(tile),
-            )  # fmt: skip
-        first += count
+    for tile, first, count in work.by_class(classes):
+        launch(
+            _rope_attention_kernel, (count, kv_heads), *tensors, *strides, lengths.longest_at, eps, batch, first, rule,
+            H=heads, KV=kv_heads, KIND=kind, **tiled(tile),
+        )  # fmt: skip
     return o
 
 
-def _fits(qkv: torch.Tensor, cos: torch.Tensor, heads: int, kv_heads: int, sinks: torch.Tensor | None) -> bool:
-    """Return whether the kernel computes a call, whatever its batch and its options."""
-    if not all(uses_kernel(name, qkv) for name in ("rope_attention", "rope", "attention")):
+def _fits(qkv: torch.Tensor, size: int, cos: torch.Tensor, heads: int, kv_heads: int) -> bool:
+    """Return whether the kernel computes heads of `size` columns, on this device and in this dtype."""
+    if torch.compiler.is_compiling() or size > widest_head(qkv.dtype) or heads % kv_heads:
         return False
-    if (torch.is_grad_enabled() and qkv.requires_grad) or torch.compiler.is_compiling():
+    if not size == 2 * cos.shape[1] == next_power_of_2(size) >= LEAST_HEAD:
         return False
-    size = qkv.shape[1] // (heads + 2 * kv_heads)
-    whole = size == 2 * cos.shape[1] == next_power_of_2(size) >= LEAST_HEAD
-    return whole and heads % kv_heads == 0 and (sinks is None or sinks.shape == (heads,))
+    return all(uses_kernel(name, qkv) for name in ("rope_attention", "rope", "attention"))
 
 
-def _choose(
-    qkv: torch.Tensor,
-    plan: AttentionPlan,
-    heads: int,
-    kv_heads: int,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    softcap: float | None,
-    sinks: bool,
-) -> tuple[Kind, ScoreParameters, Lengths, dict[int, Tile]] | None:
-    """Return what the kernel is launched with, and its tile by class; None if a sequence is too long for all."""
-    lengths = lengths_of(plan.host_lengths)
-    check_tokens(lengths.tokens, len(qkv))
-    size, target = qkv.shape[1] // (heads + 2 * kv_heads), architecture(qkv.device)
-    window = needed_window(window, lengths, causal)
-    kind, rule, _ = settle(
-        target, qkv.dtype, (heads // kv_heads, size, size), scale, causal, window, softcap, sinks, 0.0
-    )
-    classes = configuration(target, kind, qkv.dtype).rotary
-    return (kind, rule, lengths, classes) if lengths.longest <= max(classes, default=0) else None
+def _needs_gradient(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 @triton.jit
@@ -174,9 +154,8 @@ def _rope_attention_kernel(
     HALF: tl.constexpr = D // 2
     DTYPE: tl.constexpr = tl.float32 if KIND.upcast else qkv_ptr.dtype.element_ty
     item = batch.items + 2 * (first_item + tl.program_id(0))
-    sequence, kv_head = tl.load(item), tl.program_id(1)
-    start = tl.load(batch.cu_seqlens + sequence)
-    length = tl.load(batch.cu_seqlens + sequence + 1) - start
+    sequence, start, length = sequence_of(item, batch)
+    kv_head = tl.program_id(1)
     base = qkv_ptr + start.to(tl.int64) * stride
     # by the position alone, so that all programs find the angles in the cache
     cos_ptr += longest_at.to(tl.int64) * cos_stride
@@ -186,7 +165,7 @@ def _rope_attention_kernel(
     inside = (key < length)[:, None]
     k_column, v_column = (H + kv_head) * D, (H + KV + kv_head) * D
     k1, k2 = _load_halves(base, key * stride + k_column, inside, HALF)
-    k1, k2 = _rotate(
+    k1, k2 = _rotate(  # key * 0: the bias of one head for all keys
         k1, k2, cos_ptr, sin_ptr, key * cos_stride, key * sin_stride, inside,
         bias_ptr, key * 0 + k_column, k_weight_ptr, eps, HALF,
     )  # fmt: skip

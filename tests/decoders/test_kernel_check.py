@@ -14,7 +14,7 @@ from fastvec.decoders.kernel_check import call_kernels, check_sequences, kernel_
 from fastvec.decoders.load import load_decoder
 from fastvec.errors import ModelError, UsageError
 from fastvec.texts.packing import Packed
-from fastvec_kernels import _switch, rms_norm, torch_ops
+from fastvec_kernels import _switch, rms_norm, torch_ops, use_torch_ops
 from fastvec_kernels._launch import kernels_on_cpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="replaces launches in the interpreter")
@@ -54,7 +54,19 @@ def test_every_kernel_is_called() -> None:
     call_kernels(batches.append, 1000, 64, "cpu")
     assert batches == []  # there are no kernels
     call_kernels(batches.append, 1000, 2000, "meta")
-    assert [max(packed.lengths) for packed in batches] == [1100, 100]
+    assert [max(packed.lengths) for packed in batches] == [1100, 128]
+
+
+def test_what_replaces_a_kernel_is_called_again() -> None:
+    batches: list[Packed] = []
+
+    def run(packed: Packed) -> None:
+        batches.append(packed)
+        if len(batches) == 2:
+            use_torch_ops({"rope_attention": "it failed"})
+
+    call_kernels(run, 1000, 64, "meta")
+    assert len(batches) == 4
 
 
 def test_ops_are_named_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,15 @@ def test_what_the_kernel_does_not_compute_runs_one_after_the_other(
 
 
 @pytest.mark.usefixtures("only_kernels", "switched_on")
+def test_weights_of_another_dtype_are_for_autocast(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "launch", refuse)
+    x, weight = make_inputs(5, 64, 24, device, torch.bfloat16)
+    with torch.autocast(device, torch.bfloat16):
+        found = gated_linear(x, weight.float(), "silu")
+    assert_right(found, x, weight, "silu")
+
+
+@pytest.mark.usefixtures("only_kernels", "switched_on")
 def test_a_switched_op_is_not_in_the_kernel(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_switch, "_on_torch", {"gated_linear": "a test"})
     monkeypatch.setattr(MODULE, "launch", refuse)

@@ -166,8 +166,8 @@ def test_a_sequence_has_the_same_bits_alone_and_packed(device: str) -> None:
     assert torch.equal(packed[9:49], alone)
 
 
-def needs_gradient(inputs: dict[str, Any]) -> dict[str, Any]:
-    return inputs | {"qkv": inputs["qkv"].clone().requires_grad_()}
+def with_gradient(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda inputs: inputs | {name: inputs[name].clone().requires_grad_()}
 
 
 @pytest.mark.usefixtures("only_kernels")
@@ -180,7 +180,11 @@ def needs_gradient(inputs: dict[str, Any]) -> dict[str, Any]:
         pytest.param([20], {"head_dim": 16}, dict, id="too small for its halves"),
         pytest.param([20], {"head_dim": 64, "rotary_dim": 32}, dict, id="rotated in part"),
         pytest.param([20], {"head_dim": 256}, dict, id="without a tile"),
-        pytest.param([20], {}, needs_gradient, id="gradient"),
+        pytest.param([20], {"head_dim": 512}, dict, id="wider than attention's tiles"),
+        pytest.param([20], {"head_dim": 256, "dtype": torch.float32}, dict, id="wider than attention's, float32"),
+        pytest.param([20], {}, with_gradient("qkv"), id="gradient"),
+        pytest.param([20], {}, with_gradient("k_weight"), id="gradient of a weight"),
+        pytest.param([20], {}, with_gradient("bias"), id="gradient of the bias"),
     ],
 )
 def test_what_the_kernel_does_not_compute_runs_one_after_the_other(
@@ -220,6 +224,9 @@ def test_it_differentiates(device: str) -> None:
     [
         ({"q_weight": None}, "rope needs the norm weights of both"),
         ({"plan": AttentionPlan.build([9])}, "the attention plan is for 9 tokens, but q has 8"),
+        ({"window": 0}, "attention needs a window of at least one token"),
+        ({"softcap": -1.0}, "attention needs a positive softcap"),
+        ({"scale": 0.0}, "attention needs a positive scale"),
         ({"sinks": torch.zeros(3)}, "attention needs one sink for each of 4 heads"),
         (
             {"heads": 3, "kv_heads": 2, "qkv": torch.zeros(8, 7 * 32), "bias": None},

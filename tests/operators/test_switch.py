@@ -103,10 +103,18 @@ def test_a_kernel_that_the_driver_refuses_is_replaced(name: str, monkeypatch: py
     assert failures.keys() == {name}
     assert failures[name].startswith("RuntimeError: PTX of ")
     assert "second line" not in failures[name]
-    use_torch_ops(failures)
     assert dict(torch_ops()) == failures
     for found in (checked, calls()[name]()):
         assert compare(flat(found), flat(expected))[1] is None
+
+
+def test_the_kernels_that_replace_another_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rope_attention", "rope", "attention"):
+        launches(name, monkeypatch, refuse)
+    with checked_kernels() as failures:
+        first, second = (calls()["rope_attention"]() for _ in range(2))
+    assert failures.keys() == {"rope_attention", "rope", "attention"}
+    assert compare((second,), (first.float(),))[1] is None
 
 
 def flat(result: Any) -> tuple[torch.Tensor, ...]:

@@ -20,6 +20,7 @@ from fastvec_kernels.attention.parts import (
     row_positions,
     sees,
     sequence_bases,
+    sequence_of,
 )
 
 
@@ -83,9 +84,8 @@ def backward_short(
 ):  # fmt: skip
     KEYS: tl.constexpr = TILE.keys
     item = batch.items + 2 * (first_item + tl.program_id(0))
-    sequence, kv_head = tl.load(item), tl.program_id(1)
-    start = tl.load(batch.cu_seqlens + sequence)
-    length = tl.load(batch.cu_seqlens + sequence + 1) - start
+    sequence, start, length = sequence_of(item, batch)
+    kv_head = tl.program_id(1)
     q_base, k_base, v_base = sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head)
     dq_base, dk_base, dv_base = sequence_bases(dq_ptr, dk_ptr, dv_ptr, grads, start, kv_head)
     do_base = do_ptr + start.to(tl.int64) * do_strides.token
@@ -135,9 +135,8 @@ def backward_keys(
     """Compute dK and dV of a tile of keys; the scores are transposed, [keys, rows], so that K and V stay in place."""
     KEYS: tl.constexpr = TILE.keys
     item = batch.items + 2 * tl.program_id(0)
-    sequence, first_key, kv_head = tl.load(item), tl.load(item + 1), tl.program_id(1)
-    start = tl.load(batch.cu_seqlens + sequence)
-    length = tl.load(batch.cu_seqlens + sequence + 1) - start
+    sequence, start, length = sequence_of(item, batch)
+    first_key, kv_head = tl.load(item + 1), tl.program_id(1)
     q_base, k_base, v_base = sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head)
     do_base = do_ptr + start.to(tl.int64) * do_strides.token
     key = first_key + tl.arange(0, KEYS)
@@ -174,9 +173,8 @@ def backward_rows(
     ROWS: tl.constexpr = TILE.rows
     KEYS: tl.constexpr = TILE.keys
     item = batch.items + 2 * tl.program_id(0)
-    sequence, first_row, kv_head = tl.load(item), tl.load(item + 1), tl.program_id(1)
-    start = tl.load(batch.cu_seqlens + sequence)
-    length = tl.load(batch.cu_seqlens + sequence + 1) - start
+    sequence, start, length = sequence_of(item, batch)
+    first_row, kv_head = tl.load(item + 1), tl.program_id(1)
     q_base, k_base, v_base = sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head)
     token, head = row_positions(first_row, kv_head, KIND, ROWS)
     q = load_rows(q_base, strides.q, token, head, length, KIND.head_dim, WIDTH, KIND.upcast)

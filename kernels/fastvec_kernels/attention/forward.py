@@ -17,6 +17,7 @@ from fastvec_kernels.attention.parts import (
     row_positions,
     sees,
     sequence_bases,
+    sequence_of,
 )
 
 
@@ -63,9 +64,8 @@ def forward_short(
     KIND: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
     item = batch.items + 2 * (first_item + tl.program_id(0))
-    sequence, kv_head = tl.load(item), tl.program_id(1)
-    start = tl.load(batch.cu_seqlens + sequence)
-    length = tl.load(batch.cu_seqlens + sequence + 1) - start
+    sequence, start, length = sequence_of(item, batch)
+    kv_head = tl.program_id(1)
     key = tl.arange(0, TILE.keys)
     q_base, k_base, v_base = sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head)
     k = load_keys(k_base, strides.k, 0, length, TILE.keys, KIND.head_dim, WIDTH, False, KIND.upcast)
@@ -107,9 +107,8 @@ def forward_long(
     KIND: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
     item = batch.items + 2 * tl.program_id(0)
-    sequence, first_row, kv_head = tl.load(item), tl.load(item + 1), tl.program_id(1)
-    start = tl.load(batch.cu_seqlens + sequence)
-    length = tl.load(batch.cu_seqlens + sequence + 1) - start
+    sequence, start, length = sequence_of(item, batch)
+    first_row, kv_head = tl.load(item + 1), tl.program_id(1)
     q_base, k_base, v_base = sequence_bases(q_ptr, k_ptr, v_ptr, strides, start, kv_head)
     ROWS: tl.constexpr = TILE.rows
     KEYS: tl.constexpr = TILE.keys

@@ -141,15 +141,22 @@ def _check(
         raise ValueError(f"attention needs query heads in a multiple of the {k.shape[1]} key heads, got {q.shape[1]}")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"attention needs the same dtype for q, k and v, got q {q.dtype}, k {k.dtype}, v {v.dtype}")
-    if sinks is not None and sinks.shape != q.shape[1:2]:
-        raise ValueError(f"attention needs one sink for each of {q.shape[1]} heads, got {tuple(sinks.shape)}")
+    check_options(q.shape[1], scale, window, softcap, sinks)
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"attention needs a dropout probability of at least 0 and below 1, got {dropout_p}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"attention needs a seed from 0 to 2^63 - 1, got {seed}")
+
+
+def check_options(
+    heads: int, scale: float, window: int | None, softcap: float | None, sinks: torch.Tensor | None
+) -> None:
+    """Raise ValueError for options outside their ranges."""
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"attention needs one sink for each of {heads} heads, got {tuple(sinks.shape)}")
     if not scale > 0:
         raise ValueError(f"attention needs a positive scale, got {scale}")
     if window is not None and window < 1:
         raise ValueError(f"attention needs a window of at least one token, got {window}")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"attention needs a positive softcap, got {softcap}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"attention needs a dropout probability of at least 0 and below 1, got {dropout_p}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"attention needs a seed from 0 to 2^63 - 1, got {seed}")

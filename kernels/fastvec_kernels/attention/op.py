@@ -54,7 +54,7 @@ def attention_triton(
 
 
 class _Prepared(NamedTuple):
-    """A call of an operator: its inputs with strides that the kernels accept, and what `settle` returned for them."""
+    """A call of an operator: its inputs with strides that the kernels accept, and what `choose` returned for them."""
 
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v
     strides: Inputs
@@ -80,9 +80,8 @@ def _prepare(
 ) -> _Prepared:
     lengths = lengths_of(host_lengths)
     check_tokens(lengths.tokens, q.shape[0])
-    window = needed_window(window, lengths, causal)
-    target, sizes = architecture(q.device), (q.shape[1] // k.shape[1], q.shape[2], v.shape[2])
-    kind, rule, widths = settle(target, q.dtype, sizes, scale, causal, window, softcap, sinks is not None, dropout_p)
+    sizes = (q.shape[1] // k.shape[1], q.shape[2], v.shape[2])
+    kind, rule, passes = choose(q, lengths, sizes, scale, causal, window, softcap, sinks is not None, dropout_p)
     (q, q_strides), (k, k_strides), (v, v_strides) = (_addressable(x, lengths.longest) for x in (q, k, v))
     return _Prepared(
         inputs=(q, k, v),
@@ -90,18 +89,32 @@ def _prepare(
         lengths=lengths,
         kind=kind,
         rule=rule._replace(seed=seed) if seed else rule,
-        passes=configuration(target, kind, q.dtype),
-        widths=widths,
+        passes=passes,
+        widths={"WIDTH": _width(kind.head_dim), "VALUE_WIDTH": _width(kind.value_dim)},
     )
 
 
-def needed_window(window: int | None, lengths: Lengths, causal: bool) -> int | None:
-    """Return `window`, or None if it excludes no key of the longest sequence."""
-    return None if window is None or window >= lengths.longest - (0 if causal else 1) else window
+def choose(
+    x: torch.Tensor,
+    lengths: Lengths,
+    sizes: tuple[int, int, int],
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: bool,
+    dropout_p: float,
+) -> tuple[Kind, ScoreParameters, Passes]:
+    """Return what the kernels are launched with for inputs like `x` and `sizes` (group, head_dim, value_dim)."""
+    if window is not None and window >= lengths.longest - (0 if causal else 1):
+        window = None  # it excludes no key
+    target = architecture(x.device)
+    kind, rule = _settle(target, x.dtype, sizes, scale, causal, window, softcap, sinks, dropout_p)
+    return kind, rule, configuration(target, kind, x.dtype)
 
 
 @lru_cache(maxsize=64)
-def settle(
+def _settle(
     target: str | None,
     dtype: torch.dtype,
     sizes: tuple[int, int, int],
@@ -111,8 +124,8 @@ def settle(
     softcap: float | None,
     sinks: bool,
     dropout_p: float,
-) -> tuple[Kind, ScoreParameters, dict[str, int]]:
-    """Return kind, rule (with seed 0) and widths: they follow from options and sizes, once for all layers alike."""
+) -> tuple[Kind, ScoreParameters]:
+    """Return kind and rule (with seed 0): they follow from options and sizes, once for all layers alike."""
     group, head_dim, value_dim = sizes
     kind = Kind(
         group=group,
@@ -136,8 +149,7 @@ def settle(
         drop_below=drop_below(dropout_p),
         keep_scale=1 / (1 - dropout_p),
     )
-    widths = {"WIDTH": _width(head_dim), "VALUE_WIDTH": _width(value_dim)}
-    return kind, rule, widths
+    return kind, rule
 
 
 @operator("fastvec::attention")
@@ -167,25 +179,23 @@ def _attention(
     specialized = tile.path == "specialized"
     work = list_programs(call.lengths, q.device, tile.rows, 1 if specialized else call.kind.group, tuple(classes))
     batch = Batch(cu_seqlens, work.items, sequence_ids)
-    first, *counts = work.counts
-    if first and specialized:
+    long = work.counts[0]
+    if long and specialized:
         set_descriptor_allocator(q.device)
         launch(
-            forward_specialized, (first, H), *tensors, call.strides, batch, H, call.rule,
+            forward_specialized, (long, H), *tensors, call.strides, batch, H, call.rule,
             KIND=call.kind, **tiled(tile), **call.widths,
         )  # fmt: skip
-    elif first:
+    elif long:
         launch(
-            forward.forward_long, (first, kv_heads), *tensors, sinks, call.strides, batch, H, call.rule,
+            forward.forward_long, (long, kv_heads), *tensors, sinks, call.strides, batch, H, call.rule,
             KIND=call.kind, **tiled(tile), **call.widths,
         )  # fmt: skip
-    for tile, count in zip(reversed(classes.values()), counts, strict=True):
-        if count:
-            launch(
-                forward.forward_short, (count, kv_heads), *tensors, sinks, call.strides, batch, first, H, call.rule,
-                KIND=call.kind, **tiled(tile), **call.widths,
-            )  # fmt: skip
-        first += count
+    for tile, first, count in work.by_class(classes):
+        launch(
+            forward.forward_short, (count, kv_heads), *tensors, sinks, call.strides, batch, first, H, call.rule,
+            KIND=call.kind, **tiled(tile), **call.widths,
+        )  # fmt: skip
     return o, lse
 
 
@@ -247,17 +257,17 @@ def _attention_backward(
     classes = call.passes.backward_short
     work = list_programs(call.lengths, q.device, by_rows.rows, call.kind.group, tuple(classes))
     batch = Batch(cu_seqlens, work.items, sequence_ids)
-    first, *counts = work.counts
+    long = work.counts[0]
     delta = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    if first or sinks is not None:
+    if long or sinks is not None:
         rows = delta.numel()
         launch(
             backward.delta_of, (-(-rows // DELTA_ROWS),), o, do, delta, _strides(do), rows, H,
             SIZE=v.shape[2], WIDTH=call.widths["VALUE_WIDTH"], ROWS=DELTA_ROWS, num_warps=4,
         )  # fmt: skip
-    if first:
+    if long:
         launch(
-            backward.backward_rows, (first, kv_heads), *inputs, dq, lse, delta, *strides, batch, H, scale, call.rule,
+            backward.backward_rows, (long, kv_heads), *inputs, dq, lse, delta, *strides, batch, H, scale, call.rule,
             KIND=call.kind, **tiled(by_rows), **call.widths,
         )  # fmt: skip
         key_work = list_programs(call.lengths, q.device, by_keys.keys, 1, tuple(classes))
@@ -266,13 +276,11 @@ def _attention_backward(
             batch._replace(items=key_work.items), H, scale, call.rule,
             KIND=call.kind, **tiled(by_keys), **call.widths,
         )  # fmt: skip
-    for tile, count in zip(reversed(classes.values()), counts, strict=True):
-        if count:
-            launch(
-                backward.backward_short, (count, kv_heads), *inputs, dq, dk, dv, lse, *strides, batch, first, H,
-                scale, call.rule, KIND=call.kind, **tiled(tile), **call.widths,
-            )  # fmt: skip
-        first += count
+    for tile, first, count in work.by_class(classes):
+        launch(
+            backward.backward_short, (count, kv_heads), *inputs, dq, dk, dv, lse, *strides, batch, first, H, scale,
+            call.rule, KIND=call.kind, **tiled(tile), **call.widths,
+        )  # fmt: skip
     return dq, dk, dv, delta
 
 

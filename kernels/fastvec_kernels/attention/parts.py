@@ -73,6 +73,14 @@ class Tile(NamedTuple):
 
 
 @triton.jit
+def sequence_of(item, batch):
+    """Return the sequence of an item of the plan, its first token and its length."""
+    sequence = tl.load(item)
+    start = tl.load(batch.cu_seqlens + sequence)
+    return sequence, start, tl.load(batch.cu_seqlens + sequence + 1) - start
+
+
+@triton.jit
 def row_positions(first_row, kv_head, KIND: tl.constexpr, ROWS: tl.constexpr):
     """Return (token in the sequence, query head) of each row of a tile."""
     row = first_row + tl.arange(0, ROWS)

@@ -1,6 +1,6 @@
 """Split a batch into sequences, and sequences into kernel programs: on the host, once per batch, for every layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from fastvec_kernels._launch import to_device
+from fastvec_kernels.attention.parts import Tile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +97,14 @@ class Work:
 
     items: torch.Tensor  # [items, 2] int32 on the device: a sequence, and the first row or key of a tile
     counts: tuple[int, ...]  # items of the tiled sequences, then of each class, from the largest limit down
+
+    def by_class(self, tiles: dict[int, Tile]) -> Iterator[tuple[Tile, int, int]]:
+        """Yield, for each class with sequences, its tile of `tiles`, its first item and the number of its items."""
+        first = self.counts[0]
+        for tile, count in zip(reversed(tiles.values()), self.counts[1:], strict=True):
+            if count:
+                yield tile, first, count
+            first += count
 
 
 def list_programs(lengths: Lengths, device: torch.device, rows: int, group: int, limits: tuple[int, ...] = ()) -> Work:

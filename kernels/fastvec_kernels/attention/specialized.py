@@ -10,6 +10,7 @@ import torch
 
 from fastvec_kernels._launch import tl, triton
 from fastvec_kernels.attention.forward import store_rows
+from fastvec_kernels.attention.parts import sequence_of
 
 
 def fits_descriptors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
@@ -28,10 +29,9 @@ def forward_specialized(
     ROWS: tl.constexpr = TILE.rows
     KEYS: tl.constexpr = TILE.keys
     item = batch.items + 2 * tl.program_id(0)
-    sequence, first_row, head = tl.load(item), tl.load(item + 1), tl.program_id(1)
+    _, start, length = sequence_of(item, batch)
+    first_row, head = tl.load(item + 1), tl.program_id(1)
     kv_head = head // KIND.group
-    start = tl.load(batch.cu_seqlens + sequence)
-    length = tl.load(batch.cu_seqlens + sequence + 1) - start
     first = start.to(tl.int64)
     q_desc = tl.make_tensor_descriptor(
         q_ptr + first * strides.q.token + head * strides.q.head,
