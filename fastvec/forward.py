@@ -54,9 +54,10 @@ class Forward:
         with torch.inference_mode(), kernel_check():
             self_check(self._decoder)
             self._fused = self._fuse()
+            call_kernels(self, self._decoder.vocabulary, settings.max_length, settings.device)
             if settings.quantize is not None:
                 self._fused, self._unquantized = self._quantized(settings.quantize), self._fused
-            call_kernels(self, self._decoder.vocabulary, settings.max_length, settings.device)
+                call_kernels(self, self._decoder.vocabulary, settings.max_length, settings.device)
 
     @property
     def embeddings(self) -> torch.Tensor:
