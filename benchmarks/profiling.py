@@ -44,7 +44,9 @@ FORWARDS = 5
 SHOWN = 25  # kernels in the table
 LONGEST_NAME = 72
 # Names of cuBLAS's and CUTLASS's products, and of PyTorch's ops on a CPU. Attention is neither, whoever computes it.
-PRODUCT = re.compile(r"gemm|nvjet|xmma|cutlass|splitk|cublas|^aten::(mm|addmm|_scaled_mm)$|mkldnn_linear", re.I)
+PRODUCT = re.compile(
+    r"gemm|nvjet|xmma|cutlass|splitk|cublas|gated_linear|^aten::(mm|addmm_?|_scaled_mm)$|mkldnn_linear", re.I
+)
 ATTENTION = re.compile(r"fmha|flash|attention", re.I)
 
 

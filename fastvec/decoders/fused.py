@@ -3,9 +3,9 @@
     residual ← embed(tokens)
     each layer   q, k, v ← rope(norm(residual) · W_qkv)          one product; bias, head norms and rotation in one pass,
                                                                  for short sequences also attention
-                 residual ← residual + attend(q, k, v) · W_o     this sum and the next norm in one pass
+                 residual ← residual + attend(q, k, v) · W_o     the product adds to the residual, or the next norm does
                  residual ← residual + act(gate) · up · W_down   gate and up from norm(residual), in one product
-    pooling computes the last sum and the final norm
+    pooling computes the last sum, if no product has, and the final norm
 
 `detection` decides which decoders are Llama-style; `llama_layers` maps the weights of their layers to this form.
 
@@ -148,8 +148,8 @@ class FusedDecoder:
         ]
         return type(self)(self._embed, self._embed_scale, layers, self._tables, self.norm)
 
-    def __call__(self, packed: Packed, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (x, residual), [T, D] each; the hidden states are `norm` of their sum.
+    def __call__(self, packed: Packed, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (x, residual), [T, D] each; the hidden states are `norm` of their sum, or of x if residual is None.
 
         With `tokens` [n], indices on the device, only their rows are returned, and after its attention the last layer
         computes nothing for other tokens.
@@ -158,13 +158,15 @@ class FusedDecoder:
 
     def states(self, packed: Packed, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         """Return the hidden states [T, D] after the final norm, of the tokens or of `embeddings` [T, D] instead."""
-        x, residual = self(packed) if embeddings is None else self.run(embeddings, packed)
+        x, residual = self(packed) if embeddings is None else self.run(embeddings.clone(), packed)
+        if residual is None:
+            return rms_norm(x, self.norm.weight, self.norm.eps)
         return add_rms_norm(x, residual, self.norm.weight, self.norm.eps)[0]
 
     def run(
         self, embeddings: torch.Tensor, packed: Packed, tokens: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what a call returns, from the `embeddings` [T, D] of the tokens; raise ValueError without a layer."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what a call returns, from the `embeddings` [T, D] of the tokens, which may be overwritten."""
         plan = AttentionPlan.build(packed.lengths, packed.token_ids.device)
         angles = [(cos[packed.positions], sin[packed.positions]) for cos, sin in self._tables]
         residual = embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
@@ -174,12 +176,10 @@ class FusedDecoder:
             o = _attend(layer, normed, plan, angles)
             if tokens is not None and index == len(self._layers) - 1:
                 o, residual = o[tokens], residual[tokens]
-            x = _norm_and_scale(layer.output(o), layer.after_attention, layer.scale)
+            x = _add_product(layer.output, o, residual, layer.after_attention, layer.scale)
             normed, residual = _add_norm(x, residual, layer.before_mlp, fp8=layer.gate_up.takes_fp8)
-            x = _norm_and_scale(_feed_forward(layer, normed), layer.after_mlp, layer.scale)
-        if x is None:
-            raise ValueError("a decoder needs at least one layer, found none")
-        return x, residual
+            x = _add_product(layer.down, _gated(layer, normed), residual, layer.after_mlp, layer.scale)
+        return (residual, None) if x is None else (x, residual)
 
 
 def _add_norm(
@@ -197,10 +197,27 @@ def _add_norm(
     return add_rms_norm(x, residual, norm.weight, norm.eps)
 
 
-def _norm_and_scale(x: torch.Tensor, norm: Norm | None, scale: float) -> torch.Tensor:
+def _add_product(
+    linear: LinearMap, x: torch.Tensor | Fp8Rows, residual: torch.Tensor, norm: Norm | None, scale: float
+) -> torch.Tensor | None:
+    """Return what a sublayer adds to the residual; None if its last product was added to `residual` in place.
+
+    The product can add it without another pass over both, unless a norm or a factor comes between.
+    """
+    if (
+        isinstance(linear, Linear)
+        and linear.bias is None
+        and norm is None
+        and scale == 1
+        and residual.dtype == linear.weight.dtype
+        and not torch.is_grad_enabled()
+    ):
+        residual.addmm_(floats(x), linear.weight.t())
+        return None
+    y = linear(x)
     if norm is not None:
-        x = rms_norm(x, norm.weight, norm.eps)
-    return x if scale == 1 else x * scale
+        y = rms_norm(y, norm.weight, norm.eps)
+    return y if scale == 1 else y * scale
 
 
 def _attend(
@@ -236,7 +253,8 @@ def _attend(
     return o.flatten(1)
 
 
-def _feed_forward(layer: Layer, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+def _gated(layer: Layer, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:
+    """Return the gated unit of the feed-forward layer, quantized if its next product takes quantized rows."""
     if isinstance(layer.gate_up, Linear) and layer.gate_up.bias is None:
-        return layer.down(gated_linear(floats(x), layer.gate_up.weight, layer.activation))
-    return layer.down((gated_fp8 if layer.down.takes_fp8 else gated)(layer.gate_up(x), layer.activation))
+        return gated_linear(floats(x), layer.gate_up.weight, layer.activation)
+    return (gated_fp8 if layer.down.takes_fp8 else gated)(layer.gate_up(x), layer.activation)

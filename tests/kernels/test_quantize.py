@@ -31,20 +31,21 @@ def convert(x_ptr: Any, y_ptr: Any, size: Any, BLOCK: tl.constexpr) -> None:
 
 
 def settled(x: torch.Tensor) -> torch.Tensor:
-    """Mask the entries of `x` to compare: in Triton's interpreter, those that it converts as PyTorch does.
+    """Mask the entries of `x` that have one result, even if a kernel's x or its quotient is rounded differently.
 
-    It halves numbers that round up to a power of two, rounds ties up, and gets numbers near zero wrong. A kernel's x
-    may be larger or smaller by rounding.
+    In Triton's interpreter these are only those that it converts as PyTorch does: it halves numbers that round up to a
+    power of two, rounds ties up, and gets numbers near zero wrong.
     """
-    right = torch.ones_like(x, dtype=torch.bool)
-    if not INTERPRETED or x.is_cuda:
-        return right
     scaled = x.float() / quantize_rows_reference(x)[1][:, None]
+    expected = scaled.to(torch.float8_e4m3fn).float()
+    right = torch.ones_like(x, dtype=torch.bool)
     for near in (scaled * (1 - 1e-5), scaled, scaled * (1 + 1e-5)):
-        expected = near.to(torch.float8_e4m3fn)
-        found = torch.empty_like(expected)
-        convert[(-(-x.numel() // 1024),)](near.contiguous(), found, x.numel(), BLOCK=1024)
-        right &= found.float() == expected.float()
+        rounded = near.to(torch.float8_e4m3fn)
+        right &= rounded.float() == expected
+        if INTERPRETED and not x.is_cuda:
+            found = torch.empty_like(rounded)
+            convert[(-(-x.numel() // 1024),)](near.contiguous(), found, x.numel(), BLOCK=1024)
+            right &= found.float() == expected
     return right
 
 
@@ -56,10 +57,8 @@ def test_it_is_the_definition(device: str, shape: tuple[int, int], dtype: torch.
     expected, expected_scales = quantize_rows_reference(x)
     assert y.dtype == torch.float8_e4m3fn
     torch.testing.assert_close(scales, expected_scales, rtol=1e-6, atol=0)
-    # a number halfway between two E4M3 values may round either way when a division is rounded differently
-    found, expected = (one.float()[settled(x)] for one in (y, expected))
-    torch.testing.assert_close(found, expected, rtol=2**-3, atol=2**-9)
-    assert (found == expected).float().mean() > 0.99
+    assert settled(x).float().mean() > 0.7  # at least: the interpreter gets one in 16 wrong, and ties are rare
+    assert torch.equal(y.float()[settled(x)], expected.float()[settled(x)])
 
 
 def test_a_row_is_found_again_to_three_bits(device: str) -> None:
