@@ -1,5 +1,6 @@
 """Set up all tests: no network, NaN in uninitialized memory, and one shared tiny model."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,15 @@ def poison_uninitialised_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def log_settings_of_a_command_end_with_it() -> Iterator[None]:
+    """Undo what a command that runs in this process sets, such as `--quiet`, which would hide other tests' warnings."""
+    yield
+    log = logging.getLogger("fastvec")
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
 
 
 @pytest.fixture(scope="session")
