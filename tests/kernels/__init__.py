@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 
 from tests import THOROUGH
@@ -11,3 +13,16 @@ def examples(count: int) -> int:
     if torch.cuda.is_available():
         return count
     return count // 2 if THOROUGH else max(count // 8, 2)
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    """Replace what a test does not allow to run."""
+    raise AssertionError("this should not run")
+
+
+def surrounded(x: torch.Tensor) -> torch.Tensor:
+    """Return `x` [T, D] as a slice of a larger buffer full of NaN."""
+    T, D = x.shape
+    buffer = torch.full((T + 2, D + 16), torch.nan, dtype=x.dtype, device=x.device)
+    buffer[1:-1, 8:-8] = x
+    return buffer[1:-1, 8:-8]

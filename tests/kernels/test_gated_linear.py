@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -12,15 +12,11 @@ from hypothesis import strategies as st
 from fastvec_kernels import Activation, _switch, gated_linear, gated_linear_reference
 from fastvec_kernels._accuracy import compare
 from fastvec_kernels.gated_linear import TILES, Tile, gated_product
-from tests.kernels import examples
+from tests.kernels import examples, refuse, surrounded
 
 MODULE = import_module("fastvec_kernels.gated_linear")
 SMALL = Tile(16, 16, 32, 4, 1)  # many groups of tiles
 DTYPE = torch.float16  # the interpreter's bfloat16 products are wrong
-
-
-def refuse(*_: Any, **__: Any) -> None:
-    raise AssertionError("this should not run")
 
 
 @pytest.fixture
@@ -33,12 +29,8 @@ def make_inputs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x and weight as slices of buffers full of NaN; gate and up have a standard deviation of 1."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
-    for rows, scale in ((T, 1.0), (2 * F, D**-0.5)):
-        buffer = torch.full((rows + 2, D + 16), torch.nan, dtype=dtype, device=device)
-        buffer[1:-1, 8:-8] = scale * torch.randn(rows, D, generator=generator)
-        found.append(buffer[1:-1, 8:-8])
-    return found[0], found[1]
+    x, weight = (torch.randn(rows, D, generator=generator) for rows in (T, 2 * F))
+    return surrounded(x.to(device, dtype)), surrounded((weight * D**-0.5).to(device, dtype))
 
 
 def assert_right(found: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, activation: Activation) -> None:

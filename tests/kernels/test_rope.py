@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fastvec_kernels import rope, rope_reference
 from fastvec_kernels.rope.interface import _rope, _rope_backward
 from fastvec_kernels.rope.kernels import Shape, Tiling
-from tests.kernels import examples
+from tests.kernels import examples, surrounded
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HEADS = [(1, 1), (4, 1), (14, 2), (16, 8), (9, 3)]
@@ -25,14 +25,6 @@ cases = {
     "angle_dtype": st.sampled_from(DTYPES),
     "seed": st.integers(0, 999),
 }
-
-
-def surrounded(x: torch.Tensor) -> torch.Tensor:
-    """Return `x` [T, D] as a slice of a larger buffer full of NaN."""
-    T, D = x.shape
-    buffer = torch.full((T + 2, D + 16), torch.nan, dtype=x.dtype, device=x.device)
-    buffer[1:-1, 8:-8] = x
-    return buffer[1:-1, 8:-8]
 
 
 def in_the_same_precision(

@@ -13,16 +13,12 @@ from fastvec_kernels import AttentionPlan, _switch, rope_attention, rope_attenti
 from fastvec_kernels._accuracy import compare
 from fastvec_kernels._launch import INTERPRETED
 from fastvec_kernels.attention.configs import CLASSES, override_tiles
-from tests.kernels import examples
+from tests.kernels import examples, refuse, surrounded
 from tests.kernels.attention_cases import SMALL_TILES, kinds
 
 HEADS = [(1, 1), (4, 1), (6, 3), (5, 1)]
 LENGTHS = st.lists(st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 32, 33, 63, 64, 65])), min_size=1)
 MODULE = import_module("fastvec_kernels.rope_attention")
-
-
-def refuse(*_: Any, **__: Any) -> None:
-    raise AssertionError("this should not run")
 
 
 @pytest.fixture
@@ -51,11 +47,6 @@ def make_inputs(
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
-
-    def surrounded(x: torch.Tensor) -> torch.Tensor:
-        buffer = torch.full((len(x) + 2, x.shape[1] + 16), torch.nan, dtype=x.dtype, device=x.device)
-        buffer[1:-1, 8:-8] = x
-        return buffer[1:-1, 8:-8]
 
     table = torch.rand(max(lengths), half, generator=generator) * 6.3
     angles = torch.cat([table[:length] for length in lengths])
