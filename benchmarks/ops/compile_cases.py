@@ -156,7 +156,7 @@ def run_candidate(pass_name: str, tile: Tile, head_dim: int, dtype: torch.dtype)
         if direction == "rotary":
             run_rope_attention(head_dim, lengths=lengths, norm=True)
             return
-        run_attention(head_dim, dtype=dtype, lengths=lengths, backward=pass_name.startswith("backward"))
+        run_attention(head_dim, dtype=dtype, lengths=lengths, backward=direction == "backward")
 
 
 def candidate_cases() -> list[Case]:

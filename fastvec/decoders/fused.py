@@ -255,6 +255,8 @@ def _attend(
 
 def _gated(layer: Layer, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:
     """Return the gated unit of the feed-forward layer, quantized if its next product takes quantized rows."""
+    if layer.down.takes_fp8:
+        return gated_fp8(layer.gate_up(x), layer.activation)
     if isinstance(layer.gate_up, Linear) and layer.gate_up.bias is None:
         return gated_linear(floats(x), layer.gate_up.weight, layer.activation)
-    return (gated_fp8 if layer.down.takes_fp8 else gated)(layer.gate_up(x), layer.activation)
+    return gated(layer.gate_up(x), layer.activation)

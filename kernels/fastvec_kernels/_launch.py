@@ -35,6 +35,7 @@ __all__ = [
     "kernels_on_cpu",
     "launch",
     "operator",
+    "records_gradient",
     "runs_triton",
     "set_descriptor_allocator",
     "tl",
@@ -218,6 +219,11 @@ def call(defined: Any, *args: Any) -> Any:
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         return _functions[defined](*args)
     return defined(*args)
+
+
+def records_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Return whether autograd records an operation on these tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def set_descriptor_allocator(device: torch.device) -> None:

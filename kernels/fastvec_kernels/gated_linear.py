@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import architecture, ceil_div, launch, tl, triton
+from fastvec_kernels._launch import architecture, ceil_div, launch, records_gradient, tl, triton
 from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.quantize import rows_of
 from fastvec_kernels.swiglu import Activation, activate, gated, gated_reference
@@ -61,7 +61,7 @@ def gated_linear(x: torch.Tensor, weight: torch.Tensor, activation: Activation) 
 def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     if not WIDEST or not uses_kernel("gated_linear", x) or not len(x):
         return False
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+    if torch.compiler.is_compiling() or records_gradient(x, weight):
         return False
     target, depth = architecture(x.device), x.shape[1]
     return (

@@ -12,9 +12,9 @@ Shapes: T packed tokens, H heads of q, KV of k and of v, D head size.
 
 import torch
 
-from fastvec_kernels._launch import launch, next_power_of_2, tl, triton
+from fastvec_kernels._launch import launch, next_power_of_2, records_gradient, tl, triton
 from fastvec_kernels._switch import op, uses_kernel
-from fastvec_kernels.attention.configs import widest_head
+from fastvec_kernels.attention.configs import CLASSES, widest_head
 from fastvec_kernels.attention.forward import softmax
 from fastvec_kernels.attention.interface import attention, attention_reference, check_options
 from fastvec_kernels.attention.op import choose, tiled
@@ -77,15 +77,19 @@ def rope_attention(
     no gradient; if one is needed, `rope` and `attention` run.
     Raises ValueError if shapes or the plan do not fit together.
     """
-    check_shapes(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, bias)
-    check_options(heads, scale, window, softcap, sinks)
-    lengths, size = lengths_of(plan.host_lengths), qkv.shape[1] // (heads + 2 * kv_heads)
-    check_tokens(lengths.tokens, len(qkv))
     classes: dict[int, Tile] = {}
-    if _fits(qkv, size, cos, heads, kv_heads) and not _needs_gradient(qkv, q_weight, k_weight, bias, sinks):
-        sizes = (heads // kv_heads, size, size)
-        kind, rule, passes = choose(qkv, lengths, sizes, scale, causal, window, softcap, sinks is not None, 0.0)
-        classes = passes.rotary
+    lengths = lengths_of(plan.host_lengths)
+    if lengths.longest <= CLASSES[-1] and all(
+        uses_kernel(name, qkv) for name in ("rope_attention", "rope", "attention")
+    ):
+        check_shapes(qkv, cos, sin, heads, kv_heads, q_weight, k_weight, bias)
+        check_options(heads, scale, window, softcap, sinks)
+        check_tokens(lengths.tokens, len(qkv))
+        size = qkv.shape[1] // (heads + 2 * kv_heads)
+        if _fits(size, cos, qkv.dtype, heads, kv_heads) and not records_gradient(qkv, q_weight, k_weight, bias, sinks):
+            sizes = (heads // kv_heads, size, size)
+            kind, rule, passes = choose(qkv, lengths, sizes, scale, causal, window, softcap, sinks is not None, 0.0)
+            classes = passes.rotary
     if lengths.longest > max(classes, default=0):
         q, k, v = rope(
             qkv, cos, sin, heads=heads, kv_heads=kv_heads, q_weight=q_weight, k_weight=k_weight, eps=eps, bias=bias
@@ -105,17 +109,11 @@ def rope_attention(
     return o
 
 
-def _fits(qkv: torch.Tensor, size: int, cos: torch.Tensor, heads: int, kv_heads: int) -> bool:
-    """Return whether the kernel computes heads of `size` columns, on this device and in this dtype."""
-    if torch.compiler.is_compiling() or size > widest_head(qkv.dtype) or heads % kv_heads:
+def _fits(size: int, cos: torch.Tensor, dtype: torch.dtype, heads: int, kv_heads: int) -> bool:
+    """Return whether the kernel computes heads of `size` columns in this dtype."""
+    if torch.compiler.is_compiling() or size > widest_head(dtype) or heads % kv_heads:
         return False
-    if not size == 2 * cos.shape[1] == next_power_of_2(size) >= LEAST_HEAD:
-        return False
-    return all(uses_kernel(name, qkv) for name in ("rope_attention", "rope", "attention"))
-
-
-def _needs_gradient(*tensors: torch.Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return size == 2 * cos.shape[1] == next_power_of_2(size) >= LEAST_HEAD
 
 
 @triton.jit

@@ -22,7 +22,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from fastvec_kernels._launch import call
+from fastvec_kernels._launch import call, records_gradient
 from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.pooling.op import WIDEST, fused_pool, pooled_bounds, weighted_sums
 
@@ -109,7 +109,7 @@ def pool(
     dims = hidden.shape[1] if dims is None else dims
     _check_output(out_dtype, ranges, dims)
     inputs = [x for x in (hidden, residual, weight) if x is not None]
-    has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs) and out_dtype.is_floating_point
+    has_gradient = records_gradient(*inputs) and out_dtype.is_floating_point
     if not all(map(partial(uses_kernel, "pool"), inputs)) or hidden.shape[1] > WIDEST:
         y = _weighted_sums(hidden, spans, mode, residual, weight is not None, eps)[:, :dims]
     elif has_gradient or out_dtype not in FUSED_DTYPES:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fastvec_kernels._launch import call, operator
+from fastvec_kernels._launch import call, operator, records_gradient
 from fastvec_kernels._switch import op, uses_kernel
 from fastvec_kernels.quantize import rows_of
 from fastvec_kernels.rms_norm import rms_norm_reference, rms_norm_torch
@@ -91,7 +91,7 @@ def rope(
     head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
     if qkv.numel() == 0 or head_dim > WIDEST_HEAD or not uses_kernel("rope", qkv):
         return _rope_torch(qkv if bias is None else qkv + bias, cos, sin, heads, kv_heads, q_weight, k_weight, eps)
-    with_v = bias is not None or (torch.is_grad_enabled() and qkv.requires_grad)
+    with_v = bias is not None or records_gradient(qkv)
     q, k, v = call(_rope, qkv, cos, sin, q_weight, k_weight, bias, heads, kv_heads, eps, with_v)
     if not with_v:
         v = qkv.view(len(qkv), heads + 2 * kv_heads, head_dim)[:, heads + kv_heads :]
