@@ -7,11 +7,11 @@ Shapes: n texts, D dimensions of a vector.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,13 @@ import tokenizers
 import torch
 
 from fastvec.decoders.agreement import SAMPLE, Agreement
+from fastvec.decoders.cpu_choices import CpuChoices
 from fastvec.decoders.kernel_check import replaced_ops
 from fastvec.errors import ModelError, UsageError
 from fastvec.forward import Forward
 from fastvec.settings import EncoderSettings, resolve_settings
-from fastvec.texts.batching import chunk_limits, token_batches, token_budget
+from fastvec.system.allocator import keep_freed_memory
+from fastvec.texts.batching import chunk_limits, is_long_job, token_batches, token_budget
 from fastvec.texts.load import load_tokenizer
 from fastvec.texts.packing import pack_flat
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
+# A CPU's matrix products take up to a fifth longer with other numbers of rows (oneDNN, bfloat16).
+ROW_MULTIPLE = {"cpu": 16, "cuda": 1}
 # texts that `encode` handles at a time: enough to sort by length, few enough to hold in memory
 ENCODE_ROWS = 8192
 
@@ -70,6 +74,8 @@ class Encoder:
         `max_length` or `quantize`.
         """
         self.settings = settings
+        if settings.device == "cpu":
+            keep_freed_memory()
         self._tokenizer = load_tokenizer(settings.checkpoint)
         self._forward = Forward(settings)
         self.parameters = self._forward.parameters
@@ -77,6 +83,7 @@ class Encoder:
         dtype: torch.dtype = getattr(torch, settings.dtype)
         self.batch_tokens = batch_tokens or token_budget(settings.device, self.parameters, dtype.itemsize)
         self.agreement: Agreement | None = None
+        self._measured = False
         self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantized and quantized
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", settings.checkpoint.name, direction, settings.bidirectional_reason)
@@ -128,12 +135,31 @@ class Encoder:
     @property
     def chunk_limits(self) -> dict[str, int]:
         """The rows and the bytes of text at which a chunk ends, so that encoding one takes seconds on this device."""
-        return chunk_limits(self.settings.device, self.parameters)
+        return chunk_limits(self.settings.device, self.parameters, self.settings.max_length)
 
     @property
     def chunks_ahead(self) -> int:
         """Chunks to begin before one is finished: a GPU computes the next one while vectors are copied from it."""
         return 1 if self.settings.device == "cuda" else 0
+
+    @property
+    def choices(self) -> dict[str, Any] | None:
+        """How matrix products and attention are computed on a CPU; None on a GPU."""
+        choices = self._forward.choices
+        return None if choices is None else choices.to_json()
+
+    def choose(self, choices: Mapping[str, Any]) -> None:
+        """Compute by these `choices`, e.g. those of the run that is resumed."""
+        self._forward.choose(CpuChoices.from_json(choices))
+
+    def measure_for(self, text_bytes: int) -> None:
+        """On a CPU, measure which choices are fastest, unless so many bytes of text are encoded in few seconds."""
+        if not self._measured and is_long_job(self.settings.device, self.parameters, text_bytes):
+            self._measured = True
+            choices = self._forward.measured_choices()
+            if choices is not None:
+                self._forward.choose(choices)
+                logger.info("measured on this CPU: %s", choices)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -165,6 +191,7 @@ class Encoder:
             if not isinstance(text, str):
                 raise UsageError(f"text {index} is a {type(text).__name__}, not a string: leave it out or fill it in")
         tokenizer = self.tokenizer(instruction, prompt_name)
+        self.measure_for(sum(map(len, texts)))
         vectors = np.empty((len(texts), self.dims), dtype=np.float32)
         for begin in range(0, len(texts), ENCODE_ROWS):
             rows = [without_surrogates(text) for text in texts[begin : begin + ENCODE_ROWS]]
@@ -271,7 +298,8 @@ class Encoder:
     def _vectors(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> torch.Tensor:
         """Return the vectors [n, D] of some rows of `texts`, which are one batch."""
         own = texts.select(rows)
-        return self._forward(pack_flat(own.ids, own.lengths, own.spans, device=self.settings.device))
+        device = self.settings.device
+        return self._forward(pack_flat(own.ids, own.lengths, own.spans, device=device, multiple=ROW_MULTIPLE[device]))
 
     def _retry_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
         """Encode one text, whose vector in `dtype` is not finite, in float32; returns [D], NaN if memory runs out."""

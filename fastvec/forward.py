@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from fastvec.decoders.cpu_choices import CpuChoices
 from fastvec.decoders.from_files import PlainDecoder
 from fastvec.decoders.fused import FusedDecoder
 from fastvec.decoders.kernel_check import call_kernels, kernel_check
@@ -51,6 +52,7 @@ class Forward:
             )
         self._dense = load_dense(settings.checkpoint, device=settings.device)
         self._unquantized: FusedDecoder | None = None
+        self._choices = CpuChoices.default(self._dtype) if settings.device == "cpu" else None
         with torch.inference_mode(), kernel_check():
             self_check(self._decoder)
             self._fused = self._fuse()
@@ -90,6 +92,27 @@ class Forward:
             return pool(hidden, spans, settings.pooling, **last)
         vectors = self._dense(pool(hidden, spans, settings.pooling, **last))[:, : settings.dims]
         return F.normalize(vectors, dim=-1) if settings.normalize else vectors
+
+    @property
+    def choices(self) -> CpuChoices | None:
+        """How the fused path is computed on a CPU; None on a GPU or without the fused path."""
+        return None if self._fused is None else self._choices
+
+    def measured_choices(self) -> CpuChoices | None:
+        """Return the choices that are fastest on this CPU, by measuring; None where `choices` is."""
+        decoder = self._unquantized or self._fused
+        if self._choices is None or decoder is None:
+            return None
+        with torch.inference_mode():
+            return CpuChoices.measured(decoder, self._dtype, self._settings.max_length)
+
+    def choose(self, choices: CpuChoices) -> None:
+        """Compute the fused path by these choices from now on."""
+        self._choices = choices
+        if self._fused is not None:
+            self._fused = choices.apply(self._fused)
+        if self._unquantized is not None:
+            self._unquantized = choices.apply(self._unquantized)
 
     @property
     def has_unquantized(self) -> bool:
@@ -139,7 +162,9 @@ class Forward:
 
     def _fuse(self) -> FusedDecoder | None:
         if isinstance(self._decoder, PlainDecoder):
-            return self._decoder.fuse()
-        from fastvec.decoders.detection import fuse
+            fused: FusedDecoder | None = self._decoder.fuse()
+        else:
+            from fastvec.decoders.detection import fuse
 
-        return fuse(self._decoder, self._settings.max_length)
+            fused = fuse(self._decoder, self._settings.max_length)
+        return fused if fused is None or self._choices is None else self._choices.apply(fused)

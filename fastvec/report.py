@@ -79,6 +79,7 @@ class Report:
     peak_memory_bytes: int | None = None
     agreement: dict[str, Any] | None = None  # of quantized vectors with unquantized ones, on the first texts
     torch_ops: tuple[str, ...] = ()  # ops that ran without their kernels, although this device has kernels
+    choices: dict[str, Any] | None = None  # how products and attention were computed on a CPU
     already_finished: bool = False
     note: str = ""  # a remark about the model
 

@@ -23,7 +23,14 @@ MAY_IMPORT = {
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.settings": {"fastvec.decoders", "fastvec.texts", "fastvec.checkpoints"},
     "fastvec.forward": {"fastvec.settings", "fastvec.decoders", "fastvec.texts", "fastvec_kernels"},
-    "fastvec.encoder": {"fastvec.forward", "fastvec.settings", "fastvec.decoders", "fastvec.texts", "fastvec_kernels"},
+    "fastvec.encoder": {
+        "fastvec.forward",
+        "fastvec.settings",
+        "fastvec.decoders",
+        "fastvec.system",
+        "fastvec.texts",
+        "fastvec_kernels",
+    },
     "fastvec.embedding": {
         "fastvec.corpus",
         "fastvec.checkpoints",

@@ -32,6 +32,7 @@ from fastvec.errors import InputError, UsageError
 logger = logging.getLogger(__name__)
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "sentence")
+MEMORY_BYTES = 32 << 20  # of a chunk; several chunks are in memory at a time
 MAX_CHUNK_BYTES = 1 << 29  # an invalid byte becomes U+FFFD, 3 bytes: stays below 2 GiB, the limit of int32 offsets
 
 
@@ -39,12 +40,14 @@ MAX_CHUNK_BYTES = 1 << 29  # an invalid byte becomes U+FFFD, 3 bytes: stays belo
 class ChunkLimits:
     """Limits of a chunk. A chunk ends before the row that would exceed either limit.
 
-    `bytes` counts the text (UTF-8) and the kept columns, decoded. A row larger than `bytes` gets a chunk of its own.
+    `bytes` counts the text (UTF-8) and the kept columns, decoded; of a row at most `row_bytes`, if given, while the
+    chunk stays below MEMORY_BYTES. A row larger than a limit gets a chunk of its own.
     Raises ValueError if `rows` is below 1 or `bytes` is not in 1 to MAX_CHUNK_BYTES.
     """
 
     rows: int
     bytes: int
+    row_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1 or not 1 <= self.bytes <= MAX_CHUNK_BYTES:
@@ -106,6 +109,8 @@ class Corpus:
         rows = size = 0
         for batch in self._batches(first_row, self.rows if end_row is None else end_row):
             sizes = np.sum([row_bytes(column) for column in batch.columns], axis=0)
+            if limits.row_bytes is not None:
+                sizes = np.maximum(np.minimum(sizes, limits.row_bytes), sizes * limits.bytes // MEMORY_BYTES)
             ends = np.concatenate([[0], np.cumsum(sizes)])
             start = 0
             while start < batch.num_rows:

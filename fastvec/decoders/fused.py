@@ -33,6 +33,7 @@ from fastvec_kernels import (
     rms_norm_fp8,
     rope_attention,
 )
+from fastvec_kernels.attention.plan import Routes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +85,14 @@ class Linear:
     def __call__(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
         return F.linear(floats(x), self.weight, self.bias)
 
+    def add_product(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        """Add the product of x, without the bias, to `residual` in place."""
+        residual.addmm_(x, self.weight.t())
+
+    def gated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Return the gated unit of the product of x; the weight contains gate, then up."""
+        return gated_linear(x, self.weight, activation) if self.bias is None else gated(self(x), activation)
+
 
 def floats(x: torch.Tensor | Fp8Rows) -> torch.Tensor:
     """Return `x`, the input of a linear map that does not take quantized rows."""
@@ -124,11 +133,16 @@ class FusedDecoder:
         layers: Sequence[Layer],
         tables: Sequence[tuple[torch.Tensor, torch.Tensor]],
         norm: Norm,
+        routes: Routes | None = None,
     ) -> None:
-        """`embed` maps token ids [T] to [T, D]; `tables` are the cosine and sine [P, R / 2] of every position."""
+        """`embed` maps token ids [T] to [T, D]; `tables` are the cosine and sine [P, R / 2] of every position.
+
+        `routes` are those of attention on a CPU; None for the defaults.
+        """
         self._embed, self._embed_scale = embed, embed_scale
-        self._layers, self._tables = layers, tables
+        self.layers, self._tables = layers, tables
         self.norm = norm
+        self._routes = routes
 
     def with_linears(self, make: Callable[[torch.Tensor, torch.Tensor | None], LinearMap]) -> Self:
         """Return the same decoder with each `Linear` of its layers replaced by `make(weight, bias)`."""
@@ -144,9 +158,13 @@ class FusedDecoder:
                 gate_up=made(layer.gate_up),
                 down=made(layer.down),
             )
-            for layer in self._layers
+            for layer in self.layers
         ]
-        return type(self)(self._embed, self._embed_scale, layers, self._tables, self.norm)
+        return type(self)(self._embed, self._embed_scale, layers, self._tables, self.norm, self._routes)
+
+    def with_routes(self, routes: Routes) -> Self:
+        """Return the same decoder with these routes of attention."""
+        return type(self)(self._embed, self._embed_scale, self.layers, self._tables, self.norm, routes)
 
     def __call__(self, packed: Packed, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return (x, residual), [T, D] each; the hidden states are `norm` of their sum, or of x if residual is None.
@@ -167,14 +185,14 @@ class FusedDecoder:
         self, embeddings: torch.Tensor, packed: Packed, tokens: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what a call returns, from the `embeddings` [T, D] of the tokens, which may be overwritten."""
-        plan = AttentionPlan.build(packed.lengths, packed.token_ids.device)
+        plan = AttentionPlan.build(packed.lengths, packed.token_ids.device, routes=self._routes)
         angles = [(cos[packed.positions], sin[packed.positions]) for cos, sin in self._tables]
         residual = embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
         x: torch.Tensor | None = None  # the previous sublayer's output, not yet added to the residual
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self.layers):
             normed, residual = _add_norm(x, residual, layer.before_attention, fp8=layer.qkv.takes_fp8)
             o = _attend(layer, normed, plan, angles)
-            if tokens is not None and index == len(self._layers) - 1:
+            if tokens is not None and index == len(self.layers) - 1:
                 o, residual = o[tokens], residual[tokens]
             x = _add_product(layer.output, o, residual, layer.after_attention, layer.scale)
             normed, residual = _add_norm(x, residual, layer.before_mlp, fp8=layer.gate_up.takes_fp8)
@@ -212,7 +230,7 @@ def _add_product(
         and residual.dtype == linear.weight.dtype
         and not torch.is_grad_enabled()
     ):
-        residual.addmm_(floats(x), linear.weight.t())
+        linear.add_product(residual, floats(x))
         return None
     y = linear(x)
     if norm is not None:
@@ -257,6 +275,6 @@ def _gated(layer: Layer, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:
     """Return the gated unit of the feed-forward layer, quantized if its next product takes quantized rows."""
     if layer.down.takes_fp8:
         return gated_fp8(layer.gate_up(x), layer.activation)
-    if isinstance(layer.gate_up, Linear) and layer.gate_up.bias is None:
-        return gated_linear(floats(x), layer.gate_up.weight, layer.activation)
+    if isinstance(layer.gate_up, Linear):
+        return layer.gate_up.gated(floats(x), layer.activation)
     return gated(layer.gate_up(x), layer.activation)

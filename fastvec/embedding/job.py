@@ -95,10 +95,13 @@ def embed(
         from fastvec.encoder import Encoder
 
         encoder = Encoder(encoder)
-    job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits)
+    encoder.measure_for(plan.text_bytes)
+    job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits, choices=encoder.choices)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         for warning in writer.warnings:
             logger.warning("%s", warning)
+        if writer.choices is not None and encoder.choices is not None:
+            encoder.choose(writer.choices)
         with _token_budget(encoder, batch_tokens, writer.batch_tokens):
             return _Run(plan, encoder, writer, progress, stop_signal).run()
 
@@ -303,6 +306,7 @@ class _Run:
             peak_memory_bytes=peak_memory_bytes(),
             agreement=None if self._encoder.agreement is None else asdict(self._encoder.agreement),
             torch_ops=self._encoder.torch_ops,
+            choices=self._encoder.choices,
         )
 
 

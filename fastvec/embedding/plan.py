@@ -20,6 +20,7 @@ from fastvec.output import arrow_file
 from fastvec.output.vector_column import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import translated_os_errors
+from fastvec.texts.batching import BYTES_A_TOKEN
 from fastvec.texts.tokenizer import is_utf8
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
@@ -58,6 +59,12 @@ class EmbedPlan:
     def output_bytes(self) -> int:
         """The size in bytes of the vectors and the row numbers, without kept columns."""
         return self.corpus.rows * (self.settings.dims * BITS[self.vector_dtype] // 8 + 8)
+
+    @property
+    def text_bytes(self) -> int:
+        """An estimate of the bytes of text to encode: those of the files, or what `max_length` leaves of each row."""
+        most = self.corpus.rows * self.settings.max_length * BYTES_A_TOKEN
+        return min(sum(file.size for file in self.corpus.files), most)
 
     def schema(self, ranges: FloatArray | None = None) -> pa.Schema:
         """Return the output's columns and metadata; `ranges` [D] are those of int8 vectors."""

@@ -43,6 +43,7 @@ class Job:
     fingerprint: Mapping[str, Json]  # identifies the job; compared field by field
     environment: Mapping[str, str]  # versions and device; a difference is only a warning
     limits: Mapping[str, int]  # chunk limits of a new run; a resumed run keeps the journal's
+    choices: Mapping[str, Json] | None = None  # measured on a CPU; a resumed run keeps the journal's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +182,12 @@ def _unseal(line: bytes) -> dict[str, Any] | None:
 
 
 def _fields(job: Job) -> dict[str, Json]:
-    return {"fingerprint": job.fingerprint, "environment": dict(job.environment), "limits": dict(job.limits)}
+    return {
+        "fingerprint": job.fingerprint,
+        "environment": dict(job.environment),
+        "limits": dict(job.limits),
+        "choices": job.choices,
+    }
 
 
 def _record(chunk: Chunk) -> dict[str, Json]:

@@ -41,7 +41,7 @@ class Writer:
     """Writes the chunks of a job in order, each as one record batch. Not thread-safe. Create it with `Writer.open`.
 
     Attributes:
-        limits: The chunk limits in force; a resumed run takes them from the journal.
+        limits, choices: The chunk limits and the CPU's choices in force; a resumed run takes them from the journal.
         rows, chunks: Durable rows and chunks; a resumed run continues after these.
         counts: Sums over all chunks written.
         errors: The row errors of all chunks written, in order.
@@ -52,7 +52,7 @@ class Writer:
 
     def __init__(self, output: Path, job: Job, journal: Journal) -> None:
         """Use `Writer.open` instead."""
-        self.limits = job.limits
+        self.limits, self.choices = job.limits, job.choices
         self.rows = 0
         self.chunks = 0
         self.counts: Counter[str] = Counter()
@@ -99,7 +99,7 @@ class Writer:
             return
         if overwrite and not self._part_path.exists():  # killed after the rename: only the journal is left
             return
-        self.limits = begun.limits
+        self.limits, self.choices = begun.limits, begun.choices
         for difference in differences(begun.environment, dict(self._job.environment), ""):
             self.warnings.append(f"{difference}: new vectors may differ from the earlier ones in the last digits")
         self._resume()

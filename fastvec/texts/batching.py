@@ -18,8 +18,9 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 FORWARD_FLOP, MOST_TOKENS = 6e12, 131_072
 # A rough rate in FLOP/s, and how long a chunk should take at that rate: long enough for sorting by length to pay off,
 # short enough that repeating a chunk costs little.
-FLOPS = {"cpu": 1e11, "cuda": 2e14}
-CHUNK_SECONDS = 4
+FLOPS = {"cpu": 2e11, "cuda": 2e14}
+CHUNK_SECONDS, LONG_JOB_SECONDS = 4, 8
+BYTES_A_TOKEN = 4  # of text, roughly
 CHUNK_TOKENS = {"cpu": (4096, 65_536), "cuda": (262_144, 2_097_152)}
 
 
@@ -31,12 +32,20 @@ def token_budget(device: str, parameters: int, bytes_a_number: int) -> int:
     return 2 * tokens // bytes_a_number
 
 
-def chunk_limits(device: str, parameters: int) -> dict[str, int]:
-    """Return the limits of a chunk, in rows and in bytes of text, so that encoding it takes seconds on this device."""
+def chunk_limits(device: str, parameters: int, max_length: int) -> dict[str, int]:
+    """Return the limits of a chunk, in rows and in bytes of text, so that encoding it takes seconds on this device.
+
+    A text longer than `row_bytes` has more tokens than `max_length`, so no more are counted.
+    """
     tokens = int(CHUNK_SECONDS * FLOPS[device] / (2 * parameters))
     low, high = CHUNK_TOKENS[device]
     tokens = min(max(tokens, low), high)
-    return {"rows": tokens // 8, "bytes": tokens * 4}
+    return {"rows": tokens // 8, "bytes": tokens * BYTES_A_TOKEN, "row_bytes": max_length * BYTES_A_TOKEN}
+
+
+def is_long_job(device: str, parameters: int, text_bytes: int) -> bool:
+    """Return whether encoding takes so long that it is worth it to measure first which implementations are fastest."""
+    return 2 * parameters * text_bytes / BYTES_A_TOKEN > LONG_JOB_SECONDS * FLOPS[device]
 
 
 def token_batches(lengths: IntArray, budget: int) -> list[IntArray]:

@@ -45,9 +45,16 @@ def pack(sequences: Sequence[IntArray], spans: IntArray | None = None, *, device
     return pack_flat(np.concatenate(list(sequences)), lengths, spans, device=device)
 
 
-def pack_flat(ids: IntArray, lengths: IntArray, spans: IntArray, *, device: torch.device | str) -> Packed:
-    """Pack sequences that are concatenated already: `ids` [T] of sequences of `lengths` [n], with their `spans`."""
+def pack_flat(
+    ids: IntArray, lengths: IntArray, spans: IntArray, *, device: torch.device | str, multiple: int = 1
+) -> Packed:
+    """Pack sequences that are concatenated already: `ids` [T] of sequences of `lengths` [n], with their `spans`.
+
+    One more sequence, without a span, is appended if T is not a multiple of `multiple`.
+    """
     device = torch.device(device)
+    if missing := -len(ids) % multiple:
+        ids, lengths = np.append(ids, np.zeros(missing, dtype=ids.dtype)), np.append(lengths, missing)
     cu_seqlens = np.append(0, np.cumsum(lengths))
     starts = cu_seqlens[:-1]
     positions = np.arange(cu_seqlens[-1]) - np.repeat(starts, lengths)
@@ -55,6 +62,6 @@ def pack_flat(ids: IntArray, lengths: IntArray, spans: IntArray, *, device: torc
         token_ids=to_device(ids.astype(np.int64), device),
         positions=to_device(positions, device),
         cu_seqlens=to_device(cu_seqlens.astype(np.int32), device),
-        spans=torch.from_numpy((spans + starts[:, None]).astype(np.int64, copy=False)),
+        spans=torch.from_numpy((spans + starts[: len(spans), None]).astype(np.int64, copy=False)),
         lengths=tuple(lengths.tolist()),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,12 @@ import torch
 
 from fastvec_kernels._launch import to_device
 from fastvec_kernels.attention.parts import Tile
+
+# How a CPU attends: "runs" calls SDPA for each run of adjacent sequences of equal length, "padded" is `padded`.
+Route = Literal["runs", "padded"]
+# Up to which length of a batch's longest sequence each route is taken, ascending; "runs" for longer ones. Which is
+# faster depends on the CPU's instructions, the dtype and the length, so a caller that runs for long measures it.
+Routes = tuple[tuple[int, Route], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +29,7 @@ class AttentionPlan:
     sequence_ids: torch.Tensor  # [n] int32, by which dropout identifies each sequence
     runs: tuple[tuple[int, int, int], ...]  # (first token, sequences, length): adjacent sequences of equal length
     tokens: int  # T
+    routes: Routes | None  # on a CPU; None if they were not measured
 
     @classmethod
     def build(
@@ -30,6 +38,7 @@ class AttentionPlan:
         device: torch.device | str = "cpu",
         *,
         sequence_ids: Sequence[int] | None = None,
+        routes: Routes | None = None,
     ) -> "AttentionPlan":
         """Build the plan of a batch from the length of each sequence in tokens.
 
@@ -53,6 +62,7 @@ class AttentionPlan:
             sequence_ids=to_device(ids, device),
             runs=tuple(zip(starts[begins].tolist(), counts.tolist(), array[begins].tolist(), strict=True)),
             tokens=int(starts[-1]),
+            routes=routes,
         )
 
 
@@ -80,6 +90,15 @@ def _lengths_of(content: bytes) -> Lengths:
     array = np.frombuffer(content, dtype=np.int32).astype(np.int64)
     index = int(array.argmax())
     return Lengths(array=array, tokens=int(array.sum()), longest=int(array[index]), longest_at=int(array[:index].sum()))
+
+
+def visible_tokens(length: int, causal: bool, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return a mask [length, length]: whether token i (row) sees token j."""
+    i = torch.arange(length, device=device)
+    behind = i[:, None] - i[None, :]
+    if window is None:
+        return behind >= 0 if causal else torch.ones_like(behind, dtype=torch.bool)
+    return (behind >= 0) & (behind < window) if causal else behind.abs() <= window
 
 
 def check_tokens(planned: int, found: int) -> None:

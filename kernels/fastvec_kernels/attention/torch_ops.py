@@ -1,25 +1,24 @@
 """Attention by PyTorch operations, for tensors that the Triton kernels do not take, e.g. on a machine without a GPU.
 
-On a GPU, PyTorch's own attention over packed sequences takes what it can. Otherwise, adjacent sequences of equal length
-form a run. A run is a batch without padding, which SDPA takes as a view, not a copy.
+On a GPU, PyTorch's own attention over packed sequences takes what it can. A CPU takes the plan's route. On the route
+"runs", adjacent sequences of equal length form a run, a batch without padding, which SDPA takes as a view, not a copy.
 """
 
 import inspect
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from fastvec_kernels._launch import records_gradient
 from fastvec_kernels._random import keeps_of_columns, philox
-from fastvec_kernels.attention.plan import AttentionPlan, check_tokens
+from fastvec_kernels.attention.padded import LONGEST, attention_padded
+from fastvec_kernels.attention.plan import AttentionPlan, Route, Routes, check_tokens, visible_tokens
 
 SCORES_AT_ONCE = 1 << 26  # 256 MiB of float32; a run of 16k tokens at length 512 with 32 heads would take 1 GiB
-# bfloat16 on a CPU (one core with AVX-512 instructions for bfloat16): up to this length, matrix products with the
-# scores in memory are faster than SDPA: at 120 tokens 2.7 times as fast forward and 2.4 times forward plus backward, at
-# 512 tokens 1.7 times as fast forward and equally fast forward plus backward
-PLAIN_LENGTH = 512
-# below this many multiplications, float32 is faster: oneDNN compiles a bfloat16 product again for each shape that is
-# not among its last 16, in about 0.3 ms
+# Below this many multiplications in a run, training in bfloat16 is faster in float32: oneDNN compiles a bfloat16
+# product again for each shape that is not among its last 16, in about 0.3 ms.
 NARROW_PRODUCTS = 10_000_000
 
 
@@ -42,20 +41,24 @@ def attention_torch(
     plain_softmax = softcap is None and sinks is None and dropout_p == 0
     if q.is_cuda and plain_softmax and _fits_varlen(q, v):
         return varlen_attention(q, k, v, plan, scale, causal, window)
-    narrow_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    padded = q.device.type == "cpu" and _route(q.dtype, plan) == "padded"
+    records = records_gradient(q, k, v)
+    if padded and plain_softmax and not records:
+        return attention_padded(q, k, v, plan, scale, causal, window)
+    narrow_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu" and records
     # one split, not one slice per run: the gradient of a slice is as large as the batch
     parts = (torch.split(x, [sequences * length for _, sequences, length in plan.runs]) for x in (q, k, v))
     outputs, first_sequence = [], 0
     for (_, sequences, length), *tensors in zip(plan.runs, *parts, strict=True):
         narrow = narrow_cpu and sequences * q.shape[1] * length**2 * q.shape[2] >= NARROW_PRODUCTS
-        plain = not plain_softmax or (narrow and length <= PLAIN_LENGTH)  # SDPA has no cap, sink or keyed dropout
+        plain = not plain_softmax or (narrow and padded)  # SDPA has no cap, sink or keyed dropout
         if narrow_cpu and not narrow:
             tensors = [x.float() for x in tensors]
         q_run, k_run, v_run = (  # [sequences, heads, length, size]: views, whatever the strides
             x.view(sequences, length, *x.shape[1:]).transpose(1, 2) for x in tensors
         )
         cuts = window is not None and window < (length if causal else length - 1)
-        visible = _visible(length, causal, window, q.device) if cuts or (plain and causal) else None
+        visible = visible_tokens(length, causal, window, q.device) if cuts or (plain and causal) else None
         if plain:
             ids = plan.sequence_ids[first_sequence : first_sequence + sequences]
             o = _plain_attention(q_run, k_run, v_run, visible, scale, softcap, sinks, ids, dropout_p, seed)
@@ -72,6 +75,24 @@ def attention_torch(
         outputs.append(o.transpose(1, 2).flatten(0, 1).to(q.dtype))
         first_sequence += sequences
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _route(dtype: torch.dtype, plan: AttentionPlan) -> Route:
+    routes = default_routes(dtype) if plan.routes is None else plan.routes
+    longest = max(plan.lengths)
+    return next((route for limit, route in routes if longest <= limit), "runs")
+
+
+@lru_cache
+def default_routes(dtype: torch.dtype) -> Routes:
+    """Return the routes that are taken unless others are measured.
+
+    SDPA is fast in float32, and in bfloat16 only with AMX, for sequences that fill its tiles (2 cores of a Xeon with
+    AMX and of a Zen 5 without).
+    """
+    if dtype != torch.bfloat16:
+        return ()
+    return ((64 if torch.cpu._is_amx_tile_supported() else LONGEST, "padded"),)
 
 
 def _fits_varlen(q: torch.Tensor, v: torch.Tensor) -> bool:
@@ -117,15 +138,6 @@ def dropout_keeps(seed: int, sequence_ids: torch.Tensor, heads: int, length: int
     counter = torch.broadcast_tensors(*places, queries, queries * 0)
     first, second, _, _ = philox(counter, seed)
     return keeps_of_columns(first, second, length, p)
-
-
-def _visible(length: int, causal: bool, window: int | None, device: torch.device) -> torch.Tensor:
-    """Return a mask [length, length]: whether token i (row) sees token j."""
-    i = torch.arange(length, device=device)
-    behind = i[:, None] - i[None, :]
-    if window is None:
-        return behind >= 0 if causal else torch.ones_like(behind, dtype=torch.bool)
-    return (behind >= 0) & (behind < window) if causal else behind.abs() <= window
 
 
 def _plain_attention(

@@ -108,15 +108,22 @@ def _rope_torch(
     k_weight: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotate q and k together; rolling each head by half pairs its two halves."""
+    """Rotate q and k together; without a gradient in place, else rolling each head by half pairs its two halves."""
     all_heads, half = heads + 2 * kv_heads, cos.shape[1]
     x, v = qkv.unflatten(1, (all_heads, qkv.shape[1] // all_heads)).split([heads + kv_heads, kv_heads], 1)
     if q_weight is not None and k_weight is not None:
         both = zip(x.split([heads, kv_heads], 1), (q_weight, k_weight), strict=True)
         x = torch.cat([_head_norm(y, weight, eps) for y, weight in both], 1)
-    cos, sin = (torch.cat(pair, 1).to(x.dtype)[:, None] for pair in ((cos, cos), (-sin, sin)))
     turning, rest = x[..., : 2 * half], x[..., 2 * half :]
-    turned = torch.addcmul(turning * cos, turning.roll(half, -1), sin)
+    if records_gradient(x):
+        cos, sin = (torch.cat(pair, 1).to(x.dtype)[:, None] for pair in ((cos, cos), (-sin, sin)))
+        turned = torch.addcmul(turning * cos, turning.roll(half, -1), sin)
+    else:
+        cos, sin = (angle.to(x.dtype)[:, None] for angle in (cos, sin))
+        halves = turning.unflatten(2, (2, half))
+        turned = (halves * cos[:, None]).flatten(2)
+        turned[..., :half].addcmul_(turning[..., half:], sin, value=-1)
+        turned[..., half:].addcmul_(turning[..., :half], sin)
     if rest.shape[2]:
         turned = torch.cat([turned, rest], -1)
     q, k = turned.split([heads, kv_heads], 1)
