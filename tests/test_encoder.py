@@ -176,7 +176,7 @@ def test_a_text_that_overflows_fails_where_float32_finds_no_memory(
     def small_device(self: Forward, packed: Packed) -> torch.Tensor:
         if next(self._decoder.model.parameters()).dtype == torch.float32:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, packed) * torch.where(torch.arange(len(packed.lengths)) == 0, torch.inf, 1)[:, None]
+        return forward(self, packed) * torch.where(torch.arange(len(packed.spans)) == 0, torch.inf, 1)[:, None]
 
     monkeypatch.setattr(Forward, "__call__", small_device)
     encoded = half.encode_tokens(half.tokenizer()(["a sea", "a longer sea"]))

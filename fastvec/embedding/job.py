@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,10 +100,22 @@ def embed(
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         for warning in writer.warnings:
             logger.warning("%s", warning)
-        if writer.choices is not None and encoder.choices is not None:
-            encoder.choose(writer.choices)
-        with _token_budget(encoder, batch_tokens, writer.batch_tokens):
+        with _choices(encoder, writer.choices), _token_budget(encoder, batch_tokens, writer.batch_tokens):
             return _Run(plan, encoder, writer, progress, stop_signal).run()
+
+
+@contextmanager
+def _choices(encoder: "Encoder", earlier: Mapping[str, Any] | None) -> Iterator[None]:
+    """Compute by the choices of the `earlier` run, or the encoder's own, in this block."""
+    own = encoder.choices
+    if own is None or earlier is None:
+        yield
+        return
+    encoder.choose(earlier)
+    try:
+        yield
+    finally:
+        encoder.choose(own)
 
 
 @contextmanager

@@ -1,41 +1,233 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sentence_transformers import SentenceTransformer
+from tokenizers import pre_tokenizers
+from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from fastvec.checkpoints.checkpoint import resolve
-from fastvec.texts.from_files import tokenizer_from_files
+from fastvec.texts.from_files import PlainTokenizer, tokenizer_from_files
 from fastvec.texts.from_transformers import tokenizer_from_transformers
 from tests.helpers.checkpoints import copy, edit_json
 from tests.helpers.tiny import SENTENCES, save_decoder
 
+END = "<|endoftext|>"
+TEXTS = [
+    *SENTENCES,
+    "",
+    "<s> in a text",
+    "  spaces ",
+    f"an{END} end </s>",
+    "a\u0301 \ufb01 don't\n\n12345\t ▁x",
+    "<mask>",
+]
+UNK_AND_ALPHABET = ["<pad>", "</s>", "<s>", "<unk>", "<mask>", "▁", *(chr(i) for i in range(97, 123)), "th", "▁th"]
+MERGES: Any = [("t", "h"), ("▁", "th")]  # their stated type is str
 
-@pytest.mark.parametrize("bos", [True, False])
-def test_the_tokens_are_those_of_transformers(tmp_path: Path, bos: bool) -> None:
-    checkpoint = resolve(save_decoder(tmp_path, "llama", bos=bos, eos=True))
-    found, expected = tokenizer_from_files(checkpoint), tokenizer_from_transformers(checkpoint)
-    assert found is not None
-    texts = [*SENTENCES, "", "<s> in a text", "  spaces "]
-    for own, other in zip(
-        found.backend_tokenizer.encode_batch(texts), expected.backend_tokenizer.encode_batch(texts), strict=True
-    ):
-        assert (own.ids, own.offsets) == (other.ids, other.offsets)
+
+def assert_same(found: PlainTokenizer, expected: PreTrainedTokenizerBase) -> None:
+    own, other = (one.backend_tokenizer.encode_batch(TEXTS) for one in (found, expected))
+    assert [(one.ids, one.offsets) for one in own] == [(one.ids, one.offsets) for one in other]
     for name in ("bos_token", "eos_token", "pad_token"):
         assert getattr(found, name) == getattr(expected, name)
         assert getattr(found, f"{name}_id") == getattr(expected, f"{name}_id")
     assert set(found.all_special_ids) == set(expected.all_special_ids)
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_tokens_are_those_of_transformers(tmp_path: Path, bos: bool) -> None:
+    checkpoint = resolve(save_decoder(tmp_path, "llama", bos=bos, eos=True))
+    found = tokenizer_from_files(checkpoint)
+    assert found is not None
+    assert_same(found, tokenizer_from_transformers(checkpoint))
+
+
+def saved(folder: Path, model_type: str, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Save a decoder with `tokenizer`, as transformers 5 does."""
+    save_decoder(folder, model_type)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def as_transformers_4(folder: Path, **settings: Any) -> Path:
+    """Rewrite tokenizer_config.json with the keys that transformers 4 wrote, and the files that it wrote beside it."""
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    decoder = {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens}
+    usual = {"clean_up_tokenization_spaces": False, "model_max_length": 4096, "chat_template": "{{ messages }}"}
+    config = {"added_tokens_decoder": decoder, **usual, **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    by_content = {token["content"]: flags for token, flags in zip(tokens, decoder.values(), strict=True)}
+    named = {
+        key: by_content[value] for key, value in settings.items() if key.endswith("_token") and value in by_content
+    }
+    (folder / "special_tokens_map.json").write_text(json.dumps(named))
+    (folder / "added_tokens.json").write_text(json.dumps({token["content"]: token["id"] for token in tokens}))
+    return folder
+
+
+def qwen2(folder: Path) -> Path:
+    vocab = {END: 0, **{letter: 1 + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}
+    vocab |= {"th": len(vocab)}
+    return saved(folder, "qwen3", Qwen2Tokenizer(vocab=vocab, merges=MERGES[:1]))
+
+
+def qwen3_embedding(folder: Path) -> Path:
+    """tokenizer.json ends every sequence; tokenizer_config.json states a flag that its class never read."""
+    qwen2(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    single = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
+    content["post_processor"] |= {
+        "single": single,
+        "special_tokens": {END: {"id": END, "ids": [0], "tokens": [END]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return as_transformers_4(
+        folder,
+        tokenizer_class="Qwen2Tokenizer",
+        add_bos_token=False,
+        add_prefix_space=False,
+        additional_special_tokens=[END],
+        bos_token=None,
+        eos_token=END,
+        errors="replace",
+        pad_token=END,
+        split_special_tokens=False,
+        unk_token=None,
+    )
+
+
+def gemma(folder: Path) -> Path:
+    vocab = {token: i for i, token in enumerate(UNK_AND_ALPHABET)}
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    return saved(folder, "gemma3_text", GemmaTokenizer(vocab=vocab, merges=MERGES, **names))
+
+
+def embedding_gemma(folder: Path) -> Path:
+    return as_transformers_4(
+        gemma(folder),
+        tokenizer_class="GemmaTokenizer",
+        add_bos_token=True,
+        add_eos_token=True,
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={},
+        mask_token="<mask>",
+        pad_token="<pad>",
+        sp_model_kwargs=None,
+        spaces_between_special_tokens=False,
+        unk_token="<unk>",
+        use_default_system_prompt=False,
+    )
+
+
+def llama(folder: Path) -> Path:
+    vocab = {token: i for i, token in enumerate(UNK_AND_ALPHABET)}
+    return saved(folder, "llama", LlamaTokenizer(vocab=vocab, merges=MERGES))
+
+
+def e5_mistral(folder: Path) -> Path:
+    """tokenizer.json is of an earlier form than what LlamaTokenizer builds, and transformers loads it as it is."""
+    llama(folder)
+    edit_json(folder / "config.json", model_type="mistral")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, space]}
+    content["pre_tokenizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return as_transformers_4(
+        folder,
+        tokenizer_class="LlamaTokenizer",
+        add_bos_token=True,
+        add_eos_token=False,
+        additional_special_tokens=[],
+        bos_token="<s>",
+        eos_token="</s>",
+        legacy=True,
+        pad_token="</s>",
+        sp_model_kwargs={},
+        unk_token="<unk>",
+        use_default_system_prompt=False,
+    )
+
+
+def llama3(folder: Path) -> Path:
+    save_decoder(folder, "llama")
+    return as_transformers_4(
+        folder,
+        tokenizer_class="PreTrainedTokenizerFast",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def by_sentence_transformers(folder: Path) -> Path:
+    save_decoder(folder / "decoder", "llama")
+    SentenceTransformer(str(folder / "decoder"), device="cpu").save(str(folder / "saved"))
+    return folder / "saved"
+
+
+PUBLISHED = {
+    function.__name__: function
+    for function in (
+        qwen2,
+        qwen3_embedding,
+        gemma,
+        embedding_gemma,
+        llama,
+        e5_mistral,
+        llama3,
+        by_sentence_transformers,
+    )
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_and_saved_folders_load_as_transformers_loads_them(tmp_path: Path, name: str) -> None:
+    folder = PUBLISHED[name](tmp_path)
+    checkpoint = resolve(folder)
+    found = tokenizer_from_files(checkpoint)
+    assert found is not None
+    assert_same(found, tokenizer_from_transformers(checkpoint))
+
+
+def test_a_changed_file_is_left_to_transformers(tmp_path: Path) -> None:
+    """Each change makes what transformers builds differ from tokenizer.json, or may."""
+    folder = qwen3_embedding(tmp_path)
+    path, settings_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    content, settings = json.loads(path.read_text()), json.loads(settings_path.read_text())
+    wrong_flags = {index: {**token, "rstrip": True} for index, token in settings["added_tokens_decoder"].items()}
+    for change in (
+        {"normalizer": None},
+        {"pre_tokenizer": content["pre_tokenizer"]["pretokenizers"][1]},
+        {"model": {**content["model"], "ignore_merges": True}},
+        {"model": {**content["model"], "fuse_unk": True}},
+    ):
+        path.write_text(json.dumps({**content, **change}))
+        assert tokenizer_from_files(resolve(folder)) is None, change
+    path.write_text(json.dumps(content))
+    for change in (
+        {"tokenizer_class": "GPT2Tokenizer"},
+        {"add_prefix_space": True},
+        {"split_special_tokens": True},
+        {"added_tokens_decoder": wrong_flags},
+        {"additional_special_tokens": ["<other>"]},
+        {"mask_token": "<other>"},
+        {"eos_token": {"content": "<other>"}},
+    ):
+        settings_path.write_text(json.dumps({**settings, **change}))
+        assert tokenizer_from_files(resolve(folder)) is None, change
+    settings_path.write_text(json.dumps(settings))
+    assert tokenizer_from_files(resolve(folder)) is not None
+    (folder / "added_tokens.json").write_text(json.dumps({"<|endoftext|>": 7}))
+    assert tokenizer_from_files(resolve(folder)) is None
+
+
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"tokenizer_class": "LlamaTokenizer"},
-        {"tokenizer_class": None},
-        {"add_bos_token": True},
-        {"pad_token": "<other>"},
-        {"pad_token": "a"},
-        {"chat_template": "{{ messages }}"},
-    ],
+    [{"tokenizer_class": None}, {"pad_token": "<other>"}, {"pad_token": "a"}, {"split_special_tokens": True}],
     ids=str,
 )
 def test_a_tokenizer_that_transformers_changes_is_left_to_it(

@@ -115,7 +115,7 @@ def _rope_torch(
         both = zip(x.split([heads, kv_heads], 1), (q_weight, k_weight), strict=True)
         x = torch.cat([_head_norm(y, weight, eps) for y, weight in both], 1)
     turning, rest = x[..., : 2 * half], x[..., 2 * half :]
-    if records_gradient(x):
+    if records_gradient(x) or torch.compiler.is_compiling():
         cos, sin = (torch.cat(pair, 1).to(x.dtype)[:, None] for pair in ((cos, cos), (-sin, sin)))
         turned = torch.addcmul(turning * cos, turning.roll(half, -1), sin)
     else:
