@@ -25,7 +25,7 @@ from fastvec.errors import ModelError, UsageError
 from fastvec.forward import Forward
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.system.allocator import keep_freed_memory
-from fastvec.texts.batching import chunk_limits, is_long_job, token_batches, token_budget
+from fastvec.texts.batching import chunk_limits, is_long_job, row_multiple, token_batches, token_budget
 from fastvec.texts.load import load_tokenizer
 from fastvec.texts.packing import pack_flat
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
-# A CPU's matrix products take up to a fifth longer with other numbers of rows (oneDNN, bfloat16).
-ROW_MULTIPLE = {"cpu": 16, "cuda": 1}
 # texts that `encode` handles at a time: enough to sort by length, few enough to hold in memory
 ENCODE_ROWS = 8192
 
@@ -299,7 +297,8 @@ class Encoder:
         """Return the vectors [n, D] of some rows of `texts`, which are one batch."""
         own = texts.select(rows)
         device = self.settings.device
-        return self._forward(pack_flat(own.ids, own.lengths, own.spans, device=device, multiple=ROW_MULTIPLE[device]))
+        multiple = row_multiple(device, len(own.ids))
+        return self._forward(pack_flat(own.ids, own.lengths, own.spans, device=device, multiple=multiple))
 
     def _retry_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
         """Encode one text, whose vector in `dtype` is not finite, in float32; returns [D], NaN if memory runs out."""
