@@ -7,6 +7,7 @@ Shapes: n texts, D dimensions of a vector.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -37,6 +38,7 @@ FloatArray = npt.NDArray[np.float32]
 
 # texts that `encode` handles at a time: enough to sort by length, few enough to hold in memory
 ENCODE_ROWS = 8192
+SLOWER = 0.95  # relative speed of a quantized forward below which it is called slower: noise of the measurement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +84,8 @@ class Encoder:
         self.batch_tokens = batch_tokens or token_budget(settings.device, self.parameters, dtype.itemsize)
         self.agreement: Agreement | None = None
         self._measured = False
-        self._compared: list[tuple[FloatArray, FloatArray]] = []  # unquantized and quantized
+        # unquantized and quantized vectors, and the seconds of the quantized and the unquantized forward
+        self._compared: list[tuple[FloatArray, FloatArray, float, float]] = []
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", settings.checkpoint.name, direction, settings.bidirectional_reason)
 
@@ -281,13 +284,22 @@ class Encoder:
 
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
         """Raise ModelError if quantized vectors differ too much; repeated until enough texts were compared."""
+        started = time.perf_counter()
         found = self.finish(self._begin(texts, between_batches))
+        between = time.perf_counter()
         with self._forward.unquantized():
             expected = self.finish(self._begin(texts, between_batches))
-        self._compared.append((expected.vectors, found.vectors))
-        agreement = Agreement.of(*(np.concatenate(vectors) for vectors in zip(*self._compared, strict=True)))
-        agreement.require(str(self.settings.quantize), self.settings.dtype)
-        logger.info("%s against %s: %s", self.settings.quantize, self.settings.dtype, agreement)
+        self._compared.append((expected.vectors, found.vectors, between - started, time.perf_counter() - between))
+        theirs, ours, quantized_seconds, seconds = zip(*self._compared, strict=True)
+        speed = sum(seconds) / sum(quantized_seconds)
+        agreement = replace(Agreement.of(np.concatenate(theirs), np.concatenate(ours)), speed=speed)
+        quantize, dtype = str(self.settings.quantize), self.settings.dtype
+        agreement.require(quantize, dtype)
+        logger.info("%s against %s: %s", quantize, dtype, agreement)
+        if agreement.overlap is not None and speed < SLOWER and self.settings.device == "cpu":
+            rate = agreement.texts / sum(quantized_seconds)
+            rates = f"{rate:,.0f} texts/s against {rate / speed:,.0f}"
+            logger.warning("%s is slower than %s on this CPU: %s; leave --quantize out", quantize, dtype, rates)
         self.agreement = agreement
         if agreement.overlap is not None:
             self._forward.drop_unquantized()

@@ -276,12 +276,16 @@ def _require_fp8(device: str) -> None:
 
 
 def resolve_dtype(device: str) -> str:
-    """Return bfloat16 if the hardware multiplies it, else float32 on a CPU and float16 on a GPU (before Ampere)."""
+    """Return bfloat16 if the hardware is fast in it, else float32 on a CPU and float16 on a GPU (before Ampere)."""
     import torch
 
     if device == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
-    return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
+    if not _cpu_multiplies_bfloat16():
+        return "float32"
+    from fastvec.decoders.cpu_choices import bfloat16_is_faster
+
+    return "bfloat16" if bfloat16_is_faster() else "float32"
 
 
 def _cpu_multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

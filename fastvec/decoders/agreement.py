@@ -20,11 +20,15 @@ LEAST_COSINE, LEAST_OVERLAP = 0.99, 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """`cosine`: 1st percentile over texts. `overlap`: mean share of a text's ten nearest neighbours that are kept."""
+    """`cosine`: 1st percentile over texts. `overlap`: mean share of a text's ten nearest neighbours that are kept.
+
+    `speed` is the rate of the quantized forward relative to the unquantized one.
+    """
 
     texts: int
     cosine: float
     overlap: float | None  # None with fewer than LEAST_TEXTS texts
+    speed: float | None = None
 
     @classmethod
     def of(cls, expected: FloatArray, found: FloatArray) -> "Agreement":

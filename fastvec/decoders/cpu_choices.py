@@ -30,6 +30,7 @@ Choice = TypeVar("Choice")
 ROUNDS = 3
 GAIN = 0.95  # of the default's time, the most that another choice may take to be preferred: noise changes nothing
 PRODUCT_ROWS, PRODUCT_COLUMNS = 256, 2048  # of the product that is timed, at most
+PROBE = 1024  # rows and columns of the weights by which two dtypes are compared
 ATTENTION_TOKENS, ATTENTION_HEADS = 1024, 8
 # Lengths at which attention is timed, and up to which length the faster route is then taken.
 LENGTHS = ((32, 64), (128, 256), (512, LONGEST))
@@ -80,6 +81,18 @@ def has_onednn(dtype: torch.dtype) -> bool:
     expected = F.silu(gate) * up
     error = (found.double() - expected).norm() / expected.norm()
     return bool(error <= 2 * torch.finfo(dtype).eps)
+
+
+@functools.cache
+def bfloat16_is_faster() -> bool:
+    """Return whether this CPU multiplies in bfloat16 faster than in float32; it does if it has instructions for it."""
+    runs = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        weight, x = torch.ones(PROBE, PROBE, dtype=dtype), torch.ones(PRODUCT_ROWS, PROBE, dtype=dtype)
+        linear = (OnednnLinear if has_onednn(dtype) else Linear)(weight, None)
+        runs[dtype] = functools.partial(linear, x)
+    with torch.inference_mode():
+        return faster(runs, default=torch.bfloat16) == torch.bfloat16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

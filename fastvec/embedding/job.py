@@ -183,8 +183,13 @@ class _Run:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
                 tokenized = pipeline.run_ahead("tokenize", tokenize_chunks(read, tokenizer), feeds="encode", depth=4)
-                embedded = pipeline.run_ahead("encode", self._encode(tokenized, pipeline), feeds="write", depth=2)
-                for done in embedded:
+                encoded = self._encode(tokenized, pipeline)
+                if self._encoder.settings.device == "cpu":
+                    # OpenMP's threads sleep between the operations of a thread other than the first: a tenth slower
+                    encoded = pipeline.run_here("encode", encoded)
+                else:
+                    encoded = pipeline.run_ahead("encode", encoded, feeds="write", depth=2)
+                for done in encoded:
                     with pipeline.working("write"):
                         self._held.append(done)
                         if self._can_start_output():

@@ -82,7 +82,7 @@ class Pipeline:
     def _pump(self, stage: str, items: Iterable[Item], link: "queue.Queue[Item | _End]") -> None:
         end = _End()
         try:
-            for item in self._worked(stage, items):
+            for item in self.run_here(stage, items):
                 self._wait(stage, partial(link.put, item, timeout=POLL_SECONDS), queue.Full)
         except StoppedError:
             return
@@ -93,7 +93,8 @@ class Pipeline:
         except StoppedError:
             return
 
-    def _worked(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+    def run_here(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        """Iterate over `items` in this thread, counting it as work of `stage`."""
         iterator = iter(items)
         while True:
             with self.working(stage):
