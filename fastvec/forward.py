@@ -55,7 +55,7 @@ class Forward:
         self._choices = CpuChoices.default(self._dtype) if settings.device == "cpu" else None
         with torch.inference_mode(), kernel_check():
             self_check(self._decoder)
-            self._fused = self._fuse()
+            self._fused = self._chosen(self._fuse())
             call_kernels(self, self._decoder.vocabulary, settings.max_length, settings.device)
             if settings.quantize is not None:
                 self._fused, self._unquantized = self._quantized(settings.quantize), self._fused
@@ -150,7 +150,7 @@ class Forward:
         finally:
             for tensor in narrow:
                 tensor.data = tensor.data.to(self._dtype)
-            self._fused = self._fuse() if kept is None else kept
+            self._fused = self._chosen(self._fuse()) if kept is None else kept
 
     def _quantized(self, quantize: str) -> FusedDecoder:
         if self._fused is None:
@@ -162,9 +162,10 @@ class Forward:
 
     def _fuse(self) -> FusedDecoder | None:
         if isinstance(self._decoder, PlainDecoder):
-            fused: FusedDecoder | None = self._decoder.fuse()
-        else:
-            from fastvec.decoders.detection import fuse
+            return self._decoder.fuse()
+        from fastvec.decoders.detection import fuse
 
-            fused = fuse(self._decoder, self._settings.max_length)
+        return fuse(self._decoder, self._settings.max_length)
+
+    def _chosen(self, fused: FusedDecoder | None) -> FusedDecoder | None:
         return fused if fused is None or self._choices is None else self._choices.apply(fused)

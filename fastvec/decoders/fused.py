@@ -144,6 +144,12 @@ class FusedDecoder:
         self.norm = norm
         self._routes = routes
 
+    @property
+    def linear_bytes(self) -> int:
+        """The bytes of the weights of all `Linear`s in the layers."""
+        linears = (linear for one in self.layers for linear in (one.qkv, one.output, one.gate_up, one.down))
+        return sum(linear.weight.nbytes for linear in linears if isinstance(linear, Linear))
+
     def with_linears(self, make: Callable[[torch.Tensor, torch.Tensor | None], LinearMap]) -> Self:
         """Return the same decoder with each `Linear` of its layers replaced by `make(weight, bias)`."""
 
