@@ -84,7 +84,7 @@ class Encoder:
         self.batch_tokens = batch_tokens or token_budget(settings.device, self.parameters, dtype.itemsize)
         self.agreement: Agreement | None = None
         self._measured = False
-        # unquantized and quantized vectors, and the seconds of the quantized and the unquantized forward
+        # unquantized and quantized vectors, and the seconds that each of them took
         self._compared: list[tuple[FloatArray, FloatArray, float, float]] = []
         direction = "bidirectional" if settings.bidirectional else "causal"
         logger.info("%s runs %s: %s", settings.checkpoint.name, direction, settings.bidirectional_reason)
@@ -284,13 +284,11 @@ class Encoder:
 
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
         """Raise ModelError if quantized vectors differ too much; repeated until enough texts were compared."""
-        started = time.perf_counter()
-        found = self.finish(self._begin(texts, between_batches))
-        between = time.perf_counter()
+        found, found_seconds = self._timed(texts, between_batches)
         with self._forward.unquantized():
-            expected = self.finish(self._begin(texts, between_batches))
-        self._compared.append((expected.vectors, found.vectors, between - started, time.perf_counter() - between))
-        theirs, ours, quantized_seconds, seconds = zip(*self._compared, strict=True)
+            expected, expected_seconds = self._timed(texts, between_batches)
+        self._compared.append((expected, found, expected_seconds, found_seconds))
+        theirs, ours, seconds, quantized_seconds = zip(*self._compared, strict=True)
         speed = sum(seconds) / sum(quantized_seconds)
         agreement = replace(Agreement.of(np.concatenate(theirs), np.concatenate(ours)), speed=speed)
         quantize, dtype = str(self.settings.quantize), self.settings.dtype
@@ -304,6 +302,12 @@ class Encoder:
         if agreement.overlap is not None:
             self._forward.drop_unquantized()
             self._compared.clear()
+
+    def _timed(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> tuple[FloatArray, float]:
+        """Return the vectors of `texts` and the seconds that they took."""
+        started = time.perf_counter()
+        vectors = self.finish(self._begin(texts, between_batches)).vectors
+        return vectors, time.perf_counter() - started
 
     def _vectors(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> torch.Tensor:
         """Return the vectors [n, D] of some rows of `texts`, which are one batch."""

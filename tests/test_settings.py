@@ -27,6 +27,16 @@ def test_a_system_without_cpuinfo_computes_in_float32(tmp_path: Path) -> None:
     assert _cpu_multiplies_bfloat16(tmp_path / "nothing") is False
 
 
+@pytest.mark.parametrize(("instructions", "faster"), [(True, True), (True, False), (False, True)])
+def test_auto_is_bfloat16_on_a_cpu_with_instructions_that_are_fast(
+    tiny_llama: Path, instructions: bool, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastvec.settings._cpu_multiplies_bfloat16", lambda: instructions)
+    monkeypatch.setattr("fastvec.decoders.cpu_choices.bfloat16_is_faster", lambda: faster)
+    expected = "bfloat16" if instructions and faster else "float32"
+    assert resolve_settings(tiny_llama, device="cpu").dtype == expected
+
+
 def test_a_bare_decoder_by_default(tiny_llama: Path) -> None:
     settings = resolve_settings(tiny_llama, device="cpu", dtype="float32")
     found = (settings.pooling, settings.pooled_tokens, settings.normalize, settings.bidirectional)

@@ -50,11 +50,12 @@ def pack_flat(
 ) -> Packed:
     """Pack sequences that are concatenated already: `ids` [T] of sequences of `lengths` [n], with their `spans`.
 
-    One more sequence, without a span, is appended if T is not a multiple of `multiple`.
+    If T is not a multiple of `multiple`, sequences of one token and without a span are appended.
     """
     device = torch.device(device)
     if missing := -len(ids) % multiple:
-        ids, lengths = np.append(ids, np.zeros(missing, dtype=ids.dtype)), np.append(lengths, missing)
+        ids = np.append(ids, np.zeros(missing, dtype=ids.dtype))
+        lengths = np.append(lengths, np.ones(missing, dtype=lengths.dtype))
     cu_seqlens = np.append(0, np.cumsum(lengths))
     starts = cu_seqlens[:-1]
     positions = np.arange(cu_seqlens[-1]) - np.repeat(starts, lengths)

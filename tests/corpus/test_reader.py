@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastvec.corpus import reader
 from fastvec.corpus.reader import Chunk, ChunkLimits, InputFile, open_corpus
 from fastvec.errors import FastvecError, InputError, UsageError
 from tests.helpers.corpora import ALL, read, read_kept, read_texts, texts, write_arrow, write_parquet
@@ -309,7 +311,9 @@ layouts = st.builds(
     dictionary=st.booleans(),
     arrow=st.booleans(),
 )
-all_limits = st.builds(ChunkLimits, rows=st.integers(1, 12), bytes=st.integers(1, 60))
+all_limits = st.builds(
+    ChunkLimits, rows=st.integers(1, 12), bytes=st.integers(1, 60), row_bytes=st.none() | st.integers(1, 20)
+)
 
 
 def cut(rows: Sequence[Row], limits: ChunkLimits) -> Iterator[list[Row]]:
@@ -318,6 +322,8 @@ def cut(rows: Sequence[Row], limits: ChunkLimits) -> Iterator[list[Row]]:
     size = 0
     for text, tags in rows:
         row_size = sum(len((word or "").encode()) for word in [text, *(tags or [])])
+        if limits.row_bytes is not None:
+            row_size = max(min(row_size, limits.row_bytes), row_size * limits.bytes // reader.MEMORY_BYTES)
         if chunk and (len(chunk) == limits.rows or size + row_size > limits.bytes):
             yield chunk
             chunk, size = [], 0
@@ -330,6 +336,7 @@ def rows_of(chunk: Chunk) -> list[Row]:
     return list(zip(chunk.texts.to_pylist(), chunk.kept["tags"].to_pylist(), strict=True))
 
 
+@patch.object(reader, "MEMORY_BYTES", 100)
 @settings(max_examples=60)
 @given(rows=rows_of_words, layout=layouts, limits=all_limits)
 def test_chunks_follow_from_the_rows_alone_also_when_resumed(

@@ -1,5 +1,6 @@
 """Eight-bit products: what they compute, what they may depend on, and when their vectors are rejected."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,22 @@ def test_a_model_that_int8_turns_too_far_is_refused_before_a_row_is_written(
     with pytest.raises(ModelError, match="int8 changes this model's vectors too much"):
         embed([corpus], output, encoder=resolve_settings(device="cpu", quantize="int8"))
     assert not output.exists()
+
+
+@needs_int8
+@pytest.mark.parametrize(("seconds", "warned"), [(0.2, True), (0.05, False)])
+def test_a_cpu_on_which_int8_is_slower_is_told_both_rates(
+    seconds: float, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = Encoder.from_pretrained(device="cpu", dtype="float32", quantize="int8")
+    monkeypatch.setattr("fastvec.decoders.agreement.LEAST_TEXTS", 20)
+    now = iter([0.0, seconds, seconds, seconds + 0.1])  # before and after each of the two forwards
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    encoder.encode(TEXTS[:20])
+    assert encoder.agreement is not None
+    assert encoder.agreement.speed == pytest.approx(0.1 / seconds)
+    message = "int8 is slower than float32 on this CPU: 100 texts/s against 200; leave --quantize out"
+    assert (message in caplog.messages) == warned
 
 
 @needs_int8

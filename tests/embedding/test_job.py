@@ -175,6 +175,26 @@ def test_a_resumed_run_keeps_the_token_budget_that_was_found_to_fit(encoder: Enc
     assert used == {300}
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_a_resumed_run_keeps_what_was_measured(encoder: Encoder, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole.arrow", tmp_path / "broken.arrow"
+    other = Encoder(encoder.settings)
+    measured = {"onednn": False, "routes": [[16, "padded"], [2048, "runs"]]}
+    other.choose(measured)
+    embed([ARTICLES], whole, encoder=other, column="text")
+    with pytest.raises(Killed):
+        embed([ARTICLES], broken, encoder=other, column="text", progress=_kill_at_the_second_chunk())
+    resumed, used = Encoder(encoder.settings), []
+    before = resumed.choices
+    report = embed([ARTICLES], broken, encoder=resumed, column="text", progress=lambda _: used.append(resumed.choices))
+    assert report.resumed_rows
+    assert used
+    assert all(choices == measured for choices in used)
+    assert report.choices == measured
+    assert resumed.choices == before != measured
+    assert broken.read_bytes() == whole.read_bytes()
+
+
 def test_a_budget_asked_for_is_that_of_one_run(encoder: Encoder, output: Path) -> None:
     before, used = encoder.batch_tokens, set()
     options: dict[str, Any] = {"column": "text", "limit": 3, "batch_tokens": 123}

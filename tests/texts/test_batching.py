@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvec.texts.batching import token_batches, token_budget
+from fastvec.texts.batching import chunk_limits, is_long_job, row_multiple, token_batches, token_budget
 
 
 def test_texts_of_like_length_share_a_batch_and_the_batches_are_even() -> None:
@@ -40,6 +40,27 @@ def test_a_text_over_the_budget_is_alone() -> None:
 )
 def test_a_forward_has_work_enough(device: str, parameters: int, bytes_a_number: int, tokens: int) -> None:
     assert token_budget(device, parameters, bytes_a_number) == tokens
+
+
+@pytest.mark.parametrize(
+    ("tokens", "multiple"), [(1, 1), (31, 1), (32, 2), (100, 4), (500, 16), (1024, 64), (4096, 64), (100_000, 64)]
+)
+def test_a_batch_on_a_cpu_is_padded_by_less_than_a_sixteenth(tokens: int, multiple: int) -> None:
+    assert row_multiple("cpu", tokens) == multiple
+    assert (multiple - 1) * 16 <= tokens
+    assert row_multiple("cuda", tokens) == 1
+
+
+def test_a_long_text_counts_in_a_chunk_as_far_as_it_is_encoded() -> None:
+    limits = chunk_limits("cpu", 25_000_000, max_length=512)
+    assert limits["row_bytes"] == 2048
+    assert limits["bytes"] >= 16 * limits["row_bytes"]
+
+
+def test_a_job_is_long_by_the_work_of_its_texts() -> None:
+    assert not is_long_job("cpu", 25_000_000, 100_000)
+    assert is_long_job("cpu", 25_000_000, 1_000_000)
+    assert is_long_job("cpu", 600_000_000, 100_000)
 
 
 def test_no_texts_no_batches() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvec.texts.packing import pack
+from fastvec.texts.packing import pack, pack_flat
 
 
 def test_sequences_lie_end_to_end_with_their_own_positions() -> None:
@@ -19,6 +19,16 @@ def test_sequences_lie_end_to_end_with_their_own_positions() -> None:
 
 def test_without_spans_all_tokens_are_pooled() -> None:
     assert pack([np.array([1, 2]), np.array([3])]).spans.tolist() == [[0, 2], [2, 3]]
+
+
+@pytest.mark.parametrize(("multiple", "added"), [(1, 0), (5, 0), (8, 3)])
+def test_a_batch_is_filled_up_by_tokens_that_are_not_pooled(multiple: int, added: int) -> None:
+    ids, lengths, spans = np.array([7, 8, 9, 5, 6]), np.array([3, 2]), np.array([[0, 3], [1, 2]])
+    packed = pack_flat(ids, lengths, spans, device="cpu", multiple=multiple)
+    assert packed.token_ids.tolist() == [7, 8, 9, 5, 6] + [0] * added
+    assert packed.positions.tolist() == [0, 1, 2, 0, 1] + [0] * added
+    assert packed.lengths == (3, 2) + (1,) * added
+    assert packed.spans.tolist() == [[0, 3], [4, 5]]
 
 
 def test_spans_and_lengths_stay_on_the_host() -> None:

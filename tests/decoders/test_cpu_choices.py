@@ -1,0 +1,191 @@
+"""What a CPU computes by: that every choice gives the same vectors, and that a measurement decides as it should."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastvec.decoders import cpu_choices
+from fastvec.decoders.cpu_choices import CpuChoices, OnednnLinear, PackedLinear, bfloat16_is_faster, faster, has_onednn
+from fastvec.decoders.fused import FusedDecoder, Linear
+from fastvec.encoder import Encoder
+from fastvec_kernels import Activation
+from fastvec_kernels.attention.plan import Route
+from tests.helpers.tiny import SENTENCES
+
+TEXTS = [*SENTENCES, SENTENCES[0] + SENTENCES[1], SENTENCES[2] * 3]
+needs_onednn = pytest.mark.skipif(not has_onednn(torch.float32), reason="this torch has no oneDNN")
+DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if has_onednn(dtype)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", [OnednnLinear, PackedLinear])
+@pytest.mark.parametrize("rows", [1, 70])
+def test_onednn_computes_what_linear_does(kind: type[Linear], dtype: torch.dtype, rows: int) -> None:
+    weight, bias = (torch.randn(size).to(dtype) / 4 for size in ((64, 48), (64,)))
+    x, residual = torch.randn(rows, 48).to(dtype), torch.randn(rows, 64).to(dtype)
+    exact = F.linear(x.double(), weight.double())
+    with torch.inference_mode():
+        near(kind(weight, None).product(x), exact)
+        near(kind(weight, bias)(x), exact + bias)
+        total = residual.clone()
+        kind(weight, None).add_product(total, x)
+    near(total, exact + residual)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", [OnednnLinear, PackedLinear])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_onednn_computes_gated_units(
+    kind: type[Linear], dtype: torch.dtype, activation: Activation, biased: bool
+) -> None:
+    weight, x = torch.randn(128, 48).to(dtype) / 4, torch.randn(33, 48).to(dtype)
+    bias = torch.randn(128).to(dtype) if biased else None
+    gate, up = F.linear(x.double(), weight.double(), None if bias is None else bias.double()).chunk(2, dim=1)
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"),
+    }
+    with torch.inference_mode():
+        near(kind(weight, bias).gated(x, activation), functions[activation](gate) * up)
+
+
+def near(found: torch.Tensor, exact: torch.Tensor) -> None:
+    """Each result was rounded at most three times: two products and their product, or a product and a sum.
+
+    Accurate to 1e-5 in float32, as oneDNN approximates erf and exp by polynomials.
+    """
+    error = (found.double() - exact).norm() / exact.norm()
+    assert error <= max(3 * torch.finfo(found.dtype).eps / 2, 1e-5)
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError])
+def test_a_torch_without_onednn_has_none(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise error("not built")
+
+    monkeypatch.setattr(cpu_choices, "_onednn", refuse)
+    assert not has_onednn.__wrapped__(torch.float32)
+
+
+def test_a_product_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_choices, "_onednn", lambda x, weight, *_: F.linear(x, weight) * 1.01)
+    assert not has_onednn.__wrapped__(torch.float32)
+
+
+class Clock:
+    """A clock that only the candidates advance."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def taking(self, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            self.now += seconds
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(time, "perf_counter", found)
+    return found
+
+
+@pytest.mark.parametrize(("usual", "other", "choice"), [(1.0, 0.97, "usual"), (1.0, 0.9, "other"), (1.0, 2.0, "usual")])
+def test_another_choice_than_the_usual_must_be_clearly_faster(
+    clock: Clock, usual: float, other: float, choice: str
+) -> None:
+    assert faster({"usual": clock.taking(usual), "other": clock.taking(other)}, default="usual") == choice
+
+
+def test_the_fastest_of_several_rounds_counts(clock: Clock) -> None:
+    seconds = iter([9.0, 9.0, 0.5, 9.0])
+
+    def unsteady() -> None:
+        clock.now += next(seconds)
+
+    assert faster({"steady": clock.taking(1.0), "unsteady": unsteady}, default="steady") == "unsteady"
+
+
+@pytest.mark.parametrize("slow", [torch.bfloat16, torch.float32])
+def test_auto_takes_bfloat16_where_it_is_faster(
+    slow: torch.dtype, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (Linear, OnednnLinear):
+        monkeypatch.setattr(kind, "__call__", lambda self, x: clock.taking(1 + (x.dtype == slow))())
+    assert bfloat16_is_faster.__wrapped__() == (slow == torch.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_llama: Path) -> Encoder:
+    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
+
+
+def fused(encoder: Encoder) -> FusedDecoder:
+    decoder = encoder._forward._fused
+    assert decoder is not None
+    return decoder
+
+
+@needs_onednn
+@pytest.mark.parametrize("slow", [Linear, PackedLinear])
+def test_what_is_measured_as_faster_is_chosen(
+    encoder: Encoder, clock: Clock, slow: type[Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (Linear, OnednnLinear):
+        monkeypatch.setattr(kind, "__call__", lambda self, x: clock.taking(1 + (type(self) is slow))())
+    fast: Route = "padded" if slow is Linear else "runs"
+    monkeypatch.setattr(
+        cpu_choices,
+        "attention",
+        lambda q, k, v, plan, **_: clock.taking(1 if plan.routes[0][1] == fast else 2)(),
+    )
+    found = CpuChoices.measured(fused(encoder), torch.float32, 100)
+    assert found == CpuChoices(onednn=slow is Linear, routes=((64, fast), (256, fast)))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("route", ["runs", "padded"])
+def test_every_choice_gives_the_same_vectors(tiny_llama: Path, encoder: Encoder, onednn: bool, route: Any) -> None:
+    expected = encoder.encode(TEXTS)
+    other = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
+    choices = CpuChoices(onednn=onednn, routes=((64, route), (2048, "runs")))
+    other.choose(choices.to_json())
+    assert other.choices == choices.to_json()
+    assert abs(other.encode(TEXTS) - expected).max() < 1e-5
+    assert CpuChoices.from_json(choices.to_json()) == choices
+
+
+@needs_onednn
+@pytest.mark.parametrize(("memory", "kind"), [(0, OnednnLinear), (2**40, PackedLinear)])
+def test_weights_are_packed_where_memory_allows(
+    encoder: Encoder, memory: int, kind: type[Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_choices, "_memory_bytes", lambda: memory)
+    chosen = CpuChoices(onednn=True, routes=()).apply(fused(encoder))
+    assert {type(layer.output) for layer in chosen.layers} == {kind}
+    assert CpuChoices(onednn=True, routes=()).apply(chosen).layers is chosen.layers  # packed once
+    plain = CpuChoices(onednn=False, routes=()).apply(chosen)
+    assert {type(layer.gate_up) for layer in plain.layers} == {Linear}
+
+
+def test_only_long_jobs_are_worth_a_measurement(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
+    measured = CpuChoices(onednn=False, routes=((64, "runs"),))
+    monkeypatch.setattr(CpuChoices, "measured", lambda *_: measured)
+    before = encoder.choices
+    encoder.measure_for(10_000)
+    assert encoder.choices == before
+    encoder.measure_for(10**12)
+    assert encoder.choices == measured.to_json()
