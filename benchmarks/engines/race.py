@@ -23,6 +23,8 @@ import torch
 from benchmarks.engines.contestant import FASTVEC_VARIANTS
 from benchmarks.engines.engines import Missing, device
 from benchmarks.ops.roofline import product_rate
+from fastvec.decoders.cpu_choices import PackedLinear, has_onednn
+from fastvec.decoders.fused import Linear
 
 CONTESTANT = (sys.executable, "-m", "benchmarks.engines.contestant")
 CPU_MATRIX = 2048
@@ -148,13 +150,20 @@ def run_rounds(
 
 
 def matrix_rate(dtype: str, seconds: float = 1.0) -> float:
-    """Return the FLOP/s of a square product of random matrices; on a CPU the best rate within `seconds`."""
+    """Return the FLOP/s of a square product of random matrices; on a CPU the best rate within `seconds`.
+
+    On a CPU that is of torch's product or of oneDNN's linear, whichever is faster.
+    """
     if device() == "cuda":
         return product_rate(getattr(torch, dtype))
     a, b = (torch.randn(CPU_MATRIX, CPU_MATRIX).to(getattr(torch, dtype)) for _ in range(2))
+    kinds = (Linear, PackedLinear) if has_onednn(a.dtype) else (Linear,)
     best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        started = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - started)
+    with torch.inference_mode():
+        products = [kind(b, None) for kind in kinds]
+        while time.perf_counter() < until:
+            for product in products:
+                started = time.perf_counter()
+                product(a)
+                best = min(best, time.perf_counter() - started)
     return 2 * CPU_MATRIX**3 / best

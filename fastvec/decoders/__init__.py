@@ -9,7 +9,8 @@
 The encoder replaces either by the fused path if possible: `fused` is the forward pass, `llama_layers` extracts the
 weights of a Llama-style layer, and `detection` finds such layers in a transformers model and compares the fused path
 with transformers. Training runs `packed_transformers`.
-`quantized` replaces the linear layers with int8 or fp8, and `agreement` measures what that changes. `self_check` tests
+`cpu_choices` measures how a CPU computes matrix products and attention fastest. `quantized` replaces the linear layers
+with int8 or fp8, and `agreement` measures what that changes. `self_check` tests
 at load time that attention sees the tokens it should, and `kernel_check` on a GPU that the kernels are right.
 
 Nothing here depends on the corpus or the output.

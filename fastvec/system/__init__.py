@@ -1,7 +1,8 @@
-"""What fastvec needs of the operating system and of other libraries: durable files, threads, silence.
+"""What fastvec needs of the operating system and of other libraries: durable files, threads, memory, silence.
 
 - `durable_files` writes files that survive a power cut, and locks them.
 - `pipeline` runs stages in threads, joined by bounded queues.
+- `allocator` lets the C library keep freed memory.
 - `libraries` silences the warnings, log lines and progress bars of other libraries.
 
 Nothing here depends on texts, models or Arrow.
