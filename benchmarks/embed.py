@@ -206,7 +206,10 @@ def row_of(workload: Workload, number: int, result: Result, measured: Measuremen
 def compare_vectors(results: Sequence[Result], runner: Runner) -> None:
     """Set each result's `cosine` by comparing its saved vectors with those of the first contestant that ran."""
     ran = [result for result in results if result.measurements]
-    vectors = [np.load(runner.vectors(result.name, result.dtype)) for result in ran]
+    vectors = [np.load(runner.vectors(result.name, result.dtype)).astype(np.float32) for result in ran]
+    # sentence-transformers normalizes in the model's dtype: in bfloat16, lengths differ from 1 by up to 0.4 %
+    tiny = np.finfo(np.float32).tiny
+    vectors = [one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), tiny) for one in vectors]
     for result, own in zip(ran, vectors, strict=True):
         first = vectors[0]
         rows = min(len(own), len(first))

@@ -38,6 +38,7 @@ FloatArray = npt.NDArray[np.float32]
 
 # texts that `encode` handles at a time: enough to sort by length, few enough to hold in memory
 ENCODE_ROWS = 8192
+WARM_UP = 8  # texts
 SLOWER = 0.95  # relative speed of a quantized forward below which it is called slower: noise of the measurement
 
 
@@ -157,10 +158,8 @@ class Encoder:
         """On a CPU, measure which choices are fastest, unless so many bytes of text are encoded in few seconds."""
         if not self._measured and is_long_job(self.settings.device, self.parameters, text_bytes):
             self._measured = True
-            choices = self._forward.measured_choices()
-            if choices is not None:
-                self._forward.choose(choices)
-                logger.info("measured on this CPU: %s", choices)
+            self._forward.measure()
+            logger.info("this CPU computes by %s", self.choices)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -170,7 +169,7 @@ class Encoder:
             "torch": str(torch.__version__),  # a plain string, to equal the one that the journal returns
             "transformers": version("transformers"),
             "tokenizers": tokenizers.__version__,
-            "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+            "device": torch.cuda.get_device_name() if cuda else _cpu(),
         }
         return found | ({"torch_ops": ", ".join(self.torch_ops)} if self.torch_ops else {})
 
@@ -192,7 +191,7 @@ class Encoder:
             if not isinstance(text, str):
                 raise UsageError(f"text {index} is a {type(text).__name__}, not a string: leave it out or fill it in")
         tokenizer = self.tokenizer(instruction, prompt_name)
-        self.measure_for(sum(map(len, texts)))
+        self.measure_for(sum(map(len, texts)))  # in characters, near enough
         vectors = np.empty((len(texts), self.dims), dtype=np.float32)
         for begin in range(0, len(texts), ENCODE_ROWS):
             rows = [without_surrogates(text) for text in texts[begin : begin + ENCODE_ROWS]]
@@ -304,7 +303,8 @@ class Encoder:
             self._compared.clear()
 
     def _timed(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> tuple[FloatArray, float]:
-        """Return the vectors of `texts` and the seconds that they took."""
+        """Return the vectors of `texts` and the seconds that they took, after a few to warm up."""
+        self.finish(self._begin(texts.sample(WARM_UP), between_batches))
         started = time.perf_counter()
         vectors = self.finish(self._begin(texts, between_batches)).vectors
         return vectors, time.perf_counter() - started
@@ -323,3 +323,8 @@ class Encoder:
                 return self._vectors(texts, np.array([row]))[0].cpu().numpy()
         except torch.OutOfMemoryError:
             return np.full(self.dims, np.nan, dtype=np.float32)
+
+
+def _cpu() -> str:
+    """Return what the rounding of sums depends on: the instructions that torch uses, and the number of threads."""
+    return f"cpu with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -52,10 +52,12 @@ class Forward:
             )
         self._dense = load_dense(settings.checkpoint, device=settings.device)
         self._unquantized: FusedDecoder | None = None
-        self._choices = CpuChoices.default(self._dtype) if settings.device == "cpu" else None
+        self._choices: CpuChoices | None = None
         with torch.inference_mode(), kernel_check():
             self_check(self._decoder)
-            self._fused = self._chosen(self._fuse())
+            self._fused = self._fuse()
+            if settings.device == "cpu" and self._fused is not None:
+                self.choose(CpuChoices.default(self._fused))
             call_kernels(self, self._decoder.vocabulary, settings.max_length, settings.device)
             if settings.quantize is not None:
                 self._fused, self._unquantized = self._quantized(settings.quantize), self._fused
@@ -96,15 +98,13 @@ class Forward:
     @property
     def choices(self) -> CpuChoices | None:
         """How the fused path is computed on a CPU; None on a GPU or without the fused path."""
-        return None if self._fused is None else self._choices
+        return self._choices
 
-    def measured_choices(self) -> CpuChoices | None:
-        """Return the choices that are fastest on this CPU, by measuring; None where `choices` is."""
-        decoder = self._unquantized or self._fused
-        if self._choices is None or decoder is None:
-            return None
-        with torch.inference_mode():
-            return CpuChoices.measured(decoder, self._dtype, self._settings.max_length)
+    def measure(self) -> None:
+        """On a CPU, compute by what is fastest there, found by measuring; a quantized model keeps its choices."""
+        if self._choices is not None and self._fused is not None and self._settings.quantize is None:
+            with torch.inference_mode():
+                self.choose(CpuChoices.measured(self._fused, self._settings.max_length))
 
     def choose(self, choices: CpuChoices) -> None:
         """Compute the fused path by these choices from now on."""

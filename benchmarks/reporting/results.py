@@ -1,6 +1,7 @@
 """Result rows of the kernel benchmarks: printing, saving as JSON, and the environment of the measurement."""
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -65,7 +66,7 @@ class Row:
 
 
 def environment() -> dict[str, str | None]:
-    """Return the GPU, driver, versions, commit and date of a measurement."""
+    """Return the CPU and its vector and matrix instructions, the GPU, driver, versions, commit and date."""
     triton_version = None
     try:
         import triton
@@ -74,6 +75,7 @@ def environment() -> dict[str, str | None]:
     except ImportError:
         pass
     return {
+        "cpu": _cpu(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__,
@@ -82,6 +84,15 @@ def environment() -> dict[str, str | None]:
         "commit": _output_of("git", "rev-parse", "--short", "HEAD"),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
+
+
+def _cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the CPU's name and number of cores, and its flags for vectors and matrices where Linux lists them."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in found.get("flags", "").split() if flag.startswith(("avx", "amx", "fma"))]
+    name = found.get("model name", platform.processor())
+    return f"{os.cpu_count()} cores of {name} ({' '.join(flags)})"
 
 
 def _output_of(*command: str) -> str | None:

@@ -41,7 +41,7 @@ class ChunkLimits:
     """Limits of a chunk. A chunk ends before the row that would exceed either limit.
 
     `bytes` counts the text (UTF-8) and the kept columns, decoded; of a row at most `row_bytes`, if given, while the
-    chunk stays below MEMORY_BYTES. A row larger than a limit gets a chunk of its own.
+    chunk stays below MEMORY_BYTES. A row that exceeds this alone gets a chunk of its own.
     Raises ValueError if `rows` is below 1 or `bytes` is not in 1 to MAX_CHUNK_BYTES.
     """
 

@@ -14,24 +14,28 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastvec.decoders.fused import FusedDecoder, Linear, floats
+from fastvec.decoders.fused import FusedDecoder, Layer, Linear, floats
 from fastvec_kernels import Activation, AttentionPlan, Fp8Rows, attention
 from fastvec_kernels.attention.padded import LONGEST
 from fastvec_kernels.attention.plan import Route, Routes
-from fastvec_kernels.attention.torch_ops import default_routes
+from fastvec_kernels.attention.torch_ops import default_routes, route_of
 
 Choice = TypeVar("Choice")
+# F.linear, oneDNN's linear, and the latter with weights kept in its own layout
+Products = Literal["torch", "onednn", "packed"]
 
 ROUNDS = 3
 GAIN = 0.95  # of the default's time, the most that another choice may take to be preferred: noise changes nothing
 BATCH_ROWS = 2048  # a hint to oneDNN
-PACKED_SHARE = 0.25  # of the machine's memory, the largest weights that are kept a second time
+PACKED_SHARE = 0.25  # of the memory, the largest weights that are kept a second time
+CONTAINER_LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
 PRODUCT_ROWS, PRODUCT_COLUMNS = 256, 2048  # of the product that is timed, at most
 PROBE = 1024  # rows and columns of the weights by which two dtypes are compared
 ATTENTION_TOKENS, ATTENTION_HEADS = 1024, 8
@@ -89,6 +93,9 @@ class PackedLinear(OnednnLinear):
         return [_packed(half) for half in self.weight.chunk(2)]
 
 
+KINDS: dict[Products, type[Linear]] = {"torch": Linear, "onednn": OnednnLinear, "packed": PackedLinear}
+
+
 def _packed(weight: torch.Tensor) -> torch.Tensor:
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, BATCH_ROWS)
     return packed
@@ -105,23 +112,29 @@ def _onednn(
 def has_onednn(dtype: torch.dtype) -> bool:
     """Return whether oneDNN's linear computes what F.linear does in `dtype` on this CPU."""
     x, weight = (torch.linspace(-1, 1, rows * 32).view(rows, 32).sin().to(dtype) for rows in (8, 16))
+    bias = torch.linspace(-1, 1, 16).to(dtype)
+    gate, up = F.linear(x.double(), weight.double(), bias.double()).chunk(2, dim=1)
+    expected = F.silu(gate) * up
+    tolerance = max(2 * torch.finfo(dtype).eps, 1e-5)  # oneDNN approximates the exponential function
     try:
-        found = OnednnLinear(weight, None).gated(x, "silu")
+        with torch.inference_mode():
+            found = [kind(weight, bias).gated(x, "silu").double() for kind in (OnednnLinear, PackedLinear)]
     except (AttributeError, RuntimeError):  # torch built without oneDNN, or no products of this dtype
         return False
-    gate, up = F.linear(x.double(), weight.double()).chunk(2, dim=1)
-    expected = F.silu(gate) * up
-    error = (found.double() - expected).norm() / expected.norm()
-    return bool(error <= 2 * torch.finfo(dtype).eps)
+    return all(bool((one - expected).norm() <= tolerance * expected.norm()) for one in found)
 
 
 @functools.cache
 def bfloat16_is_faster() -> bool:
-    """Return whether this CPU multiplies in bfloat16 faster than in float32; it does if it has instructions for it."""
+    """Return whether this CPU multiplies in bfloat16 at least as fast as in float32, each in the fastest way.
+
+    It is part of what identifies a job, so it should not depend on noise: with instructions for bfloat16 it takes about
+    half the time of float32, without them several times as much.
+    """
     runs = {}
     for dtype in (torch.bfloat16, torch.float32):
         weight, x = torch.ones(PROBE, PROBE, dtype=dtype), torch.ones(PRODUCT_ROWS, PROBE, dtype=dtype)
-        linear = (OnednnLinear if has_onednn(dtype) else Linear)(weight, None)
+        linear = (PackedLinear if has_onednn(dtype) else Linear)(weight, None)
         runs[dtype] = functools.partial(linear, x)
     with torch.inference_mode():
         return faster(runs, default=torch.bfloat16) == torch.bfloat16
@@ -131,77 +144,96 @@ def bfloat16_is_faster() -> bool:
 class CpuChoices:
     """How the linear maps and the attention of a fused decoder are computed on a CPU."""
 
-    onednn: bool
+    products: Products
     routes: Routes
 
     @classmethod
-    def default(cls, dtype: torch.dtype) -> Self:
-        """Return the choices that are made without measuring."""
-        return cls(onednn=has_onednn(dtype), routes=default_routes(dtype))
+    def default(cls, decoder: FusedDecoder) -> Self:
+        """Return the choices that are made without measuring. Raises TypeError if `decoder` is quantized."""
+        dtype = _example(decoder).weight.dtype
+        products: Products = "torch"
+        if has_onednn(dtype):
+            products = "packed" if decoder.linear_bytes <= PACKED_SHARE * memory_bytes() else "onednn"
+        return cls(products=products, routes=default_routes(dtype))
 
     @classmethod
-    def measured(cls, decoder: FusedDecoder, dtype: torch.dtype, longest: int) -> Self:
-        """Return what is faster on this CPU for the shapes of `decoder` and sequences of up to `longest` tokens."""
-        layer = decoder.layers[0]
-        if not (isinstance(layer.gate_up, Linear) and isinstance(layer.output, Linear)):
-            raise TypeError("only an unquantized decoder is measured")
-        onednn = has_onednn(dtype)
-        if onednn:
-            weight = layer.gate_up.weight[:PRODUCT_COLUMNS]
-            x = torch.randn(PRODUCT_ROWS, weight.shape[1]).to(dtype)
-            products = {kind: functools.partial(kind(weight, None), x) for kind in (PackedLinear, Linear)}
-            onednn = faster(products, default=PackedLinear) is PackedLinear
-        group = layer.heads // layer.kv_heads
-        kv_heads = min(layer.kv_heads, max(1, ATTENTION_HEADS // group))
-        size = layer.output.weight.shape[1] // layer.heads
+    def measured(cls, decoder: FusedDecoder, longest: int) -> Self:
+        """Return what is faster on this CPU for the shapes of `decoder` and sequences of up to `longest` tokens.
+
+        Raises TypeError if `decoder` is quantized.
+        """
+        default, weight = cls.default(decoder), _example(decoder).weight[:PRODUCT_COLUMNS]
+        products = default.products
+        if products != "torch":
+            x = _random(PRODUCT_ROWS, weight.shape[1], dtype=weight.dtype)
+            candidates: tuple[Products, ...] = (products, "torch")
+            runs = {choice: functools.partial(KINDS[choice](weight, None), x) for choice in candidates}
+            products = faster(runs, default=products)
+        how = decoder.layers[0].attending
+        if how.softcap is not None or how.sinks is not None:  # neither route is taken
+            return cls(products=products, routes=default.routes)
         routes = []
         for length, limit in LENGTHS:
-            route = _faster_route(min(length, longest), kv_heads * group, kv_heads, size, dtype)
-            routes.append((limit, route))
+            routes.append((limit, _faster_route(decoder.layers[0], min(length, longest), weight.dtype)))
             if longest <= limit:
                 break
-        return cls(onednn=onednn, routes=tuple(routes))
+        return cls(products=products, routes=tuple(routes))
 
     @classmethod
     def from_json(cls, choices: Mapping[str, Any]) -> Self:
         """Return the choices that `to_json` gave."""
-        return cls(onednn=choices["onednn"], routes=tuple((limit, route) for limit, route in choices["routes"]))
+        return cls(products=choices["products"], routes=tuple((limit, route) for limit, route in choices["routes"]))
 
     def to_json(self) -> dict[str, Any]:
-        return {"onednn": self.onednn, "routes": [list(pair) for pair in self.routes]}
+        return {"products": self.products, "routes": [list(pair) for pair in self.routes]}
 
     def apply(self, decoder: FusedDecoder) -> FusedDecoder:
         """Return `decoder` with these choices, but not with oneDNN's linear where it does not run."""
-        example = decoder.layers[0].output
-        kind = type(example)
+        example = decoder.layers[0].gate_up
         if isinstance(example, Linear):
-            kind = Linear
-            if self.onednn and has_onednn(example.weight.dtype):
-                kind = PackedLinear if decoder.linear_bytes <= PACKED_SHARE * _memory_bytes() else OnednnLinear
-        if kind is not type(example):
-            decoder = decoder.with_linears(kind)
+            kind = KINDS[self.products] if has_onednn(example.weight.dtype) else Linear
+            if type(example) is not kind:
+                decoder = decoder.with_linears(kind)
         return decoder.with_routes(self.routes)
 
 
-def _memory_bytes() -> int:
-    """Return the size of this machine's memory; 0 if the system does not say."""
+def _example(decoder: FusedDecoder) -> Linear:
+    """Return the largest linear map of the first layer; raise TypeError if it is quantized."""
+    example = decoder.layers[0].gate_up
+    if not isinstance(example, Linear):
+        raise TypeError("choices are made for an unquantized decoder")
+    return example
+
+
+def _random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def memory_bytes() -> int:
+    """Return the size of the memory that this process may use; 0 if the system does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         return 0
+    limits = (path.read_text().strip() for path in CONTAINER_LIMITS if path.is_file())
+    return min([found, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
-def _faster_route(length: int, heads: int, kv_heads: int, size: int, dtype: torch.dtype) -> Route:
+def _faster_route(layer: Layer, length: int, dtype: torch.dtype) -> Route:
     """Time attention over sequences of unequal length, up to `length`, as batches of sorted texts have them."""
+    group, size = layer.heads // layer.kv_heads, layer.head_size
+    kv_heads = min(layer.kv_heads, max(1, ATTENTION_HEADS // group))
     count = max(2, ATTENTION_TOKENS // length)
     lengths = np.linspace(length, -(-length * 3 // 4), count).astype(int).tolist()
-    q, k, v = (torch.randn(sum(lengths), number, size).to(dtype) for number in (heads, kv_heads, kv_heads))
+    q, k, v = (_random(sum(lengths), number, size, dtype=dtype) for number in (kv_heads * group, kv_heads, kv_heads))
+    how = layer.attending
     candidates: dict[Route, Callable[[], torch.Tensor]] = {}
     for route in ("runs", "padded"):
         plan = AttentionPlan.build(lengths, routes=((length, route),))
-        candidates[route] = functools.partial(attention, q, k, v, plan, scale=size**-0.5)
-    usual: Route = next((route for limit, route in default_routes(dtype) if length <= limit), "runs")
-    return faster(candidates, default=usual)
+        candidates[route] = functools.partial(
+            attention, q, k, v, plan, scale=how.scale, causal=how.causal, window=how.window
+        )
+    return faster(candidates, default=route_of(length, dtype))
 
 
 def faster(candidates: Mapping[Choice, Callable[[], object]], *, default: Choice) -> Choice:

@@ -121,6 +121,7 @@ class Layer:
     before_mlp: Norm | None
     after_mlp: Norm | None
     scale: float  # factor of what the layer adds to the residual
+    head_size: int  # d
 
 
 class FusedDecoder:
@@ -249,7 +250,7 @@ def _attend(
 ) -> torch.Tensor:
     qkv = layer.qkv.product(x)
     q_norm, k_norm = layer.q_norm, layer.k_norm
-    size = qkv.shape[1] // (layer.heads + 2 * layer.kv_heads)
+    size = layer.head_size
     if q_norm is not None and k_norm is not None and len(q_norm.weight) != size:
         ends = [layer.heads * size, (layer.heads + layer.kv_heads) * size]
         q, k, v = qkv.tensor_split(ends, dim=1)

@@ -55,6 +55,7 @@ def layer_of(layer: Any, attending: AttentionSettings, rotary: int) -> Layer:
         raise NotLlamaStyle("queries and keys do not have the same norms")
     qkv = [attn.qkv_proj] if joined_qkv else [attn.q_proj, attn.k_proj, attn.v_proj]
     gate_up = [mlp.gate_up_proj] if joined_gate_up else [mlp.gate_proj, mlp.up_proj]
+    output = _joined([attn.o_proj])
     return Layer(
         heads=attending.heads,
         kv_heads=attending.kv_heads,
@@ -63,7 +64,7 @@ def layer_of(layer: Any, attending: AttentionSettings, rotary: int) -> Layer:
         k_norm=k_norm,
         rotary=rotary,
         attending=attending,
-        output=_joined([attn.o_proj]),
+        output=output,
         gate_up=_joined(gate_up),
         activation=_activation(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)),
         down=_joined([mlp.down_proj]),
@@ -72,6 +73,7 @@ def layer_of(layer: Any, attending: AttentionSettings, rotary: int) -> Layer:
         before_mlp=norms.get("pre_feedforward_layernorm") if sandwich or after_only else middle,
         after_mlp=norms.get("post_feedforward_layernorm"),
         scale=float(getattr(layer, "residual_multiplier", 1.0)),
+        head_size=output.weight.shape[1] // attending.heads,
     )
 
 

@@ -50,6 +50,7 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     """Sample the corpus, time the model on part of the sample, and scale both to all rows."""
     plan.corpus.log_text_column()
     texts = _sample(plan)
+    encoder.measure_for(plan.text_bytes)
     tokenizer = encoder.tokenizer(plan.instruction, plan.prompt_name)
     present = [text for text in texts if text is not None]
     shuffled = [present[i] for i in np.random.default_rng(0).permutation(len(present))]

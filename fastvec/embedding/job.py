@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -95,23 +95,25 @@ def embed(
         from fastvec.encoder import Encoder
 
         encoder = Encoder(encoder)
-    encoder.measure_for(plan.text_bytes)
-    job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits, choices=encoder.choices)
+    job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         for warning in writer.warnings:
             logger.warning("%s", warning)
-        with _choices(encoder, writer.choices), _token_budget(encoder, batch_tokens, writer.batch_tokens):
+        with _choices(encoder, writer, plan.text_bytes), _token_budget(encoder, batch_tokens, writer.batch_tokens):
             return _Run(plan, encoder, writer, progress, stop_signal).run()
 
 
 @contextmanager
-def _choices(encoder: "Encoder", earlier: Mapping[str, Any] | None) -> Iterator[None]:
-    """Compute by the choices of the `earlier` run, or the encoder's own, in this block."""
+def _choices(encoder: "Encoder", writer: Writer, text_bytes: int) -> Iterator[None]:
+    """Compute by the choices in the journal of the run that is resumed, in this block; a fresh run measures them."""
+    if writer.schema is None:
+        encoder.measure_for(text_bytes)
+        writer.choices = encoder.choices
     own = encoder.choices
-    if own is None or earlier is None:
+    if own is None or writer.choices is None:
         yield
         return
-    encoder.choose(earlier)
+    encoder.choose(writer.choices)
     try:
         yield
     finally:

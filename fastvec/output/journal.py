@@ -43,7 +43,7 @@ class Job:
     fingerprint: Mapping[str, Json]  # identifies the job; compared field by field
     environment: Mapping[str, str]  # versions and device; a difference is only a warning
     limits: Mapping[str, int]  # chunk limits of a new run; a resumed run keeps the journal's
-    choices: Mapping[str, Json] | None = None  # measured on a CPU; a resumed run keeps the journal's
+    choices: Mapping[str, Json] | None = None  # what a CPU computes by; a resumed run keeps the journal's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

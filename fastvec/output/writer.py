@@ -18,6 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,7 +42,8 @@ class Writer:
     """Writes the chunks of a job in order, each as one record batch. Not thread-safe. Create it with `Writer.open`.
 
     Attributes:
-        limits, choices: The chunk limits and the CPU's choices in force; a resumed run takes them from the journal.
+        limits: The chunk limits in force; a resumed run takes them from the journal.
+        choices: What a CPU computes by; a resumed run takes it from the journal, a fresh one sets it before `begin`.
         rows, chunks: Durable rows and chunks; a resumed run continues after these.
         counts: Sums over all chunks written.
         errors: The row errors of all chunks written, in order.
@@ -134,7 +136,7 @@ class Writer:
         head = arrow_file.head(schema)
         with translated_os_errors(self._output):
             ownership.remove_part(self._part_path)
-            self._journal.begin(self._job)
+            self._journal.begin(replace(self._job, choices=self.choices))
             self._part = open_file(self._part_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             sync_folder(self._output.parent)
             write_at(self._part, 0, head)

@@ -1,6 +1,6 @@
 """Token-budget batching: decides which texts of a chunk share a forward pass.
 
-Sorting by length makes texts of equal length adjacent, and attention can process them as one dense block. Nothing is
+Sorting by length makes texts of equal length adjacent, and attention can process them as one dense block. Texts are not
 padded, so a budget in tokens limits both work and memory. The batches depend only on the lengths and the budget: the
 same chunk always yields the same batches.
 """
@@ -36,8 +36,8 @@ def token_budget(device: str, parameters: int, bytes_a_number: int) -> int:
 def row_multiple(device: str, tokens: int) -> int:
     """Return the number of which a batch of `tokens` should be a multiple.
 
-    With other numbers of rows, bfloat16 products of oneDNN take up to a fifth longer on a CPU, and each new number is
-    compiled. The padding is less than a sixteenth of the batch.
+    With other numbers of rows, oneDNN's products take longer on a CPU (bfloat16 up to a fifth, float32 a tenth), and it
+    compiles each new number. What fills a batch up is less than a sixteenth of it.
     """
     return min(LARGEST_MULTIPLE, 1 << max((tokens // 16).bit_length() - 1, 0)) if device == "cpu" else 1
 
@@ -45,7 +45,7 @@ def row_multiple(device: str, tokens: int) -> int:
 def chunk_limits(device: str, parameters: int, max_length: int) -> dict[str, int]:
     """Return the limits of a chunk, in rows and in bytes of text, so that encoding it takes seconds on this device.
 
-    A text longer than `row_bytes` has more tokens than `max_length`, so no more are counted.
+    A text of more than `row_bytes` is about as much work as one of `row_bytes`: it is truncated at `max_length` tokens.
     """
     tokens = int(CHUNK_SECONDS * FLOPS[device] / (2 * parameters))
     low, high = CHUNK_TOKENS[device]

@@ -6,6 +6,7 @@ Llama 3, and those that transformers 5 and sentence-transformers save.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
@@ -31,7 +32,6 @@ IGNORED = {
     "max_length",
     "model_input_names",
     "model_max_length",
-    "model_specific_special_tokens",
     "pad_to_multiple_of",
     "pad_token_type_id",
     "padding",
@@ -46,6 +46,7 @@ IGNORED = {
     "truncation_strategy",
     "use_default_system_prompt",
 }
+KNOWN = {*IGNORED, *SPECIAL, *ADDED, "added_tokens_decoder"}
 AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
 # Classes that may build the tokenizer, and the tokens that they add if tokenizer_config.json names no others.
 LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -77,6 +78,7 @@ class Parts(NamedTuple):
     unk_token: str | None
     fuse_unk: bool
     byte_fallback: bool
+    affixes: tuple[str, str] = ("", "")  # of words inside and at the end
 
 
 class PlainTokenizer:
@@ -95,43 +97,52 @@ class PlainTokenizer:
 
 def tokenizer_from_files(checkpoint: Checkpoint) -> PlainTokenizer | None:
     """Return the tokenizer of `checkpoint` if its files fully define it, or None if transformers may change it."""
-    folder = checkpoint.tokenizer
-    if checkpoint.chat_template or not (folder / "tokenizer.json").is_file():
-        return None
-    settings = {
-        **read_json_if_any(folder / "special_tokens_map.json"),
-        **read_json_if_any(folder / "tokenizer_config.json"),
-    }
-    name = str(settings.get("tokenizer_class")).removesuffix("Fast")
-    if name not in AS_IT_IS and name not in BUILT:
+    if checkpoint.chat_template or not (checkpoint.tokenizer / "tokenizer.json").is_file():
         return None
     try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = _read(checkpoint.tokenizer)
     except Exception:  # tokenizers raises nothing more specific; `from_transformers` then reports the error
         return None
-    as_it_is = name in AS_IT_IS or (name == "LlamaTokenizer" and _llama_as_it_is(checkpoint.model_type, backend))
-    if not as_it_is:
-        settings = {**BUILT[name], **settings}
-    held = backend.get_added_tokens_decoder()
-    special = {name: _content(settings.pop(name)) for name in SPECIAL if settings.get(name) is not None}
-    added = set(_contents([settings.pop(name, None) for name in ADDED]))
-    decoder = settings.pop("added_tokens_decoder", None)
-    ids = read_json_if_any(folder / "added_tokens.json")
-    unknown = {name for name, value in settings.items() if value not in (None, False) and name not in IGNORED}
-    if unknown or not (as_it_is or _parts(backend) == _built(name, special, settings)):
-        return None
-    if not {*special.values(), *added} <= {token.content for token in held.values() if token.special}:
-        return None
-    if any(backend.token_to_id(token) != index for token, index in ids.items()):
-        return None
-    if decoder is not None and {int(index): AddedToken(**token) for index, token in decoder.items()} != held:
-        return None
-    tokenizer = PlainTokenizer(backend, special, added)
-    apply_rules(checkpoint, tokenizer)
+    if tokenizer is not None:
+        apply_rules(checkpoint, tokenizer)
     return tokenizer
 
 
-def _llama_as_it_is(model_type: str, backend: Tokenizer) -> bool:
+def _read(folder: Path) -> PlainTokenizer | None:
+    """Read the tokenizer; any exception means that the files are damaged."""
+    settings = read_json_if_any(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:  # transformers ignores this file beside it
+        settings |= read_json_if_any(folder / "special_tokens_map.json")
+    model_type = read_json_if_any(folder / "config.json").get("model_type")
+    name = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if model_type == "qwen2":  # transformers ignores the class
+        name = "Qwen2Tokenizer"
+    if name not in AS_IT_IS and (name not in BUILT or model_type is None):
+        return None
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if name not in AS_IT_IS and not (name == "LlamaTokenizer" and _llama_as_it_is(model_type, backend)):
+        settings = {**BUILT[name], **settings}
+        if _parts(backend) != _built(name, settings):
+            return None
+    unknown = {key for key, value in settings.items() if value not in (None, False) and key not in KNOWN}
+    special = {key: _content(settings[key]) for key in SPECIAL if settings.get(key) is not None}
+    added = set(_contents([settings.get(key) for key in ADDED]))
+    held = backend.get_added_tokens_decoder()
+    plain = {token.content for token in held.values() if token == AddedToken(token.content, special=True)}
+    all_special = plain if name == "Qwen2Tokenizer" else {token.content for token in held.values() if token.special}
+    padded = backend.padding is not None and "pad_token" not in special
+    if unknown or padded or not {*special.values(), *added} <= all_special:
+        return None
+    ids = {token.content: index for index, token in held.items()}
+    if not read_json_if_any(folder / "added_tokens.json").items() <= ids.items():
+        return None
+    decoder = settings.get("added_tokens_decoder")
+    if decoder is not None and {int(index): AddedToken(**token) for index, token in decoder.items()} != held:
+        return None
+    return PlainTokenizer(backend, special, added)
+
+
+def _llama_as_it_is(model_type: Any, backend: Tokenizer) -> bool:
     """Return whether transformers 5 loads tokenizer.json as it is, although it names LlamaTokenizer."""
     return model_type in LLAMA_AS_IT_IS or (
         model_type == "llama" and b"ByteLevel" in (_state(backend.pre_tokenizer) or b"")
@@ -142,17 +153,19 @@ def _parts(backend: Tokenizer) -> Parts | None:
     model: Any = backend.model
     if type(model).__name__ != "BPE" or model.ignore_merges or model.dropout is not None:
         return None
-    pre_tokenizer = _state(backend.pre_tokenizer)
-    return Parts(_state(backend.normalizer), pre_tokenizer, model.unk_token, model.fuse_unk, model.byte_fallback)
+    affixes = model.continuing_subword_prefix or "", model.end_of_word_suffix or ""
+    normalizer, pre_tokenizer = _state(backend.normalizer), _state(backend.pre_tokenizer)
+    return Parts(normalizer, pre_tokenizer, model.unk_token, model.fuse_unk, model.byte_fallback, affixes)
 
 
-def _built(name: str, special: Mapping[str, str], settings: Mapping[str, Any]) -> Parts | None:
+def _built(name: str, settings: Mapping[str, Any]) -> Parts | None:
     """Return what the class `name` of transformers 5 builds, whatever tokenizer.json contains beside the vocabulary."""
     words: pre_tokenizers.PreTokenizer
     if name == "GemmaTokenizer":
         words = pre_tokenizers.Split(" ", behavior="merged_with_previous", invert=False)
         spaces = normalizers.Replace(" ", "▁")
-        return Parts(_state(spaces), _state(words), special.get("unk_token"), fuse_unk=True, byte_fallback=True)
+        unk_token = _content(settings["unk_token"])
+        return Parts(_state(spaces), _state(words), unk_token, fuse_unk=True, byte_fallback=True)
     if name == "LlamaTokenizer":
         if settings.get("legacy") or settings.get("add_prefix_space") is False:
             return None

@@ -17,11 +17,14 @@ IntArray = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """A batch ready for a forward. `spans` and `lengths` stay on the host, so that planning never syncs the device."""
+    """A batch ready for a forward. `spans` and `lengths` stay on the host, so that planning never syncs the device.
+
+    The last sequences may have no span: they only fill the batch up.
+    """
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64, from 0 in each sequence
-    cu_seqlens: torch.Tensor  # [n + 1] int32, the start of each sequence, then T
+    cu_seqlens: torch.Tensor  # [sequences + 1] int32, the start of each sequence, then T
     spans: torch.Tensor  # [n, 2] int64, begin and end of the pooled tokens as indices into T; on the host
     lengths: tuple[int, ...]  # tokens in each sequence
 

@@ -151,7 +151,7 @@ def test_a_row_says_time_rate_and_share_of_the_ceiling() -> None:
 
 def test_json_says_where_when_and_what() -> None:
     document = json.loads(json.dumps(as_json([ROW], Ceilings(copy=3e12, matrix=8e14))))
-    assert document["environment"].keys() == {"gpu", "driver", "torch", "triton", "python", "commit", "date"}
+    assert document["environment"].keys() == {"cpu", "gpu", "driver", "torch", "triton", "python", "commit", "date"}
     assert document["ceilings"] == {"copy": 3e12, "matrix": 8e14}
     (row,) = document["rows"]
     assert row["timing"]["median"] == 200e-6

@@ -10,10 +10,23 @@ import torch
 import torch.nn.functional as F
 
 from fastvec.decoders import cpu_choices
-from fastvec.decoders.cpu_choices import CpuChoices, OnednnLinear, PackedLinear, bfloat16_is_faster, faster, has_onednn
+from fastvec.decoders.cpu_choices import (
+    KINDS,
+    CpuChoices,
+    OnednnLinear,
+    PackedLinear,
+    Products,
+    bfloat16_is_faster,
+    faster,
+    has_onednn,
+    memory_bytes,
+)
 from fastvec.decoders.fused import FusedDecoder, Linear
+from fastvec.decoders.quantized import int8_bits
 from fastvec.encoder import Encoder
-from fastvec_kernels import Activation
+from fastvec.forward import Forward
+from fastvec.texts.packing import Packed
+from fastvec_kernels import Activation, AttentionPlan
 from fastvec_kernels.attention.plan import Route
 from tests.helpers.tiny import SENTENCES
 
@@ -75,7 +88,8 @@ def test_a_torch_without_onednn_has_none(error: type[Exception], monkeypatch: py
 
 
 def test_a_product_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_choices, "_onednn", lambda x, weight, *_: F.linear(x, weight) * 1.01)
+    real = cpu_choices._onednn
+    monkeypatch.setattr(cpu_choices, "_onednn", lambda *arguments: real(*arguments) * 1.01)
     assert not has_onednn.__wrapped__(torch.float32)
 
 
@@ -139,50 +153,117 @@ def fused(encoder: Encoder) -> FusedDecoder:
 
 
 @needs_onednn
-@pytest.mark.parametrize("slow", [Linear, PackedLinear])
+@pytest.mark.parametrize("slow", ["torch", "packed"])
 def test_what_is_measured_as_faster_is_chosen(
-    encoder: Encoder, clock: Clock, slow: type[Linear], monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, clock: Clock, slow: Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in (Linear, OnednnLinear):
-        monkeypatch.setattr(kind, "__call__", lambda self, x: clock.taking(1 + (type(self) is slow))())
-    fast: Route = "padded" if slow is Linear else "runs"
-    monkeypatch.setattr(
-        cpu_choices,
-        "attention",
-        lambda q, k, v, plan, **_: clock.taking(1 if plan.routes[0][1] == fast else 2)(),
-    )
-    found = CpuChoices.measured(fused(encoder), torch.float32, 100)
-    assert found == CpuChoices(onednn=slow is Linear, routes=((64, fast), (256, fast)))
+        monkeypatch.setattr(kind, "__call__", lambda self, x: clock.taking(1 + (type(self) is KINDS[slow]))())
+    fast: Route = "padded" if slow == "torch" else "runs"
+    taken = []
+
+    def attending(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, **options: Any) -> None:
+        assert plan.routes is not None
+        taken.append((max(plan.lengths), q.shape[1:], k.shape[1:], options))
+        clock.now += 1 if plan.routes[0][1] == fast else 2
+
+    monkeypatch.setattr(cpu_choices, "attention", attending)
+    found = CpuChoices.measured(fused(encoder), 100)
+    products: Products = "packed" if slow == "torch" else "torch"
+    assert found == CpuChoices(products=products, routes=((64, fast), (256, fast)))
+    how = {"scale": 0.25, "causal": False, "window": None}
+    assert {length for length, *_ in taken} == {32, 100}
+    assert all(one[1:] == ((4, 16), (2, 16), how) for one in taken)
 
 
-@pytest.mark.parametrize("onednn", [True, False])
+def test_a_quantized_decoder_is_not_measured() -> None:
+    encoder = Encoder.from_pretrained(device="cpu", dtype="float32")
+    decoder = fused(encoder).with_linears(lambda weight, bias: object())  # type: ignore[arg-type,return-value]
+    with pytest.raises(TypeError, match="unquantized"):
+        CpuChoices.measured(decoder, 100)
+
+
+@pytest.mark.skipif(int8_bits() is None, reason="needs an x86-64 CPU with AVX2 or VNNI")
+def test_a_long_job_in_int8_keeps_the_defaults() -> None:
+    encoder = Encoder.from_pretrained(device="cpu", dtype="float32", quantize="int8")
+    encoder.encode(TEXTS * 20)  # the unquantized decoder is gone now
+    before = encoder.choices
+    encoder.measure_for(10**12)
+    assert encoder.choices == before
+
+
+@pytest.mark.parametrize("products", ["torch", "onednn", "packed"])
 @pytest.mark.parametrize("route", ["runs", "padded"])
-def test_every_choice_gives_the_same_vectors(tiny_llama: Path, encoder: Encoder, onednn: bool, route: Any) -> None:
+def test_every_choice_gives_the_same_vectors(
+    tiny_llama: Path, encoder: Encoder, products: Products, route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = encoder.encode(TEXTS)
     other = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
-    choices = CpuChoices(onednn=onednn, routes=((64, route), (2048, "runs")))
+    choices = CpuChoices(products=products, routes=((64, route), (2048, "runs")))
     other.choose(choices.to_json())
-    assert other.choices == choices.to_json()
+    taken = set()
+    build = AttentionPlan.build
+
+    def recorded(*arguments: Any, **options: Any) -> AttentionPlan:
+        taken.add(options["routes"])
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(AttentionPlan, "build", recorded)
     assert abs(other.encode(TEXTS) - expected).max() < 1e-5
+    assert taken == {choices.routes}
+    assert kinds(fused(other)) == {KINDS[products] if has_onednn(torch.float32) else Linear}
+    assert other.choices == choices.to_json()
     assert CpuChoices.from_json(choices.to_json()) == choices
+    with other._forward.in_float32():
+        pass
+    assert kinds(fused(other)) == {KINDS[products] if has_onednn(torch.float32) else Linear}
+
+
+def kinds(decoder: FusedDecoder) -> set[type]:
+    return {type(one) for layer in decoder.layers for one in (layer.qkv, layer.output, layer.gate_up, layer.down)}
 
 
 @needs_onednn
-@pytest.mark.parametrize(("memory", "kind"), [(0, OnednnLinear), (2**40, PackedLinear)])
+@pytest.mark.parametrize(("memory", "products"), [(0, "onednn"), (2**40, "packed")])
 def test_weights_are_packed_where_memory_allows(
-    encoder: Encoder, memory: int, kind: type[Linear], monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, memory: int, products: Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_choices, "_memory_bytes", lambda: memory)
-    chosen = CpuChoices(onednn=True, routes=()).apply(fused(encoder))
-    assert {type(layer.output) for layer in chosen.layers} == {kind}
-    assert CpuChoices(onednn=True, routes=()).apply(chosen).layers is chosen.layers  # packed once
-    plain = CpuChoices(onednn=False, routes=()).apply(chosen)
-    assert {type(layer.gate_up) for layer in plain.layers} == {Linear}
+    monkeypatch.setattr(cpu_choices, "memory_bytes", lambda: memory)
+    choices = CpuChoices.default(fused(encoder))
+    assert choices.products == products
+    chosen = choices.apply(fused(encoder))
+    assert kinds(chosen) == {KINDS[products]}
+    assert choices.apply(chosen).layers is chosen.layers  # packed once
+    assert kinds(CpuChoices(products="torch", routes=()).apply(chosen)) == {Linear}
+
+
+def test_the_memory_is_that_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [tmp_path / name for name in ("limited", "unlimited", "missing")]
+    limits[0].write_text("1000000\n")
+    limits[1].write_text("max\n")
+    monkeypatch.setattr(cpu_choices, "CONTAINER_LIMITS", limits[1:])
+    assert memory_bytes() > 2**26
+    monkeypatch.setattr(cpu_choices, "CONTAINER_LIMITS", limits)
+    assert memory_bytes() == 1_000_000
+
+
+def test_a_batch_on_a_cpu_is_filled_up(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = []
+    forward = Forward.__call__
+
+    def recorded(self: Forward, packed: Packed) -> torch.Tensor:
+        tokens.append(len(packed.token_ids))
+        return forward(self, packed)
+
+    monkeypatch.setattr(Forward, "__call__", recorded)
+    encoder.encode(TEXTS)
+    assert tokens
+    assert all(count % 8 == 0 for count in tokens)  # of 128 tokens or more
 
 
 def test_only_long_jobs_are_worth_a_measurement(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
-    measured = CpuChoices(onednn=False, routes=((64, "runs"),))
+    measured = CpuChoices(products="torch", routes=((64, "runs"),))
     monkeypatch.setattr(CpuChoices, "measured", lambda *_: measured)
     before = encoder.choices
     encoder.measure_for(10_000)

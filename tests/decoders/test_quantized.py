@@ -247,7 +247,7 @@ def test_a_cpu_on_which_int8_is_slower_is_told_both_rates(
 ) -> None:
     encoder = Encoder.from_pretrained(device="cpu", dtype="float32", quantize="int8")
     monkeypatch.setattr("fastvec.decoders.agreement.LEAST_TEXTS", 20)
-    now = iter([0.0, seconds, seconds, seconds + 0.1])  # before and after each of the two forwards
+    now = iter([0.0, seconds, 1.0, 1.1])  # before and after each of the two forwards
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     encoder.encode(TEXTS[:20])
     assert encoder.agreement is not None

@@ -179,7 +179,7 @@ def test_a_resumed_run_keeps_the_token_budget_that_was_found_to_fit(encoder: Enc
 def test_a_resumed_run_keeps_what_was_measured(encoder: Encoder, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.arrow", tmp_path / "broken.arrow"
     other = Encoder(encoder.settings)
-    measured = {"onednn": False, "routes": [[16, "padded"], [2048, "runs"]]}
+    measured = {"products": "torch", "routes": [[16, "padded"], [2048, "runs"]]}
     other.choose(measured)
     embed([ARTICLES], whole, encoder=other, column="text")
     with pytest.raises(Killed):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,7 @@ def test_published_and_saved_folders_load_as_transformers_loads_them(tmp_path: P
 def test_a_changed_file_is_left_to_transformers(tmp_path: Path) -> None:
     """Each change makes what transformers builds differ from tokenizer.json, or may."""
     folder = qwen3_embedding(tmp_path)
+    copy(folder, tmp_path / "model")
     path, settings_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     content, settings = json.loads(path.read_text()), json.loads(settings_path.read_text())
     wrong_flags = {index: {**token, "rstrip": True} for index, token in settings["added_tokens_decoder"].items()}
@@ -216,12 +218,35 @@ def test_a_changed_file_is_left_to_transformers(tmp_path: Path) -> None:
         {"additional_special_tokens": ["<other>"]},
         {"mask_token": "<other>"},
         {"eos_token": {"content": "<other>"}},
+        {"added_tokens_decoder": ["<other>"]},
+        {"added_tokens_decoder": {"0": END}},
+        {"extra_special_tokens": 5},
     ):
         settings_path.write_text(json.dumps({**settings, **change}))
         assert tokenizer_from_files(resolve(folder)) is None, change
     settings_path.write_text(json.dumps(settings))
     assert tokenizer_from_files(resolve(folder)) is not None
-    (folder / "added_tokens.json").write_text(json.dumps({"<|endoftext|>": 7}))
+    for added in ({END: 7}, {"th": content["model"]["vocab"]["th"]}):
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+        assert tokenizer_from_files(resolve(folder)) is None, added
+    (folder / "added_tokens.json").unlink()
+    edit_json(folder / "config.json", model_type=None)
+    assert tokenizer_from_files(replace(resolve(tmp_path / "model"), tokenizer=folder)) is None
+
+
+def test_the_files_of_transformers_4_take_effect_as_there(tmp_path: Path) -> None:
+    """special_tokens_map.json overrides tokenizer_config.json, unless that has an added_tokens_decoder."""
+    folder = qwen3_embedding(tmp_path)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<other>"}))
+    assert tokenizer_from_files(resolve(folder)) is not None
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder=None)
+    assert tokenizer_from_files(resolve(folder)) is None
+
+
+def test_a_qwen2_is_built_whatever_class_it_names(tmp_path: Path) -> None:
+    folder = llama3(tmp_path)
+    assert tokenizer_from_files(resolve(folder)) is not None
+    edit_json(folder / "config.json", model_type="qwen2")
     assert tokenizer_from_files(resolve(folder)) is None
 
 

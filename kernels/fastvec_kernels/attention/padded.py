@@ -1,8 +1,8 @@
 """Attention on a CPU by matrix products: for bfloat16 without AMX, where SDPA is slow, and for many short sequences.
 
 Sequences of similar length form a group, padded inside this module to one length, a multiple of `MULTIPLE`. A group is
-two batched products with a softmax between them, in place, over as many heads at a time as fit the scores into the
-caches. Padding costs a pass over q, k, v and o; equal lengths need none.
+two batched products with a softmax between them, in place, over as many heads at a time as have scores that fit into
+the caches, but at least one for each thread. Padding costs a pass over q, k, v and o; equal lengths need none.
 
 For inference: no gradient is recorded.
 
@@ -30,7 +30,7 @@ class Group(NamedTuple):
     length: int  # L
     rows: torch.Tensor | None  # [n · L] the token in each row; None if the tokens are adjacent and nothing is padded
     first: int  # the first token, if rows is None
-    bias: torch.Tensor | None  # [n, 1, 1, L] float32: −inf at padding; None if nothing is padded
+    bias: torch.Tensor | None  # [n, 1, L] float32: −inf at padding; None if nothing is padded
 
 
 class Grouping(NamedTuple):
@@ -69,7 +69,7 @@ def group(lengths: tuple[int, ...]) -> Grouping:
                 length=padded,
                 rows=None if adjacent else torch.from_numpy(rows),
                 first=int(rows[0]),
-                bias=None if bias is None else bias[:, None, None],
+                bias=None if bias is None else bias[:, None],
             )
         )
         begin, first_row = end, first_row + len(rows)
@@ -123,17 +123,17 @@ def _attend(
 
     `hidden` [L, L], −inf where token i (row) does not see token j, is added to the scores.
     """
-    rows, heads = q.shape[1], len(q) // one.sequences
+    rows, kv_heads = q.shape[1], len(q) // one.sequences
     o = q.new_empty(len(q), rows, v.shape[2])
-    sequence_bytes = heads * rows * one.length * q.itemsize
-    step = max(1, SCORE_BYTES // sequence_bytes)
-    scores = q.new_empty(min(step, one.sequences) * heads, rows, one.length)
-    for begin in range(0, one.sequences, step):
-        end = min(begin + step, one.sequences)
-        part, own = slice(begin * heads, end * heads), scores[: (end - begin) * heads]
+    step = max(torch.get_num_threads(), SCORE_BYTES // (rows * one.length * q.itemsize))
+    scores = q.new_empty(min(step, len(q)), rows, one.length)
+    bias = None if one.bias is None else one.bias.repeat_interleave(kv_heads, dim=0)
+    for begin in range(0, len(q), step):
+        part = slice(begin, begin + step)
+        own = scores[: len(q[part])]
         torch.baddbmm(own, q[part], k[part].transpose(1, 2), beta=0, alpha=scale, out=own)
-        if one.bias is not None:
-            own.view(end - begin, heads, rows, -1).add_(one.bias[begin:end])
+        if bias is not None:
+            own.add_(bias[part])
         if hidden is not None:
             own.view(len(own), -1, *hidden.shape).add_(hidden)
         torch.softmax(own, -1, out=own)

@@ -29,7 +29,7 @@ class AttentionPlan:
     sequence_ids: torch.Tensor  # [n] int32, by which dropout identifies each sequence
     runs: tuple[tuple[int, int, int], ...]  # (first token, sequences, length): adjacent sequences of equal length
     tokens: int  # T
-    routes: Routes | None  # on a CPU; None if they were not measured
+    routes: Routes | None  # for inference on a CPU; None for the defaults
 
     @classmethod
     def build(

@@ -17,8 +17,11 @@ from fastvec_kernels.attention.padded import LONGEST, attention_padded
 from fastvec_kernels.attention.plan import AttentionPlan, Route, Routes, check_tokens, visible_tokens
 
 SCORES_AT_ONCE = 1 << 26  # 256 MiB of float32; a run of 16k tokens at length 512 with 32 heads would take 1 GiB
-# Below this many multiplications in a run, training in bfloat16 is faster in float32: oneDNN compiles a bfloat16
-# product again for each shape that is not among its last 16, in about 0.3 ms.
+# Training in bfloat16 on a CPU: up to this length, matrix products with the scores in memory are faster than SDPA (one
+# core with AVX-512 instructions for bfloat16; at 512 tokens equally fast forward plus backward).
+PLAIN_LENGTH = 512
+# Below this many multiplications in a run, bfloat16 is slower than float32: oneDNN compiles a bfloat16 product again
+# for each shape that is not among its last 16, in about 0.3 ms.
 NARROW_PRODUCTS = 10_000_000
 
 
@@ -41,17 +44,17 @@ def attention_torch(
     plain_softmax = softcap is None and sinks is None and dropout_p == 0
     if q.is_cuda and plain_softmax and _fits_varlen(q, v):
         return varlen_attention(q, k, v, plan, scale, causal, window)
-    padded = q.device.type == "cpu" and _route(q.dtype, plan) == "padded"
-    records = records_gradient(q, k, v)
-    if padded and plain_softmax and not records:
+    records, cpu = records_gradient(q, k, v), q.device.type == "cpu"
+    inference = cpu and plain_softmax and not records and not torch.compiler.is_compiling()
+    if inference and route_of(max(plan.lengths), q.dtype, plan.routes) == "padded":
         return attention_padded(q, k, v, plan, scale, causal, window)
-    narrow_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu" and records
+    narrow_cpu = q.dtype == torch.bfloat16 and cpu and not inference
     # one split, not one slice per run: the gradient of a slice is as large as the batch
     parts = (torch.split(x, [sequences * length for _, sequences, length in plan.runs]) for x in (q, k, v))
     outputs, first_sequence = [], 0
     for (_, sequences, length), *tensors in zip(plan.runs, *parts, strict=True):
         narrow = narrow_cpu and sequences * q.shape[1] * length**2 * q.shape[2] >= NARROW_PRODUCTS
-        plain = not plain_softmax or (narrow and padded)  # SDPA has no cap, sink or keyed dropout
+        plain = not plain_softmax or (narrow and length <= PLAIN_LENGTH)  # SDPA has no cap, sink or keyed dropout
         if narrow_cpu and not narrow:
             tensors = [x.float() for x in tensors]
         q_run, k_run, v_run = (  # [sequences, heads, length, size]: views, whatever the strides
@@ -77,10 +80,10 @@ def attention_torch(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _route(dtype: torch.dtype, plan: AttentionPlan) -> Route:
-    routes = default_routes(dtype) if plan.routes is None else plan.routes
-    longest = max(plan.lengths)
-    return next((route for limit, route in routes if longest <= limit), "runs")
+def route_of(longest: int, dtype: torch.dtype, routes: Routes | None = None) -> Route:
+    """Return the route of a batch whose longest sequence has `longest` tokens, by `routes` or else the defaults."""
+    own = default_routes(dtype) if routes is None else routes
+    return next((route for limit, route in own if longest <= limit), "runs")
 
 
 @lru_cache
