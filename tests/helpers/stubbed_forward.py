@@ -93,6 +93,7 @@ def decoder(layers: int) -> FusedDecoder:
         before_mlp=Norm(weight(HIDDEN), 1e-6),
         after_mlp=None,
         scale=1.0,
+        head_size=SIZE,
     )
     table = (torch.zeros(512, SIZE // 2), torch.zeros(512, SIZE // 2))
     embeddings = torch.nn.Embedding(100, HIDDEN, dtype=torch.bfloat16)
