@@ -159,7 +159,8 @@ class Encoder:
         if not self._measured and is_long_job(self.settings.device, self.parameters, text_bytes):
             self._measured = True
             self._forward.measure()
-            logger.info("this CPU computes by %s", self.choices)
+            if self._forward.choices is not None:
+                logger.info("on this CPU, %s", self._forward.choices)
 
     @property
     def environment(self) -> dict[str, str]:

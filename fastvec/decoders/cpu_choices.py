@@ -184,6 +184,12 @@ class CpuChoices:
         """Return the choices that `to_json` gave."""
         return cls(products=choices["products"], routes=tuple((limit, route) for limit, route in choices["routes"]))
 
+    def __str__(self) -> str:
+        after = [*(route for _, route in self.routes[1:]), None]
+        last = [pair for pair, route in zip(self.routes, after, strict=False) if pair[1] != route]
+        attention = ", ".join(f"{route} up to {limit:,} tokens" for limit, route in last)
+        return f"products: {self.products}; attention: {attention or 'runs'}"
+
     def to_json(self) -> dict[str, Any]:
         return {"products": self.products, "routes": [list(pair) for pair in self.routes]}
 

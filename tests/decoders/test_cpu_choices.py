@@ -27,7 +27,7 @@ from fastvec.encoder import Encoder
 from fastvec.forward import Forward
 from fastvec.texts.packing import Packed
 from fastvec_kernels import Activation, AttentionPlan
-from fastvec_kernels.attention.plan import Route
+from fastvec_kernels.attention.plan import Route, Routes
 from tests.helpers.tiny import SENTENCES
 
 TEXTS = [*SENTENCES, SENTENCES[0] + SENTENCES[1], SENTENCES[2] * 3]
@@ -174,6 +174,17 @@ def test_what_is_measured_as_faster_is_chosen(
     how = {"scale": 0.25, "causal": False, "window": None}
     assert {length for length, *_ in taken} == {32, 100}
     assert all(one[1:] == ((4, 16), (2, 16), how) for one in taken)
+
+
+@pytest.mark.parametrize(
+    ("routes", "shown"),
+    [
+        ((), "runs"),
+        (((64, "padded"), (256, "padded"), (2048, "runs")), "padded up to 256 tokens, runs up to 2,048 tokens"),
+    ],
+)
+def test_choices_are_shown_in_a_line(routes: Routes, shown: str) -> None:
+    assert str(CpuChoices(products="packed", routes=routes)) == f"products: packed; attention: {shown}"
 
 
 def test_a_quantized_decoder_is_not_measured() -> None:
