@@ -32,7 +32,7 @@ from fastvec.errors import InputError, UsageError
 logger = logging.getLogger(__name__)
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "sentence")
-MEMORY_BYTES = 32 << 20  # of a chunk; several chunks are in memory at a time
+MEMORY_BYTES = 16 << 20  # of a chunk; several chunks are in memory at a time
 MAX_CHUNK_BYTES = 1 << 29  # an invalid byte becomes U+FFFD, 3 bytes: stays below 2 GiB, the limit of int32 offsets
 
 
