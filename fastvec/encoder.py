@@ -155,8 +155,12 @@ class Encoder:
         self._forward.choose(CpuChoices.from_json(choices))
 
     def measure_for(self, text_bytes: int) -> None:
-        """On a CPU, measure which choices are fastest, unless so many bytes of text are encoded in few seconds."""
-        if not self._measured and is_long_job(self.settings.device, self.parameters, text_bytes):
+        """On a CPU, measure which choices are fastest, unless so many bytes of text are encoded in few seconds.
+
+        A quantized model keeps the defaults: most of its products are neither of what is measured.
+        """
+        long = is_long_job(self.settings.device, self.parameters, text_bytes)
+        if long and not self._measured and self.settings.quantize is None:
             self._measured = True
             self._forward.measure()
             if self._forward.choices is not None:

@@ -101,8 +101,8 @@ class Forward:
         return self._choices
 
     def measure(self) -> None:
-        """On a CPU, compute by what is fastest there, found by measuring; a quantized model keeps its choices."""
-        if self._choices is not None and self._fused is not None and self._settings.quantize is None:
+        """On a CPU, compute by what is fastest there, found by measuring. Raises TypeError for a quantized model."""
+        if self._choices is not None and self._fused is not None:
             with torch.inference_mode():
                 self.choose(CpuChoices.measured(self._fused, self._settings.max_length))
 
@@ -150,7 +150,9 @@ class Forward:
         finally:
             for tensor in narrow:
                 tensor.data = tensor.data.to(self._dtype)
-            self._fused = self._chosen(self._fuse()) if kept is None else kept
+            self._fused = self._fuse() if kept is None else kept
+            if self._choices is not None:
+                self.choose(self._choices)
 
     def _quantized(self, quantize: str) -> FusedDecoder:
         if self._fused is None:
@@ -166,6 +168,3 @@ class Forward:
         from fastvec.decoders.detection import fuse
 
         return fuse(self._decoder, self._settings.max_length)
-
-    def _chosen(self, fused: FusedDecoder | None) -> FusedDecoder | None:
-        return fused if fused is None or self._choices is None else self._choices.apply(fused)

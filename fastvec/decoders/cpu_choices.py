@@ -3,7 +3,7 @@
     products    F.linear, which is MKL in float32, or oneDNN's linear: 2.3 times as fast in float32 on AMD with AVX-512
     attention   one of two routes for each length (`fastvec_kernels.attention.plan`)
 
-Without a measurement, defaults are used. A measurement takes about 0.2 s, so it is worth it for jobs of many seconds.
+Without a measurement, defaults are used. A measurement takes about 0.1 s, so it is worth it for jobs of many seconds.
 Choices change how sums round, so a job that resumes must make the same ones.
 
 Shapes: T packed tokens, D hidden size, F feed-forward size.

@@ -24,7 +24,9 @@ TEXTS = [
     "a\u0301 \ufb01 don't\n\n12345\t ▁x",
     "<mask>",
 ]
-UNK_AND_ALPHABET = ["<pad>", "</s>", "<s>", "<unk>", "<mask>", "▁", *(chr(i) for i in range(97, 123)), "th", "▁th"]
+ALPHABET = [chr(i) for i in range(97, 123)]
+TOKENS = ["<pad>", "</s>", "<s>", "<unk>", "<mask>", "▁", *ALPHABET, "th", "▁th"]
+VOCABULARY = {token: i for i, token in enumerate(TOKENS)}
 MERGES: Any = [("t", "h"), ("▁", "th")]  # their stated type is str
 
 
@@ -77,13 +79,11 @@ def qwen2(folder: Path) -> Path:
 def qwen3_embedding(folder: Path) -> Path:
     """tokenizer.json ends every sequence; tokenizer_config.json states a flag that its class never read."""
     qwen2(folder)
-    content = json.loads((folder / "tokenizer.json").read_text())
     single = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
-    content["post_processor"] |= {
-        "single": single,
-        "special_tokens": {END: {"id": END, "ids": [0], "tokens": [END]}},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokens = {END: {"id": END, "ids": [0], "tokens": [END]}}
+    pair = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+    edit_json(folder / "tokenizer.json", post_processor=template)
     return as_transformers_4(
         folder,
         tokenizer_class="Qwen2Tokenizer",
@@ -100,9 +100,8 @@ def qwen3_embedding(folder: Path) -> Path:
 
 
 def gemma(folder: Path) -> Path:
-    vocab = {token: i for i, token in enumerate(UNK_AND_ALPHABET)}
     names = {"bos_token": "<s>", "eos_token": "</s>"}
-    return saved(folder, "gemma3_text", GemmaTokenizer(vocab=vocab, merges=MERGES, **names))
+    return saved(folder, "gemma3_text", GemmaTokenizer(vocab=VOCABULARY, merges=MERGES, **names))
 
 
 def embedding_gemma(folder: Path) -> Path:
@@ -124,19 +123,16 @@ def embedding_gemma(folder: Path) -> Path:
 
 
 def llama(folder: Path) -> Path:
-    vocab = {token: i for i, token in enumerate(UNK_AND_ALPHABET)}
-    return saved(folder, "llama", LlamaTokenizer(vocab=vocab, merges=MERGES))
+    return saved(folder, "llama", LlamaTokenizer(vocab=VOCABULARY, merges=MERGES))
 
 
 def e5_mistral(folder: Path) -> Path:
     """tokenizer.json is of an earlier form than what LlamaTokenizer builds, and transformers loads it as it is."""
     llama(folder)
     edit_json(folder / "config.json", model_type="mistral")
-    content = json.loads((folder / "tokenizer.json").read_text())
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, space]}
-    content["pre_tokenizer"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(content))
+    both = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, space]}
+    edit_json(folder / "tokenizer.json", normalizer=both, pre_tokenizer=None)
     return as_transformers_4(
         folder,
         tokenizer_class="LlamaTokenizer",

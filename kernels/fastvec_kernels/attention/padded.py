@@ -99,15 +99,20 @@ def attention_padded(
             _rows(x, one).view(*shape, k.shape[1], -1, x.shape[2]).permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(1, 2)
             for x in (q, k, v)
         )
-        hidden = None
-        if causal or (window is not None and window < one.length - 1):
-            seen = visible_tokens(one.length, causal, window, q.device)
-            hidden = q.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        cuts = causal or (window is not None and window < one.length - 1)
+        hidden = _hidden(one.length, causal, window, q.dtype) if cuts else None
         attended = _attend(q_group, k_group, v_group, one, scale, hidden)
         by_head = attended.view(one.sequences, k.shape[1], -1, one.length, v.shape[2]).permute(0, 3, 1, 2, 4)
         o[begin:end].view(by_head.shape).copy_(by_head)
         begin = end
     return o if grouping.places is None else o.index_select(0, grouping.places)
+
+
+@lru_cache(maxsize=4)
+def _hidden(length: int, causal: bool, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return [L, L], −inf where token i (row) does not see token j, else 0; cached, as all layers of a batch ask."""
+    seen = visible_tokens(length, causal, window, torch.device("cpu"))
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
 
 
 def _rows(x: torch.Tensor, one: Group) -> torch.Tensor:
@@ -121,7 +126,7 @@ def _attend(
 ) -> torch.Tensor:
     """Attend in a group: q [n · KV, G · L, D], k and v [n · KV, L, D] -> [n · KV, G · L, Dv].
 
-    `hidden` [L, L], −inf where token i (row) does not see token j, is added to the scores.
+    `hidden` [L, L] is added to the scores.
     """
     rows, kv_heads = q.shape[1], len(q) // one.sequences
     o = q.new_empty(len(q), rows, v.shape[2])
