@@ -23,13 +23,14 @@ FP8_CAPABILITY = (9, 0)  # Hopper
 class EncoderSettings:
     """A checkpoint with every choice made. `dims` is the width of the vectors.
 
-    `device` and `dtype` are those of the forward pass. If `quantize` is not None, the decoder's linear layers multiply
-    in that type, with weights of `weight_bits` bits.
+    `device` and `dtype` are those of the forward pass; `auto_dtype` says that fastvec chose the dtype. If `quantize` is
+    not None, the decoder's linear layers multiply in that type, with weights of `weight_bits` bits.
     """
 
     checkpoint: Checkpoint
     device: str
     dtype: str
+    auto_dtype: bool
     quantize: str | None
     weight_bits: int
     pooling: Pooling
@@ -70,6 +71,11 @@ class EncoderSettings:
         if self.quantize is None:
             return self.dtype
         return f"{self.dtype}, products in {self.quantize} with weights of {self.weight_bits} bits"
+
+    def like(self, arithmetic: object) -> "EncoderSettings":
+        """Return these settings in the dtype of an earlier run's `arithmetic`, if fastvec chose the dtype."""
+        same = (replace(self, dtype=dtype) for dtype in get_args(Dtype) if self.auto_dtype)
+        return next((settings for settings in same if settings.arithmetic == arithmetic), self)
 
     @property
     def pooled_tokens(self) -> str:
@@ -185,6 +191,7 @@ def resolve_settings(
         checkpoint=checkpoint,
         device=settled_device,
         dtype=resolve_dtype(settled_device) if dtype == "auto" else dtype,
+        auto_dtype=dtype == "auto",
         quantize=quantize,
         weight_bits=_weight_bits(quantize, settled_device),
         pooling=pooling or checkpoint.pooling,  # type: ignore[arg-type]  # checked against its values above

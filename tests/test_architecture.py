@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "fastvec.checkpoints",
         "fastvec.decoders",
         "fastvec.encoder",
+        "fastvec.fingerprint",
         "fastvec.output",
         "fastvec.report",
         "fastvec.settings",

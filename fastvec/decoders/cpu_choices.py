@@ -128,16 +128,22 @@ def has_onednn(dtype: torch.dtype) -> bool:
 def bfloat16_is_faster() -> bool:
     """Return whether this CPU multiplies in bfloat16 at least as fast as in float32, each in the fastest way.
 
-    It is part of what identifies a job, so it should not depend on noise: with instructions for bfloat16 it takes about
-    half the time of float32, without them several times as much.
+    It is part of what identifies a job, so it must not depend on what else the machine does: the CPU time of a single
+    thread is compared. With instructions for bfloat16 it takes half the time of float32, without them several times as
+    much.
     """
     runs = {}
     for dtype in (torch.bfloat16, torch.float32):
         weight, x = torch.ones(PROBE, PROBE, dtype=dtype), torch.ones(PRODUCT_ROWS, PROBE, dtype=dtype)
         linear = (PackedLinear if has_onednn(dtype) else Linear)(weight, None)
         runs[dtype] = functools.partial(linear, x)
-    with torch.inference_mode():
-        return faster(runs, default=torch.bfloat16) == torch.bfloat16
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            return faster(runs, default=torch.bfloat16, clock=time.thread_time) == torch.bfloat16
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +174,7 @@ class CpuChoices:
             x = _random(PRODUCT_ROWS, weight.shape[1], dtype=weight.dtype)
             candidates: tuple[Products, ...] = (products, "torch")
             runs = {choice: functools.partial(KINDS[choice](weight, None), x) for choice in candidates}
-            products = faster(runs, default=products)
+            products = faster(runs, default=products, clock=time.perf_counter)
         how = decoder.layers[0].attending
         if how.softcap is not None or how.sinks is not None:  # neither route is taken
             return cls(products=products, routes=default.routes)
@@ -239,16 +245,16 @@ def _faster_route(layer: Layer, length: int, dtype: torch.dtype) -> Route:
         candidates[route] = functools.partial(
             attention, q, k, v, plan, scale=how.scale, causal=how.causal, window=how.window
         )
-    return faster(candidates, default=route_of(length, dtype))
+    return faster(candidates, default=route_of(length, dtype), clock=time.perf_counter)
 
 
-def faster(candidates: Mapping[Choice, Callable[[], object]], *, default: Choice) -> Choice:
-    """Return the candidate that is fastest; another than the `default` only if it is clearly faster."""
+def faster(candidates: Mapping[Choice, Callable[[], object]], *, default: Choice, clock: Callable[[], float]) -> Choice:
+    """Return the candidate that is fastest by `clock`; another than the `default` only if it is clearly faster."""
     times = dict.fromkeys(candidates, float("inf"))
     for _ in range(1 + ROUNDS):  # the first round also compiles
         for choice, run in candidates.items():
-            started = time.perf_counter()
+            started = clock()
             run()
-            times[choice] = min(times[choice], time.perf_counter() - started)
+            times[choice] = min(times[choice], clock() - started)
     best = min(times, key=times.__getitem__)
     return best if times[best] < GAIN * times[default] else default

@@ -26,7 +26,7 @@ from fastvec.embedding.tokenized_chunks import TokenizedChunk, delayed, tokenize
 from fastvec.errors import DiskFullError, InterruptedRunError, RowErrorsError
 from fastvec.output.ownership import beside
 from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
-from fastvec.output.writer import Job, RowError, Writer, finished_counts
+from fastvec.output.writer import Job, RowError, Writer, earlier_fingerprint, finished_counts
 from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
 from fastvec.settings import EncoderSettings
 from fastvec.system.pipeline import Pipeline, StoppedError
@@ -64,17 +64,16 @@ def embed(
     """Embed the text column of Parquet or Arrow files into one Arrow file, with one row per input row, in order.
 
     The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
-    model is only loaded when there is work to do. `keep` names the columns to copy; None copies all of them. `progress`
-    is called after each chunk. `stop_signal` is called often; once it returns a signal number, the run stops and raises
-    InterruptedRunError.
+    model is only loaded when there is work to do, in the dtype of an earlier run if the user chose none. `keep`
+    names the columns to copy; None copies all of them. `progress` is called after each chunk. `stop_signal` is called
+    often; once it returns a signal number, the run stops and raises InterruptedRunError.
 
     Raises FastvecError; the subclass says what went wrong. Rows that are already durable are kept.
     """
-    settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
     plan = plan_embed(
         inputs,
         output,
-        settings=settings,
+        settings=encoder if isinstance(encoder, EncoderSettings) else encoder.settings,
         column=column,
         keep=keep,
         instruction=instruction,
@@ -85,6 +84,8 @@ def embed(
         max_errors=max_errors,
         limit=limit,
     )
+    if isinstance(encoder, EncoderSettings):
+        plan = plan.as_begun(earlier_fingerprint(plan.output, overwrite=overwrite))
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
     counts = finished_counts(plan.output, job, overwrite=overwrite)
     if counts is not None:
@@ -94,7 +95,7 @@ def embed(
     if isinstance(encoder, EncoderSettings):
         from fastvec.encoder import Encoder
 
-        encoder = Encoder(encoder)
+        encoder = Encoder(plan.settings)
     job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         for warning in writer.warnings:

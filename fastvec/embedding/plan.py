@@ -7,15 +7,16 @@ library versions are left out, because they only change how sums round.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
 from fastvec import __version__
 from fastvec.corpus.reader import Corpus, open_corpus
 from fastvec.errors import OutputError, UsageError
+from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file
 from fastvec.output.vector_column import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
@@ -54,6 +55,11 @@ class EmbedPlan:
             "vector_dtype": self.vector_dtype,
             "vector_column": self.vector_column,
         }
+
+    def as_begun(self, fingerprint: Mapping[str, Json]) -> Self:
+        """Return the plan of the run with this fingerprint, if the two differ at most in a dtype that fastvec chose."""
+        plan = replace(self, settings=self.settings.like(fingerprint.get("dtype")))
+        return self if fingerprint_differences(fingerprint, plan.fingerprint) else plan
 
     @property
     def output_bytes(self) -> int:

@@ -7,6 +7,7 @@ An output `vecs.arrow` has three companion files: `vecs.arrow.part` and `vecs.ar
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,6 +40,23 @@ def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[
         finally:
             journal.close()
         return counts
+
+
+def earlier_fingerprint(output: Path, *, overwrite: bool = False) -> Mapping[str, Json]:
+    """Return the fingerprint of the work at `output` that a job may resume, or find finished; empty if there is none.
+
+    Raises what `finished_counts` raises about the path and the journal.
+    """
+    with translated_os_errors(output):
+        require_writable(output)
+        with suppress(FileNotFoundError):
+            journal = Journal.open(beside(output, ".journal"), create=False)
+            journal.close()
+            if journal.job is not None and journal.chunks:
+                return journal.job.fingerprint
+        with suppress(FileNotFoundError, RefusedError):
+            return {} if overwrite else _published(output)[0]
+    return {}
 
 
 def beside(output: Path, suffix: str) -> Path:

@@ -28,10 +28,10 @@ from fastvec.fingerprint import Json, differences, fingerprint_differences
 from fastvec.output import arrow_file, ownership
 from fastvec.output.arrow_file import Block
 from fastvec.output.journal import Chunk, Job, Journal, RowError
-from fastvec.output.ownership import beside, finished_counts
+from fastvec.output.ownership import beside, earlier_fingerprint, finished_counts
 from fastvec.system.durable_files import open_file, sync_folder, translated_os_errors, write_at
 
-__all__ = ["Job", "Json", "RowError", "Writer", "finished_counts"]
+__all__ = ["Job", "Json", "RowError", "Writer", "earlier_fingerprint", "finished_counts"]
 
 # a commit takes two fsyncs: 0.2 ms on an SSD, about 50 ms on a hard disk; negligible at one commit every 2 s
 GROUP_BYTES = 256 << 20

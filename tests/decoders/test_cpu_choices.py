@@ -113,6 +113,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr(time, "perf_counter", found)
+    monkeypatch.setattr(time, "thread_time", found)
     return found
 
 
@@ -120,7 +121,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_another_choice_than_the_usual_must_be_clearly_faster(
     clock: Clock, usual: float, other: float, choice: str
 ) -> None:
-    assert faster({"usual": clock.taking(usual), "other": clock.taking(other)}, default="usual") == choice
+    candidates = {"usual": clock.taking(usual), "other": clock.taking(other)}
+    assert faster(candidates, default="usual", clock=clock) == choice
 
 
 def test_the_fastest_of_several_rounds_counts(clock: Clock) -> None:
@@ -129,7 +131,8 @@ def test_the_fastest_of_several_rounds_counts(clock: Clock) -> None:
     def unsteady() -> None:
         clock.now += next(seconds)
 
-    assert faster({"steady": clock.taking(1.0), "unsteady": unsteady}, default="steady") == "unsteady"
+    candidates = {"steady": clock.taking(1.0), "unsteady": unsteady}
+    assert faster(candidates, default="steady", clock=clock) == "unsteady"
 
 
 @pytest.mark.parametrize("slow", [torch.bfloat16, torch.float32])
@@ -139,6 +142,19 @@ def test_auto_takes_bfloat16_where_it_is_faster(
     for kind in (Linear, OnednnLinear):
         monkeypatch.setattr(kind, "__call__", lambda self, x: clock.taking(1 + (x.dtype == slow))())
     assert bfloat16_is_faster.__wrapped__() == (slow == torch.float32)
+
+
+def test_dtypes_are_compared_on_one_thread_which_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr(OnednnLinear, "__call__", lambda self, x: used.append(torch.get_num_threads()))
+    monkeypatch.setattr(Linear, "__call__", lambda self, x: used.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        bfloat16_is_faster.__wrapped__()
+        assert (set(used), torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

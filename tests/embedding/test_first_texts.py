@@ -23,11 +23,6 @@ def chunks_of_seven(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 7, "bytes": 1 << 20})
 
 
-@pytest.fixture
-def encoder(tiny_llama: Path) -> Encoder:
-    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
-
-
 def ranges_in(output: Path) -> Any:
     with pa.memory_map(str(output)) as source:
         return np.array(json.loads(pa.ipc.open_file(source).schema.metadata[b"fastvec.ranges"]), dtype=np.float32)

@@ -9,41 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import fastvec.encoder
 from fastvec import Encoder, embed
-from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, UsageError
+from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, UsageError
 from fastvec.output.vector_column import ranges_from_json
 from fastvec.output.verify import verify
 from fastvec.report import Progress
-from fastvec.settings import resolve_settings
 from tests import ARTICLES
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_llama: Path) -> Encoder:
-    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limit chunks to 40 rows, so that 300 rows make several chunks."""
-    monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 40, "bytes": 16_000})
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "vecs.arrow"
+from tests.helpers.outputs import read_output
 
 
 def corpus_file(folder: Path, texts: pa.Array | list[str | None], **columns: Any) -> Path:
     path = folder / "corpus.parquet"
     pq.write_table(pa.table({"text": texts, **columns}), path)
     return path
-
-
-def read(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
 
 
 def vectors_of(table: pa.Table) -> npt.NDArray[Any]:
@@ -56,7 +34,7 @@ def vectors_of(table: pa.Table) -> npt.NDArray[Any]:
 def test_every_row_in_order_with_the_vectors_of_encode(encoder: Encoder, output: Path) -> None:
     report = embed([ARTICLES], output, encoder=encoder, column="text", keep=["title"])
 
-    articles, table = pq.read_table(ARTICLES), read(output)
+    articles, table = pq.read_table(ARTICLES), read_output(output)
     assert table.column_names == ["title", "row", "embedding"]
     assert table["title"].to_pylist() == articles["title"].to_pylist()
     assert table["row"].to_pylist() == list(range(300))
@@ -96,7 +74,7 @@ def test_a_chunk_that_is_begun_before_another_is_finished_changes_no_byte(
 
 def test_the_metadata_says_what_the_vectors_are(encoder: Encoder, output: Path) -> None:
     embed([ARTICLES], output, encoder=encoder, column="text", limit=7, instruction="Find it:")
-    metadata = {key.decode(): value.decode() for key, value in read(output).schema.metadata.items()}
+    metadata = {key.decode(): value.decode() for key, value in read_output(output).schema.metadata.items()}
     expected = {
         "fastvec.bidirectional": "true",
         "fastvec.pooling": "mean",
@@ -117,7 +95,7 @@ def test_odd_rows_are_counted_and_none_shifts_another(encoder: Encoder, tmp_path
     texts = pa.array([b"a sea", None, b"", b" \n", b"bad \xff byte", b"stars " * 600], type=pa.binary())
     report = embed([corpus_file(tmp_path, texts)], output, encoder=encoder)
 
-    table = read(output)
+    table = read_output(output)
     counts = (report.rows, report.nulls, report.empty, report.truncated, report.repaired, report.errors)
     assert counts == (6, 1, 2, 1, 1, 0)
     assert table["embedding"].is_valid().to_pylist() == [True, False, True, True, True, True]
@@ -128,13 +106,13 @@ def test_odd_rows_are_counted_and_none_shifts_another(encoder: Encoder, tmp_path
 
 def test_an_empty_corpus_is_a_whole_file_of_no_rows(encoder: Encoder, tmp_path: Path, output: Path) -> None:
     report = embed([corpus_file(tmp_path, pa.array([], type=pa.string()))], output, encoder=encoder)
-    assert (report.rows, read(output).num_rows, verify(output).return_code) == (0, 0, 0)
+    assert (report.rows, read_output(output).num_rows, verify(output).return_code) == (0, 0, 0)
 
 
 def test_only_nulls(encoder: Encoder, tmp_path: Path, output: Path) -> None:
     texts = pa.array([None, None], type=pa.string())
     report = embed([corpus_file(tmp_path, texts)], output, encoder=encoder, vector_dtype="int8")
-    assert (report.nulls, read(output)["embedding"].to_pylist()) == (2, [None, None])
+    assert (report.nulls, read_output(output)["embedding"].to_pylist()) == (2, [None, None])
 
 
 class Killed(BaseException):
@@ -238,46 +216,6 @@ def test_a_signal_ends_the_run_with_its_code_and_the_same_call_resumes(
     assert verify(output).return_code == 0
 
 
-def test_a_finished_job_is_left_alone_without_loading_the_model(
-    encoder: Encoder, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embed([ARTICLES], output, encoder=encoder, column="text", limit=20)
-    before = output.stat().st_mtime_ns
-    monkeypatch.setattr(fastvec.encoder, "Encoder", None)
-    report = embed([ARTICLES], output, encoder=encoder.settings, column="text", limit=20)
-    assert (report.already_finished, report.rows, report.return_code) == (True, 20, 0)
-    assert str(report) == f"{output} is already finished: 20 rows"
-    assert output.stat().st_mtime_ns == before
-
-
-def test_another_jobs_output_is_refused_naming_what_differs(encoder: Encoder, tiny_llama: Path, output: Path) -> None:
-    embed([ARTICLES], output, encoder=encoder, column="text", limit=5)
-    other = resolve_settings(tiny_llama, dtype="float32", device="cpu", pooling="last", dims=8)
-    with pytest.raises(RefusedError, match=r"pooling.*mean.*last.*--overwrite") as refused:
-        embed([ARTICLES], output, encoder=other, column="text", limit=5)
-    assert "dims" in str(refused.value)
-    assert refused.value.exit_code == 4
-    assert vectors_of(read(output)).shape == (5, 64)
-
-    embed([ARTICLES], output, encoder=other, column="text", limit=5, overwrite=True)
-    assert vectors_of(read(output)).shape == (5, 8)
-
-
-@pytest.mark.parametrize(("before", "after"), [(5, None), (20, 5)])
-def test_another_limit_is_said_to_be_one(encoder: Encoder, output: Path, before: int | None, after: int | None) -> None:
-    embed([ARTICLES], output, encoder=encoder, column="text", limit=before)
-    rows = after or pq.read_metadata(ARTICLES).num_rows
-    message = rf"was started for {before} rows of these inputs, but this command asks for {rows} \(see --limit\)"
-    with pytest.raises(RefusedError, match=message):
-        embed([ARTICLES], output, encoder=encoder, column="text", limit=after)
-
-
-def test_changed_input_is_another_job(encoder: Encoder, tmp_path: Path, output: Path) -> None:
-    embed([corpus_file(tmp_path, ["a", "b"])], output, encoder=encoder)
-    with pytest.raises(RefusedError, match="inputs"):
-        embed([corpus_file(tmp_path, ["a", "c", "d"])], output, encoder=encoder)
-
-
 def test_int8_keeps_its_ranges_and_binary_its_signs(encoder: Encoder, tmp_path: Path) -> None:
     texts = pq.read_table(ARTICLES)["text"].to_pylist()[:20]
     expected = encoder.encode(texts)
@@ -286,15 +224,15 @@ def test_int8_keeps_its_ranges_and_binary_its_signs(encoder: Encoder, tmp_path: 
         embed([ARTICLES], path, encoder=encoder, column="text", limit=20, vector_dtype=dtype)
         assert verify(path).return_code == 0
 
-    table = read(small)
+    table = read_output(small)
     ranges = ranges_from_json(table.schema.metadata[b"fastvec.ranges"])
     assert np.abs(vectors_of(table) * ranges / 127 - expected).max() <= (ranges / 254 + 1e-6).max()
-    assert (np.unpackbits(vectors_of(read(signs)), axis=1) == (expected > 0)).all()
+    assert (np.unpackbits(vectors_of(read_output(signs)), axis=1) == (expected > 0)).all()
 
 
 def test_float16_halves_the_column(encoder: Encoder, output: Path) -> None:
     embed([ARTICLES], output, encoder=encoder, column="text", limit=5, vector_dtype="float16")
-    table = read(output)
+    table = read_output(output)
     assert table["embedding"].type == pa.list_(pa.float16(), 64)
     texts = pq.read_table(ARTICLES)["text"].to_pylist()[:5]
     assert np.abs(vectors_of(table).astype(np.float32) - encoder.encode(texts)).max() < 1e-3

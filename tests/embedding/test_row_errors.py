@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -13,17 +12,8 @@ from fastvec.errors import RowErrorsError
 from fastvec.output.verify import verify
 from fastvec.settings import EncoderSettings, resolve_settings
 from tests.helpers.corpora import texts, write_parquet
+from tests.helpers.outputs import read_output
 from tests.helpers.tiny import save_decoder
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "vecs.arrow"
-
-
-def read(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +34,7 @@ def test_a_row_without_a_vector_is_a_null_and_an_error_line(
     report = embed([corpus], output, encoder=broken_model)
 
     assert (report.errors, report.nulls, report.return_code) == (1, 1, 3)
-    assert read(output)["embedding"].is_valid().to_pylist() == [True, False, False, True]
+    assert read_output(output)["embedding"].is_valid().to_pylist() == [True, False, False, True]
     lines = [json.loads(line) for line in (tmp_path / "vecs.errors.jsonl").read_text().splitlines()]
     assert lines == [{"row": 2, "file": str(corpus), "row_group": 0, "code": "non_finite_vector"}]
     assert verify(output).return_code == 0

@@ -132,3 +132,8 @@ def write_output(output: Path, batches: Sequence[pa.RecordBatch], **counts: int)
     for index, batch in enumerate(batches):
         writer.write(batch, counts=counts if index == 0 else {}, errors=[], batch_tokens=1024)
     writer.finish([])
+
+
+def read_output(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
