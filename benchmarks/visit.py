@@ -150,7 +150,7 @@ def _second_call(smoke: bool) -> Lines:
     if smoke:
         return [
             ("specialized", 2, 200, [f"{specialized} -k nan"]),
-            ("recovery", 2, 200, [f"{recovery} --rows 60"]),
+            ("recovery", 2, 200, [recovery]),
             ("tests", 2, 200, [f"{PYTEST} tests/kernels/test_swiglu.py -n 2 -k triton"]),
             ("ops", 2, 200, ["benchmarks.kernels swiglu --check {append}"]),
             ("adapt", 2, 300, [f"{adapt} --batch-size 4 --max-length 32 --dtype float32"]),
