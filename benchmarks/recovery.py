@@ -2,9 +2,9 @@
 
     PYTHONPATH=.:kernels python -m benchmarks.recovery corpus.parquet --model MODEL [--rows 20000] [--append FILE]
 
-On a CPU, take few rows: two runs of a long job may measure, and so compute, differently, which resuming does not change.
-On a GPU it also runs with a token budget for which there is no memory: the run must halve it and finish. The exit code
-is 1 if a file differs, or a run does not end as it should.
+On a CPU, take few rows: two runs of a long job may measure, and so compute, differently. On a GPU it also runs with a
+token budget for which there is no memory: the run must halve it and finish. The exit code is 1 if a file differs, or a
+run does not end as it should.
 """
 
 import filecmp

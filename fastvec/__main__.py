@@ -1,3 +1,3 @@
-from fastvec.cli.entry import main
+from fastvec.cli.entry import process
 
-main()
+process()

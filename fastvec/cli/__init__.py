@@ -1,13 +1,13 @@
 """The command line: each command parses its options, calls a job, and prints the result.
 
 - `embed`, `adapt` and `outputs` (verify, inspect) are the commands; `options` are those that embed and adapt share.
-- `entry.main` is the entry point; it turns errors of fastvec and click into one line and an exit code.
+- `entry.process` is the entry point; `entry.main` turns errors of fastvec and click into one line and an exit code.
 - `streams` writes to stderr and stdout, `progress` displays progress, and `signals` turns SIGINT and SIGTERM into a
   request to stop.
 
 A command imports what it needs when it runs, so `fastvec --help` imports neither torch nor pyarrow.
 """
 
-from fastvec.cli.entry import main
+from fastvec.cli.entry import process
 
-__all__ = ["main"]
+__all__ = ["process"]

@@ -1,7 +1,11 @@
 """The `fastvec` command: its subcommands, their environment variables, and exit codes for errors."""
 
+import atexit
 import gc
+import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -31,6 +35,28 @@ for _command in (embed, adapt, verify, inspect):
         if isinstance(_option, click.Option):
             _long = next(name for name in _option.opts if name.startswith("--"))
             _option.envvar = f"FASTVEC_{_command.name}_{_long[2:]}".upper().replace("-", "_")
+
+
+def process() -> NoReturn:
+    """Run `main` as a process, which ends without tearing down every imported module: with torch, that takes 0.4 s.
+
+    Threads are joined and all other exit handlers run before. An exception, which is a bug, ends as usual.
+    """
+    codes: list[int] = []
+    atexit.register(_end, codes)  # handlers run in the reverse of the order in which they were registered
+    try:
+        main()
+    except SystemExit as end:
+        codes.append(int(end.code or 0))
+        raise
+
+
+def _end(codes: Sequence[int]) -> None:
+    with suppress(OSError):  # for Python to report, in its own way
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if codes:
+            os._exit(codes[0])
 
 
 def main() -> NoReturn:

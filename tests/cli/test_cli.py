@@ -2,7 +2,6 @@ import errno
 import io
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -20,9 +19,7 @@ from click.core import ParameterSource
 
 from fastvec.cli.entry import cli, main
 from tests import ARTICLES, ROOT
-from tests.helpers.outputs import run_job
-
-UNWRITTEN = "fastvec: the result cannot be written to stdout"
+from tests.helpers.processes import environment
 
 Run = Callable[..., "Done"]
 
@@ -47,11 +44,6 @@ def fastvec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return Done(int(done.value.code or 0), *capsys.readouterr())
 
     return run
-
-
-def _environment() -> dict[str, str]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_embed_verify_and_inspect(fastvec: Run, tiny_llama: Path) -> None:
@@ -186,7 +178,7 @@ def test_a_signal_leaves_a_run_that_resumes(
     process = subprocess.Popen(
         [sys.executable, "-m", "fastvec", *arguments, "--batch-tokens", "1"],
         cwd=tmp_path,
-        env=_environment(),
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -222,67 +214,12 @@ def test_a_run_completes_when_stderr_is_closed(
     assert (done.exit_code, fastvec("verify", "vecs.arrow").exit_code) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("command", "exit_code", "message"),
-    [
-        ("doctor 2>/dev/full", 2, ""),  # not 120, Python's exit code when a stream cannot be flushed
-        ("verify vecs.arrow >/dev/full", 1, f"{UNWRITTEN}: No space left on device\n"),
-        ("verify vecs.arrow >/dev/full 2>&1", 1, ""),
-        ("inspect vecs.arrow >&-", 0, ""),
-    ],
-)
-def test_a_stream_that_takes_nothing_is_no_traceback(
-    tmp_path: Path, command: str, exit_code: int, message: str
-) -> None:
-    run_job(tmp_path / "vecs.arrow")
-    shell = f'exec "{sys.executable}" -m fastvec {command}'
-    done = subprocess.run(shell, shell=True, cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (exit_code, message)
-
-
-def test_progress_is_live_on_a_terminal(tiny_llama: Path, tmp_path: Path) -> None:
-    primary, secondary = pty.openpty()
-    command = [sys.executable, "-m", "fastvec", "embed", str(ARTICLES), "-o", "vecs.arrow", "--column", "text"]
-    with subprocess.Popen(
-        [*command, "--model", str(tiny_llama)], cwd=tmp_path, env=_environment(), stderr=secondary, stdout=secondary
-    ) as process:
-        os.close(secondary)
-        shown = b""
-        while chunk := _read(primary):
-            shown += chunk
-    os.close(primary)
-    assert process.returncode == 0
-    assert b"300 of 300 rows" in shown
-    assert b"300 rows to vecs.arrow" in shown
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 4096)
-    except OSError:  # Linux raises EIO on a terminal whose other end is closed
-        return b""
-
-
-def test_the_shell_completes_options() -> None:
-    asked = {"_FASTVEC_COMPLETE": "bash_complete", "COMP_WORDS": "fastvec embed --vector-d", "COMP_CWORD": "2"}
-    done = subprocess.run(
-        [sys.executable, "-m", "fastvec"], env=_environment() | asked, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["plain,--vector-dtype"]
-
-
-def test_help_imports_nothing_heavy() -> None:
-    heavy = "{'torch', 'transformers', 'pyarrow', 'numpy'}"
-    script = f"import sys, fastvec.cli.entry; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", script], env=_environment(), check=False).returncode == 0
-
-
 @pytest.mark.parametrize("command", ["embed", "adapt"])
 def test_every_option_is_documented(command: str) -> None:
     text = (ROOT / f"docs/{command}.md").read_text()
     shown = subprocess.run(
         [sys.executable, "-m", "fastvec", command, "--help"],
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,
