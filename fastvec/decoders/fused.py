@@ -14,7 +14,7 @@ Shapes: T packed tokens, D hidden size, H and KV heads of size d, F feed-forward
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,10 @@ from fastvec_kernels import (
     rope_attention,
 )
 from fastvec_kernels.attention.plan import Routes
+
+# How many rows a feed-forward layer may take at a time on a CPU, so that gate and up stay in the caches until the next
+# product reads them. All parts are equal, because oneDNN compiles a product for each number of rows and keeps few.
+CPU_ROWS = range(640, 255, -64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +207,7 @@ class FusedDecoder:
                 o, residual = o[tokens], residual[tokens]
             x = _add_product(layer.output, o, residual, layer.after_attention, layer.scale)
             normed, residual = _add_norm(x, residual, layer.before_mlp, fp8=layer.gate_up.takes_fp8)
-            x = _add_product(layer.down, _gated(layer, normed), residual, layer.after_mlp, layer.scale)
+            x = _feed_forward(layer, normed, residual)
         return (residual, None) if x is None else (x, residual)
 
 
@@ -229,20 +233,24 @@ def _add_product(
 
     The product can add it without another pass over both, unless a norm or a factor comes between.
     """
-    if (
-        isinstance(linear, Linear)
-        and linear.bias is None
-        and norm is None
-        and scale == 1
-        and residual.dtype == linear.weight.dtype
-        and not torch.is_grad_enabled()
-    ):
+    if _adds_in_place(linear, residual, norm, scale):
         linear.add_product(residual, floats(x))
         return None
     y = linear(x)
     if norm is not None:
         y = rms_norm(y, norm.weight, norm.eps)
     return y if scale == 1 else y * scale
+
+
+def _adds_in_place(linear: LinearMap, residual: torch.Tensor, norm: Norm | None, scale: float) -> TypeGuard[Linear]:
+    return (
+        isinstance(linear, Linear)
+        and linear.bias is None
+        and norm is None
+        and scale == 1
+        and residual.dtype == linear.weight.dtype
+        and not torch.is_grad_enabled()
+    )
 
 
 def _attend(
@@ -276,6 +284,17 @@ def _attend(
         sinks=how.sinks,
     )
     return o.flatten(1)
+
+
+def _feed_forward(layer: Layer, x: torch.Tensor | Fp8Rows, residual: torch.Tensor) -> torch.Tensor | None:
+    """Return what `_add_product` returns for the feed-forward sublayer, from its normed input."""
+    down, norm, scale = layer.down, layer.after_mlp, layer.scale
+    if isinstance(x, Fp8Rows) or x.device.type != "cpu" or not _adds_in_place(down, residual, norm, scale):
+        return _add_product(down, _gated(layer, x), residual, norm, scale)
+    rows = next((rows for rows in CPU_ROWS if len(x) % rows == 0), max(len(x), 1))
+    for some, sums in zip(torch.split(x, rows), torch.split(residual, rows), strict=True):
+        down.add_product(sums, floats(_gated(layer, some)))
+    return None
 
 
 def _gated(layer: Layer, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:

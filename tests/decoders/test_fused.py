@@ -11,7 +11,7 @@ from fastvec.decoders.detection import fuse
 from fastvec.decoders.fused import FusedDecoder, Linear, floats
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.texts.packing import Packed, pack
-from fastvec_kernels import Fp8Rows, rms_norm
+from fastvec_kernels import Activation, Fp8Rows, rms_norm
 from tests.helpers.tiny_families import VOCABULARY, tiny_model
 
 FUSED = [
@@ -83,6 +83,24 @@ def test_in_bfloat16_it_is_no_further_from_the_truth_than_transformers(family: s
     fused = fuse(narrow, 64)
     assert fused is not None
     assert (states(fused) - truth).norm() < 1.25 * theirs  # both are rounding errors
+
+
+@pytest.mark.parametrize(("choices", "found"), [((40, 34, 17), 34), ((40,), 68)])
+def test_a_cpu_computes_feed_forward_layers_in_equal_parts(
+    choices: tuple[int, ...], found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = fuse(Decoder(tiny_model("llama"), bidirectional=True), 64)
+    assert fused is not None
+    expected, gated, rows = states(fused), Linear.gated, []
+
+    def recorded(self: Linear, x: torch.Tensor, activation: Activation) -> torch.Tensor:
+        rows.append(len(x))
+        return gated(self, x, activation)
+
+    monkeypatch.setattr("fastvec.decoders.fused.CPU_ROWS", choices)
+    monkeypatch.setattr(Linear, "gated", recorded)
+    torch.testing.assert_close(states(fused), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert rows == [found] * (68 // found) * len(fused.layers)
 
 
 @pytest.mark.parametrize("family", OTHERS)
