@@ -38,7 +38,7 @@ for _command in (embed, adapt, verify, inspect):
 
 
 def process() -> NoReturn:
-    """Run `main` as a process, which ends without tearing down every imported module: with torch, that takes 0.4 s.
+    """Run `main` as a process, which ends without tearing down every imported module: with torch, up to 0.4 s.
 
     Threads are joined and all other exit handlers run before. An exception, which is a bug, ends as usual.
     """
