@@ -72,9 +72,9 @@ class EncoderSettings:
             return self.dtype
         return f"{self.dtype}, products in {self.quantize} with weights of {self.weight_bits} bits"
 
-    def like(self, arithmetic: object) -> "EncoderSettings":
-        """Return these settings in the dtype of an earlier run's `arithmetic`, if fastvec chose the dtype."""
-        same = (replace(self, dtype=dtype) for dtype in get_args(Dtype) if self.auto_dtype)
+    def in_dtype_of(self, arithmetic: object) -> "EncoderSettings":
+        """Return these settings in the dtype with which they have this `arithmetic`; unchanged if there is none."""
+        same = (replace(self, dtype=dtype) for dtype in get_args(Dtype))
         return next((settings for settings in same if settings.arithmetic == arithmetic), self)
 
     @property

@@ -84,7 +84,7 @@ def embed(
         max_errors=max_errors,
         limit=limit,
     )
-    if isinstance(encoder, EncoderSettings):
+    if isinstance(encoder, EncoderSettings) and encoder.auto_dtype:
         plan = plan.as_begun(earlier_fingerprint(plan.output, overwrite=overwrite))
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
     counts = finished_counts(plan.output, job, overwrite=overwrite)

@@ -57,8 +57,8 @@ class EmbedPlan:
         }
 
     def as_begun(self, fingerprint: Mapping[str, Json]) -> Self:
-        """Return the plan of the run with this fingerprint, if the two differ at most in a dtype that fastvec chose."""
-        plan = replace(self, settings=self.settings.like(fingerprint.get("dtype")))
+        """Return the plan of the run with this fingerprint, if the two differ at most in the computation's dtype."""
+        plan = replace(self, settings=self.settings.in_dtype_of(fingerprint.get("dtype")))
         return self if fingerprint_differences(fingerprint, plan.fingerprint) else plan
 
     @property

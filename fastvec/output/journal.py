@@ -105,6 +105,11 @@ class Journal:
         if [record["chunk"] for record in chunks] != list(range(len(chunks))):
             raise OutputError(f"{self.path}: its chunks are not in order; {_delete_hint(self.path)}")
 
+    @property
+    def unfinished(self) -> Job | None:
+        """The job that can be resumed, which has durable chunks; None if there is none."""
+        return self.job if self.chunks else None
+
     def begin(self, job: Job) -> None:
         """Clear the journal and write a new header, which is durable when this returns."""
         os.ftruncate(self._fd, 0)

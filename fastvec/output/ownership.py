@@ -52,8 +52,8 @@ def earlier_fingerprint(output: Path, *, overwrite: bool = False) -> Mapping[str
         with suppress(FileNotFoundError):
             journal = Journal.open(beside(output, ".journal"), create=False)
             journal.close()
-            if journal.job is not None and journal.chunks:
-                return journal.job.fingerprint
+            if journal.unfinished is not None:
+                return journal.unfinished.fingerprint
         with suppress(FileNotFoundError, RefusedError):
             return {} if overwrite else _published(output)[0]
     return {}
@@ -85,16 +85,16 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
     """Implement `finished_counts`; the caller holds the lock on `journal`, which is None if there is none."""
     if overwrite:
         return None
-    part, begun = beside(output, ".part"), journal.job if journal is not None else None
-    if begun is None and part.exists():
+    part = beside(output, ".part")
+    if (journal is None or journal.job is None) and part.exists():
         raise RefusedError(f"{part} has no journal, so its job is unknown; {REMEDY}")
-    unfinished = journal is not None and begun is not None and len(journal.chunks) > 0
-    if begun is not None and unfinished:
-        _refuse_another(part, begun.fingerprint, job)
+    unfinished = None if journal is None else journal.unfinished
+    if unfinished is not None:
+        _refuse_another(part, unfinished.fingerprint, job)
     if output.exists():
         fingerprint, counts = _published(output)
         _refuse_another(output, fingerprint, job)
-        if not (unfinished and part.exists()):  # else an interrupted --overwrite of the same job resumes
+        if unfinished is None or not part.exists():  # else an interrupted --overwrite of the same job resumes
             return counts
     if not is_errors_file(errors_path(output)):
         raise RefusedError(f"{errors_path(output)} is not a list of row errors, but would be overwritten; {REMEDY}")

@@ -96,8 +96,8 @@ class Writer:
         journal = self._journal
         if ownership.finished(self._output, self._job, journal, overwrite=overwrite) is not None:
             raise RefusedError(f"{self._output} was just finished by another run of the same command")
-        begun = journal.job
-        if begun is None or not journal.chunks or fingerprint_differences(begun.fingerprint, self._job.fingerprint):
+        begun = journal.unfinished
+        if begun is None or fingerprint_differences(begun.fingerprint, self._job.fingerprint):
             return
         if overwrite and not self._part_path.exists():  # killed after the rename: only the journal is left
             return

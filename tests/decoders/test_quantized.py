@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
@@ -22,6 +21,7 @@ from fastvec.settings import resolve_settings
 from fastvec.texts.packing import pack
 from fastvec_kernels import Fp8Rows, quantize_rows_reference
 from tests.helpers.corpora import texts, write_parquet
+from tests.helpers.outputs import read_output
 from tests.helpers.tiny import SENTENCES, save_decoder
 
 BITS = int8_bits()
@@ -196,8 +196,7 @@ def test_vectors_in_int8_are_near_those_in_floats_and_are_told_apart(tmp_path: P
     report = embed([corpus], output, encoder=settings)
     assert report.agreement is not None
     assert report.agreement["cosine"] > 0.99
-    with pa.memory_map(str(output)) as source:
-        table = pa.ipc.open_file(source).read_all()
+    table = read_output(output)
     assert table.schema.metadata[b"fastvec.dtype"] == f"float32, products in int8 with weights of {BITS} bits".encode()
     found = np.stack(table["embedding"].to_numpy())
     floats = Encoder.from_pretrained(device="cpu", dtype="float32").encode(TEXTS)

@@ -18,9 +18,9 @@ from tests import ARTICLES
 from tests.helpers.outputs import read_output
 
 
-def corpus_file(folder: Path, texts: pa.Array | list[str | None], **columns: Any) -> Path:
+def corpus_file(folder: Path, texts: pa.Array) -> Path:
     path = folder / "corpus.parquet"
-    pq.write_table(pa.table({"text": texts, **columns}), path)
+    pq.write_table(pa.table({"text": texts}), path)
     return path
 
 
