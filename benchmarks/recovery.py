@@ -2,9 +2,9 @@
 
     PYTHONPATH=.:kernels python -m benchmarks.recovery corpus.parquet --model MODEL [--rows 20000] [--append FILE]
 
-On a CPU, take few rows: two runs of a long job may measure, and so compute, differently. On a GPU it also runs with a
-token budget for which there is no memory: the run must halve it and finish. The exit code is 1 if a file differs, or a
-run does not end as it should.
+On a CPU, every run computes in float32 and by the defaults: what two runs would measure to be fastest may differ, and
+round differently. On a GPU it also runs with a token budget for which there is no memory: the run must halve it and
+finish. The exit code is 1 if a file differs, or a run does not end as it should.
 """
 
 import filecmp
@@ -27,8 +27,19 @@ from benchmarks.engines.models import texts_of
 from benchmarks.reporting.results import append_option, append_row
 
 TOO_MANY_TOKENS = 1 << 26  # of a batch: 2^26 tokens of 1,024 dimensions take 128 GiB for one activation in bfloat16
-# Every chunk is made durable at once, instead of every 2 s: a run of few seconds too is killed between two commits.
-COMMAND = "from fastvec.output import writer; writer.GROUP_SECONDS = 0; from fastvec.cli.entry import main; main()"
+# Every chunk is made durable at once, instead of every 2 s, and on a CPU chunks are small: a run of few seconds too is
+# killed between two commits. No job is long enough for a CPU to be measured.
+COMMAND = """
+from fastvec import encoder
+from fastvec.cli.entry import main
+from fastvec.output import writer
+from fastvec.texts import batching
+
+batching.CHUNK_TOKENS["cpu"] = (512, 512)
+writer.GROUP_SECONDS = 0
+encoder.is_long_job = lambda *_: False
+main()
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +60,8 @@ class Outcome:
 
 def embed(source: Path, output: Path, model: str, *options: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", COMMAND, "embed", str(source), "-o", str(output), "--model", model, *options]
+    if not torch.cuda.is_available():
+        command += ["--dtype", "float32"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
