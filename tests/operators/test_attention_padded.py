@@ -24,11 +24,6 @@ def in_groups(case: Case) -> Case:
     return replace(case, plan=AttentionPlan.build(case.plan.lengths, routes=PADDED))
 
 
-def division_rounding(case: Case) -> float:
-    """How far rounding a row's sum of weights and its product, before one is divided by the other, moves an output."""
-    return torch.finfo(case.v.dtype).eps * case.v.abs().max().item()  # twice half of eps
-
-
 @given(LENGTHS)
 @example([512] * 4)
 @example([1])
@@ -79,8 +74,7 @@ def test_many_lengths_in_several_steps(
     case = in_groups(random_case([40, 3, 33, 33, 1, 17, 40, 90, 88, 5], "cpu", dtype, **options))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(padded, "SCORE_BYTES", 3 * 2 * 48 * 48 * dtype.itemsize)  # three heads of 33 to 48 tokens
-    expected = case.to(torch.float64).reference()
-    assert_as_exact(case.run(), expected, plain_attention(case), division_rounding(case))
+    assert_as_exact(case.run(), case.to(torch.float64).reference(), plain_attention(case))
 
 
 def test_a_nan_stays_in_its_sequence() -> None:
@@ -94,18 +88,6 @@ def test_a_nan_stays_in_its_sequence() -> None:
     assert poisoned[own].isnan().all()
     poisoned[own] = clean[own]
     assert torch.equal(poisoned, clean)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_scores_beyond_the_range_of_an_exponential_function(dtype: torch.dtype) -> None:
-    case = in_groups(random_case([20, 25, 22, 40, 38], "cpu", dtype))
-    ordinary = case.run()
-    large, small = slice(0, 20), slice(20, 45)
-    case.q[large] *= 300  # scores of several hundred
-    case.q[small], case.k[small] = -50, case.k[small].abs() + 1  # scores below -200
-    found = case.run()
-    assert_as_exact(found, case.to(torch.float64).reference(), plain_attention(case), division_rounding(case))
-    assert torch.equal(found[45:], ordinary[45:])
 
 
 def test_a_gradient_is_recorded_though_groups_record_none() -> None:

@@ -1,21 +1,14 @@
 """Attention on a CPU by matrix products: for bfloat16 without AMX, where SDPA is slow, and for many short sequences.
 
 Sequences of similar length form a group, padded inside this module to one length, a multiple of `MULTIPLE`. A group is
-two batched products with the weights computed between them, in place, over as many heads at a time as have scores that
-fit into the caches, but at least one for each thread. Padding costs a pass over q, k, v and o; equal lengths need none.
-
-    w = 2^(q · kᵀ · scale · log₂ e)     o = w · v / Σ w
-
-Without subtracting the largest score of a row, as softmax does, the weights take half of its time. Both w · v and Σ w
-are rounded before they are divided. A matrix of weights with a sum near the ends of the dtype's range is computed
-again, by softmax.
+two batched products with a softmax between them, in place, over as many heads at a time as have scores that fit into
+the caches, but at least one for each thread. Padding costs a pass over q, k, v and o; equal lengths need none.
 
 For inference: no gradient is recorded.
 
 Shapes: n sequences of a group, L its padded length, H heads of q, KV of k and of v, G = H / KV, D head size.
 """
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,9 +20,6 @@ from fastvec_kernels.attention.plan import AttentionPlan, visible_tokens
 MULTIPLE = 16  # odd lengths are slower, and oneDNN compiles a product for each length
 WIDEST_SPREAD = 0.125  # of a group's padded length, the most that a sequence may be shorter
 SCORE_BYTES = 4 << 20
-# With sums in this range, underflow loses only weights below 2^-25 of their row's largest, for up to 2,048 tokens, and
-# the product with v does not overflow.
-SUMS = 2.0**-90, 2.0**90
 LONGEST = 2048  # a head's scores no longer fit into the caches; SDPA computes them in tiles
 
 
@@ -111,11 +101,9 @@ def attention_padded(
         )
         cuts = causal or (window is not None and window < one.length - 1)
         hidden = _hidden(one.length, causal, window, q.dtype) if cuts else None
-        attended, sums = (
-            x.view(one.sequences, k.shape[1], -1, one.length, x.shape[2]).permute(0, 3, 1, 2, 4)
-            for x in _attend(q_group, k_group, v_group, one, scale, hidden)
-        )
-        torch.div(attended, sums, out=o[begin:end].view(attended.shape))
+        attended = _attend(q_group, k_group, v_group, one, scale, hidden)
+        by_head = attended.view(one.sequences, k.shape[1], -1, one.length, v.shape[2]).permute(0, 3, 1, 2, 4)
+        o[begin:end].view(by_head.shape).copy_(by_head)
         begin = end
     return o if grouping.places is None else o.index_select(0, grouping.places)
 
@@ -135,55 +123,25 @@ def _rows(x: torch.Tensor, one: Group) -> torch.Tensor:
 
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one: Group, scale: float, hidden: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend in a group: q [n · KV, G · L, D], k and v [n · KV, L, D] -> [n · KV, G · L, Dv], not divided by the sums.
+) -> torch.Tensor:
+    """Attend in a group: q [n · KV, G · L, D], k and v [n · KV, L, D] -> [n · KV, G · L, Dv].
 
-    Also returns the sums of the weights [n · KV, G · L, 1]. `hidden` [L, L] is added to the scores.
+    `hidden` [L, L] is added to the scores.
     """
+    rows, kv_heads = q.shape[1], len(q) // one.sequences
+    o = q.new_empty(len(q), rows, v.shape[2])
+    step = max(torch.get_num_threads(), SCORE_BYTES // (rows * one.length * q.itemsize))
+    scores = q.new_empty(min(step, len(q)), rows, one.length)
     # in the scores' dtype: torch adds float32 to bfloat16 27 times as slowly as bfloat16
-    bias = None if one.bias is None else one.bias.to(q.dtype).repeat_interleave(len(q) // one.sequences, dim=0)
-    if q.dtype == torch.float16:  # whose range is too small
-        return _weighted(q, k, v, scale, bias, hidden, softmax=True)
-    o, sums = _weighted(q, k, v, scale, bias, hidden, softmax=False)
-    if bias is not None and hidden is not None:  # a row of padding may see padding only
-        sums.view(len(sums), -1, one.length).masked_fill_(bias != 0, 1)
-    smallest, largest = torch.aminmax(sums)  # NaN if any is
-    if not (smallest >= SUMS[0] and largest <= SUMS[1]):
-        inside = ((sums >= SUMS[0]) & (sums <= SUMS[1])).flatten(1).all(1)
-        again = torch.nonzero(~inside)[:, 0]
-        bias = None if bias is None else bias[again]
-        o[again], sums[again] = _weighted(q[again], k[again], v[again], scale, bias, hidden, softmax=True)
-    return o, sums
-
-
-def _weighted(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    bias: torch.Tensor | None,
-    hidden: torch.Tensor | None,
-    *,
-    softmax: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `_attend` returns, for m matrices; `bias` [m, 1, L] is added to the scores."""
-    rows, length = q.shape[1], k.shape[1]
-    o, sums = q.new_empty(len(q), rows, v.shape[2]), q.new_ones(len(q), rows, 1)
-    step = max(torch.get_num_threads(), SCORE_BYTES // (rows * length * q.itemsize))
-    scores = q.new_empty(min(step, len(q)), rows, length)
+    bias = None if one.bias is None else one.bias.to(q.dtype).repeat_interleave(kv_heads, dim=0)
     for begin in range(0, len(q), step):
         part = slice(begin, begin + step)
         own = scores[: len(q[part])]
-        factor = scale if softmax else scale / math.log(2)
-        torch.baddbmm(own, q[part], k[part].transpose(1, 2), beta=0, alpha=factor, out=own)
+        torch.baddbmm(own, q[part], k[part].transpose(1, 2), beta=0, alpha=scale, out=own)
         if bias is not None:
             own.add_(bias[part])
         if hidden is not None:
             own.view(len(own), -1, *hidden.shape).add_(hidden)
-        if softmax:
-            torch.softmax(own, -1, out=own)
-        else:
-            torch.exp2(own, out=own)
-            torch.sum(own, -1, keepdim=True, out=sums[part])
+        torch.softmax(own, -1, out=own)
         torch.bmm(own, v[part], out=o[part])
-    return o, sums
+    return o
