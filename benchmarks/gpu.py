@@ -180,8 +180,8 @@ def main(
     results = out / "results.jsonl"
     append_row(results, {"benchmark": "environment", **environment()})
     variables = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    if not ON_GPU:
-        variables |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"}
+    if not ON_GPU:  # one thread: on a busy machine, several wait for each other at every operation
+        variables |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     outcomes: list[Outcome] = []
     torch_ops = {op for row in stages_before(out, known) for op in row["torch_ops"]}
     with tempfile.TemporaryDirectory() as name:

@@ -35,7 +35,7 @@ from fastvec.cli.entry import main
 from fastvec.output import writer
 from fastvec.texts import batching
 
-batching.CHUNK_TOKENS["cpu"] = (512, 512)
+batching.CHUNK_TOKENS["cpu"] = (2048, 2048)
 writer.GROUP_SECONDS = 0
 encoder.is_long_job = lambda *_: False
 main()
