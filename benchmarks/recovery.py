@@ -26,6 +26,7 @@ import torch
 from benchmarks.engines.models import texts_of
 from benchmarks.reporting.results import append_option, append_row
 
+ON_GPU = torch.cuda.is_available()
 TOO_MANY_TOKENS = 1 << 26  # of a batch: 2^26 tokens of 1,024 dimensions take 128 GiB for one activation in bfloat16
 # Every chunk is made durable at once, instead of every 2 s, and on a CPU chunks are small: a run of few seconds too is
 # killed between two commits. No job is long enough for a CPU to be measured.
@@ -60,7 +61,7 @@ class Outcome:
 
 def embed(source: Path, output: Path, model: str, *options: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", COMMAND, "embed", str(source), "-o", str(output), "--model", model, *options]
-    if not torch.cuda.is_available():
+    if not ON_GPU:
         command += ["--dtype", "float32"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -91,7 +92,7 @@ def checks(source: Path, model: str, folder: Path) -> Iterator[tuple[str, str | 
     yield "resumed", failure_of(embed(source, resumed, model), f"resuming {resumed} at row ")
     same = whole.exists() and resumed.exists() and filecmp.cmp(whole, resumed, shallow=False)
     yield "the same bytes as without the kill", None if same else "the files differ"
-    if torch.cuda.is_available():
+    if ON_GPU:
         crowded = embed(source, folder / "crowded.arrow", model, "--batch-tokens", str(TOO_MANY_TOKENS))
         yield "more tokens than memory: halves the batch", failure_of(crowded, "out of memory: continuing")
 
@@ -107,7 +108,7 @@ def main(corpus: Path, column: str, model: str, rows: int | None, append: Path |
     failed = False
     with tempfile.TemporaryDirectory() as name:
         source = Path(name, "rows.parquet")
-        limit = rows or (None if torch.cuda.is_available() else 1000)
+        limit = rows or (None if ON_GPU else 1000)
         pq.write_table(pa.table({"text": list(islice(texts_of(corpus, column), limit))}), source)
         begin = time.monotonic()
         for check, failure in checks(source, model, Path(name)):

@@ -15,13 +15,8 @@ from fastvec.output.vector_column import ranges_from_json
 from fastvec.output.verify import verify
 from fastvec.report import Progress
 from tests import ARTICLES
+from tests.helpers.corpora import texts, write_parquet
 from tests.helpers.outputs import read_output
-
-
-def corpus_file(folder: Path, texts: pa.Array) -> Path:
-    path = folder / "corpus.parquet"
-    pq.write_table(pa.table({"text": texts}), path)
-    return path
 
 
 def vectors_of(table: pa.Table) -> npt.NDArray[Any]:
@@ -92,8 +87,9 @@ def test_the_metadata_says_what_the_vectors_are(encoder: Encoder, output: Path) 
 
 
 def test_odd_rows_are_counted_and_none_shifts_another(encoder: Encoder, tmp_path: Path, output: Path) -> None:
-    texts = pa.array([b"a sea", None, b"", b" \n", b"bad \xff byte", b"stars " * 600], type=pa.binary())
-    report = embed([corpus_file(tmp_path, texts)], output, encoder=encoder)
+    rows = pa.array([b"a sea", None, b"", b" \n", b"bad \xff byte", b"stars " * 600], type=pa.binary())
+    corpus = write_parquet(tmp_path / "corpus.parquet", pa.table({"text": rows}))
+    report = embed([corpus], output, encoder=encoder)
 
     table = read_output(output)
     counts = (report.rows, report.nulls, report.empty, report.truncated, report.repaired, report.errors)
@@ -105,13 +101,14 @@ def test_odd_rows_are_counted_and_none_shifts_another(encoder: Encoder, tmp_path
 
 
 def test_an_empty_corpus_is_a_whole_file_of_no_rows(encoder: Encoder, tmp_path: Path, output: Path) -> None:
-    report = embed([corpus_file(tmp_path, pa.array([], type=pa.string()))], output, encoder=encoder)
+    corpus = write_parquet(tmp_path / "corpus.parquet", texts([]))
+    report = embed([corpus], output, encoder=encoder)
     assert (report.rows, read_output(output).num_rows, verify(output).return_code) == (0, 0, 0)
 
 
 def test_only_nulls(encoder: Encoder, tmp_path: Path, output: Path) -> None:
-    texts = pa.array([None, None], type=pa.string())
-    report = embed([corpus_file(tmp_path, texts)], output, encoder=encoder, vector_dtype="int8")
+    corpus = write_parquet(tmp_path / "corpus.parquet", texts([None, None]))
+    report = embed([corpus], output, encoder=encoder, vector_dtype="int8")
     assert (report.nulls, read_output(output)["embedding"].to_pylist()) == (2, [None, None])
 
 
@@ -217,8 +214,8 @@ def test_a_signal_ends_the_run_with_its_code_and_the_same_call_resumes(
 
 
 def test_int8_keeps_its_ranges_and_binary_its_signs(encoder: Encoder, tmp_path: Path) -> None:
-    texts = pq.read_table(ARTICLES)["text"].to_pylist()[:20]
-    expected = encoder.encode(texts)
+    articles = pq.read_table(ARTICLES)["text"].to_pylist()[:20]
+    expected = encoder.encode(articles)
     small, signs = tmp_path / "int8.arrow", tmp_path / "binary.arrow"
     for path, dtype in ((small, "int8"), (signs, "binary")):
         embed([ARTICLES], path, encoder=encoder, column="text", limit=20, vector_dtype=dtype)
@@ -234,8 +231,8 @@ def test_float16_halves_the_column(encoder: Encoder, output: Path) -> None:
     embed([ARTICLES], output, encoder=encoder, column="text", limit=5, vector_dtype="float16")
     table = read_output(output)
     assert table["embedding"].type == pa.list_(pa.float16(), 64)
-    texts = pq.read_table(ARTICLES)["text"].to_pylist()[:5]
-    assert np.abs(vectors_of(table).astype(np.float32) - encoder.encode(texts)).max() < 1e-3
+    articles = pq.read_table(ARTICLES)["text"].to_pylist()[:5]
+    assert np.abs(vectors_of(table).astype(np.float32) - encoder.encode(articles)).max() < 1e-3
 
 
 def test_a_disk_that_cannot_hold_it_is_said_at_once(

@@ -132,7 +132,7 @@ def _attend(
     o = q.new_empty(len(q), rows, v.shape[2])
     step = max(torch.get_num_threads(), SCORE_BYTES // (rows * one.length * q.itemsize))
     scores = q.new_empty(min(step, len(q)), rows, one.length)
-    # in the scores' dtype: torch adds float32 to bfloat16 27 times as slowly as bfloat16
+    # in the scores' dtype: torch adds float32 to bfloat16 many times as slowly as bfloat16
     bias = None if one.bias is None else one.bias.to(q.dtype).repeat_interleave(kv_heads, dim=0)
     for begin in range(0, len(q), step):
         part = slice(begin, begin + step)
