@@ -67,6 +67,7 @@ class Report:
     empty: int = 0
     truncated: int = 0
     repaired: int = 0
+    duplicates: int = 0  # texts that equal another one of their chunk, and were not encoded again
     errors: int = 0
     tokens: int = 0
     resumed_rows: int = 0
@@ -99,7 +100,7 @@ class Report:
         if self.resumed_rows:
             parts.append(f"{self.resumed_rows:,} of them from an earlier run")
         parts.append(f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s")
-        counted = ("nulls", "empty", "truncated", "repaired", "errors")
+        counted = ("nulls", "empty", "truncated", "repaired", "duplicates", "errors")
         parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
         if self.bottleneck:
             parts.append(f"bottleneck: {self.bottleneck}")

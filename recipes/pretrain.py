@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from fastvec.corpus.reader import ChunkLimits, Corpus, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import ChunkLimits, Corpus
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 from fastvec.training.objectives.language_head import LanguageHead

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import torch
 
 from fastvec import adapt
-from fastvec.corpus.reader import ChunkLimits, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import ChunkLimits
 from fastvec.decoders.from_transformers import load_model
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.settings import resolve_settings

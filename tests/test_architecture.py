@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "fastvec.fingerprint": set(),
     "fastvec.report": set(),
     "fastvec.output": {"fastvec.system", "fastvec.fingerprint"},
-    "fastvec.corpus": {"fastvec.output"},  # to exclude an output's own files from the inputs
+    "fastvec.corpus": {"fastvec.output", "fastvec.system"},  # output: to exclude its files from the inputs
     "fastvec.checkpoints": set(),
     "fastvec.texts": {"fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "fastvec.training.objectives",
     },
     "fastvec.cli": {
+        "fastvec.corpus",
         "fastvec.embedding",
         "fastvec.encoder",
         "fastvec.output",

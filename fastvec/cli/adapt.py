@@ -28,7 +28,7 @@ from fastvec.cli.streams import end_job, log_to_stderr
     metavar="FILE",
     help="Parquet, Arrow, or .txt with one text per line; repeat for more.",
 )
-@shared.column
+@click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
 @click.option("--query", metavar="COL", help="contrastive: the column of queries.")
 @click.option("--positive", metavar="COL", help="contrastive: the column of passages that answer the queries.")
 @click.option(

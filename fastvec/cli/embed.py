@@ -1,5 +1,7 @@
 """The command `fastvec embed`."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -23,6 +25,16 @@ ENCODER_OPTIONS = (
     "dtype",
     "quantize",
 )
+
+
+class Escaped(click.ParamType[str]):
+    r"""A click type: a text in which `\n` is a line feed, `\t` a tab and `\\` a backslash."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        escapes = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+        return re.sub(r"\\[nt\\]", lambda found: escapes[found[0]], value)
 
 
 class TokenBudget(click.ParamType[int | None]):
@@ -51,10 +63,21 @@ class TokenBudget(click.ParamType[int | None]):
 )
 @shared.adapter
 @shared.revision
-@shared.column
+@click.option(
+    "--column",
+    multiple=True,
+    help="The text column; repeat for several vectors a row. [default: the only string column, or one named text, ...]",
+)
+@click.option(
+    "--template",
+    type=Escaped(),
+    metavar="TEMPLATE",
+    help=r"The text of a row, instead of a column: '{title}\n{text}'. {meta.title} is a field of a struct.",
+)
 @click.option("--keep", multiple=True, metavar="COL", help="A column to copy to the output; repeat for more.")
 @click.option("--keep-all", is_flag=True, help="Copy every column.")
 @click.option("--instruction", help="An instruction to put before every text.")
+@click.option("--instruction-column", metavar="COL", help="A column with an instruction for each row.")
 @click.option("--prompt-name", help="The name of the checkpoint's prompt to put before every text.")
 @shared.pooling
 @click.option(
@@ -115,10 +138,10 @@ class TokenBudget(click.ParamType[int | None]):
 @shared.quiet
 @shared.as_json
 def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
-    """Embed the text column of Parquet or Arrow files into one Arrow file.
+    """Embed the texts of Parquet, Arrow, JSON lines, CSV, TSV or text files into one Arrow file.
 
-    An INPUT is a file, a folder (searched recursively) or a quoted glob pattern. The output has one row for each input
-    row, in the same order.
+    An INPUT is a file, a folder (searched recursively), a quoted glob pattern, or - for stdin. The output has one row
+    for each input row, in the same order.
 
     Run the same command again to resume an interrupted run.
     """
@@ -131,20 +154,22 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
             raise click.UsageError("--keep and --keep-all were both given: choose one")
         options["keep"] = None
     settings = resolve_settings(**{name: options.pop(name) for name in ENCODER_OPTIONS})
-    if dry_run:
-        result: Any = _dry_run(settings, options)
-    else:
-        with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
+    with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
+        if dry_run:
+            result: Any = _dry_run(settings, options, stop_signal)
+        else:
             result = run(**options, encoder=settings, progress=progress, stop_signal=stop_signal)
     end_job(result, as_json=as_json, quiet=quiet)
 
 
-def _dry_run(settings: Any, options: dict[str, Any]) -> Any:
+def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], int | None]) -> Any:
+    from fastvec.corpus.spool import spooled_inputs
     from fastvec.embedding.estimate import estimate
-    from fastvec.embedding.plan import plan_embed
+    from fastvec.embedding.plan import destination_of, plan_embed
     from fastvec.encoder import Encoder
 
     batch_tokens = options.pop("batch_tokens")
     del options["overwrite"]  # nothing is written
-    plan = plan_embed(**options, settings=settings)
-    return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))
+    with spooled_inputs(options.pop("inputs"), destination_of(options["output"]), stop_signal) as inputs:
+        plan = plan_embed(inputs, **options, settings=settings)
+        return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

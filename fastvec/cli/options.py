@@ -9,7 +9,6 @@ adapter = click.option(
     help="A PEFT adapter (folder or hub id) to merge first; repeat to merge several, in this order.",
 )
 revision = click.option("--revision", help="The hub revision of the model.")
-column = click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
 pooling = click.option(
     "--pooling",
     type=click.Choice(["mean", "weighted_mean", "last", "first"]),

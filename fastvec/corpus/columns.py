@@ -4,6 +4,7 @@ The readers return a column in the encoding that is cheapest in memory (dictiona
 plain type that every consumer of an Arrow file can read.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,23 @@ def array_at(batch: pa.RecordBatch, path: tuple[str, ...]) -> pa.Array:
         array = pc.struct_field(array, name)
     check(array)
     return array
+
+
+def paths_to(schema: pa.Schema, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the path to each of the named columns, by `path_to`."""
+    return {name: path_to(schema, name) or (name,) for name in names}
+
+
+def select(batch: pa.RecordBatch, paths: Mapping[str, tuple[str, ...]]) -> pa.RecordBatch:
+    """Return the validated columns at `paths`; without columns, the batch still has its number of rows."""
+    if not paths:
+        return batch.select([])
+    return pa.RecordBatch.from_arrays([array_at(batch, path) for path in paths.values()], list(paths))
+
+
+def with_bad_rows(batch: pa.RecordBatch, bad: NDArray[np.bool_]) -> pa.RecordBatch:
+    """Append a last column, which is true for rows that could not be read."""
+    return batch.append_column("", pa.array(bad))
 
 
 def plain_type(type: pa.DataType) -> pa.DataType:

@@ -3,22 +3,33 @@
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 
+from fastvec.corpus.spool import Spooled
 from fastvec.errors import InputError, UsageError
-from fastvec.output.ownership import beside, errors_path
+from fastvec.output.ownership import ERRORS_SUFFIX, beside, errors_path
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".parquet", ".arrow")  # searched for in folders; a file given by its path may have any suffix
-_OTHER_SUFFIXES = (".parq", ".pq", ".feather", ".ipc")  # other tools' suffixes for the same formats
-_WANTED = " or ".join("*" + suffix for suffix in SUFFIXES)
+# Searched for in folders, also with .gz or .zst; a file given by its path may have any suffix. Not .txt and .json, for
+# folders contain README.txt and dataset_info.json.
+KINDS = {
+    ".parquet": "Parquet or Arrow",
+    ".arrow": "Parquet or Arrow",
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".csv": "CSV",
+    ".tsv": "TSV",
+}
+_OTHER_SUFFIXES = (".parq", ".pq", ".feather", ".ipc")  # other tools' suffixes for Parquet and Arrow
+_WANTED = "*.parquet, *.arrow, *.jsonl, *.ndjson, *.csv and *.tsv"
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None = None) -> list[Path]:
+def find_files(inputs: Sequence[str | Path | Spooled] | str | Path, *, output: Path | None = None) -> list[Path]:
     """Return the files of `inputs`, one or several paths, folders or patterns, in the order given.
 
     Folders are searched recursively. The files of a folder or pattern are sorted.
@@ -27,8 +38,10 @@ def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     if not given:
-        raise UsageError("no input was given: name a Parquet or Arrow file, a folder or a pattern")
-    found = [file for one in given for file in _files(str(one), output)]
+        raise UsageError("no input was given: name a file, a folder or a pattern")
+    found: list[Path] = []
+    for one in given:
+        found += [one.path] if isinstance(one, Spooled) else _files(str(one), output)
     seen: dict[str, Path] = {}
     for file in found:
         real = os.path.realpath(file)  # unlike Path.resolve, it does not raise for a symlink loop
@@ -50,7 +63,7 @@ def _files(given: str, output: Path | None) -> list[Path]:
     if exists:
         if files := _expanded(Path(given), output):
             return files
-        raise InputError(f"{given}: the folder contains no {_WANTED} file")
+        raise InputError(f"{given}: the folder contains no data file; it is searched for {_WANTED}")
     if not any(character in given for character in "*?["):
         raise InputError(f"{given}: no such file or folder")
     made = _files_of_run(output)
@@ -66,8 +79,9 @@ def _files_of_run(output: Path | None) -> set[str]:
     if output is None:
         return set()
     errors = errors_path(output)
-    made = (output, beside(output, ".part"), beside(output, ".journal"), errors, beside(errors, ".part"))
-    return set(map(os.path.realpath, made))
+    made = [output, beside(output, ".part"), beside(output, ".journal"), errors, beside(errors, ".part")]
+    copies = output.parent.glob(f"{escape(output.name)}.input*")  # of stdin, left by a run that was killed
+    return set(map(os.path.realpath, [*made, *copies]))
 
 
 def _expanded(path: Path, output: Path | None) -> list[Path]:
@@ -78,6 +92,9 @@ def _expanded(path: Path, output: Path | None) -> list[Path]:
         raise UsageError(f"{output}: the output is inside the input folder {path}; put it elsewhere")
     left_out: list[Path] = []
     files = sorted(_walk(path, left_out))
+    if len(kinds := Counter(_kind(file.name) for file in files)) > 1:
+        found = " and ".join(f"{count} {kind} files" for kind, count in kinds.most_common())
+        raise UsageError(f"{path}: the folder contains {found}; give a pattern, such as '{path}/**/*.parquet'")
     if left_out:
         logger.warning(
             "%s: skipped %d files or links, e.g. %s: folders are searched for %s, without names that start with . or _ "
@@ -99,11 +116,20 @@ def _walk(folder: Path, left_out: list[Path]) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         left_out += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
         for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES and not name.startswith((".", "_")):
+            kind = _kind(name)
+            if kind and not name.startswith((".", "_")) and not name.endswith(ERRORS_SUFFIX):
                 yield Path(parent, name)
-            elif suffix in SUFFIXES + _OTHER_SUFFIXES:
+            elif (kind or name.lower().endswith(_OTHER_SUFFIXES)) and not name.endswith(ERRORS_SUFFIX):
                 left_out.append(Path(parent, name))
+
+
+def _kind(name: str) -> str:
+    """Return the kind of data file by its name; empty for all other files."""
+    stem, suffix = os.path.splitext(name.lower())
+    if suffix in (".gz", ".zst"):
+        suffix = os.path.splitext(stem)[1]
+        return "" if KINDS.get(suffix) == KINDS[".parquet"] else KINDS.get(suffix, "")
+    return KINDS.get(suffix, "")
 
 
 def _raise_unreadable(error: OSError) -> None:

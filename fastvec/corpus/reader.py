@@ -5,33 +5,19 @@ on files or row groups, so a run that resumes at a chunk's first row cuts exactl
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from pyarrow import types
 
-from fastvec.corpus.columns import (
-    decoded,
-    field_at,
-    holds_text,
-    is_binary,
-    is_string,
-    path_to,
-    plain_type,
-    repaired,
-    row_bytes,
-)
-from fastvec.corpus.formats import Source, open_source
-from fastvec.corpus.locations import find_files
-from fastvec.errors import InputError, UsageError
+from fastvec.corpus.columns import decoded, is_string, repaired, row_bytes, with_bad_rows
+from fastvec.corpus.formats.source import Source
+from fastvec.corpus.template import Template
 
 logger = logging.getLogger(__name__)
 
-TEXT_NAMES = ("text", "content", "body", "document", "passage", "sentence")
 MEMORY_BYTES = 16 << 20  # of a chunk; several chunks are in memory at a time
 MAX_CHUNK_BYTES = 1 << 29  # an invalid byte becomes U+FFFD, 3 bytes: stays below 2 GiB, the limit of int32 offsets
 
@@ -58,7 +44,8 @@ class ChunkLimits:
 class Chunk:
     """Consecutive rows [n] of a corpus.
 
-    `texts` is a large_string array of valid UTF-8 and may contain nulls; `kept` has the kept columns. `first_row` is
+    `texts` is a large_string array of valid UTF-8 and may contain nulls. It has the texts of each text column after
+    those of the one before: [n] for a single column, [k · n] for k of them. `kept` has the kept columns. `first_row` is
     the row number over all files; `repaired` is the number of texts that were not valid UTF-8.
     """
 
@@ -67,34 +54,54 @@ class Chunk:
     texts: pa.Array
     kept: pa.RecordBatch
     repaired: int
+    instructions: pa.Array | None = None  # [n], if the job has a column of instructions
+    bad: npt.NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))  # rows that cannot be read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputFile:
-    """One file of a corpus. Its first `rows` rows are used; the first of them is row `first_row` of the corpus."""
+    """One file of a corpus. Its first `rows` rows are used; the first of them is row `first_row` of the corpus.
+
+    `version` is the modification time in ns, or the hash of the content of an input that is no file.
+    """
 
     uri: str
     size: int
-    mtime_ns: int
+    version: int | str
     first_row: int
     rows: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """The opened and checked input files of a job, with their text column, kept columns and number of rows."""
+    """The opened and checked input files of a job, with their text columns, kept columns and number of rows."""
 
     files: tuple[InputFile, ...]
-    column: str
+    templates: tuple[Template, ...]  # one for each vector of a row
+    instruction_column: str | None
     kept_schema: pa.Schema
     rows: int
     column_reason: str  # why this column was chosen; empty if it was given
     _sources: tuple[Source, ...] = field(repr=False)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The text columns, or the template, by which the vectors of a row are told apart."""
+        return tuple(template.name for template in self.templates)
+
     def log_text_column(self) -> None:
         """Log which text column was chosen, and why, if none was given."""
         if self.column_reason:
-            logger.info("text column: %s (%s)", self.column, self.column_reason)
+            logger.info("text column: %s (%s)", self.columns[0], self.column_reason)
+
+    def require_readable(self) -> None:
+        """Read the first rows of each file: only that reveals encrypted columns and unknown codecs.
+
+        Raises InputError if a file cannot be read.
+        """
+        for file, source in zip(self.files, self._sources, strict=True):
+            if file.rows:
+                next(source.batches(self._columns), None)
 
     def chunks(
         self, limits: ChunkLimits, *, first_row: int = 0, first_index: int = 0, end_row: int | None = None
@@ -108,7 +115,7 @@ class Corpus:
         pieces: list[pa.RecordBatch] = []
         rows = size = 0
         for batch in self._batches(first_row, self.rows if end_row is None else end_row):
-            sizes = np.sum([row_bytes(column) for column in batch.columns], axis=0)
+            sizes = np.sum([row_bytes(column) for column in batch.columns[:-1]], axis=0)
             if limits.row_bytes is not None:
                 sizes = np.maximum(np.minimum(sizes, limits.row_bytes), sizes * limits.bytes // MEMORY_BYTES)
             ends = np.concatenate([[0], np.cumsum(sizes)])
@@ -127,12 +134,15 @@ class Corpus:
         if rows:
             yield self._chunk(index, first_row, pieces)
 
-    def locate(self, row: int) -> tuple[str, int]:
-        """Return the file and the row group (record batch of an Arrow file) that contain a row of the corpus."""
-        for file, source in zip(self.files, self._sources, strict=True):
-            if file.first_row <= row < file.first_row + file.rows:
-                return file.uri, source.group_of(row - file.first_row)[0]
-        raise IndexError(f"row {row} is not among the corpus's {self.rows} rows")
+    def locate(self, rows: Sequence[int]) -> Iterator[tuple[str, dict[str, int]]]:
+        """Yield the file of each of `rows`, which ascend, and the place in it: a row group, a line or a record."""
+        last = len(self.files) - 1
+        begin = 0
+        for number, (file, source) in enumerate(zip(self.files, self._sources, strict=True)):
+            end = len(rows) if number == last else int(np.searchsorted(rows, file.first_row + file.rows))
+            own = [row - file.first_row for row in rows[begin:end]]
+            yield from ((file.uri, place) for place in source.content.places(own))
+            begin = end
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -144,15 +154,24 @@ class Corpus:
             bounds += [(int(begin), int(end)) for begin, end in zip(begins, ends, strict=True) if begin < end]
         return bounds
 
+    @property
+    def _columns(self) -> list[str]:
+        """The columns to read, each once."""
+        texts = [column for template in self.templates for column in template.columns]
+        instructions = [] if self.instruction_column is None else [self.instruction_column]
+        return list(dict.fromkeys([*texts, *instructions, *self.kept_schema.names]))
+
     def _batches(self, first_row: int, end_row: int) -> Iterator[pa.RecordBatch]:
-        """Yield the text column and the kept columns, encoded as in the files."""
-        columns = list(dict.fromkeys([self.column, *self.kept_schema.names]))
+        """Yield the columns, encoded as in the files, and a last one that is true for bad rows."""
+        columns = self._columns
         for file, source in zip(self.files, self._sources, strict=True):
             skip = max(first_row - file.first_row, 0)
             missing = min(file.rows, end_row - file.first_row) - skip
             if missing <= 0:
                 continue
             for batch in source.batches(columns, first_row=skip):
+                if not source.content.marks_bad_rows:
+                    batch = with_bad_rows(batch, np.zeros(batch.num_rows, dtype=np.bool_))
                 yield batch.slice(0, missing)
                 missing -= batch.num_rows
                 if missing <= 0:
@@ -160,158 +179,35 @@ class Corpus:
             source.require_unchanged()
 
     def _decoded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        text = decoded(batch[self.column], pa.large_binary())
-        kept = [decoded(batch[column.name], column.type) for column in self.kept_schema]
-        return pa.RecordBatch.from_arrays([text, *kept], [self.column, *self.kept_schema.names])
+        """Return the texts, the instructions, the kept columns and the mark of bad rows, in plain types."""
+        column = dict(zip(self._columns, batch.columns, strict=False))  # the last one has no name
+        texts = [template.render([column[name] for name in template.columns]) for template in self.templates]
+        if self.instruction_column is not None:
+            texts.append(decoded(column[self.instruction_column], pa.large_binary()))
+        kept = [decoded(column[field.name], field.type) for field in self.kept_schema]
+        arrays = [*texts, *kept, batch.columns[-1]]
+        return pa.RecordBatch.from_arrays(arrays, [str(number) for number in range(len(arrays))])
 
     def _chunk(self, index: int, first_row: int, pieces: list[pa.RecordBatch]) -> Chunk:
         rows = pa.concat_batches(pieces)
-        texts, count = repaired(rows.column(0).view(pa.large_string()))
-        kept = rows.select(range(1, rows.num_columns))  # preserves the number of rows if no column is kept
+        count = len(self.templates)
+        *columns, bad = rows.columns
+        texts, wrong = repaired(pa.concat_arrays(columns[:count]).view(pa.large_string()))
+        instructions = None
+        if self.instruction_column is not None:
+            instructions = repaired(columns[count].view(pa.large_string()))[0]
+            count += 1
+        kept = rows.select(range(count, rows.num_columns - 1))  # preserves the number of rows if no column is kept
+        kept = kept.rename_columns(self.kept_schema.names)
         for position, column in enumerate(self.kept_schema):
             if is_string(column.type):
                 kept = kept.set_column(position, column, repaired(kept.column(position))[0])
-        return Chunk(index=index, first_row=first_row, texts=texts, kept=kept, repaired=count)
-
-
-def open_corpus(
-    inputs: Sequence[str | Path] | str | Path,
-    *,
-    column: str | None = None,
-    keep: Sequence[str] | None = (),
-    limit: int | None = None,
-    output: Path | None = None,
-    vector_column: str | None = None,
-    lines: bool = False,
-) -> Corpus:
-    """Open and check every input file, before any chunk is read.
-
-    Args:
-        inputs: One or several files, folders or glob patterns.
-        column: The text column; None chooses it by type and name.
-        keep: Columns to copy to the output: names, or a single name; None keeps all.
-        limit: Maximum number of rows, over all files.
-        output: The file that will be written; it must not be an input.
-        vector_column: Its vector column. Kept columns may not have this name or `row`; None skips this check.
-        lines: Whether to read .txt files too, with one text per line.
-
-    Raises InputError for a file or column that cannot be read, and UsageError for inputs or kept columns that conflict
-    with each other or with the output.
-    """
-    sources = [open_source(path, lines=lines) for path in find_files(inputs, output=output)]
-    first = sources[0]
-    column, reason = _text_column(first) if column is None else (column, "")
-    names = first.schema.names if keep is None else [keep] if isinstance(keep, str) else list(keep)
-    for name, count in Counter(names).items():
-        if vector_column is not None and name in ("row", vector_column):
-            raise UsageError(f"kept column {name!r} has the name of an output column; do not keep it, or rename it")
-        if count > 1:
-            raise UsageError(f"column {name!r} is kept twice; give it once")
-    kept_schema = pa.schema([(name, _kept_type(_first_with_values(sources, name), name)) for name in names])
-    for source in sources:
-        _require_same_columns(source, _first_with_values(sources, column), column, kept_schema)
-    files = _files(sources, limit)
-    for file, source in zip(files, sources, strict=True):
-        if file.rows:  # only reading rows reveals encrypted columns and unknown codecs; the footer does not
-            next(source.batches(list({column, *names})), None)
-    return Corpus(
-        files=files,
-        column=column,
-        kept_schema=kept_schema,
-        rows=sum(file.rows for file in files),
-        column_reason=reason,
-        _sources=tuple(sources),
-    )
-
-
-def _first_with_values(sources: Sequence[Source], name: str) -> Source:
-    """Return the first file in which the column is not of type null, or the first file if it is null in all."""
-    typed = (source for source in sources if not types.is_null(_field(source, name).type))
-    return next(typed, sources[0])
-
-
-def _files(sources: Sequence[Source], limit: int | None) -> tuple[InputFile, ...]:
-    files = []
-    first_row = 0
-    for source in sources:
-        rows = source.rows if limit is None else min(source.rows, limit - first_row)
-        files.append(
-            InputFile(uri=str(source.path), size=source.size, mtime_ns=source.mtime_ns, first_row=first_row, rows=rows)
+        return Chunk(
+            index=index,
+            first_row=first_row,
+            texts=texts,
+            kept=kept,
+            repaired=wrong,
+            instructions=instructions,
+            bad=np.flatnonzero(bad),
         )
-        first_row += rows
-    return tuple(files)
-
-
-def _text_column(source: Source) -> tuple[str, str]:
-    """Choose the text column if none is given; returns its name and the reason.
-
-    If columns have usual names (TEXT_NAMES) but none of these contains text, one was probably meant to be the text: no
-    other column is chosen instead. Raises InputError if no column can be chosen.
-    """
-    by_name = {field.name: field.type for field in source.schema}
-    # a JSON column is chosen only by a usual name (or with --column); otherwise it is metadata
-    strings = [n for n, type in by_name.items() if is_string(type) and not isinstance(type, pa.BaseExtensionType)]
-    usual = [name for name in TEXT_NAMES if name in by_name]
-    if len(strings) == 1 and (strings[0] in usual or not usual):
-        return strings[0], "the only string column"
-    for name in usual:
-        # a column of type null is not chosen if there are string columns
-        if holds_text(by_name[name]) and not (strings and types.is_null(by_name[name])):
-            return name, "chosen by its name"
-    some = any(is_string(type) or is_binary(type) for type in by_name.values())
-    if usual:
-        problem = f"column {usual[0]!r} is {_short(by_name[usual[0]])}, not text"
-        problem += "; give another column with --column" if some else ""
-    elif some:
-        problem = "cannot tell which column is the text; give it with --column"
-    elif inside := _text_inside(source):
-        problem = f"no top-level column contains text; give a struct field, e.g. --column {inside}"
-    else:
-        problem = "no column contains text"
-    raise InputError(f"{source.path}: {problem}. {_columns(source)}")
-
-
-def _text_inside(source: Source) -> str | None:
-    """Return a string field of a struct, as --column would name it."""
-    structs = (column for column in source.schema if types.is_struct(column.type))
-    return next(
-        (f"{column.name}.{below.name}" for column in structs for below in column.type if is_string(below.type)), None
-    )
-
-
-def _kept_type(source: Source, name: str) -> pa.DataType:
-    try:
-        return plain_type(_field(source, name).type)
-    except (TypeError, UnicodeDecodeError) as error:  # UnicodeDecodeError: a nested field's name
-        raise InputError(f"{source.path}: column {name!r} cannot be kept: {error}") from error
-
-
-def _require_same_columns(source: Source, first: Source, column: str, kept_schema: pa.Schema) -> None:
-    text, first_text = _field(source, column).type, _field(first, column).type
-    if not holds_text(text):
-        raise InputError(f"{source.path}: column {column!r} is {text}, not text. {_columns(source)}")
-    if (is_string(text) and is_binary(first_text)) or (is_binary(text) and is_string(first_text)):
-        raise InputError(f"{source.path}: column {column!r} is {text}, but {first_text} in {first.path}")
-    for kept in kept_schema:
-        type = _kept_type(source, kept.name)
-        if type != kept.type and not types.is_null(type):
-            raise InputError(f"{source.path}: kept column {kept.name!r} is {type}, but {kept.type} in {first.path}")
-
-
-def _field(source: Source, name: str) -> pa.Field:
-    path = path_to(source.schema, name)
-    if path is None:
-        raise InputError(f"{source.path}: there is no column {name!r}. {_columns(source)}")
-    return field_at(source.schema, path)
-
-
-def _short(type: pa.DataType) -> str:
-    text = str(type)
-    return text if len(text) <= 30 else f"{text[:29]}…"
-
-
-def _columns(source: Source) -> str:
-    """List the columns in a sentence: at most 20 of them, with types shortened to 30 characters."""
-    names = [f"{field.name} ({_short(field.type)})" for field in source.schema]
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return f"Its columns: {', '.join(names[:20])}{more}" if names else "It has no columns"

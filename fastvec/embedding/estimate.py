@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastvec.corpus.reader import ChunkLimits
+from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.decoders.agreement import SAMPLE as COMPARED
 from fastvec.embedding.plan import EmbedPlan
+from fastvec.embedding.tokenized_chunks import tokenized
+from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts
 
 if TYPE_CHECKING:
     from fastvec.encoder import Encoder
@@ -49,15 +51,22 @@ class Estimate:
 def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     """Sample the corpus, time the model on part of the sample, and scale both to all rows."""
     plan.corpus.log_text_column()
-    texts = _sample(plan)
+    chunks = _sample(plan)
     encoder.measure_for(plan.text_bytes)
-    tokenizer = encoder.tokenizer(plan.instruction, plan.prompt_name)
-    present = [text for text in texts if text is not None]
-    shuffled = [present[i] for i in np.random.default_rng(0).permutation(len(present))]
-    groups = [tokenizer(shuffled[i : i + TRIAL_ROWS]) for i in range(0, len(shuffled), TRIAL_ROWS)]
-    tokens = round(sum(len(group.ids) for group in groups) / max(len(texts), 1) * plan.corpus.rows)
+
+    def tokenizer(instruction: str | None) -> TextTokenizer:
+        return encoder.tokenizer(instruction or plan.instruction, plan.prompt_name)
+
+    texts = TokenizedTexts.concatenated([tokenizer(None)([]), *(tokenized(one, tokenizer).texts for one in chunks)])
+    rows = sum(chunk.kept.num_rows for chunk in chunks)
+    tokens = round(len(texts.ids) / max(rows, 1) * plan.corpus.rows)
+    shuffled = texts.select(np.random.default_rng(0).permutation(len(texts)))
+    groups = [
+        shuffled.select(np.arange(begin, min(begin + TRIAL_ROWS, len(texts))))
+        for begin in range(0, len(texts), TRIAL_ROWS)
+    ]
     if groups:  # not timed: the first forward pass allocates and warms up, and checks a quantized model's vectors
-        encoder.encode_tokens(groups[0] if plan.settings.quantize is None else tokenizer(shuffled[:COMPARED]))
+        encoder.encode_tokens(groups[0] if plan.settings.quantize is None else shuffled.sample(COMPARED))
     tried, started = 0, time.perf_counter()
     for group in groups:
         encoder.encode_tokens(group)
@@ -68,7 +77,7 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     return Estimate(
         rows=plan.corpus.rows,
         tokens=tokens,
-        sampled_rows=len(texts),
+        sampled_rows=rows,
         output_bytes=plan.output_bytes,
         seconds=tokens / rate if rate else 0.0,
         tokens_per_second=rate,
@@ -78,11 +87,9 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     )
 
 
-def _sample(plan: EmbedPlan) -> list[str | None]:
-    """Return the texts of up to `SAMPLE_ROWS` rows, or 1 MiB, at each of about `SAMPLE_PLACES` places; no row twice."""
+def _sample(plan: EmbedPlan) -> list[Chunk]:
+    """Return chunks of up to `SAMPLE_ROWS` rows, or 1 MiB, at each of about `SAMPLE_PLACES` places; no row twice."""
     rows = plan.corpus.rows
     places = range(0, rows, max(rows // SAMPLE_PLACES, SAMPLE_ROWS))
     limits = ChunkLimits(rows=SAMPLE_ROWS, bytes=1 << 20)
-    return [
-        text for place in places for text in next(iter(plan.corpus.chunks(limits, first_row=place))).texts.to_pylist()
-    ]
+    return [next(plan.corpus.chunks(limits, first_row=place)) for place in places]

@@ -14,7 +14,9 @@ from typing import Any, Self
 import pyarrow as pa
 
 from fastvec import __version__
-from fastvec.corpus.reader import Corpus, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import Corpus
+from fastvec.corpus.spool import Spooled
 from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file
@@ -47,8 +49,8 @@ class EmbedPlan:
         corpus = self.corpus
         return {
             "format": arrow_file.FORMAT,
-            "inputs": [[file.uri, file.size, file.mtime_ns] for file in corpus.files],
-            "column": corpus.column,
+            "inputs": [[file.uri, file.size, file.version] for file in corpus.files],
+            **self._texts,
             "keep": corpus.kept_schema.names,
             "rows": corpus.rows,
             **self.settings.fingerprint(self.instruction, self.prompt_name),
@@ -62,22 +64,38 @@ class EmbedPlan:
         return self if fingerprint_differences(fingerprint, plan.fingerprint) else plan
 
     @property
+    def _texts(self) -> dict[str, Json]:
+        """What is embedded: a column, several columns, or a template, and with which instructions."""
+        columns, instructions = self.corpus.columns, self.corpus.instruction_column
+        texts: dict[str, Json] = {"column": columns[0] if len(columns) == 1 else columns}
+        if not self.corpus.templates[0].is_column:
+            texts = {"template": columns[0]}
+        return texts if instructions is None else {**texts, "instruction_column": instructions}
+
+    @property
+    def vector_columns(self) -> tuple[str, ...]:
+        """The names of the output's vector columns, one for each text column."""
+        return vector_columns(self.vector_column, self.corpus.columns)
+
+    @property
     def output_bytes(self) -> int:
         """The size in bytes of the vectors and the row numbers, without kept columns."""
-        return self.corpus.rows * (self.settings.dims * BITS[self.vector_dtype] // 8 + 8)
+        vector = self.settings.dims * BITS[self.vector_dtype] // 8
+        return self.corpus.rows * (len(self.vector_columns) * vector + 8)
 
     @property
     def text_bytes(self) -> int:
         """An estimate of the bytes of text to encode: those of the files, or what `max_length` leaves of each row."""
-        most = self.corpus.rows * self.settings.max_length * BYTES_A_TOKEN
+        most = self.corpus.rows * len(self.vector_columns) * self.settings.max_length * BYTES_A_TOKEN
         return min(sum(file.size for file in self.corpus.files), most)
 
     def schema(self, ranges: FloatArray | None = None) -> pa.Schema:
         """Return the output's columns and metadata; `ranges` [D] are those of int8 vectors."""
+        type = column_type(self.settings.dims, self.vector_dtype)
         fields = [
             *self.corpus.kept_schema,
             pa.field("row", pa.int64(), nullable=False),
-            pa.field(self.vector_column, column_type(self.settings.dims, self.vector_dtype)),
+            *(pa.field(name, type) for name in self.vector_columns),
         ]
         return pa.schema(fields, metadata=self._metadata(ranges))
 
@@ -98,8 +116,11 @@ class EmbedPlan:
             "dtype": settings.arithmetic,
             "vector_dtype": self.vector_dtype,
             "vector_column": self.vector_column,
+            **{key: text if isinstance(text, str) else json.dumps(text) for key, text in self._texts.items()},
             "inputs": json.dumps(files),
         }
+        if len(self.vector_columns) > 1:
+            metadata["vector_columns"] = json.dumps(self.vector_columns)
         if checkpoint.special_tokens.eos is not None:
             metadata["eos"] = _flag(checkpoint.special_tokens.eos)
         if ranges is not None:
@@ -109,13 +130,15 @@ class EmbedPlan:
 
 
 def plan_embed(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path | Spooled] | str | Path,
     output: str | Path,
     *,
     settings: EncoderSettings,
-    column: str | None = None,
+    column: str | Sequence[str] | None = None,
+    template: str | None = None,
     keep: Sequence[str] | None = (),
     instruction: str | None = None,
+    instruction_column: str | None = None,
     prompt_name: str | None = None,
     vector_dtype: str = "float32",
     vector_column: str = "embedding",
@@ -137,8 +160,20 @@ def plan_embed(
     if vector_column == "row" or not is_utf8(vector_column):
         taken = "the name of the row numbers' column" if vector_column == "row" else "not valid UTF-8"
         raise UsageError(f"vector column {vector_column!r} is {taken}: choose another name")
-    destination = _destination(output)
-    corpus = open_corpus(inputs, column=column, keep=keep, limit=limit, output=destination, vector_column=vector_column)
+    if instruction_column is not None and (instruction is not None or prompt_name is not None):
+        raise UsageError("a column of instructions and an instruction or prompt for all rows were given: choose one")
+    destination = destination_of(output)
+    several = () if column is None or isinstance(column, str) else column
+    corpus = open_corpus(
+        inputs,
+        column=column,
+        template=template,
+        instruction_column=instruction_column,
+        keep=keep,
+        limit=limit,
+        output=destination,
+        output_columns=("row", *vector_columns(vector_column, several)),
+    )
     plan = EmbedPlan(
         corpus=corpus,
         output=destination,
@@ -154,7 +189,13 @@ def plan_embed(
     return plan
 
 
-def _destination(output: str | Path) -> Path:
+def vector_columns(name: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the vector columns for these text columns: `name`, or for several `name` and the column's."""
+    return tuple(f"{name}_{text}" for text in texts) if len(texts) > 1 else (name,)
+
+
+def destination_of(output: str | Path) -> Path:
+    """Return the path of the output. Raises OutputError if no output can be written there."""
     if "://" in str(output):
         raise OutputError(f"{output} is a remote address: only local files can be written, give -o a path")
     path = Path(output)

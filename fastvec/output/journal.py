@@ -34,6 +34,7 @@ class RowError:
 
     row: int
     code: str
+    column: str = ""  # the text column, if there are several
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

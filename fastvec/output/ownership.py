@@ -18,6 +18,8 @@ from fastvec.fingerprint import REMEDY, Json, fingerprint_differences, refuse_an
 from fastvec.output.journal import Job, Journal
 from fastvec.system.durable_files import sync_folder, translated_os_errors
 
+ERRORS_SUFFIX = ".errors.jsonl"
+
 
 def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[str, int] | None:
     """Return the `rows` and other counts of this job's finished output, or None if there is work to do.
@@ -64,7 +66,7 @@ def beside(output: Path, suffix: str) -> Path:
 
 
 def errors_path(output: Path) -> Path:
-    return output.with_name(f"{output.stem}.errors.jsonl")
+    return output.with_name(output.stem + ERRORS_SUFFIX)
 
 
 def discard(journal: Journal, part: Path) -> None:

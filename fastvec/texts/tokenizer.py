@@ -69,7 +69,7 @@ class TokenizedTexts:
     ids: IntArray  # [tokens] int32
     offsets: IntArray  # [n + 1]
     spans: IntArray  # [n, 2] begin and end of the pooled tokens, relative to the start of the sequence
-    truncated: int  # number of texts that lost tokens to a maximum length
+    truncated: npt.NDArray[np.bool_]  # [n], whether a text lost tokens to a maximum length
     lengths: IntArray = field(init=False)  # [n]
 
     def __post_init__(self) -> None:
@@ -95,7 +95,20 @@ class TokenizedTexts:
         lengths = self.lengths[rows]
         offsets = np.append(0, np.cumsum(lengths))
         place = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return TokenizedTexts(ids=self.ids.take(place), offsets=offsets, spans=self.spans[rows], truncated=0)
+        return TokenizedTexts(
+            ids=self.ids.take(place), offsets=offsets, spans=self.spans[rows], truncated=self.truncated[rows]
+        )
+
+    @classmethod
+    def concatenated(cls, parts: Sequence["TokenizedTexts"]) -> "TokenizedTexts":
+        """Return the texts of all `parts`, of which there is at least one, in order."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(
+            ids=np.concatenate([part.ids for part in parts]),
+            offsets=np.append(0, np.cumsum(lengths)),
+            spans=np.concatenate([part.spans for part in parts]),
+            truncated=np.concatenate([part.truncated for part in parts]),
+        )
 
     def sample(self, count: int) -> "TokenizedTexts":
         """Return at most `count` texts, evenly spaced from first to last."""
@@ -161,8 +174,8 @@ class TextTokenizer:
         ids = [encoding.ids for encoding in encodings]
         sizes = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         room = np.minimum(self._text_max_length, self._content - begins - (sizes - ends))
-        too_long = np.flatnonzero(room < ends - begins)
-        for i in too_long:
+        too_long = room < ends - begins
+        for i in np.flatnonzero(too_long):
             ids[i] = ids[i][: begins[i] + room[i]] + ids[i][ends[i] :]
         if self._before or self._after:
             ids = [self._before + tokens + self._after for tokens in ids]
@@ -173,7 +186,7 @@ class TextTokenizer:
             ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             spans=self._spans(lengths, begins),
-            truncated=len(too_long),
+            truncated=too_long,
         )
         if self._embeddings is not None and len(beyond := found.beyond(self._embeddings)):
             token = self._backend.id_to_token(int(found.sequence(beyond[0]).max()))

@@ -166,7 +166,7 @@ class Learner:
             vectors=recipe.vectors,
             width=width or settings.checkpoint.vector_size,
             at_once=recipe.grad_cache,
-            file_of=lambda row: self.plan.corpora[0].locate(row)[0],
+            file_of=lambda row: next(self.plan.corpora[0].locate([row]))[0],
         )
 
     def _token_task(self, causal: PreTrainedModel) -> TokenTask:

@@ -10,7 +10,8 @@ from typing import Any
 from pyarrow import types
 
 from fastvec.corpus.columns import is_string
-from fastvec.corpus.reader import ChunkLimits, Corpus, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import ChunkLimits, Corpus
 from fastvec.errors import InputError, ModelError, UsageError
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.training.recipe import Recipe, resolve_recipe
@@ -46,8 +47,8 @@ class AdaptPlan:
         return {
             **recipe,
             **self.settings.fingerprint(self.recipe.instruction, None),
-            "data": [[[file.uri, file.size, file.mtime_ns] for file in corpus.files] for corpus in self.corpora],
-            "column": self.corpora[0].column,
+            "data": [[[file.uri, file.size, file.version] for file in corpus.files] for corpus in self.corpora],
+            "column": self.corpora[0].columns[0],
             "processes": self.ranks,
             "merge": self.merge,
         }
@@ -188,7 +189,7 @@ def _open_data(recipe: Recipe, data: Sequence[str | Path], column: str | None) -
     if recipe.objective == "distil":
         corpora = [open_corpus(data, column=column, keep=[recipe.vectors])]
     elif recipe.positive is None:
-        corpora = [open_corpus(data, column=column, lines=True)]
+        corpora = [open_corpus(data, column=column)]
     else:
         keep = [recipe.positive, *recipe.negatives]
         each = [data] if isinstance(data, str | Path) else data

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastvec.corpus.reader import ChunkLimits, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import ChunkLimits
 from recipes.sentences import sentences_of, within
 
 LIMITS = ChunkLimits(rows=512, bytes=4 << 20)

@@ -15,7 +15,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "in" / name).touch()
     for name in ["in/_delta_log", "in/.cache", "empty"]:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "x.csv").touch()
+        (tmp_path / name / "x.txt").touch()
     (tmp_path / "in/_delta_log/d.parquet").touch()
     (tmp_path / "in/.cache/e.parquet").touch()
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder: Path) -> No
         ([], "no input was given"),
         (["in/missing.parquet"], "in/missing.parquet: no such file or folder"),
         (["in/*.csv"], r"in/\*.csv: no file matches the pattern"),
-        (["empty"], "empty: the folder contains no \\*.parquet or \\*.arrow file"),
+        (["empty"], r"empty: the folder contains no data file; it is searched for \*\.parquet, \*\.arrow,"),
         (["in/a.arrow", "in"], "in/a.arrow is the same file as the input in/a.arrow"),
         (["in/a.arrow", "link.arrow"], "link.arrow is the same file as the input in/a.arrow"),
         (["in/loop.arrow", "./in/loop.arrow"], r"in/loop\.arrow: no such file or folder"),
@@ -116,7 +116,8 @@ def test_a_folder_tells_what_looks_like_data_and_is_not_read(folder: Path, caplo
     found = [path.as_posix() for path in find_files(["in"])]
     assert found == ["in/D.PARQUET", "in/a.arrow", "in/b.parquet", "in/deep/c.parquet", "in/deep/e.Arrow"]
     assert caplog.messages == [
-        "in: skipped 4 files or links, e.g. in/.hidden.parquet: folders are searched for *.parquet or *.arrow, without "
+        "in: skipped 4 files or links, e.g. in/.hidden.parquet: folders are searched for *.parquet, *.arrow, "
+        "*.jsonl, *.ndjson, *.csv and *.tsv, without "
         "names that start with . or _ and without links to folders; to read one of these, give its path"
     ]
     caplog.clear()

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvec.corpus import reader
-from fastvec.corpus.reader import Chunk, ChunkLimits, InputFile, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import Chunk, ChunkLimits, InputFile
 from fastvec.errors import FastvecError, InputError, UsageError
 from tests.helpers.corpora import ALL, read, read_kept, read_texts, texts, write_arrow, write_parquet
 
@@ -28,20 +29,19 @@ def test_rows_are_numbered_over_all_files(tmp_path: Path) -> None:
     corpus = open_corpus([c, b, a])
     chunks = list(corpus.chunks(ChunkLimits(rows=4, bytes=100), first_index=7))
 
-    assert (corpus.column, corpus.rows) == ("text", 6)
+    assert (corpus.columns[0], corpus.rows) == ("text", 6)
     assert corpus.files == tuple(
-        InputFile(uri=str(path), size=path.stat().st_size, mtime_ns=path.stat().st_mtime_ns, first_row=first, rows=rows)
+        InputFile(uri=str(path), size=path.stat().st_size, version=path.stat().st_mtime_ns, first_row=first, rows=rows)
         for path, first, rows in [(c, 0, 3), (b, 3, 0), (a, 3, 3)]
     )
     assert [(chunk.index, chunk.first_row, chunk.texts.to_pylist()) for chunk in chunks] == [
         (7, 0, ["c0", None, "c2", "a0"]),
         (8, 4, ["a1", "a2"]),
     ]
-    assert [corpus.locate(row) for row in range(6)] == [(str(c), n) for n in (0, 1, 2)] + [
-        (str(a), n) for n in (0, 0, 1)
+    assert list(corpus.locate(range(6))) == [(str(c), {"row_group": n}) for n in (0, 1, 2)] + [
+        (str(a), {"row_group": n}) for n in (0, 0, 1)
     ]
-    with pytest.raises(IndexError, match="row 6 is not among the corpus's 6 rows"):
-        corpus.locate(6)
+    assert list(corpus.locate([2, 5])) == [(str(c), {"row_group": 2}), (str(a), {"row_group": 1})]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_text_column_is_chosen(
 
     corpus = open_corpus([path], column=column)
 
-    assert corpus.column == chosen
+    assert corpus.columns[0] == chosen
     assert read_texts(path, column=column) == [chosen]
 
 
@@ -111,17 +111,17 @@ TWO = {"title": pa.array(["t"]), "name": pa.array(["n"])}
         (TWO, {"column": "name", "keep": ["title", "title"]}, "column 'title' is kept twice"),
         (
             {"text": pa.array(["a"]), "row": pa.array([1])},
-            {"keep": ["row"], "vector_column": "v"},
+            {"keep": ["row"], "output_columns": ("row", "v")},
             "kept column 'row' has the name of an output column",
         ),
         (
             {"text": pa.array(["a"]), "row": pa.array([1])},
-            {"keep": None, "vector_column": "v"},
+            {"keep": None, "output_columns": ("row", "v")},
             "kept column 'row' has the name of an output column",
         ),
         (
             {"text": pa.array(["a"]), "v": pa.array([1])},
-            {"keep": None, "vector_column": "v"},
+            {"keep": None, "output_columns": ("row", "v")},
             "kept column 'v' has the name of an output column",
         ),
         (

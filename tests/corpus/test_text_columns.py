@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from fastvec.corpus.reader import open_corpus
+from fastvec.corpus.opening import open_corpus
 from fastvec.errors import InputError
 from tests.helpers.corpora import ALL, read_kept, read_texts, texts, write_arrow, write_parquet
 
@@ -103,7 +103,7 @@ def test_fields_of_structs_are_columns(tmp_path: Path, write: Callable[..., Path
     table = pa.table({"id": pa.array([1, 2, 3, 4]), "doc": pa.array(DOCUMENTS)})
     path = write(tmp_path / "corpus", table, group_rows=3)
     corpus = open_corpus([path], column="doc.text", keep=["doc.more.n", "id"])
-    assert corpus.column == "doc.text"
+    assert corpus.columns[0] == "doc.text"
     chunks = list(corpus.chunks(ALL))
     assert [text for chunk in chunks for text in chunk.texts.to_pylist()] == ["one", None, None, "four"]
     assert read_kept(corpus).to_pydict() == {"doc.more.n": [1, None, None, 4], "id": [1, 2, 3, 4]}

@@ -122,7 +122,7 @@ def test_a_run_resumed_after_any_chunk_is_the_same_to_the_byte(
     encoder: Encoder, tmp_path: Path, vector_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fastvec.embedding.job.FIRST_TEXTS", 1
+        "fastvec.embedding.run.FIRST_TEXTS", 1
     )  # otherwise the first six chunks of int8 would be committed together
     whole, broken = tmp_path / "whole.arrow", tmp_path / "broken.arrow"
     options: dict[str, Any] = {"encoder": encoder, "column": "text", "vector_dtype": vector_dtype}

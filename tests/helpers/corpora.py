@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import ipc
 
-from fastvec.corpus.reader import Chunk, ChunkLimits, Corpus, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import Chunk, ChunkLimits, Corpus
 
 ALL = ChunkLimits(rows=1_000_000, bytes=1 << 29)
 
@@ -21,6 +22,12 @@ def write_arrow(path: Path, table: pa.Table, *, group_rows: int | None = None, c
     with ipc.new_file(path, table.schema, options=ipc.IpcWriteOptions(compression=compression)) as file:
         for batch in table.combine_chunks().to_batches(group_rows):
             file.write(batch)
+    return path
+
+
+def write_stream(path: Path, table: pa.Table, *, group_rows: int | None = None) -> Path:
+    with ipc.new_stream(path, table.schema) as stream:
+        stream.write_table(table, group_rows)
     return path
 
 

@@ -47,7 +47,7 @@ def pooled(tokenizer: PreTrainedTokenizerBase, tokenized: TokenizedTexts, index:
 def test_the_ids_are_those_of_transformers(with_eos: PreTrainedTokenizerBase, texts: list[str]) -> None:
     tokenized = TextTokenizer(with_eos, TextRecipe())(texts)
     assert [tokenized.sequence(i).tolist() for i in range(len(texts))] == with_eos(texts)["input_ids"]
-    assert tokenized.truncated == 0
+    assert tokenized.truncated.sum() == 0
 
 
 @given(texts=TEXTS)
@@ -70,13 +70,13 @@ def test_a_template_suffix_belongs_to_the_pooled_span_and_survives_truncation(pl
     tokenized = TextTokenizer(plain, recipe)(["12", "12345678"])
     assert pooled(plain, tokenized, 0) == ["1", "2", "(", "b", ")"]
     assert tokens(plain, tokenized, 1) == ["<s>", "(", "a", ")", "1", "2", "3", "(", "b", ")"]
-    assert tokenized.truncated == 1
+    assert tokenized.truncated.sum() == 1
 
 
 def test_eos_survives_truncation(with_eos: PreTrainedTokenizerBase) -> None:
     tokenized = TextTokenizer(with_eos, TextRecipe(max_length=4))(["12345"])
     assert tokens(with_eos, tokenized) == ["<s>", "1", "2", "</s>"]
-    assert (tokenized.truncated, tokenized.spans.tolist()) == (1, [[0, 4]])
+    assert (tokenized.truncated.tolist(), tokenized.spans.tolist()) == ([True], [[0, 4]])
 
 
 def test_a_limit_of_the_text_alone_leaves_the_instruction(plain: PreTrainedTokenizerBase) -> None:
@@ -141,7 +141,12 @@ def test_no_texts_give_no_tokens(plain: PreTrainedTokenizerBase) -> None:
 def test_selected_texts_are_those_of_the_rows(lengths: list[int], data: st.DataObject) -> None:
     offsets = np.append(0, np.cumsum(lengths))
     spans = np.stack([np.zeros(len(lengths), dtype=np.int64), np.array(lengths)], axis=1)
-    texts = TokenizedTexts(ids=np.arange(offsets[-1], dtype=np.int32), offsets=offsets, spans=spans, truncated=0)
+    texts = TokenizedTexts(
+        ids=np.arange(offsets[-1], dtype=np.int32),
+        offsets=offsets,
+        spans=spans,
+        truncated=np.zeros(len(spans), dtype=bool),
+    )
     rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=12))
     selected = texts.select(np.array(rows, dtype=np.int64))
     assert [selected.sequence(i).tolist() for i in range(len(rows))] == [texts.sequence(row).tolist() for row in rows]

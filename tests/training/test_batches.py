@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fastvec.corpus.reader import open_corpus
+from fastvec.corpus.opening import open_corpus
 from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.trainer import Batches, newest_checkpoint
 from fastvec.training.work_folder import PLACE

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fastvec.corpus.reader import Chunk, ChunkLimits, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.errors import InputError
 from fastvec.training import stream
 from fastvec.training.stream import BLOCK_EXAMPLES, ExampleStream, Place
@@ -104,5 +105,5 @@ def test_a_sorted_corpus_is_mixed_within_one_row_group(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_text(tmp_path: Path, content: str, expected: list[str]) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(content, encoding="utf-8")
-    assert read_texts(path, lines=True) == expected
-    assert open_corpus([path], lines=True).rows == len(expected)
+    assert read_texts(path) == expected
+    assert open_corpus([path]).rows == len(expected)

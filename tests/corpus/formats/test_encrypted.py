@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.parquet import encryption
 
-from fastvec.corpus.formats import _as_input_errors
-from fastvec.corpus.reader import open_corpus
+from fastvec.corpus.formats.errors import as_input_errors
+from fastvec.corpus.opening import open_corpus
 from fastvec.errors import InputError
 from tests.helpers.corpora import texts
 
@@ -39,5 +39,5 @@ def test_encrypted_parquet_is_named(tmp_path: Path, plaintext_footer: bool) -> N
 def test_a_path_that_says_so_is_not_encrypted() -> None:
     path = Path("/encrypted/c.parquet")
     for error in (PermissionError(13, "Permission denied", str(path)), ValueError(f"{path} is damaged")):
-        with pytest.raises(InputError, match=f"{path}: cannot be read: "), _as_input_errors(path):
+        with pytest.raises(InputError, match=f"{path}: cannot be read: "), as_input_errors(path):
             raise error

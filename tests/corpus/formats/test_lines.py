@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvec.corpus import text_lines
-from fastvec.corpus.reader import open_corpus
-from fastvec.errors import InputError
+from fastvec.corpus.formats import lines
+from fastvec.corpus.opening import open_corpus
 from tests.helpers.corpora import ALL, read_texts
 
 
@@ -15,25 +14,18 @@ from tests.helpers.corpora import ALL, read_texts
 def test_lines_are_rows_wherever_one_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, group: int
 ) -> None:
-    monkeypatch.setattr(text_lines, "GROUP_LINES", group)
-    monkeypatch.setattr(text_lines, "BATCH_LINES", 2)
-    monkeypatch.setattr(text_lines, "READ_BYTES", 3)
+    monkeypatch.setattr(lines, "GROUP_LINES", group)
+    monkeypatch.setattr(lines, "BATCH_LINES", 2)
+    monkeypatch.setattr(lines, "READ_BYTES", 3)
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     expected = [line.decode(errors="replace") for line in content.splitlines()]
-    corpus = open_corpus([path], lines=True)
+    corpus = open_corpus([path])
     assert corpus.rows == len(expected)
-    assert read_texts(path, lines=True) == expected
+    assert read_texts(path) == expected
     assert [end - begin for begin, end in corpus.groups] == [
         len(expected[i : i + group]) for i in range(0, len(expected), group)
     ]
     for first in range(len(expected)):
         chunks = corpus.chunks(ALL, first_row=first, end_row=first + 2)
         assert [text for chunk in chunks for text in chunk.texts.to_pylist()] == expected[first : first + 2]
-
-
-def test_embedding_reads_no_text_files(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("one\ntwo\n")
-    with pytest.raises(InputError, match=r"notes.txt: neither Parquet nor an Arrow file"):
-        open_corpus([path])

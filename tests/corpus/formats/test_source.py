@@ -1,3 +1,4 @@
+import gzip
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from pyarrow import feather, ipc
+from pyarrow import feather
 
-from fastvec.corpus.reader import ChunkLimits, open_corpus
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import ChunkLimits
 from fastvec.errors import InputError
-from tests.helpers.corpora import ALL, read, read_texts, texts, write_arrow, write_parquet
+from tests.helpers.corpora import ALL, read, read_texts, texts, write_arrow, write_parquet, write_stream
 
 WORDS = ["one", None, "", "four", "one", "ünïcode 😀"]
 MIB = 1 << 20
@@ -112,13 +114,6 @@ def cut(write: Write, size: int) -> Write:
     return write_cut
 
 
-def write_stream(path: Path) -> Path:
-    table = texts(WORDS)
-    with ipc.new_stream(path, table.schema) as stream:
-        stream.write_table(table)
-    return path
-
-
 def write_garbled(path: Path) -> Path:
     """Write a file with Parquet's magic bytes at both ends and no valid footer."""
     return write_bytes(b"PAR1" + b"garbled" * 9 + b"\x20\0\0\0PAR1")(path)
@@ -134,12 +129,19 @@ def write_duplicate_names(path: Path) -> Path:
         (write_bytes(b""), "the file is empty (0 bytes)"),
         (
             write_bytes(b"id,text\n1,a\n"),
-            "neither Parquet nor an Arrow file; convert it: duckdb -c \"COPY (FROM 'c.x')",
+            "of no known format (it starts with b'id,text\\n'): expected Parquet, Arrow, JSON",
         ),
+        (write_bytes(b"\xff\xfea\0"), "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
+        (write_bytes(b"\x7fELF\0\0"), "not text: it starts with b'\\x7fELF"),
+        (write_bytes(gzip.compress(b"PAR1" + bytes(40))), "a compressed Parquet or Arrow file; decompress it"),
+        (write_bytes(gzip.compress(b"PAR1" + bytes(40))[:-9]), "cannot be read: "),
         (write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "fetch it with `git lfs pull`"),
         (write_bytes(b"PARE" + bytes(40) + b"PARE"), "encrypted Parquet"),
         (write_bytes(b"FEA1" + bytes(40) + b"FEA1"), "Feather version 1"),
-        (write_stream, "an Arrow stream; write it as an Arrow file"),
+        (
+            cut(lambda path: write_stream(path, texts(WORDS)), -8),
+            "the Arrow stream has no end marker: it is truncated, or still being written",
+        ),
         (
             cut(lambda path: write_parquet(path, texts(WORDS)), 99),
             "no footer at its end (99 bytes): the file is truncated",
@@ -198,7 +200,7 @@ def test_a_bad_page_is_named_and_what_lies_beyond_it_can_be_read(tmp_path: Path,
         list(corpus.chunks(ALL))
     rest = list(corpus.chunks(ALL, first_row=20))
 
-    assert corpus.locate(17) == (str(path), bad_group)
+    assert list(corpus.locate([17])) == [(str(path), {"row_group": bad_group})]
     assert [chunk.texts.to_pylist() for chunk in rest] == [words[20:]]
 
 

@@ -1,0 +1,168 @@
+"""Reads CSV and TSV files, whose first record names the columns. All columns are text: `007` stays `007`.
+
+An empty field is null, a quoted empty one is an empty text, as in DuckDB and PostgreSQL. A record with another number
+of fields than the first is a bad row: all its columns are null. Records are counted by going through the file once,
+and reading always begins at the start: only a parser knows whether a line end is inside quotes.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from csv import Error as CsvError
+from csv import reader
+from dataclasses import dataclass
+from io import TextIOWrapper
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from fastvec.corpus.columns import with_bad_rows
+from fastvec.corpus.formats.lines import Compression, open_bytes
+from fastvec.errors import InputError
+
+BLOCK_BYTES = (
+    4 << 20,
+    128 << 20,
+)  # a record has to fit into a block; the larger ones are for files with larger records
+HEADER_BYTES = 1 << 20
+SAMPLE_RECORDS = 1000
+DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True, slots=True)
+class Delimited:
+    """The records of a CSV or TSV file, as one group of rows."""
+
+    marks_bad_rows: ClassVar[bool] = True
+    path: Path
+    compression: Compression | None
+    delimiter: str
+    quoted: bool
+    block_bytes: int
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+
+    @classmethod
+    def open(cls, path: Path, compression: Compression | None, *, tabs: bool) -> "Delimited":
+        """Read the first record and count the others. With `tabs`, the delimiter is a tab.
+
+        Raises InputError for a record that is longer than 128 MiB, and for quotes that are open at the end.
+        """
+        with open_bytes(path, compression) as file:
+            header = file.readline(HEADER_BYTES).decode(errors="replace")
+        delimiter = "\t" if tabs else max(DELIMITERS, key=header.count)
+        quoted = not tabs or _is_quoted(path, compression)
+        for block_bytes in BLOCK_BYTES:
+            one = cls(path, compression, delimiter, quoted, block_bytes, pa.schema([]), ())
+            try:
+                return one._counted()
+            except pa.ArrowInvalid as error:
+                if "straddling" not in str(error):
+                    raise
+        raise InputError(f"{path}: a record is longer than {BLOCK_BYTES[-1]:,} bytes: is a quote not closed?")
+
+    def _counted(self) -> "Delimited":
+        with self._reader(None, []) as opened:
+            names = opened.schema.names
+        last = pa.array([])
+        rows = 0
+        for batch in self._batches(names[-1:]):
+            rows += batch.num_rows
+            last = batch.column(0)[-1:] if batch.num_rows else last
+        if len(last) and b"\n" in (last.cast(pa.binary())[0].as_py() or b"") and not self._ends_with_quote():
+            raise InputError(f"{self.path}: the quotes that begin in its last record, {rows + 1}, are not closed")
+        schema = pa.schema([(name, pa.string()) for name in names])
+        return Delimited(self.path, self.compression, self.delimiter, self.quoted, self.block_bytes, schema, (rows,))
+
+    def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns, from row `skip` of the only group on, and a last column that marks bad rows."""
+        for batch in self._batches(columns):
+            if skip < batch.num_rows:
+                yield batch.slice(skip)
+            skip = max(skip - batch.num_rows, 0)
+
+    def places(self, rows: Sequence[int]) -> Iterator[dict[str, int]]:
+        """Yield the 1-based number of the record of each of `rows`; the first record names the columns."""
+        return ({"record": row + 2} for row in rows)
+
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        bad: list[int] = []  # rows not yielded yet; the reader leaves them out
+        row = 0
+        with self._reader(columns, bad) as opened:
+            for batch in opened:
+                full = _with_gaps(batch, row, bad)
+                yield full
+                row += full.num_rows
+            nothing = pa.RecordBatch.from_pylist([], opened.schema)
+        if bad:
+            yield _with_gaps(nothing, row, bad)
+
+    @contextmanager
+    def _reader(self, columns: Sequence[str] | None, bad: list[int]) -> Iterator[Any]:
+        """Open the file; the reader adds the row of each bad record to `bad`, before the batch that it would be in."""
+
+        def skip(record: Any) -> str:
+            bad.append(record.number - 2)
+            return "skip"
+
+        parse = csv.ParseOptions(
+            delimiter=self.delimiter,
+            quote_char='"' if self.quoted else False,
+            newlines_in_values=self.quoted,
+            invalid_row_handler=skip,
+        )
+        convert = csv.ConvertOptions(
+            check_utf8=False,
+            include_columns=columns,
+            column_types=dict.fromkeys(columns or (), pa.string()),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            null_values=[""],
+        )
+        read = csv.ReadOptions(use_threads=False, block_size=self.block_bytes)
+        with (
+            open_bytes(self.path, self.compression) as file,
+            csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as opened,
+        ):
+            yield opened
+
+    def _ends_with_quote(self) -> bool:
+        tail = b""
+        with open_bytes(self.path, self.compression) as file:
+            while block := file.read(HEADER_BYTES):
+                tail = (tail + block)[-16:]
+        return tail.rstrip(b"\r\n").endswith(b'"')
+
+
+def _with_gaps(batch: pa.RecordBatch, first_row: int, bad: list[int]) -> pa.RecordBatch:
+    """Return the batch with its bad rows, and a last column that marks them.
+
+    The batch begins at row `first_row` and lacks the rows `bad`, which ascend; those inside or just after it are
+    removed from the list.
+    """
+    places = np.array(bad, dtype=np.int64) - first_row
+    count = int(np.searchsorted(places - np.arange(len(bad)), batch.num_rows, side="right"))
+    is_bad = np.zeros(batch.num_rows + count, dtype=np.bool_)
+    is_bad[places[:count]] = True
+    del bad[:count]
+    if count:
+        batch = batch.take(pa.array(np.cumsum(~is_bad) - 1, mask=is_bad))
+    return with_bad_rows(batch, is_bad)
+
+
+def _is_quoted(path: Path, compression: Compression | None) -> bool:
+    """Return whether the first records of a TSV file follow the rules of quoting.
+
+    By its standard TSV has no quotes, and `"` is a part of the text; many tools write it as CSV with tabs.
+    """
+    with open_bytes(path, compression) as file:
+        records = reader(TextIOWrapper(file, errors="replace", newline=""), delimiter="\t", strict=True)
+        try:
+            deque(islice(records, SAMPLE_RECORDS), maxlen=0)
+        except CsvError:
+            return False
+    return True

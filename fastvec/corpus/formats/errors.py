@@ -1,0 +1,28 @@
+"""Turns the errors of readers into one-line input errors."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from fastvec.errors import InputError
+
+ENCRYPTED = "encrypted Parquet; write it without encryption"
+
+
+@contextmanager
+def as_input_errors(path: Path, group: int | None = None) -> Iterator[None]:
+    """Turn read errors into a one-line InputError that names the file and, if given, the row group."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column name that is not UTF-8
+        place = "" if group is None else f" row group {group}"
+        reason = str(error).partition("\n")[0][:200]
+        told_by_arrow = not isinstance(error, OSError) or error.errno is None
+        if told_by_arrow and re.search("encrypt|decrypt", reason.replace(str(path), ""), re.IGNORECASE):
+            raise InputError(f"{path}: {ENCRYPTED}") from error
+        raise InputError(f"{path}:{place} cannot be read: {reason}") from error

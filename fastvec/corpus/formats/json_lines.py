@@ -1,0 +1,174 @@
+"""Reads JSON lines: one object per line, as pyarrow parses it.
+
+The columns and their types are those of the file's first lines. A line that is no object of these types is a bad row:
+all its columns are null. Strings that look like dates stay strings.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyarrow import json as arrow_json
+from pyarrow import types
+
+from fastvec.corpus.columns import paths_to, select, with_bad_rows
+from fastvec.corpus.formats.lines import LineFile
+from fastvec.errors import InputError
+
+SAMPLE_BYTES = 16 << 20  # from which the columns are inferred: enough for fields that few lines have
+MANY_BRACKETS = 5000  # in a line: Python checks how deeply they are nested before pyarrow infers types
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """The objects of a file of JSON lines."""
+
+    marks_bad_rows: ClassVar[bool] = True
+    file: LineFile
+    schema: pa.Schema
+
+    @classmethod
+    def open(cls, file: LineFile) -> "JsonLines":
+        """Infer the columns from the first lines.
+
+        Raises InputError if none of them is an object.
+        """
+        fields: dict[str, pa.Field] = {}
+        size = 0
+        for lines in file.batches() if file.groups else ():
+            for schema in _schemas(_stripped(lines)):
+                for field in schema:
+                    known = fields.get(field.name, field)
+                    with suppress(pa.ArrowException):  # of two types that exclude each other, the first one counts
+                        both = [pa.schema([known]), pa.schema([field])]
+                        known = pa.unify_schemas(both, promote_options="permissive").field(0)
+                    fields[field.name] = known
+            size += sum(map(len, lines))
+            if size > SAMPLE_BYTES:
+                break
+        if not fields:
+            first = next(file.batches())[0].lstrip() if file.groups else b""
+            raise InputError(f"{file.path}: {_what_is_wrong(first)}")
+        return cls(file, pa.schema([field.with_type(_written_type(field.type)) for field in fields.values()]))
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        return self.file.group_rows
+
+    def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns, from row `skip` of group `first_group` on, and a last column that marks bad rows."""
+        paths = paths_to(self.schema, columns)
+        schema = pa.schema([self.schema.field(top) for top in dict.fromkeys(path[0] for path in paths.values())])
+        for lines in self.file.batches(first_group, skip):
+            parts = list(_parsed(_stripped(lines), schema))
+            rows = pa.concat_batches([part for part, _ in parts])
+            yield with_bad_rows(select(rows, paths), np.concatenate([bad for _, bad in parts]))
+
+    def places(self, rows: Sequence[int]) -> Iterator[dict[str, int]]:
+        """Yield the line number of each of `rows`, which ascend."""
+        return ({"line": number} for number in self.file.numbers(rows))
+
+
+def _stripped(lines: Sequence[bytes]) -> list[bytes]:
+    return [line.strip() for line in lines]
+
+
+def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.bool_]]]:
+    """Yield the rows of `lines` in parts, and which of them are bad.
+
+    The lines are parsed together, and by halves if that fails. They cannot be shifted: JSON allows no `}` before a `{`
+    with only white space between, so no object spans lines that all begin with `{` and end with `}`. Then each line has
+    at least one object, and none has two if there are as many objects as lines.
+    """
+    with suppress(pa.ArrowInvalid):
+        if all(_may_be_object(line) for line in lines):
+            rows = _objects(lines, schema)
+            if rows.num_rows == len(lines):
+                yield rows, np.zeros(len(lines), dtype=np.bool_)
+                return
+    if len(lines) > 1:
+        middle = len(lines) // 2
+        yield from _parsed(lines[:middle], schema)
+        yield from _parsed(lines[middle:], schema)
+    elif (line := _rewritten(lines[0])) != lines[0]:
+        yield from _parsed([line], schema)
+    else:
+        nothing = pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in schema], schema=schema)
+        yield nothing, np.ones(1, dtype=np.bool_)
+
+
+def _may_be_object(line: bytes) -> bool:
+    return line.startswith(b"{") and line.endswith(b"}")
+
+
+def _is_shallow(line: bytes) -> bool:
+    """Return whether the line can be inferred from: 100,000 arrays inside each other end pyarrow's process."""
+    if line.count(b"[") + line.count(b"{") < MANY_BRACKETS:
+        return True
+    try:
+        json.loads(line)
+    except RecursionError:
+        return False
+    except ValueError:
+        pass
+    return True
+
+
+def _objects(lines: Sequence[bytes], schema: pa.Schema | None) -> pa.RecordBatch:
+    data = b"\n".join(lines)
+    table = arrow_json.read_json(
+        pa.BufferReader(data),
+        read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        parse_options=arrow_json.ParseOptions(
+            explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore"
+        ),
+    )
+    return table.combine_chunks().to_batches()[0]
+
+
+def _rewritten(line: bytes) -> bytes:
+    """Return an object that only Python reads (lone surrogates, 1e999, a repeated name) as pyarrow reads it.
+
+    Any other line is returned as it is. A lone surrogate becomes invalid UTF-8, which is repaired and counted later.
+    """
+    try:
+        value = json.loads(line)
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        return line
+
+
+def _schemas(lines: Sequence[bytes]) -> Iterator[pa.Schema]:
+    """Yield the schemas of `lines`: a single one, if their types agree."""
+    with suppress(pa.ArrowInvalid):
+        if all(_may_be_object(line) and _is_shallow(line) for line in lines):
+            yield _objects(lines, None).schema
+            return
+    if len(lines) > 1:
+        middle = len(lines) // 2
+        yield from _schemas(lines[:middle])
+        yield from _schemas(lines[middle:])
+
+
+def _written_type(type: pa.DataType) -> pa.DataType:
+    """Return the type that a column is read with: JSON has no dates, and a null may become any text."""
+    if types.is_timestamp(type) or types.is_null(type):
+        return pa.string()
+    if types.is_list(type):
+        return pa.list_(_written_type(type.value_type))
+    if types.is_struct(type):
+        return pa.struct([(field.name, _written_type(field.type)) for field in type])
+    return type
+
+
+def _what_is_wrong(first: bytes) -> str:
+    if first.startswith(b"["):
+        return "a JSON array, not one object per line; convert it: jq -c '.[]' FILE > FILE.jsonl"
+    if first.startswith(b"{") and not first.endswith(b"}"):
+        return "the first lines are not one JSON object each; convert it: jq -c . FILE > FILE.jsonl"
+    return f"no JSON object in the first lines (the first begins with {first[:20]!r}); expected one object per line"

@@ -1,0 +1,150 @@
+"""Reads text files by lines, compressed or not, and text files with one text per line.
+
+A file is gone through once when it is opened, to count its rows; groups of lines take the place of row groups, so that
+reading can begin at each. A compressed file has to be read from its start.
+"""
+
+import os
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Literal, NamedTuple
+
+import pyarrow as pa
+
+from fastvec.errors import InputError
+
+COLUMN = "text"
+GROUP_LINES = 16_384
+BATCH_LINES, BATCH_BYTES = 1024, 1 << 20
+READ_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 29  # a file without line ends is not read into memory
+
+Compression = Literal["gzip", "zstd"]
+
+
+class Group(NamedTuple):
+    """A run of rows: how many, and the byte offset and 1-based number of its first line."""
+
+    rows: int
+    offset: int
+    line: int
+
+
+def open_bytes(path: Path, compression: Compression | None) -> BinaryIO:
+    """Open a file for reading its bytes, decompressed."""
+    if compression is None:
+        return path.open("rb", buffering=READ_BYTES)
+    return BufferedReader(pa.CompressedInputStream(pa.OSFile(os.fsencode(path)), compression), READ_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class LineFile:
+    """The lines of a file; with `skip_blank`, lines of white space alone are no rows."""
+
+    path: Path
+    compression: Compression | None
+    skip_blank: bool
+    groups: tuple[Group, ...]
+    lines: int  # blank ones too
+
+    @classmethod
+    def open(cls, path: Path, compression: Compression | None, *, skip_blank: bool) -> "LineFile":
+        """Go through the file once, to count its rows. Raises InputError for a line above MAX_LINE_BYTES."""
+        groups: list[Group] = []
+        rows = position = number = 0
+        first = (0, 1)
+        with open_bytes(path, compression) as file:
+            for number, line in enumerate(_lines(file), 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise InputError(
+                        f"{path}: line {number} is longer than {MAX_LINE_BYTES:,} bytes; expected one text or object "
+                        "per line"
+                    )
+                if not (skip_blank and line.isspace()):
+                    if rows == GROUP_LINES:
+                        groups.append(Group(rows, *first))
+                        rows, first = 0, (position, number)
+                    rows += 1
+                position += len(line)
+        groups += [Group(rows, *first)] * bool(rows)
+        return cls(path, compression, skip_blank, tuple(groups), number)
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        return tuple(group.rows for group in self.groups)
+
+    def batches(self, first_group: int = 0, skip: int = 0) -> Iterator[list[bytes]]:
+        """Yield the lines of the rows from row `skip` of a group on, without line ends, in lists of bounded size.
+
+        A byte order mark at the start of the file is removed.
+        """
+        batch: list[bytes] = []
+        size = 0
+        for _, line in self._rows(first_group, skip):
+            batch.append(line.rstrip(b"\r\n"))
+            size += len(line)
+            if size >= BATCH_BYTES or len(batch) == BATCH_LINES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def numbers(self, rows: Sequence[int]) -> Iterator[int]:
+        """Yield the 1-based line number of each of `rows`, which ascend; only a file with blank lines is read again."""
+        if self.lines == sum(self.group_rows):
+            yield from (row + 1 for row in rows)
+            return
+        numbers = (number for number, _ in self._rows(0, 0))
+        found, number = -1, 0
+        for row in rows:
+            while found < row:
+                found, number = found + 1, next(numbers)
+            yield number
+
+    def _rows(self, first_group: int, skip: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the line number and the line of each row."""
+        group = self.groups[first_group]
+        with open_bytes(self.path, self.compression) as file:
+            if self.compression is None:
+                file.seek(group.offset)
+            else:
+                skip += sum(before.rows for before in self.groups[:first_group])
+                group = self.groups[0]
+            lines = enumerate(_lines(file), group.line)
+            rows = ((number, line) for number, line in lines if not (self.skip_blank and line.isspace()))
+            for number, line in islice(rows, skip, None):
+                yield number, line.removeprefix(BOM_UTF8) if number == 1 else line
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
+
+
+@dataclass(frozen=True, slots=True)
+class TextLines:
+    """The lines of a text file, as the binary column `text`."""
+
+    marks_bad_rows: ClassVar[bool] = False
+    file: LineFile
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([(COLUMN, pa.string())])
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        return self.file.group_rows
+
+    def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
+        """Yield the lines as `columns`, from row `skip` of group `first_group` on."""
+        for lines in self.file.batches(first_group, skip):
+            yield pa.RecordBatch.from_arrays([pa.array(lines, pa.binary())] * len(columns), list(columns))
+
+    def places(self, rows: Sequence[int]) -> Iterator[dict[str, int]]:
+        """Yield the line number of each of `rows`, which ascend."""
+        return ({"line": number} for number in self.file.numbers(rows))

@@ -1,0 +1,184 @@
+"""Opens one input file: detects its format by its first bytes and its suffix, and reads its rows in record batches."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from fastvec.corpus.formats.arrow import ArrowRows
+from fastvec.corpus.formats.delimited import Delimited
+from fastvec.corpus.formats.errors import ENCRYPTED, as_input_errors
+from fastvec.corpus.formats.json_lines import JsonLines
+from fastvec.corpus.formats.lines import Compression, LineFile, TextLines, open_bytes
+from fastvec.corpus.formats.parquet import ParquetRows
+from fastvec.errors import InputError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TEXT_SUFFIXES = (".txt",)
+TAB_SUFFIXES = (".tsv", ".tab")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+HEAD_BYTES = 64
+
+
+class Rows(Protocol):
+    """The rows of a file of one format. Its groups are runs of rows that reading can begin at."""
+
+    @property
+    def schema(self) -> pa.Schema: ...
+    @property
+    def group_rows(self) -> tuple[int, ...]: ...
+    @property
+    def marks_bad_rows(self) -> bool:
+        """Whether a batch has one more column, the last, that is true for rows which could not be read."""
+
+    def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns from row `skip` of a group on, in order, in batches of bounded size."""
+
+    def places(self, rows: Sequence[int]) -> Iterator[dict[str, int]]:
+        """Yield where each of `rows`, which ascend, is in the file, by a unit that people can look up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """An opened input file."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    content: Rows
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.content.schema
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        return self.content.group_rows
+
+    @property
+    def rows(self) -> int:
+        return sum(self.group_rows)
+
+    def batches(self, columns: Sequence[str], *, first_row: int = 0) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns from `first_row` on, in order; string columns may be dictionary-encoded.
+
+        `a.b` names the field b of the struct a if no column has that name. If `content.marks_bad_rows`, one more
+        column, the last, is true for rows that could not be read; their other columns are null.
+
+        Raises InputError if the file changed since it was opened, or cannot be read; the error names the row group
+        of a Parquet or Arrow file, if known. An Arrow file is memory-mapped, so a batch can change until the caller has
+        copied it: call `require_unchanged` afterwards.
+        """
+        if first_row >= self.rows:
+            return
+        self.require_unchanged()
+        skip, group = first_row, 0
+        while skip >= self.group_rows[group]:
+            skip -= self.group_rows[group]
+            group += 1
+        with as_input_errors(self.path):
+            for batch in self.content.read(columns, group, skip):
+                self.require_unchanged()
+                yield batch
+
+    def require_unchanged(self) -> None:
+        """Raise InputError if the file's size or modification time changed since it was opened."""
+        with as_input_errors(self.path):
+            stat = self.path.stat()
+        if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise InputError(f"{self.path}: changed while it was being read; run the command again")
+
+
+def open_source(path: Path, *, text_otherwise: bool = False) -> Source:
+    """Open a file: read its footer, or count its rows. With `text_otherwise`, a file of no known format is text.
+
+    Raises InputError, which names the file, if it is incomplete, of no known format, or repeats a column name.
+    """
+    with as_input_errors(path):
+        stat = path.stat()
+        content = _opened(path, stat.st_size, text_otherwise)
+        if min(content.group_rows, default=0) < 0:
+            raise InputError(f"{path}: the footer has a negative row count: the file is corrupt")
+        names = Counter(content.schema.names)
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(f"{path}: {count} columns are named {name!r}; rename all but one")
+    return Source(path=path, size=stat.st_size, mtime_ns=stat.st_mtime_ns, content=content)
+
+
+def _opened(path: Path, size: int, text_otherwise: bool) -> Rows:
+    if not path.is_file():
+        raise InputError(f"{path}: neither a file nor a folder")
+    if size == 0 and _suffix(path) not in TEXT_SUFFIXES:
+        raise InputError(f"{path}: the file is empty (0 bytes)")
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        file.seek(max(size - 6, 0))
+        tail = file.read(6)
+    if head.startswith(b"PAR1") and tail.endswith(b"PAR1"):
+        return ParquetRows.open(path)
+    if head.startswith(b"ARROW1") and tail == b"ARROW1":
+        return ArrowRows.open(path, stream=False)
+    if head.startswith(b"\xff\xff\xff\xff"):
+        return ArrowRows.open(path, stream=True)
+    compression = _compression(head)
+    with open_bytes(path, compression) as text:
+        start = text.read(HEAD_BYTES)
+    problem = _why_no_text(path, start, tail, compressed=compression is not None)
+    if problem is None:
+        suffix = _suffix(path)
+        if suffix in TEXT_SUFFIXES:
+            return TextLines(LineFile.open(path, compression, skip_blank=False))
+        if suffix in JSON_SUFFIXES or start.lstrip().startswith(b"{"):
+            return JsonLines.open(LineFile.open(path, compression, skip_blank=True))
+        if suffix == ".csv" or suffix in TAB_SUFFIXES:
+            return Delimited.open(path, compression, tabs=suffix in TAB_SUFFIXES)
+        if text_otherwise:
+            return TextLines(LineFile.open(path, compression, skip_blank=False))
+        problem = _unknown(path, start)
+    raise InputError(f"{path}: {problem}")
+
+
+def _compression(head: bytes) -> Compression | None:
+    if head.startswith(b"\x1f\x8b"):
+        return "gzip"
+    return "zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else None
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix in lower case, without that of a compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _why_no_text(path: Path, start: bytes, tail: bytes, *, compressed: bool) -> str | None:
+    """Return why a file that is neither Parquet nor Arrow is not read as text either."""
+    if start.startswith(b"PARE") or tail.endswith(b"PARE"):
+        return ENCRYPTED
+    if start.startswith((b"PAR1", b"ARROW1")):
+        if compressed:
+            return "a compressed Parquet or Arrow file; decompress it"
+        return f"no footer at its end ({path.stat().st_size} bytes): the file is truncated, or still being written"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    if start.startswith(b"FEA1"):
+        return "Feather version 1; write it as version 2 or as Parquet"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"
+    if b"\0" in start and _suffix(path) not in (".parquet", ".arrow"):
+        return f"not text: it starts with {start[:8]!r}"
+    return None
+
+
+def _unknown(path: Path, start: bytes) -> str:
+    if _suffix(path) in (".parquet", ".arrow"):
+        return f"neither Parquet nor Arrow, despite its suffix (it starts with {start[:8]!r}); download it again"
+    return (
+        f"of no known format (it starts with {start[:8]!r}): expected Parquet, Arrow, JSON lines, or a name that ends "
+        "in .csv, .tsv or .txt"
+    )

@@ -1,0 +1,196 @@
+"""Opens the files of a corpus, and checks that they have the columns that a job needs."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import types
+
+from fastvec.corpus.columns import field_at, holds_text, is_binary, is_string, path_to, plain_type
+from fastvec.corpus.formats.source import Source, open_source
+from fastvec.corpus.locations import find_files
+from fastvec.corpus.reader import Corpus, InputFile
+from fastvec.corpus.spool import Spooled
+from fastvec.corpus.template import Template, can_render
+from fastvec.errors import InputError, UsageError
+
+TEXT_NAMES = ("text", "content", "body", "document", "passage", "sentence")
+
+
+def open_corpus(
+    inputs: Sequence[str | Path | Spooled] | str | Path,
+    *,
+    column: str | Sequence[str] | None = None,
+    template: str | None = None,
+    instruction_column: str | None = None,
+    keep: Sequence[str] | None = (),
+    limit: int | None = None,
+    output: Path | None = None,
+    output_columns: Sequence[str] = (),
+) -> Corpus:
+    """Open and check every input file, before any chunk is read.
+
+    Args:
+        inputs: One or several files, folders or glob patterns.
+        column: The text column, or several; None chooses one by type and name.
+        template: What the text is put together by, instead of a column; see `Template`.
+        instruction_column: A column of instructions, one for each row's texts.
+        keep: Columns to copy to the output: names, or a single name; None keeps all.
+        limit: Maximum number of rows, over all files.
+        output: The file that will be written; it must not be an input.
+        output_columns: Its own columns; kept columns may not have these names.
+
+    Raises InputError for a file or column that cannot be read, and UsageError for inputs or kept columns that conflict
+    with each other or with the output.
+    """
+    copies = {one.path: one for one in inputs if isinstance(one, Spooled)} if not isinstance(inputs, str | Path) else {}
+    sources = [open_source(path, text_otherwise=path in copies) for path in find_files(inputs, output=output)]
+    templates, reason = _templates(sources[0], column, template)
+    instructions = [] if instruction_column is None else [instruction_column]
+    kept_schema = _kept_schema(sources, keep, output_columns)
+    for source in sources:
+        for one in templates:
+            for name in one.columns:
+                _require_text(source, _first_with_values(sources, name), name, in_template=template is not None)
+        for name in instructions:
+            _require_text(source, _first_with_values(sources, name), name, in_template=False)
+        _require_kept(source, sources, kept_schema)
+    files = _files(sources, copies, limit)
+    corpus = Corpus(
+        files=files,
+        templates=templates,
+        instruction_column=instruction_column,
+        kept_schema=kept_schema,
+        rows=sum(file.rows for file in files),
+        column_reason=reason,
+        _sources=tuple(sources),
+    )
+    corpus.require_readable()
+    return corpus
+
+
+def _templates(
+    first: Source, column: str | Sequence[str] | None, template: str | None
+) -> tuple[tuple[Template, ...], str]:
+    """Return what each text of a row is made by, and why this column was chosen if none was given."""
+    if template is not None:
+        if column:
+            raise UsageError("a column and a template were both given: choose one")
+        return (Template.parse(template),), ""
+    if not column:
+        name, reason = _text_column(first)
+        return (Template.of_column(name),), reason
+    names = [column] if isinstance(column, str) else list(column)
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"column {name!r} is given twice as a text column; give it once")
+    return tuple(map(Template.of_column, names)), ""
+
+
+def _kept_schema(sources: Sequence[Source], keep: Sequence[str] | None, taken: Sequence[str]) -> pa.Schema:
+    names = sources[0].schema.names if keep is None else [keep] if isinstance(keep, str) else list(keep)
+    for name, count in Counter(names).items():
+        if name in taken:
+            raise UsageError(f"kept column {name!r} has the name of an output column; do not keep it, or rename it")
+        if count > 1:
+            raise UsageError(f"column {name!r} is kept twice; give it once")
+    return pa.schema([(name, _kept_type(_first_with_values(sources, name), name)) for name in names])
+
+
+def _first_with_values(sources: Sequence[Source], name: str) -> Source:
+    """Return the first file in which the column is not of type null, or the first file if it is null in all."""
+    typed = (source for source in sources if not types.is_null(_field(source, name).type))
+    return next(typed, sources[0])
+
+
+def _files(sources: Sequence[Source], copies: Mapping[Path, Spooled], limit: int | None) -> tuple[InputFile, ...]:
+    files = []
+    first_row = 0
+    for source in sources:
+        rows = source.rows if limit is None else min(source.rows, limit - first_row)
+        copy = copies.get(source.path)
+        uri, version = (str(source.path), source.mtime_ns) if copy is None else (copy.name, copy.content_hash)
+        files.append(InputFile(uri=uri, size=source.size, version=version, first_row=first_row, rows=rows))
+        first_row += rows
+    return tuple(files)
+
+
+def _text_column(source: Source) -> tuple[str, str]:
+    """Choose the text column if none is given; returns its name and the reason.
+
+    If columns have usual names (TEXT_NAMES) but none of these contains text, one was probably meant to be the text: no
+    other column is chosen instead. Raises InputError if no column can be chosen.
+    """
+    by_name = {field.name: field.type for field in source.schema}
+    # a JSON column is chosen only by a usual name (or with --column); otherwise it is metadata
+    strings = [n for n, type in by_name.items() if is_string(type) and not isinstance(type, pa.BaseExtensionType)]
+    usual = [name for name in TEXT_NAMES if name in by_name]
+    if len(strings) == 1 and (strings[0] in usual or not usual):
+        return strings[0], "the only string column"
+    for name in usual:
+        # a column of type null is not chosen if there are string columns
+        if holds_text(by_name[name]) and not (strings and types.is_null(by_name[name])):
+            return name, "chosen by its name"
+    some = any(is_string(type) or is_binary(type) for type in by_name.values())
+    if usual:
+        problem = f"column {usual[0]!r} is {_short(by_name[usual[0]])}, not text"
+        problem += "; give another column with --column" if some else ""
+    elif some:
+        problem = "cannot tell which column is the text; give it with --column"
+    elif inside := _text_inside(source):
+        problem = f"no top-level column contains text; give a struct field, e.g. --column {inside}"
+    else:
+        problem = "no column contains text"
+    raise InputError(f"{source.path}: {problem}. {_columns(source)}")
+
+
+def _text_inside(source: Source) -> str | None:
+    """Return a string field of a struct, as --column would name it."""
+    structs = (column for column in source.schema if types.is_struct(column.type))
+    return next(
+        (f"{column.name}.{below.name}" for column in structs for below in column.type if is_string(below.type)), None
+    )
+
+
+def _kept_type(source: Source, name: str) -> pa.DataType:
+    try:
+        return plain_type(_field(source, name).type)
+    except (TypeError, UnicodeDecodeError) as error:  # UnicodeDecodeError: a nested field's name
+        raise InputError(f"{source.path}: column {name!r} cannot be kept: {error}") from error
+
+
+def _require_text(source: Source, first: Source, column: str, *, in_template: bool) -> None:
+    text, first_text = _field(source, column).type, _field(first, column).type
+    if not (can_render(text) if in_template else holds_text(text)):
+        expected = "text, a number, a date or a time" if in_template else "text"
+        raise InputError(f"{source.path}: column {column!r} is {text}, not {expected}. {_columns(source)}")
+    if (is_string(text) and is_binary(first_text)) or (is_binary(text) and is_string(first_text)):
+        raise InputError(f"{source.path}: column {column!r} is {text}, but {first_text} in {first.path}")
+
+
+def _require_kept(source: Source, sources: Sequence[Source], kept_schema: pa.Schema) -> None:
+    for kept in kept_schema:
+        type = _kept_type(source, kept.name)
+        if type != kept.type and not types.is_null(type):
+            first = _first_with_values(sources, kept.name)
+            raise InputError(f"{source.path}: kept column {kept.name!r} is {type}, but {kept.type} in {first.path}")
+
+
+def _field(source: Source, name: str) -> pa.Field:
+    path = path_to(source.schema, name)
+    if path is None:
+        raise InputError(f"{source.path}: there is no column {name!r}. {_columns(source)}")
+    return field_at(source.schema, path)
+
+
+def _short(type: pa.DataType) -> str:
+    text = str(type)
+    return text if len(text) <= 30 else f"{text[:29]}…"
+
+
+def _columns(source: Source) -> str:
+    """List the columns in a sentence: at most 20 of them, with types shortened to 30 characters."""
+    names = [f"{field.name} ({_short(field.type)})" for field in source.schema]
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"Its columns: {', '.join(names[:20])}{more}" if names else "It has no columns"

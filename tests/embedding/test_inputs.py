@@ -1,0 +1,165 @@
+"""The inputs that a job takes: files of every format, stdin and tables; a killed run resumes with each."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import dataset
+
+from fastvec import Encoder, embed
+from fastvec.errors import InputError, RefusedError, UsageError
+from fastvec.report import Progress
+from tests import ARTICLES
+from tests.helpers.corpora import texts, write_parquet
+from tests.helpers.formats import NAMES, write_as
+from tests.helpers.outputs import read_output
+from tests.helpers.processes import environment
+
+ROWS = pq.read_table(ARTICLES, columns=["title", "text"]).slice(0, 60)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(chunks: int) -> Callable[[Progress], None]:
+    seen: list[Progress] = []
+
+    def kill(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) == chunks:
+            raise Killed
+
+    return kill
+
+
+@pytest.fixture
+def chunks_of_nine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 9, "bytes": 1 << 20})
+
+
+@pytest.mark.usefixtures("chunks_of_nine")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_run_over_any_format_ends_with_the_bytes_of_a_whole_one(
+    encoder: Encoder, tmp_path: Path, name: str
+) -> None:
+    """The vectors are those of the same rows in Parquet."""
+    source = write_as(name, tmp_path, ROWS)
+    whole, broken, parquet = (tmp_path / f"{name}.arrow" for name in ("whole", "broken", "parquet"))
+    options: dict[str, Any] = {"encoder": encoder, "column": "text", "keep": ["title"]}
+    embed([source], whole, **options)
+    with pytest.raises(Killed):
+        embed([source], broken, **options, progress=kill_after(3))
+    assert embed([source], broken, **options).resumed_rows == 27
+    assert broken.read_bytes() == whole.read_bytes()
+    embed([write_parquet(tmp_path / "rows.parquet", ROWS)], parquet, **options)
+    assert read_output(whole).equals(read_output(parquet))
+
+
+@pytest.mark.usefixtures("chunks_of_nine")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ROWS,
+        lambda: pa.RecordBatchReader.from_batches(ROWS.schema, ROWS.to_batches(7)),
+        lambda: pl.from_arrow(ROWS),
+        lambda: duckdb.sql("FROM ROWS"),
+        lambda: dataset.dataset(ROWS),
+        lambda: [ROWS.slice(0, 20), ROWS.slice(20)],
+    ],
+)
+def test_tables_are_inputs_too(encoder: Encoder, tmp_path: Path, make: Callable[[], Any]) -> None:
+    parquet, output = tmp_path / "parquet.arrow", tmp_path / "output.arrow"
+    options: dict[str, Any] = {"encoder": encoder, "column": "text"}
+    embed([write_parquet(tmp_path / "rows.parquet", ROWS)], parquet, **options)
+    with pytest.raises(Killed):
+        embed(make(), output, **options, progress=kill_after(3))
+    assert embed(make(), output, **options).resumed_rows == 27
+    assert read_output(output).equals(read_output(parquet))
+    assert embed(make(), output, **options).already_finished
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output.arrow", "parquet.arrow", "rows.parquet"]
+    with pytest.raises(RefusedError, match=r"output.arrow belongs to another job: inputs"):
+        embed(ROWS.slice(1), output, **options)
+
+
+def test_a_table_that_cannot_be_embedded_is_refused_in_one_line(encoder: Encoder, output: Path) -> None:
+    with pytest.raises(InputError, match=r"^Table: no column contains text. Its columns: n \(int64\)$"):
+        embed(pa.table({"n": [1]}), output, encoder=encoder)
+    with pytest.raises(UsageError, match="an input is a int: expected a path, a table or a dataset"):
+        embed([7], output, encoder=encoder)
+    with pytest.raises(InputError, match="the RecordBatchReader has no rows, so its columns are not known"):
+        embed(pa.RecordBatchReader.from_batches(ROWS.schema, []), output, encoder=encoder)
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.fixture
+def given_on_stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], None]]:
+    """Put bytes on this process's stdin."""
+
+    def give(content: bytes) -> None:
+        read, write = os.pipe()
+        os.write(write, content)
+        os.close(write)
+        monkeypatch.setattr(sys, "stdin", stack.enter_context(io.TextIOWrapper(os.fdopen(read, "rb"))))
+
+    with ExitStack() as stack:
+        yield give
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"text": "a sea"}\n{"text": null}\n', ["a sea", None]),
+        (b"a sea\n\nstars", ["a sea", "", "stars"]),
+        (pa.compress(b"a sea\nstars\n", codec="zstd").to_pybytes(), ["a sea", "stars"]),
+    ],
+)
+def test_stdin_is_json_lines_or_text(
+    encoder: Encoder, output: Path, given_on_stdin: Callable[[bytes], None], content: bytes, expected: list[str | None]
+) -> None:
+    given_on_stdin(content)
+    embed("-", output, encoder=encoder)
+    assert [row["uri"] for row in inputs_of(output)] == ["-"]
+    file = write_parquet(output.parent / "same.parquet", texts(expected))
+    embed(file, output.parent / "same.arrow", encoder=encoder)
+    assert read_output(output).equals(read_output(output.parent / "same.arrow"))
+    given_on_stdin(content)
+    assert embed("-", output, encoder=encoder).already_finished
+    given_on_stdin(2 * content)
+    with pytest.raises(RefusedError, match="belongs to another job"):
+        embed("-", output, encoder=encoder)
+    given_on_stdin(b"")
+    with pytest.raises(InputError, match=r"^stdin: the file is empty \(0 bytes\)$"):
+        embed("-", output.parent / "x.arrow", encoder=encoder)
+    with pytest.raises(UsageError, match=r"the input - \(stdin\) is given twice; give it once"):
+        embed(["-", "-"], output, encoder=encoder)
+
+
+def inputs_of(output: Path) -> Any:
+    return json.loads(read_output(output).schema.metadata[b"fastvec.inputs"])
+
+
+def test_a_signal_ends_the_wait_for_stdin(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastvec", "embed", "-", "-o", "vecs.arrow"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not list(tmp_path.iterdir()):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert process.stderr.read() == "fastvec: stopped by SIGINT while stdin was read: nothing was written\n"
+        assert process.wait() == 130
+    assert list(tmp_path.iterdir()) == []
