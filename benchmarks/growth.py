@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, repeat
 from pathlib import Path
 
 import click
@@ -75,7 +75,7 @@ def by_rows(corpus: Path, column: str, folder: Path, counts: Iterable[int]) -> l
     """Measure each number of rows with the bundled model; the corpus's sentences are repeated."""
     texts = read_mix(corpus, column, "short", ROWS[0])
     options = ["--max-length", str(ROWS_MAX_LENGTH)]
-    return measured([(count, count, list(islice(cycle(texts), count))) for count in counts], folder, options)
+    return measured([(count, count, numbered(cycle(texts), count)) for count in counts], folder, options)
 
 
 def by_length(corpus: Path, column: str, folder: Path, shape: str) -> list[Point]:
@@ -86,8 +86,15 @@ def by_length(corpus: Path, column: str, folder: Path, shape: str) -> list[Point
     for length in LENGTHS:
         options = ["--model", str(model), "--max-length", str(length)]
         count = TOKENS // length
-        points += measured([(length, count * length, [long[: length * CHARACTERS]] * count)], folder, options)
+        points += measured(
+            [(length, count * length, numbered(repeat(long[: length * CHARACTERS]), count))], folder, options
+        )
     return points
+
+
+def numbered(texts: Iterable[str], count: int) -> list[str]:
+    """Return the first `count` texts, each with its number: equal ones would be encoded once."""
+    return [f"{number} {text}" for number, text in enumerate(islice(texts, count))]
 
 
 def by_model(corpus: Path, column: str, folder: Path, shapes: Sequence[str]) -> list[Point]:
@@ -96,7 +103,11 @@ def by_model(corpus: Path, column: str, folder: Path, shapes: Sequence[str]) -> 
     points = []
     for shape in shapes:
         model = save_random_model(folder / shape, MODEL_SHAPES[shape], max_length=128)
-        case = (MODEL_SHAPES[shape].parameters, MODEL_TOKENS, [long[: 128 * CHARACTERS]] * (MODEL_TOKENS // 128))
+        case = (
+            MODEL_SHAPES[shape].parameters,
+            MODEL_TOKENS,
+            numbered(repeat(long[: 128 * CHARACTERS]), MODEL_TOKENS // 128),
+        )
         points += measured([case], folder, ["--model", str(model)])
     return points
 

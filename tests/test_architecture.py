@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "fastvec.report": set(),
     "fastvec.output": {"fastvec.system", "fastvec.fingerprint"},
     "fastvec.corpus": {"fastvec.output", "fastvec.system"},  # output: to exclude its files from the inputs
-    "fastvec.checkpoints": set(),
+    "fastvec.checkpoints": {"fastvec.system"},
     "fastvec.texts": {"fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.settings": {"fastvec.decoders", "fastvec.texts", "fastvec.checkpoints"},

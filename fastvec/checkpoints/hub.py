@@ -12,6 +12,7 @@ from pathlib import Path
 from fastvec.checkpoints import bundled
 from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, read_json, setting
 from fastvec.errors import ModelError, UsageError
+from fastvec.system.hub import HubError, snapshot
 
 # The files to download: no pickles and no Python. Some repositories contain a second copy of the weights (Mistral's
 # consolidated.safetensors is 14 GB), or exports and training states; these are not downloaded.
@@ -55,32 +56,14 @@ def _local(text: str) -> Path | None:
 
 
 def _download(repository: str, revision: str | None) -> tuple[Path, str]:
-    """Return the snapshot folder of a hub repository and its commit, which is the folder's name.
-
-    The hub's cache provides the files it has; the rest is downloaded.
-    """
-    from huggingface_hub import errors, snapshot_download
-
-    at = "" if revision is None else f" at revision {revision!r}"
+    """Return the snapshot folder of a hub repository and its commit, which is the folder's name."""
     try:
-        snapshot = snapshot_download(
-            repository, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
-        )
-    except errors.HFValidationError:
-        problem = "no such folder, and not a valid hub id (org/model)"
-    except errors.GatedRepoError:
-        problem = "gated on the hub: accept its terms on its page there, then log in with `hf auth login`"
-    except errors.RevisionNotFoundError:
-        problem = "the hub has no such revision: check its spelling, or leave it out"
-    except errors.RepositoryNotFoundError:
-        problem = "no such folder, and no such repository on the hub; if it is private, log in with `hf auth login`"
-    except errors.LocalEntryNotFoundError:
-        problem = "no such folder, the hub's cache has no complete copy, and the hub cannot be reached"
-    except Exception as error:  # errors of whichever HTTP library the hub's client uses
-        problem = f"the download failed ({type(error).__name__}): run the command again to resume it"
-    else:
-        return Path(snapshot), Path(snapshot).name
-    raise ModelError(f"{repository or 'an empty name'}{at}: {problem}")
+        folder = snapshot(repository, kind="model", revision=revision, wanted=WANTED, unwanted=UNWANTED)
+    except HubError as error:
+        at = "" if revision is None else f" at revision {revision!r}"
+        local = "no such folder, and " if error.absent else ""
+        raise ModelError(f"{repository or 'an empty name'}{at}: {local}{error}") from None
+    return folder, folder.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -163,13 +163,13 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 
 
 def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], int | None]) -> Any:
-    from fastvec.corpus.spool import spooled_inputs
+    from fastvec.corpus.copies import local_inputs
     from fastvec.embedding.estimate import estimate
     from fastvec.embedding.plan import destination_of, plan_embed
     from fastvec.encoder import Encoder
 
     batch_tokens = options.pop("batch_tokens")
     del options["overwrite"]  # nothing is written
-    with spooled_inputs(options.pop("inputs"), destination_of(options["output"]), stop_signal) as inputs:
+    with local_inputs(options.pop("inputs"), destination_of(options["output"]), stop_signal) as inputs:
         plan = plan_embed(inputs, **options, settings=settings)
         return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

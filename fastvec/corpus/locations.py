@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from glob import escape, glob
 from pathlib import Path
 
-from fastvec.corpus.spool import Spooled
 from fastvec.errors import InputError, UsageError
 from fastvec.output.ownership import ERRORS_SUFFIX, beside, errors_path
 
 logger = logging.getLogger(__name__)
 
-# Searched for in folders, also with .gz or .zst; a file given by its path may have any suffix. Not .txt and .json, for
-# folders contain README.txt and dataset_info.json.
+# Searched for in folders, also compressed, except Parquet and Arrow. Not .txt and .json: folders contain README.txt and
+# dataset_info.json. A file given by its path may have any suffix.
 KINDS = {
     ".parquet": "Parquet or Arrow",
     ".arrow": "Parquet or Arrow",
@@ -24,12 +23,13 @@ KINDS = {
     ".csv": "CSV",
     ".tsv": "TSV",
 }
+COMPRESSED = ("", ".gz", ".zst")  # after those
 _OTHER_SUFFIXES = (".parq", ".pq", ".feather", ".ipc")  # other tools' suffixes for Parquet and Arrow
 _WANTED = "*.parquet, *.arrow, *.jsonl, *.ndjson, *.csv and *.tsv"
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def find_files(inputs: Sequence[str | Path | Spooled] | str | Path, *, output: Path | None = None) -> list[Path]:
+def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None = None) -> list[Path]:
     """Return the files of `inputs`, one or several paths, folders or patterns, in the order given.
 
     Folders are searched recursively. The files of a folder or pattern are sorted.
@@ -39,9 +39,7 @@ def find_files(inputs: Sequence[str | Path | Spooled] | str | Path, *, output: P
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     if not given:
         raise UsageError("no input was given: name a file, a folder or a pattern")
-    found: list[Path] = []
-    for one in given:
-        found += [one.path] if isinstance(one, Spooled) else _files(str(one), output)
+    found = [file for one in given for file in _files(str(one), output)]
     seen: dict[str, Path] = {}
     for file in found:
         real = os.path.realpath(file)  # unlike Path.resolve, it does not raise for a symlink loop
@@ -55,7 +53,9 @@ def find_files(inputs: Sequence[str | Path | Spooled] | str | Path, *, output: P
 
 def _files(given: str, output: Path | None) -> list[Path]:
     if scheme := SCHEME.match(given):  # the message repeats only the scheme: a URL may contain a password
-        raise InputError(f"{scheme[1]}:// URLs are not supported: download the files and give their local paths")
+        raise InputError(
+            f"{scheme[1]}:// URLs are not supported: give a local path, or a dataset as hf://datasets/org/name"
+        )
     try:
         exists = bool(given) and Path(given).exists()
     except OSError as error:
@@ -93,8 +93,8 @@ def _expanded(path: Path, output: Path | None) -> list[Path]:
     left_out: list[Path] = []
     files = sorted(_walk(path, left_out))
     if len(kinds := Counter(_kind(file.name) for file in files)) > 1:
-        found = " and ".join(f"{count} {kind} files" for kind, count in kinds.most_common())
-        raise UsageError(f"{path}: the folder contains {found}; give a pattern, such as '{path}/**/*.parquet'")
+        found = " and ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        raise UsageError(f"{path}: the folder contains {found} files; give a pattern, such as '{path}/**/*.parquet'")
     if left_out:
         logger.warning(
             "%s: skipped %d files or links, e.g. %s: folders are searched for %s, without names that start with . or _ "
@@ -126,7 +126,7 @@ def _walk(folder: Path, left_out: list[Path]) -> Iterator[Path]:
 def _kind(name: str) -> str:
     """Return the kind of data file by its name; empty for all other files."""
     stem, suffix = os.path.splitext(name.lower())
-    if suffix in (".gz", ".zst"):
+    if suffix in COMPRESSED:
         suffix = os.path.splitext(stem)[1]
         return "" if KINDS.get(suffix) == KINDS[".parquet"] else KINDS.get(suffix, "")
     return KINDS.get(suffix, "")

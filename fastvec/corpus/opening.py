@@ -8,10 +8,10 @@ import pyarrow as pa
 from pyarrow import types
 
 from fastvec.corpus.columns import field_at, holds_text, is_binary, is_string, path_to, plain_type
+from fastvec.corpus.copies import STDIN, LocalCopy
 from fastvec.corpus.formats.source import Source, open_source
 from fastvec.corpus.locations import find_files
 from fastvec.corpus.reader import Corpus, InputFile
-from fastvec.corpus.spool import Spooled
 from fastvec.corpus.template import Template, can_render
 from fastvec.errors import InputError, UsageError
 
@@ -19,7 +19,7 @@ TEXT_NAMES = ("text", "content", "body", "document", "passage", "sentence")
 
 
 def open_corpus(
-    inputs: Sequence[str | Path | Spooled] | str | Path,
+    inputs: Sequence[str | Path | LocalCopy] | str | Path,
     *,
     column: str | Sequence[str] | None = None,
     template: str | None = None,
@@ -44,8 +44,10 @@ def open_corpus(
     Raises InputError for a file or column that cannot be read, and UsageError for inputs or kept columns that conflict
     with each other or with the output.
     """
-    copies = {one.path: one for one in inputs if isinstance(one, Spooled)} if not isinstance(inputs, str | Path) else {}
-    sources = [open_source(path, text_otherwise=path in copies) for path in find_files(inputs, output=output)]
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    copies = {one.path: one for one in given if isinstance(one, LocalCopy)}
+    paths = find_files([one.path if isinstance(one, LocalCopy) else one for one in given], output=output)
+    sources = [open_source(path, text_otherwise=path in copies and copies[path].name == STDIN) for path in paths]
     templates, reason = _templates(sources[0], column, template)
     instructions = [] if instruction_column is None else [instruction_column]
     kept_schema = _kept_schema(sources, keep, output_columns)
@@ -104,13 +106,13 @@ def _first_with_values(sources: Sequence[Source], name: str) -> Source:
     return next(typed, sources[0])
 
 
-def _files(sources: Sequence[Source], copies: Mapping[Path, Spooled], limit: int | None) -> tuple[InputFile, ...]:
+def _files(sources: Sequence[Source], copies: Mapping[Path, LocalCopy], limit: int | None) -> tuple[InputFile, ...]:
     files = []
     first_row = 0
     for source in sources:
         rows = source.rows if limit is None else min(source.rows, limit - first_row)
         copy = copies.get(source.path)
-        uri, version = (str(source.path), source.mtime_ns) if copy is None else (copy.name, copy.content_hash)
+        uri, version = (str(source.path), source.mtime_ns) if copy is None else (copy.name, copy.version)
         files.append(InputFile(uri=uri, size=source.size, version=version, first_row=first_row, rows=rows))
         first_row += rows
     return tuple(files)

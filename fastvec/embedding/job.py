@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvec.corpus.spool import spooled_inputs
+from fastvec.corpus.copies import local_inputs
 from fastvec.embedding.plan import EmbedPlan, destination_of, plan_embed
 from fastvec.embedding.run import Run, report_of
 from fastvec.errors import DiskFullError
@@ -58,7 +58,7 @@ def embed(
 
     Raises FastvecError; the subclass says what went wrong. Rows that are already durable are kept.
     """
-    with spooled_inputs(inputs, destination_of(output), stop_signal) as files:
+    with local_inputs(inputs, destination_of(output), stop_signal) as files:
         plan = plan_embed(
             files,
             output,

@@ -14,9 +14,9 @@ from typing import Any, Self
 import pyarrow as pa
 
 from fastvec import __version__
+from fastvec.corpus.copies import LocalCopy
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import Corpus
-from fastvec.corpus.spool import Spooled
 from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file
@@ -130,7 +130,7 @@ class EmbedPlan:
 
 
 def plan_embed(
-    inputs: Sequence[str | Path | Spooled] | str | Path,
+    inputs: Sequence[str | Path | LocalCopy] | str | Path,
     output: str | Path,
     *,
     settings: EncoderSettings,

@@ -80,7 +80,7 @@ def test_no_pickle_and_no_code_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPat
     files = ["config.json", "model.safetensors", "1_Pooling/config.json", "pytorch_model.bin", "modeling_evil.py"]
     files += ["consolidated.safetensors", "onnx/config.json", "tokenizer.model", "chat_template.jinja", "merges.txt"]
 
-    def download(_: str, *, revision: None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+    def download(_: str, *, allow_patterns: list[str], ignore_patterns: list[str], **others: Any) -> str:
         asked = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
         assert set(asked) == {
             "config.json",

@@ -172,7 +172,7 @@ def test_a_mistake_is_one_line(
 def test_a_signal_leaves_a_run_that_resumes(
     fastvec: Run, tiny_llama: Path, tmp_path: Path, number: int, exit_code: int
 ) -> None:
-    pq.write_table(pa.table({"text": ["a sea"] * 20_000}), tmp_path / "seas.parquet")
+    pq.write_table(pa.table({"text": [f"a sea {row}" for row in range(20_000)]}), tmp_path / "seas.parquet")
     arguments = ["embed", "seas.parquet", "-o", "vecs.arrow", "--model", str(tiny_llama)]
     # one token per batch makes 20,000 forwards, so the signal reliably arrives in the middle of the run
     process = subprocess.Popen(

@@ -23,7 +23,8 @@ from fastvec.errors import InputError, RefusedError, UsageError
 from fastvec.report import Progress
 from tests import ARTICLES
 from tests.helpers.corpora import texts, write_parquet
-from tests.helpers.formats import NAMES, write_as
+from tests.helpers.formats import NAMES, jsonl, write_as
+from tests.helpers.hub import COMMIT, DATASET, serve_dataset
 from tests.helpers.outputs import read_output
 from tests.helpers.processes import environment
 
@@ -163,3 +164,39 @@ def test_a_signal_ends_the_wait_for_stdin(tmp_path: Path) -> None:
         assert process.stderr.read() == "fastvec: stopped by SIGINT while stdin was read: nothing was written\n"
         assert process.wait() == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_of_the_hub_is_downloaded_and_known_by_its_commit(tmp_path: Path, output: Path) -> None:
+    """The cache has it afterwards. In processes of their own, because the hub's client reads its variables once."""
+    rows = jsonl(ROWS.slice(0, 9))
+    other = rows.replace(b"a", b"e")
+    files = {"data/a.jsonl": rows, "data/b.jsonl": other, "other/c.csv": b"text\n", "README.md": rows}
+    online = {**environment(), "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+
+    def run(given: str, **variables: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "fastvec", "embed", given, "-o", str(output), "--column=text", "--quiet"]
+        done = subprocess.run(command, env={**online, **variables}, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    url = f"hf://datasets/{DATASET}"
+    with serve_dataset(files) as address:
+        assert run(f"{url}/data", HF_ENDPOINT=address) == (0, "")
+        code, mixed = run(url, HF_ENDPOINT=address)
+        assert (code, mixed[:80]) == (
+            2,
+            f"fastvec: {url}: the folder contains 2 JSON lines and 1 CSV files; give a"[:80],
+        )
+        code, absent = run("hf://datasets/org/absent", HF_ENDPOINT=address)
+        assert code == 1
+        assert absent.startswith("fastvec: hf://datasets/org/absent: no such repository on the hub; if it is private")
+        _, nothing = run(f"{url}/nothing", HF_ENDPOINT=address)
+        assert (
+            f"\nfastvec: {url}/nothing: the dataset has no data file there" in nothing
+        )  # after a line of the hub's client
+    found = [file["uri"] for file in inputs_of(output)]
+    assert found == [f"{url}@{COMMIT}/data/a.jsonl", f"{url}@{COMMIT}/data/b.jsonl"]
+    assert run(f"{url}@{COMMIT}/data/*.jsonl", HF_HUB_OFFLINE="1") == (0, "")
+    assert run("hf://datasets/org") == (
+        1,
+        "fastvec: hf://datasets/org: expected hf://datasets/org/name, with or without @revision and /file-or-pattern\n",
+    )
