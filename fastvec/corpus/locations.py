@@ -8,7 +8,7 @@ from glob import glob
 from pathlib import Path
 
 from fastvec.errors import InputError, UsageError
-from fastvec.output.ownership import beside, errors_path
+from fastvec.output.ownership import files_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,7 @@ def _files_of_run(output: Path | None) -> set[str]:
     """Return the files that a run writes. Patterns skip them, so that a resumed command finds the same inputs."""
     if output is None:
         return set()
-    errors = errors_path(output)
-    made = (output, beside(output, ".part"), beside(output, ".journal"), errors, beside(errors, ".part"))
-    return set(map(os.path.realpath, made))
+    return set(map(os.path.realpath, files_of_run(output)))
 
 
 def _expanded(path: Path, output: Path | None) -> list[Path]:
