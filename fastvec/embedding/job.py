@@ -61,7 +61,7 @@ def embed(
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
 ) -> Report:
-    """Embed the text column of Parquet or Arrow files into one Arrow file, with one row per input row, in order.
+    """Embed the text column of Parquet or Arrow files into one Arrow or Parquet file, one row per input row, in order.
 
     The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
     model is only loaded when there is work to do, in the dtype of an earlier run if the user chose none. `keep`
