@@ -169,7 +169,7 @@ def _destination(output: str | Path) -> Path:
     if path.suffix in (".npy", ".lance"):
         arrow = path.with_suffix(".arrow")
         raise OutputError(
-            f"{output} is made of a finished output: name it {arrow}, then fastvec convert {arrow} {output}"
+            f"{output} cannot be embedded to: embed to {arrow}, then run fastvec convert {arrow} {output}"
         )
     if path.suffix not in (".arrow", ".parquet"):
         problem, name = "ends in neither .arrow nor .parquet", path.stem

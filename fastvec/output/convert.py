@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def convert(path: str | Path, output: str | Path, *, overwrite: bool = False) ->
     the same columns, which needs the package lancedb.
 
     Raises OutputError if `path` is not a finished output or is damaged, or `output` cannot be written; RefusedError if
-    `output` exists, unless `overwrite`; DiskFullError. Nothing is left under the name `output` then.
+    `output` exists, unless `overwrite`; DiskFullError. An old `output` stays as it was then.
     """
     target = Path(output)
     if target.suffix not in (".parquet", ".npy", ".lance"):
@@ -154,8 +155,7 @@ def _to_lance(source: Output, target: Path, *, overwrite: bool) -> Written:
     draft.mkdir(exist_ok=True)
     with locked(draft / "lock"):
         try:
-            for left in ("vectors.lance", "old"):  # by a killed process
-                shutil.rmtree(draft / left, ignore_errors=True)
+            _clear(draft)  # of what a killed process left
             _write_lance(lancedb.connect(draft), source, target)
             sync_tree(draft)
             if target.exists():  # a folder cannot be renamed over another one
@@ -163,9 +163,17 @@ def _to_lance(source: Output, target: Path, *, overwrite: bool) -> Written:
             os.replace(draft / "vectors.lance", target)
             sync_folder(target.parent)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            _clear(draft)
+            with suppress(OSError):
+                os.unlink(draft / "lock")
+                os.rmdir(draft)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return Written(output=str(target), rows=source.rows, size_bytes=size)
+
+
+def _clear(draft: Path) -> None:
+    for name in ("vectors.lance", "old"):
+        shutil.rmtree(draft / name, ignore_errors=True)
 
 
 def _write_lance(database: Any, source: Output, target: Path) -> None:

@@ -23,15 +23,17 @@ def merge(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = 
     """Join the finished outputs at `paths`, in this order, into one `.arrow` or `.parquet` file.
 
     `row` is numbered anew over all of them, and the lists of inputs and the counts are joined. The memory needed is
-    that of one record batch.
+    that of one record batch or row group.
 
-    Raises UsageError for a file that is given twice; OutputError if a file is not a finished output or is damaged, if
-    two differ in model, settings or columns, or if `output` cannot be written; RefusedError if `output` exists, unless
-    `overwrite`; DiskFullError. Nothing is left under the name `output` then.
+    Raises UsageError without `paths`, and for a file that is given twice; OutputError if a file is not a finished
+    output or is damaged, if two differ in model, settings or columns, or if `output` cannot be written; RefusedError if
+    `output` exists, unless `overwrite`; DiskFullError. An old `output` stays as it was then.
     """
     target = Path(output)
     if target.suffix not in (".arrow", ".parquet"):
         raise OutputError(f"{output} ends in neither .arrow nor .parquet, the formats that can be written")
+    if not paths:
+        raise UsageError("no output was given: name the files to join")
     if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise UsageError("a file was given twice: its rows would be in the output twice")
     with translated_os_errors(target):
@@ -54,10 +56,14 @@ def _require_same_settings(first: Output, other: Output) -> None:
     if not problems and first.own.get("ranges") != other.own.get("ranges"):
         problems = ["int8 ranges, of each run's first texts: embed in one run, or with --vector-dtype float16"]
     if not problems and not first.schema.equals(other.schema):
-        pairs = zip(first.schema, other.schema, strict=True)
-        problems = [f"column {one.name} was {one.type}, now {two.type}" for one, two in pairs if not one.equals(two)]
+        mine, others = _columns(first), _columns(other)
+        problems = [f"columns were {', '.join(sorted(mine - others))}, now {', '.join(sorted(others - mine))}"]
     if problems:
         raise OutputError(f"{other.path} cannot be joined to {first.path}, they differ: {'; '.join(problems)}")
+
+
+def _columns(output: Output) -> set[str]:
+    return {f"{field.name} ({field.type}{'' if field.nullable else ' not null'})" for field in output.schema}
 
 
 def _fingerprint(output: Output) -> dict[str, Any]:

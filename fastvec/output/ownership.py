@@ -143,10 +143,10 @@ def is_errors_file(path: Path) -> bool:
 def require_writable(output: Path) -> None:
     folder = output.parent
     if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder: create it, or choose another -o")
+        raise OutputError(f"{folder} is not a folder: create it, or choose another output")
     if output.is_dir():
         raise OutputError(f"{output} is a folder: name a file in it, such as {output / 'vecs.arrow'}")
     if output.exists() and not output.is_file():
-        raise OutputError(f"{output} is not a regular file: choose another -o")
+        raise OutputError(f"{output} is not a regular file: choose another output")
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder} is not writable: choose another -o")
+        raise OutputError(f"{folder} is not writable: choose another output")

@@ -3,7 +3,7 @@
     compression   zstd
     float32       byte stream split, which groups the bytes of equal significance: exponents compress, mantissas do not.
                   20,000 vectors of a 352-dimensional model: 0.84 of their size in Arrow, 0.92 without it
-    float16       plain, because DuckDB reads byte stream split only of float32 and float64
+    float16       plain, because DuckDB does not read byte stream split of float16
     int8, binary  dictionary: Parquet has no type of one byte and stores 32 bits a value, a dictionary 8
     row groups    of 64 MiB of Arrow data: a reader holds one in memory for each thread, and so does the writer
     statistics    not of vectors: the smallest of all their values would help no reader to skip a row group

@@ -120,7 +120,7 @@ def read_output(path: Path) -> Output:
     except (pa.ArrowException, ValueError) as error:
         raise OutputError(f"{path} {_what_it_is(path)}") from error
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's message would repeat the path
+        reason = os.strerror(error.errno) if error.errno else one_line(error)  # pyarrow's message would repeat the path
         raise OutputError(f"{path} cannot be read: {reason}") from error
     if own.get("format") != arrow_file.FORMAT:
         kind = "a Parquet file" if is_parquet else "an Arrow file"

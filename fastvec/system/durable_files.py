@@ -78,13 +78,17 @@ def replacing(target: Path) -> Iterator[int]:
         os.ftruncate(fd, 0)
         yield fd
         os.fsync(fd)
+        if sys.platform == "win32":  # cannot rename an open file
+            os.close(fd)
+            fd = -1
         os.replace(draft, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(draft)
         raise
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
     sync_folder(target.parent)
 
 

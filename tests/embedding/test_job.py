@@ -251,7 +251,7 @@ def test_a_disk_that_cannot_hold_it_is_said_at_once(
     ("output_name", "message"),
     [
         ("vecs.csv", r"ends in neither \.arrow nor \.parquet: .* name it vecs\.arrow$"),
-        ("vecs.lance", r"vecs\.lance is made of a finished output: name it .*vecs\.arrow, then fastvec convert "),
+        ("vecs.lance", r"vecs\.lance cannot be embedded to: embed to .*vecs\.arrow, then run fastvec convert "),
         ("", "is a folder: name a file in it"),
         ("nowhere/vecs.arrow", "is not a folder: make it first"),
         ("s3://bucket/vecs.arrow", "is a remote address"),

@@ -161,7 +161,9 @@ def test_what_cannot_be_converted_is_told_in_one_line(arrow: Path, tmp_path: Pat
     assert problem(arrow.with_name("no.arrow"), parquet).endswith("no.arrow cannot be read: No such file or directory")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     assert "is a Parquet file, but not an output of this" in problem(tmp_path / "other.parquet", parquet)
-    assert problem(arrow, arrow.parent / "no" / "v.npy").endswith("no is not a folder: create it, or choose another -o")
+    assert problem(arrow, arrow.parent / "no" / "v.npy").endswith(
+        "no is not a folder: create it, or choose another output"
+    )
     content = bytearray(arrow.read_bytes())
     content[3000] ^= 1
     arrow.write_bytes(content)

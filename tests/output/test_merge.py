@@ -118,9 +118,10 @@ def test_what_cannot_be_joined_is_told_in_one_line(tmp_path: Path) -> None:
     )
     wide = write_part(tmp_path / "wide.arrow", "w", 1, schema=make_schema().set(0, pa.field("id", pa.large_string())))
     assert problem(first, wide) == (
-        "wide.arrow cannot be joined to first.arrow, they differ: column id was string, now large_string"
+        "wide.arrow cannot be joined to first.arrow, they differ: columns were id (string), now id (large_string)"
     )
     assert problem(first, first) == "a file was given twice: its rows would be in the output twice"
+    assert problem() == "no output was given: name the files to join"
     assert problem(first, tmp_path / "no.arrow") == "no.arrow cannot be read: No such file or directory"
     assert problem(first, to=tmp_path / "all.npy") == (
         "all.npy ends in neither .arrow nor .parquet, the formats that can be written"
