@@ -16,12 +16,20 @@ for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 if TYPE_CHECKING:
     from fastvec.embedding.job import embed
     from fastvec.encoder import Encoder
+    from fastvec.output.convert import convert
+    from fastvec.output.merge import merge
     from fastvec.training.job import adapt
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "FastvecError", "__version__", "adapt", "embed"]
+__all__ = ["Encoder", "FastvecError", "__version__", "adapt", "convert", "embed", "merge"]
 
-_LAZY_EXPORTS = {"Encoder": "fastvec.encoder", "adapt": "fastvec.training.job", "embed": "fastvec.embedding.job"}
+_LAZY_EXPORTS = {
+    "Encoder": "fastvec.encoder",
+    "adapt": "fastvec.training.job",
+    "convert": "fastvec.output.convert",
+    "embed": "fastvec.embedding.job",
+    "merge": "fastvec.output.merge",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@
     ├── InputError               1    a corpus file or column that cannot be read
     ├── ModelError               1    a checkpoint that cannot be loaded or used
     ├── OutputError              1    an output that cannot be written, or is damaged
-    │   ├── RefusedError         4    the output belongs to another job, or to a running one
+    │   ├── RefusedError         4    the output exists, or belongs to another job, or to a running one
     │   └── DiskFullError        5    no space left; durable rows are kept; resumable
     ├── RowErrorsError           3    stopped by --on-error fail or --max-errors; resumable
     └── InterruptedRunError  130/143  stopped by a signal; resumable

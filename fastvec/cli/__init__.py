@@ -1,6 +1,7 @@
 """The command line: each command parses its options, calls a job, and prints the result.
 
-- `embed`, `adapt` and `outputs` (verify, inspect) are the commands; `options` are those that embed and adapt share.
+- `embed`, `adapt`, `outputs` (verify, inspect) and `convert` (convert, merge) are the commands; `options` are those
+  that several share.
 - `entry.process` is the entry point; `entry.main` turns errors of fastvec and click into one line and an exit code.
 - `streams` writes to stderr and stdout, `progress` displays progress, and `signals` turns SIGINT and SIGTERM into a
   request to stop.

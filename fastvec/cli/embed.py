@@ -54,9 +54,9 @@ class TokenBudget(click.ParamType[int | None]):
         return tokens
 
 
-@click.command(short_help="Embed a text column into one Arrow file.")
+@click.command(short_help="Embed a text column into one file of vectors.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, metavar="OUT.arrow", help="The Arrow file to write.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="The .arrow or .parquet file to write.")
 @click.option(
     "--model",
     help="A folder or hub id: transformers, LLM2Vec, PEFT, sentence-transformers. [default: bundled]",
@@ -138,7 +138,7 @@ class TokenBudget(click.ParamType[int | None]):
 @shared.quiet
 @shared.as_json
 def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
-    """Embed the texts of Parquet, Arrow, JSON lines, CSV, TSV or text files into one Arrow file.
+    """Embed the texts of Parquet, Arrow, JSON lines, CSV, TSV or text files into one Arrow or Parquet file.
 
     An INPUT is a file, a folder (searched recursively), a quoted glob pattern, or - for stdin. The output has one row
     for each input row, in the same order.

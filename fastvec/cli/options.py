@@ -1,4 +1,4 @@
-"""Options that `embed` and `adapt` share."""
+"""Options that several commands share."""
 
 import click
 

@@ -9,7 +9,7 @@ from glob import escape, glob
 from pathlib import Path
 
 from fastvec.errors import InputError, UsageError
-from fastvec.output.ownership import ERRORS_SUFFIX, beside, errors_path
+from fastvec.output.ownership import ERRORS_SUFFIX, files_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,8 @@ def _files_of_run(output: Path | None) -> set[str]:
     """Return the files that a run writes. Patterns skip them, so that a resumed command finds the same inputs."""
     if output is None:
         return set()
-    errors = errors_path(output)
-    made = [output, beside(output, ".part"), beside(output, ".journal"), errors, beside(errors, ".part")]
     copies = output.parent.glob(f"{escape(output.name)}.input*")  # of stdin, left by a run that was killed
-    return set(map(os.path.realpath, [*made, *copies]))
+    return set(map(os.path.realpath, [*files_of_run(output), *copies]))
 
 
 def _expanded(path: Path, output: Path | None) -> list[Path]:

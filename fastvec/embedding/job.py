@@ -44,7 +44,7 @@ def embed(
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
 ) -> Report:
-    """Embed the text of each row of `inputs` into one Arrow file, with one row per input row, in order.
+    """Embed the text of each row of `inputs` into one Arrow or Parquet file, a row for each, in order.
 
     Inputs are files, folders, glob patterns, `-` for stdin, and tables of pyarrow, polars, pandas, DuckDB or
     `datasets`: one of these or a list. The text is that of a `column`, or what a `template` puts together from columns;

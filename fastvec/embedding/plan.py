@@ -19,7 +19,7 @@ from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import Corpus
 from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
-from fastvec.output import arrow_file
+from fastvec.output import arrow_file, parquet_file
 from fastvec.output.vector_column import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import translated_os_errors
@@ -185,7 +185,9 @@ def plan_embed(
         on_error=on_error,
         max_errors=max_errors,
     )
-    plan.schema()  # raises UsageError for dims that no vector column can have, before the model is loaded
+    schema = plan.schema()  # raises UsageError for dims that no vector column can have, before the model is loaded
+    if destination.suffix == ".parquet":
+        parquet_file.require_storable(schema)
     return plan
 
 
@@ -205,11 +207,16 @@ def destination_of(output: str | Path) -> Path:
         is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
     if is_folder:
         raise OutputError(f"{path} is a folder: name a file in it, such as {path / 'vecs.arrow'}")
-    if path.suffix != ".arrow":
-        problem, name = "does not end in .arrow", path.stem
-        if path.name == ".arrow":
-            problem, name = "has no name before .arrow", "vecs"
-        raise OutputError(f"{output} {problem}: the output is an Arrow IPC file, name it {name}.arrow")
+    if path.suffix in (".npy", ".lance"):
+        arrow = path.with_suffix(".arrow")
+        raise OutputError(
+            f"{output} cannot be embedded to: embed to {arrow}, then run fastvec convert {arrow} {output}"
+        )
+    if path.suffix not in (".arrow", ".parquet"):
+        problem, name = "ends in neither .arrow nor .parquet", path.stem
+        if path.name in (".arrow", ".parquet"):
+            problem, name = f"has no name before {path.name}", "vecs"
+        raise OutputError(f"{output} {problem}: the output is an Arrow IPC or Parquet file, name it {name}.arrow")
     if not has_place:
         raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
     return path

@@ -122,7 +122,7 @@ def inspect(path: str | Path) -> Summary:
 def _sampled_norms(output: Output) -> Norms | None:
     if output.vector_dtype == "binary":
         return None
-    stride = max(len(output.blocks) // _SAMPLED_BATCHES, 1)
+    stride = max(output.batch_count // _SAMPLED_BATCHES, 1)
     found = [output.norms(vectors[valid]) for vectors, valid in map(output.vectors, output.batches(stride=stride))]
     norms = np.concatenate([np.zeros(0), *found])
     if len(norms) == 0:

@@ -21,7 +21,7 @@ from typing import Any
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import Json
 from fastvec.output.arrow_file import Block
-from fastvec.system.durable_files import lock, open_file, sync_folder, write_at
+from fastvec.system.durable_files import open_locked, sync_folder, write_at
 
 _FORMAT = 1
 _HEADER_START = b'{"fastvec_journal":'
@@ -74,7 +74,7 @@ class Journal:
         Raises RefusedError if a running process holds the lock, or the file is not a journal or has another version's
         format; OutputError if it is damaged; FileNotFoundError if it does not exist and `create` is False.
         """
-        journal = cls(path, _open_locked(path, create=create))
+        journal = cls(path, open_locked(path, create=create))
         try:
             journal._read()
         except BaseException:
@@ -147,26 +147,6 @@ class Journal:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
-
-
-def _open_locked(path: Path, *, create: bool) -> int:
-    while True:
-        fd = open_file(path, os.O_RDWR | (os.O_CREAT if create else 0))
-        try:
-            lock(fd, path)
-            if _is_same_file(fd, path):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # a finishing process deleted this file between open and lock
-
-
-def _is_same_file(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _delete_hint(path: Path) -> str:

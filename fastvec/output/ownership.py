@@ -1,7 +1,7 @@
 """Decides which job the files at an output's path belong to, and whether a job may write there.
 
 An output `vecs.arrow` has three companion files: `vecs.arrow.part` and `vecs.arrow.journal` while it is unfinished, and
-`vecs.errors.jsonl` if rows failed.
+`vecs.errors.jsonl` if rows failed. For `vecs.parquet`, the latter is `vecs.parquet.errors.jsonl`.
 """
 
 import json
@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.ipc as ipc
-
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import REMEDY, Json, fingerprint_differences, refuse_another_job
 from fastvec.output.journal import Job, Journal
-from fastvec.system.durable_files import sync_folder, translated_os_errors
+from fastvec.output.reader import read_metadata
+from fastvec.system.durable_files import draft_path, sync_folder, translated_os_errors
 
 ERRORS_SUFFIX = ".errors.jsonl"
 
@@ -66,7 +64,14 @@ def beside(output: Path, suffix: str) -> Path:
 
 
 def errors_path(output: Path) -> Path:
-    return output.with_name(output.stem + ERRORS_SUFFIX)
+    stem = output.stem if output.suffix == ".arrow" else output.name  # both formats may be in one folder
+    return output.with_name(stem + ERRORS_SUFFIX)
+
+
+def files_of_run(output: Path) -> tuple[Path, ...]:
+    """Return all files that a run writes, and its output."""
+    drafts = (beside(output, ".part"), draft_path(output), beside(errors_path(output), ".part"))
+    return (output, beside(output, ".journal"), errors_path(output), *drafts)
 
 
 def discard(journal: Journal, part: Path) -> None:
@@ -106,11 +111,9 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
 def _published(output: Path) -> tuple[Mapping[str, Json], dict[str, int]]:
     """Read the fingerprint and counts of a finished output; raises RefusedError if it is not one."""
     try:
-        with pa.memory_map(str(output)) as source:
-            reader = ipc.open_file(source)
-            own, promises = reader.schema.metadata or {}, reader.metadata or {}
-        counts = {"rows": int(promises[b"fastvec.rows"]), **json.loads(promises[b"fastvec.counts"])}
-        return json.loads(own[b"fastvec.fingerprint"]), counts
+        schema, promises = read_metadata(output)
+        counts = {"rows": int(promises["fastvec.rows"]), **json.loads(promises["fastvec.counts"])}
+        return json.loads(schema.metadata[b"fastvec.fingerprint"]), counts
     except (KeyError, TypeError, ValueError, RecursionError) as error:  # ArrowInvalid is a ValueError
         raise RefusedError(f"{output} is not a finished fastvec output; {REMEDY}") from error
 
@@ -142,10 +145,10 @@ def is_errors_file(path: Path) -> bool:
 def require_writable(output: Path) -> None:
     folder = output.parent
     if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder: create it, or choose another -o")
+        raise OutputError(f"{folder} is not a folder: create it, or choose another output")
     if output.is_dir():
         raise OutputError(f"{output} is a folder: name a file in it, such as {output / 'vecs.arrow'}")
     if output.exists() and not output.is_file():
-        raise OutputError(f"{output} is not a regular file: choose another -o")
+        raise OutputError(f"{output} is not a regular file: choose another output")
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder} is not writable: choose another -o")
+        raise OutputError(f"{folder} is not writable: choose another output")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from fastvec.errors import OutputError, UsageError, one_line
-from fastvec.output import arrow_file
+from fastvec.output import arrow_file, parquet_file
 from fastvec.output.arrow_file import Block
 from fastvec.output.vector_column import column_type, ranges_from_json
 
@@ -28,15 +28,19 @@ _ROWS_AT_ONCE = 1024  # 32 MB of float64 vectors of 4096 dimensions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """An opened output. `own` is the schema's metadata, `promises` the footer's; other fields are parsed from these."""
+    """An opened output, an Arrow or a Parquet file.
+
+    `own` is the schema's metadata, `promises` the footer's; other fields are parsed from these.
+    """
 
     path: Path
+    is_parquet: bool
     schema: pa.Schema
     own: dict[str, str]  # keys without the prefix "fastvec."
     promises: dict[str, str]
     rows: int
     counts: dict[str, int]
-    blocks: list[Block]
+    blocks: list[Block]  # the record batches of an Arrow file
     inputs: list[dict[str, Any]]
     dims: int
     vector_dtype: str
@@ -50,11 +54,23 @@ class Output:
         """The number of rows without a vector, by the counts: null texts and row errors."""
         return self.counts.get("nulls", 0) + self.counts.get("errors", 0)
 
-    def batches(self, *, stride: int = 1) -> Iterator[pa.RecordBatch]:
-        """Yield every `stride`th batch in slices of at most 1,024 rows, with one batch in memory at a time.
+    @property
+    def vector_columns(self) -> tuple[str, ...]:
+        """The names of all columns of vectors."""
+        return (self.vector_column,)
 
-        Raises OutputError if a batch is so damaged that Arrow cannot read it.
+    @property
+    def batch_count(self) -> int:
+        return parquet_file.count_groups(self.path) if self.is_parquet else len(self.blocks)
+
+    def stored_batches(self, *, stride: int = 1) -> Iterator[pa.RecordBatch]:
+        """Yield every `stride`th record batch, or row group in batches of 1,024 rows, with one in memory at a time.
+
+        Raises OutputError if one is so damaged that Arrow cannot read it.
         """
+        if self.is_parquet:
+            yield from parquet_file.read_batches(self.path, stride)
+            return
         with pa.OSFile(os.fsencode(self.path)) as source:
             reader = ipc.open_file(source)
             for index in range(0, reader.num_record_batches, stride):
@@ -63,8 +79,13 @@ class Output:
                     batch.validate()
                 except (pa.ArrowException, OSError) as error:  # Arrow also raises OSError for malformed bytes
                     raise OutputError(f"{self.path}: batch {index} cannot be read: {one_line(error)}") from error
-                for begin in range(0, batch.num_rows, _ROWS_AT_ONCE):
-                    yield batch.slice(begin, _ROWS_AT_ONCE)
+                yield batch
+
+    def batches(self, *, stride: int = 1) -> Iterator[pa.RecordBatch]:
+        """Yield the same rows in slices of at most 1,024."""
+        for batch in self.stored_batches(stride=stride):
+            for begin in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                yield batch.slice(begin, _ROWS_AT_ONCE)
 
     def vectors(self, batch: pa.RecordBatch) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Return the vectors of `batch` [n, D] and a mask of the rows that have one [n].
@@ -92,27 +113,28 @@ def read_output(path: Path) -> Output:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
             raise OutputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a special file'}, not an output")
-        with pa.memory_map(os.fsencode(path)) as source:  # the path may not be UTF-8
-            reader = ipc.open_file(source)
-            schema, promises = reader.schema, _decoded(reader.metadata)
-            own = {key.removeprefix("fastvec."): text for key, text in _decoded(schema.metadata).items()}
-            _ = [(field.name, str(field.type)) for field in schema]  # raises here if a column name is not UTF-8
+        is_parquet = _starts_with(path, parquet_file.MAGIC)
+        schema, promises = read_metadata(path)
+        own = {key.removeprefix("fastvec."): text for key, text in _decoded(schema.metadata).items()}
+        _ = [(field.name, str(field.type)) for field in schema]  # raises here if a column name is not UTF-8
     except (pa.ArrowException, ValueError) as error:
         raise OutputError(f"{path} {_what_it_is(path)}") from error
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's message would repeat the path
+        reason = os.strerror(error.errno) if error.errno else one_line(error)  # pyarrow's message would repeat the path
         raise OutputError(f"{path} cannot be read: {reason}") from error
     if own.get("format") != arrow_file.FORMAT:
-        raise OutputError(f"{path} is an Arrow file, but not an output of this version of fastvec")
+        kind = "a Parquet file" if is_parquet else "an Arrow file"
+        raise OutputError(f"{path} is {kind}, but not an output of this version of fastvec")
     try:
         return Output(
             path=path,
+            is_parquet=is_parquet,
             schema=schema,
             own=own,
             promises=promises,
             rows=int(promises["fastvec.rows"]),
             counts={name: int(count) for name, count in json.loads(promises["fastvec.counts"]).items()},
-            blocks=[Block(**block) for block in json.loads(promises["fastvec.batches"])],
+            blocks=[] if is_parquet else [Block(**block) for block in json.loads(promises["fastvec.batches"])],
             inputs=[
                 {"uri": str(file["uri"]), "first_row": int(file["first_row"]), "rows": int(file["rows"])}
                 for file in json.loads(own["inputs"])
@@ -128,14 +150,38 @@ def read_output(path: Path) -> Output:
         raise OutputError(f"{path} has damaged metadata: {error!r}") from error
 
 
+def read_metadata(path: Path) -> tuple[pa.Schema, dict[str, str]]:
+    """Read the schema of a finished output, with its metadata, and the footer's metadata.
+
+    Raises OSError, ArrowException or ValueError for other files.
+    """
+    if _starts_with(path, parquet_file.MAGIC):
+        try:
+            with parquet_file.opened(path) as file:
+                return parquet_file.read_metadata(file)
+        except OSError as error:
+            if error.errno is None:  # what Arrow raises for a malformed footer
+                raise ValueError(one_line(error)) from error
+            raise
+    with pa.memory_map(os.fsencode(path)) as source:  # the path may not be UTF-8
+        reader = ipc.open_file(source)
+        return reader.schema, _decoded(reader.metadata)
+
+
 def _decoded(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
 
 
-def _what_it_is(path: Path) -> str:
+def _starts_with(path: Path, magic: bytes) -> bool:
     with path.open("rb") as file:
-        if file.read(len(arrow_file.MAGIC)) != arrow_file.MAGIC:
-            return "is not an Arrow IPC file"
+        return file.read(len(magic)) == magic
+
+
+def _what_it_is(path: Path) -> str:
+    if _starts_with(path, parquet_file.MAGIC):
+        return "starts as a Parquet file but has no valid footer: it is truncated or damaged"
+    if not _starts_with(path, arrow_file.MAGIC):
+        return "is neither an Arrow IPC file nor a Parquet file"
     if path.suffix == ".part":
         return "is unfinished: run the same command again to resume it"
     return "starts as an Arrow IPC file but has no valid footer: it is truncated or damaged"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastvec.errors import OutputError
-from fastvec.output import arrow_file
+from fastvec.output import arrow_file, parquet_file
 from fastvec.output.reader import Output, read_output
 
 # float32: the error of a norm summed in float32 is up to D/2 · 2⁻²⁴, 1.2e-4 for D = 4096; float16 rounding adds 2⁻¹¹
@@ -47,14 +47,15 @@ class Verification:
 def verify(path: str | Path) -> Verification:
     """Check every promise about the output at `path`, in bounded memory.
 
-    A damaged file raises no error; it gives a failed check. The bytes are checked first, all of them: the head must be
-    the encoded schema, each batch must match its CRC32, and the rest must be the footer that follows from the batches
-    and counts. The columns' types are checked if the bytes pass, and the values if both do.
+    A damaged file raises no error; it gives a failed check. The bytes are checked first. In an Arrow file, these are
+    all: the head must be the encoded schema, each batch must match its CRC32, and the rest must be the footer that
+    follows from the batches and counts. In a Parquet file, the metadata and each page must match their CRC32. The
+    columns' types are checked if the bytes pass, and the values if both do.
     """
     try:
         output = read_output(Path(path))
         checks = [_check("file", None, f"a finished output in format {arrow_file.FORMAT}")]
-        for stage in (_check_bytes, check_columns, _check_values):
+        for stage in (check_bytes, check_columns, _check_values):
             if all(check.passed for check in checks):
                 checks += stage(output)
     except (OutputError, OSError) as error:  # OSError: e.g. a bad sector
@@ -66,7 +67,23 @@ def _check(name: str, problem: str | None, detail: str) -> Check:
     return Check(name=name, passed=problem is None, detail=problem or detail)
 
 
-def _check_bytes(output: Output) -> Iterator[Check]:
+def check_bytes(output: Output) -> Iterator[Check]:
+    return _check_parquet(output) if output.is_parquet else _check_arrow(output)
+
+
+def _check_parquet(output: Output) -> Iterator[Check]:
+    intact = parquet_file.is_metadata_intact(output.path)
+    yield _check("metadata", None if intact else "does not match its CRC32", "matches its CRC32")
+    try:
+        for _ in output.stored_batches():
+            pass
+    except OutputError as error:
+        yield _check("pages", str(error), "")
+    else:
+        yield _check("pages", None, "all match their CRC32")
+
+
+def _check_arrow(output: Output) -> Iterator[Check]:
     head, blocks = arrow_file.head(output.schema), output.blocks
     with output.path.open("rb") as file:
         problem = None if file.read(len(head)) == head else "does not match the schema in the footer"

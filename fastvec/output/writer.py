@@ -1,4 +1,4 @@
-"""Writes the output of an embedding job: one Arrow IPC file, in row order, always either complete or resumable.
+"""Writes the output of an embedding job: one file, in row order, always either complete or resumable.
 
 While a job runs, `vecs.arrow.part` contains the file's bytes and `vecs.arrow.journal` says how many of them are valid:
 
@@ -9,6 +9,9 @@ While a job runs, `vecs.arrow.part` contains the file's bytes and `vecs.arrow.jo
 The rename is atomic, so the final name exists only for a complete file. Writing to it with
 `with pyarrow.ipc.new_file(...)` was rejected: on an exception that writes a valid footer, and the truncated file looks
 complete.
+
+For `vecs.parquet`, `vecs.parquet.part` is the same Arrow file. Once complete, it is converted to `vecs.parquet.tmp`,
+which is renamed, and then deleted. A run that was killed in between converts again, to the same bytes.
 """
 
 import json
@@ -25,11 +28,12 @@ import pyarrow as pa
 
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import Json, differences, fingerprint_differences
-from fastvec.output import arrow_file, ownership
+from fastvec.output import arrow_file, ownership, parquet_file
 from fastvec.output.arrow_file import Block
 from fastvec.output.journal import Chunk, Job, Journal, RowError
 from fastvec.output.ownership import beside, earlier_fingerprint, finished_counts
-from fastvec.system.durable_files import open_file, sync_folder, translated_os_errors, write_at
+from fastvec.output.reader import read_output
+from fastvec.system.durable_files import open_file, replacing, sync_folder, translated_os_errors, write_at
 
 __all__ = ["Job", "Json", "RowError", "Writer", "earlier_fingerprint", "finished_counts"]
 
@@ -185,7 +189,7 @@ class Writer:
         self._count_durable(pending)
 
     def finish(self, error_lines: Iterable[str]) -> None:
-        """Commit, append the footer and rename the file to its final name; then release the lock.
+        """Commit, append the footer and publish the file under its final name; then release the lock.
 
         `error_lines` (without line ends) are written to `*.errors.jsonl`. If there are none, the errors file of an
         earlier run is deleted.
@@ -202,9 +206,19 @@ class Writer:
             os.close(part)
             _write_errors(ownership.errors_path(self._output), error_lines)
             sync_folder(self._output.parent)  # before the rename, so that a finished output has its errors file
+            self._publish()
+            self._journal.remove()
+
+    def _publish(self) -> None:
+        """Give the complete Arrow file its final name, or the Parquet file that is made of it."""
+        if self._output.suffix == ".parquet":
+            source = read_output(self._part_path)
+            with replacing(self._output) as fd:
+                parquet_file.write(fd, source.schema, source.stored_batches(), source.vector_columns, source.counts)
+            ownership.remove_part(self._part_path)
+        else:
             os.replace(self._part_path, self._output)
             sync_folder(self._output.parent)
-            self._journal.remove()
 
     def close(self) -> None:
         """Commit the written chunks if possible and release the lock; the unfinished work can be resumed.

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,61 @@ def translated_os_errors(output: Path, safe_rows: int = 0) -> Iterator[None]:
 
 def open_file(path: Path, flags: int) -> int:
     return os.open(path, flags | _BINARY, 0o666)
+
+
+def open_locked(path: Path, *, create: bool = True) -> int:
+    """Open the file `path` for reading and writing, and hold a lock on it until the descriptor is closed.
+
+    Raises RefusedError if a running process holds the lock, and OSError.
+    """
+    while True:
+        fd = open_file(path, os.O_RDWR | (os.O_CREAT if create else 0))
+        try:
+            lock(fd, path)
+            if _is_same_file(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # another process deleted or renamed this file between open and lock
+
+
+def _is_same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def draft_path(target: Path) -> Path:
+    return target.with_name(target.name + ".tmp")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[int]:
+    """Yield the descriptor of an empty, locked file beside `target`; after the block it becomes `target`, durably.
+
+    If the block raises, the file is deleted, and `target` stays as it is. What a killed process left is overwritten.
+    Raises RefusedError if a running process writes to the same target, and OSError.
+    """
+    draft = draft_path(target)
+    fd = open_locked(draft)
+    try:
+        os.ftruncate(fd, 0)
+        yield fd
+        os.fsync(fd)
+        if sys.platform == "win32":  # cannot rename an open file
+            os.close(fd)
+            fd = -1
+        os.replace(draft, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(draft)
+        raise
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    sync_folder(target.parent)
 
 
 def write_at(fd: int, offset: int, data: Any) -> None:
@@ -75,7 +130,7 @@ def sync_tree(folder: Path) -> None:
 
 def write_durably(path: Path, text: str) -> None:
     """Replace `path` atomically: after a power cut, it has either its old content or all of `text`."""
-    draft = path.with_name(path.name + ".tmp")
+    draft = draft_path(path)
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -89,6 +89,24 @@ def test_json_is_one_document_with_every_field(fastvec: Run, tiny_llama: Path) -
     assert report["waits"].keys() == {"read", "tokenize", "encode", "write"}
 
 
+def test_convert_and_merge(fastvec: Run, tiny_llama: Path) -> None:
+    embed = ("embed", ARTICLES, "--model", tiny_llama, "--column", "text", "--quiet")
+    for name, limit in (("a", "5"), ("b", "4")):
+        assert fastvec(*embed, "--limit", limit, "-o", f"{name}.arrow").exit_code == 0
+    merged = fastvec("merge", "a.arrow", "b.arrow", "-o", "all.arrow")
+    assert (merged.exit_code, merged.stdout, merged.stderr) == (0, "", "all.arrow: 9 rows, 0.0 MB\n")
+    assert fastvec("verify", "all.arrow").exit_code == 0
+    converted = fastvec("convert", "all.arrow", "all.parquet")
+    assert (converted.exit_code, converted.stdout, converted.stderr) == (0, "", "all.parquet: 9 rows, 0.0 MB\n")
+    assert fastvec("verify", "all.parquet").exit_code == 0
+    refused = fastvec("convert", "all.arrow", "all.parquet")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (4, 1)
+    done = fastvec("convert", "all.arrow", "all.parquet", "--overwrite", "--json")
+    size = Path("all.parquet").stat().st_size
+    assert json.loads(done.stdout) == {"output": "all.parquet", "rows": 9, "size_bytes": size, "left_out": 0}
+    assert fastvec("merge", "a.arrow", "b.arrow", "-o", "quiet.arrow", "--quiet") == (0, "", "")
+
+
 def test_a_dry_run_writes_nothing(fastvec: Run, tiny_llama: Path, tmp_path: Path) -> None:
     arguments = ("embed", ARTICLES, "-o", "vecs.arrow", "--model", tiny_llama, "--column", "text", "--dry-run")
     estimate = json.loads(fastvec(*arguments, "--json").stdout)
@@ -126,7 +144,12 @@ def test_the_environment_knows_every_option_by_its_long_name(monkeypatch: pytest
     [
         (["embed", "nowhere.parquet", "-o", "v.arrow"], 1, r"nowhere.parquet"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--column", "id"], 1, r"column 'id' is int64, not text"),
-        (["embed", str(ARTICLES), "-o", "v.parquet", "--column", "text"], 1, r"v.parquet does not end in .arrow"),
+        (
+            ["embed", str(ARTICLES), "-o", "v.csv", "--column", "text"],
+            1,
+            r"v.csv ends in neither .arrow nor .parquet",
+        ),
+        (["embed", str(ARTICLES), "-o", "v.npy", "--column", "text"], 1, r"v.npy .* fastvec convert v.arrow v.npy"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--column", "body"], 1, r"body"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--keep", "id", "--keep-all"], 2, r"choose one"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--quantize", "int4"], 2, r"'int4' is not one of 'int8', 'fp8'"),
@@ -146,6 +169,11 @@ def test_the_environment_knows_every_option_by_its_long_name(monkeypatch: pytest
         (["embed", str(ARTICLES), "-o", "v" * 300 + ".arrow"], 1, r"vv.arrow: File name too long"),
         (["embed", str(ARTICLES), "-o", ".arrow"], 1, r".arrow has no name before .arrow: .* name it vecs.arrow"),
         (["embed", str(ARTICLES)], 2, r"Missing option '-o'"),
+        (["convert", str(ARTICLES), "v.npy"], 1, r"is a Parquet file, but not an output of this version of fastvec"),
+        (["convert", "v.arrow", "v.csv"], 1, r"v.csv ends in none of .parquet, .npy and .lance"),
+        (["convert", "v.arrow"], 2, r"Missing argument 'OUT.parquet.OUT.npy.OUT.lance'"),
+        (["merge", "v.arrow", "w.arrow", "-o", "all.arrow"], 1, r"v.arrow cannot be read: No such file or directory"),
+        (["merge", "v.arrow", "v.arrow", "-o", "all.arrow"], 2, r"a file was given twice"),
         (["doctor"], 2, r"No such command 'doctor'"),
     ],
 )

@@ -9,9 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
+from fastvec import convert
 from fastvec.output.vector_column import VectorDtype, column_type, ranges_of, ranges_to_json, to_column
 from fastvec.output.writer import Job, Writer
 from tests import ROOT
+from tests.helpers.outputs import make_schema
 
 RECIPES = (ROOT / "docs/reading.md").read_text()
 ROWS, DIMS = 10, 16
@@ -39,7 +41,11 @@ def write_output(path: Path, dtype: VectorDtype = "float32") -> None:
             pa.field("row", pa.int64(), nullable=False),
             pa.field("embedding", column_type(DIMS, dtype)),
         ],
-        metadata={"fastvec.model": "tiny", "fastvec.ranges": ranges_to_json(ranges)},
+        metadata={
+            **make_schema(dtype=dtype, dims=DIMS).metadata,
+            b"fastvec.model": b"tiny",
+            b"fastvec.ranges": ranges_to_json(ranges).encode(),
+        },
     )
     writer = Writer.open(path, Job(fingerprint={}, environment={}, limits={}))
     writer.begin(schema)
@@ -48,7 +54,8 @@ def write_output(path: Path, dtype: VectorDtype = "float32") -> None:
         vectors = to_column(VECTORS[begin:end], VALID[begin:end], dtype, ranges)
         batch = pa.record_batch([ids, pa.array(range(begin, end)), vectors], schema=schema)
         batch = batch.cast(writer.schema)
-        writer.write(batch, counts={}, errors=(), batch_tokens=1)
+        nulls = end - begin - int(VALID[begin:end].sum())
+        writer.write(batch, counts={"nulls": nulls}, errors=(), batch_tokens=1)
     writer.finish(())
 
 
@@ -119,6 +126,21 @@ def test_lancedb_finds_the_nearest() -> None:
     assert result["texts"].count_rows() == VALID.sum()
     assert [(found["row"], found["id"]) for found in result["nearest"]] == [(row, f"text {row}") for row in NEAREST]
     assert result["nearest"][0]["embedding"] == pytest.approx(VECTORS[3])
+
+
+def test_parquet_is_read_like_the_arrow_file(output: Path) -> None:
+    convert(output, output.with_suffix(".parquet"))
+
+    result = run("Open", "Polars", "DuckDB", "Parquet")
+
+    assert np.array_equal(result["vectors"], VECTORS[VALID])
+    assert [(row, id) for row, id, _ in result["nearest"]] == [(row, f"text {row}") for row in NEAREST]
+
+
+def test_faiss_takes_the_npy_as_it_is(output: Path) -> None:
+    convert(output, output.with_suffix(".npy"))
+
+    assert run("Open", "FAISS", "npy")["nearest"].tolist() == NEAREST
 
 
 def test_float16_is_widened_for_duckdb(output: Path) -> None:

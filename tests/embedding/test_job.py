@@ -250,7 +250,8 @@ def test_a_disk_that_cannot_hold_it_is_said_at_once(
 @pytest.mark.parametrize(
     ("output_name", "message"),
     [
-        ("vecs.parquet", "does not end in .arrow"),
+        ("vecs.csv", r"ends in neither \.arrow nor \.parquet: .* name it vecs\.arrow$"),
+        ("vecs.lance", r"vecs\.lance cannot be embedded to: embed to .*vecs\.arrow, then run fastvec convert "),
         ("", "is a folder: name a file in it"),
         ("nowhere/vecs.arrow", "is not a folder: make it first"),
         ("s3://bucket/vecs.arrow", "is a remote address"),

@@ -164,7 +164,7 @@ def test_a_place_where_nothing_can_be_written(output: Path, look: Callable[[Path
     assert contents(output) == {}
     output.rmdir()
     os.mkfifo(output)  # opening a pipe would block
-    with pytest.raises(OutputError, match=r"vecs\.arrow is not a regular file: choose another -o"):
+    with pytest.raises(OutputError, match=r"vecs\.arrow is not a regular file: choose another output"):
         look(output, make_job())
 
 

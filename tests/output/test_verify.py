@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import ipc
 
@@ -126,15 +127,18 @@ def test_files_that_are_no_output_are_told_in_one_line(output: Path) -> None:
         return str(refused.value).removeprefix(f"{output} ")
 
     assert only_problem() == "cannot be read: No such file or directory"
-    for content in (b"", b"PAR1 and so on"):
-        output.write_bytes(content)
-        assert only_problem() == "is not an Arrow IPC file"
+    output.write_bytes(b"PAR1 and so on")
+    assert only_problem() == "starts as a Parquet file but has no valid footer: it is truncated or damaged"
+    output.write_bytes(b"")
+    assert only_problem() == "is neither an Arrow IPC file nor a Parquet file"
     with ipc.new_stream(str(output), pa.schema({"a": pa.int64()})):
         pass
-    assert only_problem() == "is not an Arrow IPC file"
+    assert only_problem() == "is neither an Arrow IPC file nor a Parquet file"
     with ipc.new_file(str(output), pa.schema({"a": pa.int64()})):
         pass
     assert only_problem() == "is an Arrow file, but not an output of this version of fastvec"
+    pq.write_table(pa.table({"a": [1]}), output)
+    assert only_problem() == "is a Parquet file, but not an output of this version of fastvec"
 
     run_job(output, overwrite=True)
     output.write_bytes(output.read_bytes()[:-100])

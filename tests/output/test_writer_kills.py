@@ -38,8 +38,8 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "folder", tmp_path / "attic")
 
 
-def job_of(machine: Machine, *, overwrite: bool = False) -> Callable[[], object]:
-    return lambda: run_job(machine.folder / "vecs.arrow", chunks=FEW_CHUNKS, overwrite=overwrite)
+def job_of(machine: Machine, name: str = "vecs.arrow", *, overwrite: bool = False) -> Callable[[], object]:
+    return lambda: run_job(machine.folder / name, chunks=FEW_CHUNKS, overwrite=overwrite)
 
 
 @pytest.fixture
@@ -97,6 +97,25 @@ def test_an_overwrite_is_killed_at_every_system_call(machine: Machine, expected:
         machine.start_with(files)
         machine.run(job_of(machine, overwrite=True))
         assert machine.files() == expected
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_parquet_output_is_killed_at_every_system_call(machine: Machine, overwrite: bool) -> None:
+    """Also during the conversion of the complete Arrow file. What has the final name is whole, or the old output."""
+    job = job_of(machine, "vecs.parquet", overwrite=overwrite)
+    job()
+    expected = machine.files()
+    assert {name for name, _ in expected} == {"vecs.parquet", "vecs.parquet.errors.jsonl"}
+    start = Files()
+    if overwrite:
+        run_job(machine.folder / "vecs.parquet", job=make_job(model="another"), overwrite=True)
+        start = machine.files()
+    outputs = {dict(files).get("vecs.parquet") for files in (start, expected)}
+    for files in left_by_kills(machine, job, start):
+        assert dict(files).get("vecs.parquet") in outputs
+        machine.start_with(files)
+        machine.run(job)
+        assert machine.files() == machine.after_power_cut("lost", "lost") == expected
 
 
 def fork(program: Callable[[], object]) -> int:

@@ -1,0 +1,41 @@
+"""The commands `fastvec convert` and `fastvec merge`."""
+
+import click
+
+from fastvec.cli import options as shared
+from fastvec.cli.streams import end_job
+
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+
+
+@click.command(short_help="Convert an output to Parquet, NumPy or Lance.")
+@click.argument("file", type=click.Path())
+@click.argument("output", metavar="OUT.parquet|OUT.npy|OUT.lance", type=click.Path())
+@overwrite
+@shared.quiet
+@shared.as_json
+def convert(file: str, output: str, overwrite: bool, quiet: bool, as_json: bool) -> None:
+    """Convert a finished output to the format that the suffix of OUT names.
+
+    .parquet has the same columns and metadata. .npy has the vectors alone, without the rows that have none; their row
+    numbers are in OUT.rows.npy. .lance is a Lance dataset.
+    """
+    from fastvec.output.convert import convert as run
+
+    end_job(run(file, output, overwrite=overwrite), as_json=as_json, quiet=quiet)
+
+
+@click.command(short_help="Join outputs of the same model and settings.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.option("-o", "--output", required=True, metavar="OUT.arrow|OUT.parquet", help="The file to write.")
+@overwrite
+@shared.quiet
+@shared.as_json
+def merge(files: tuple[str, ...], output: str, overwrite: bool, quiet: bool, as_json: bool) -> None:
+    """Join finished outputs of the same model and settings, in the order given.
+
+    Rows are numbered anew over all of them.
+    """
+    from fastvec.output.merge import merge as run
+
+    end_job(run(files, output, overwrite=overwrite), as_json=as_json, quiet=quiet)

@@ -1,0 +1,187 @@
+"""`fastvec convert`: writes a finished output in another tool's format.
+
+    .parquet   see `parquet_file`
+    .npy       the vectors [rows, D] in C order, and beside them `*.rows.npy` with the row number of each
+    .lance     a Lance dataset, which LanceDB opens as a table
+
+Each is written under a temporary name and renamed when it is complete and durable, one record batch at a time.
+"""
+
+import errno
+import io
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fastvec.errors import OutputError, RefusedError, one_line
+from fastvec.output import parquet_file
+from fastvec.output.ownership import require_writable
+from fastvec.output.reader import Array, Output, read_output
+from fastvec.output.verify import check_bytes, check_columns
+from fastvec.system.durable_files import (
+    draft_path,
+    locked,
+    replacing,
+    sync_folder,
+    sync_tree,
+    translated_os_errors,
+    write_at,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """The report of a file that was made of finished outputs."""
+
+    output: str
+    rows: int
+    size_bytes: int
+    left_out: int = 0  # rows without a vector, which a .npy file cannot have
+
+    @property
+    def return_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        left_out = f"; {self.left_out:,} rows without a vector were left out" if self.left_out else ""
+        return f"{self.output}: {self.rows:,} rows, {self.size_bytes / 1e6:,.1f} MB{left_out}"
+
+
+def convert(path: str | Path, output: str | Path, *, overwrite: bool = False) -> Written:
+    """Convert the finished output at `path` to the format that the suffix of `output` names.
+
+    `.parquet`: the same columns and metadata. `.npy`: the vectors [rows, D] as they are stored, and beside them
+    `*.rows.npy`, their row numbers [rows] as int64; rows without a vector are left out. `.lance`: a Lance dataset of
+    the same columns, which needs the package lancedb.
+
+    Raises OutputError if `path` is not a finished output or is damaged, or `output` cannot be written; RefusedError if
+    `output` exists, unless `overwrite`; DiskFullError. An old `output` stays as it was then.
+    """
+    target = Path(output)
+    if target.suffix not in (".parquet", ".npy", ".lance"):
+        raise OutputError(f"{output} ends in none of .parquet, .npy and .lance, the formats that can be written")
+    with translated_os_errors(target):
+        source = open_intact(Path(path))
+        if target.suffix == ".lance":
+            return _to_lance(source, target, overwrite=overwrite)
+        require_replaceable(target, overwrite=overwrite)
+        if target.suffix == ".npy":
+            return _to_npy(source, target, overwrite=overwrite)
+        with replacing(target) as fd:
+            parquet_file.write(fd, source.schema, source.stored_batches(), source.vector_columns, source.counts)
+        return Written(output=str(output), rows=source.rows, size_bytes=target.stat().st_size)
+
+
+def open_intact(path: Path) -> Output:
+    """Open the finished output at `path`, and check its bytes: a copy of damaged vectors would look intact.
+
+    Raises OutputError if it is not a finished output, or is damaged.
+    """
+    output = read_output(path)
+    for checks in (check_bytes, check_columns):
+        for check in checks(output):
+            if not check.passed:
+                raise OutputError(f"{path} is damaged: {check.name}: {check.detail}")
+    return output
+
+
+def require_replaceable(target: Path, *, overwrite: bool) -> None:
+    """Raise RefusedError if the file `target` exists, unless `overwrite`; OutputError if it cannot be written."""
+    require_writable(target)
+    _refuse_existing(target, overwrite=overwrite)
+
+
+def _refuse_existing(target: Path, *, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise RefusedError(f"{target} exists: replace it with --overwrite, or choose another name")
+
+
+def _to_npy(source: Output, target: Path, *, overwrite: bool) -> Written:
+    numbers = target.with_suffix(".rows.npy")
+    require_replaceable(numbers, overwrite=overwrite)
+    rows, left = source.rows - source.rows_without_vector, source.rows_without_vector
+    dtype = np.dtype(source.vector_type.value_type.to_pandas_dtype())
+    # not through a memory map, in which a full disk would be a signal (SIGBUS), not an error
+    with replacing(target) as vectors_fd, replacing(numbers) as numbers_fd:
+        vectors_end = _write_header(vectors_fd, (rows, source.vector_type.list_size), dtype)
+        numbers_end = begin = _write_header(numbers_fd, (rows,), np.dtype(np.int64))
+        for batch in source.batches():
+            vectors, valid = source.vectors(batch)
+            vectors_end = _append(vectors_fd, vectors_end, vectors[valid])
+            numbers_end = _append(numbers_fd, numbers_end, batch.column("row").to_numpy()[valid])
+        if numbers_end - begin != rows * np.dtype(np.int64).itemsize:
+            raise OutputError(f"{source.path} has another number of vectors than {rows:,}, as its metadata say")
+        for fd in (vectors_fd, numbers_fd):
+            os.fsync(fd)
+        target.unlink(missing_ok=True)  # between the two renames, vectors must not be beside another file's row numbers
+        sync_folder(target.parent)
+    size = vectors_end + numbers_end
+    return Written(output=str(target), rows=rows, size_bytes=size, left_out=left)
+
+
+def _write_header(fd: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return _append(fd, 0, np.frombuffer(header.getvalue(), np.uint8))
+
+
+def _append(fd: int, end: int, values: Array) -> int:
+    data = np.ascontiguousarray(values)
+    write_at(fd, end, data.reshape(-1).view(np.uint8))
+    return end + data.nbytes
+
+
+def _to_lance(source: Output, target: Path, *, overwrite: bool) -> Written:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise OutputError("Lance datasets need the package lancedb: pip install 'fastvec[lance]'") from error
+    if not target.is_dir():
+        require_writable(target)
+    elif not (target / "_versions").is_dir():
+        raise OutputError(f"{target} is a folder, but not a Lance dataset: choose another name")
+    _refuse_existing(target, overwrite=overwrite)
+    draft = draft_path(target)
+    draft.mkdir(exist_ok=True)
+    with locked(draft / "lock"):
+        try:
+            _clear(draft)  # of what a killed process left
+            _write_lance(lancedb.connect(draft), source, target)
+            sync_tree(draft)
+            if target.exists():  # a folder cannot be renamed over another one
+                os.replace(target, draft / "old")
+            os.replace(draft / "vectors.lance", target)
+            sync_folder(target.parent)
+        finally:
+            _clear(draft)
+            with suppress(OSError):
+                os.unlink(draft / "lock")
+                os.rmdir(draft)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    return Written(output=str(target), rows=source.rows, size_bytes=size)
+
+
+def _clear(draft: Path) -> None:
+    for name in ("vectors.lance", "old"):
+        shutil.rmtree(draft / name, ignore_errors=True)
+
+
+def _write_lance(database: Any, source: Output, target: Path) -> None:
+    reader = pa.RecordBatchReader.from_batches(source.schema, source.batches())
+    try:
+        # "null" keeps null vectors, which are refused otherwise
+        database.create_table("vectors", reader, on_bad_vectors="null")
+    except (RuntimeError, ValueError, OSError) as error:
+        if "No space left" in str(error):  # an error of Rust, without a number
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise OutputError(f"{target} cannot be written: {one_line(error)}") from error
