@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test test-slow test-isa check lint aot docs clean
+.PHONY: demo test test-slow test-isa test-integrations check lint aot docs clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -33,6 +33,11 @@ NUMERIC := tests/kernels tests/operators tests/training tests/decoders tests/tes
 test-isa: $(VENV)/.installed
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
+
+# The recipes of docs/integrations.md, whose libraries `make test` does not install and skips.
+test-integrations: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations]'
+	$(PYTEST) tests/docs/test_integrations.py tests/encoding/test_inputs.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,94 +1,43 @@
 """The encoder turns texts into vectors by a checkpoint's own rules.
 
-A text is tokenized once and shares a packed forward pass (`forward`) with texts of similar length. Its vector is pooled
-from its own span of tokens.
-
 Shapes: n texts, D dimensions of a vector.
 """
 
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 import torch
 
-from fastvec.decoders.agreement import SAMPLE, Agreement
-from fastvec.decoders.cpu_choices import CpuChoices
-from fastvec.decoders.kernel_check import replaced_ops
-from fastvec.errors import ModelError, UsageError
-from fastvec.forward import Forward
-from fastvec.settings import EncoderSettings, resolve_settings
-from fastvec.system.allocator import keep_freed_memory
-from fastvec.texts.batching import chunk_limits, is_long_job, row_multiple, token_batches, token_budget
-from fastvec.texts.load import load_tokenizer
-from fastvec.texts.packing import pack_flat
-from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings, without_surrogates
-from fastvec_kernels import to_device, to_host
+from fastvec.encoding.chunk_encoder import ChunkEncoder, SubmittedChunk, without_vector
+from fastvec.encoding.inputs import Texts, read_texts
+from fastvec.encoding.progress_bar import progress_bar
+from fastvec.encoding.similarity import similarities
+from fastvec.encoding.stream import encode_stream, source_items
+from fastvec.encoding.stream_items import ItemReader
+from fastvec.errors import UsageError
+from fastvec.output.vector_column import to_column
+from fastvec.settings import resolve_settings
+from fastvec.texts.batching import token_batches
+from fastvec.texts.tokenizer import TextTokenizer, without_surrogates
 
-logger = logging.getLogger(__name__)
+__all__ = ["Encoder", "SubmittedChunk"]
 
 FloatArray = npt.NDArray[np.float32]
+Format = Literal["numpy", "torch", "arrow"]
 
 # texts that `encode` handles at a time: enough to sort by length, few enough to hold in memory
 ENCODE_ROWS = 8192
-WARM_UP = 8  # texts
-SLOWER = 0.95  # relative speed of a quantized forward below which it is called slower: noise of the measurement
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """The vectors of n texts. `failed` maps the index of a text without a vector (its row is NaN) to an error code."""
+class Encoder(ChunkEncoder):
+    """A loaded checkpoint, which turns texts into vectors.
 
-    vectors: FloatArray  # [n, D]
-    failed: dict[int, str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SubmittedChunk:
-    """A chunk of n texts that was submitted to the device, which may not have finished it."""
-
-    texts: TokenizedTexts
-    vectors: torch.Tensor  # [n, D] on the host; rows of `failed` are not valid
-    finite: torch.Tensor  # [n] bool on the host
-    failed: dict[int, str]
-    batch_tokens: int
-    done: torch.cuda.Event | None = None  # recorded after the copy to the host; None if both are complete
-
-
-class Encoder:
-    """A loaded checkpoint. `batch_tokens` is the token budget of a forward pass; running out of memory halves it.
-
-    `agreement` compares quantized vectors with those in `dtype`, on the first texts; it is None until then.
+    `batch_tokens` is the token budget of a forward pass; running out of memory halves it.
     """
-
-    def __init__(self, settings: EncoderSettings, *, batch_tokens: int | None = None) -> None:
-        """Load the weights, and check on a few tokens that attention is bidirectional or causal, as it should be.
-
-        Raises ModelError if the checkpoint cannot be loaded or fails that check, UsageError if it does not support
-        `max_length` or `quantize`.
-        """
-        self.settings = settings
-        if settings.device == "cpu":
-            keep_freed_memory()
-        self._tokenizer = load_tokenizer(settings.checkpoint)
-        self._forward = Forward(settings)
-        self.parameters = self._forward.parameters
-        require_embeddings(self._tokenizer, len(self._forward.embeddings), settings.checkpoint.name)
-        dtype: torch.dtype = getattr(torch, settings.dtype)
-        self.batch_tokens = batch_tokens or token_budget(settings.device, self.parameters, dtype.itemsize)
-        self.agreement: Agreement | None = None
-        self._measured = False
-        # unquantized and quantized vectors, and the seconds that each of them took
-        self._compared: list[tuple[FloatArray, FloatArray, float, float]] = []
-        direction = "bidirectional" if settings.bidirectional else "causal"
-        logger.info("%s runs %s: %s", settings.checkpoint.name, direction, settings.bidirectional_reason)
 
     @classmethod
     def from_pretrained(
@@ -129,207 +78,181 @@ class Encoder:
         )
         return cls(settings)
 
-    @property
-    def dims(self) -> int:
-        """The width of a vector."""
-        return self.settings.dims
-
-    @property
-    def chunk_limits(self) -> dict[str, int]:
-        """The rows and the bytes of text at which a chunk ends, so that encoding one takes seconds on this device."""
-        return chunk_limits(self.settings.device, self.parameters, self.settings.max_length)
-
-    @property
-    def chunks_ahead(self) -> int:
-        """Chunks to begin before one is finished: a GPU computes the next one while vectors are copied from it."""
-        return 1 if self.settings.device == "cuda" else 0
-
-    @property
-    def choices(self) -> dict[str, Any] | None:
-        """How matrix products and attention are computed on a CPU; None on a GPU."""
-        choices = self._forward.choices
-        return None if choices is None else choices.to_json()
-
-    def choose(self, choices: Mapping[str, Any]) -> None:
-        """Compute by these `choices`, e.g. those of the run that is resumed."""
-        self._forward.choose(CpuChoices.from_json(choices))
-
-    def measure_for(self, text_bytes: int) -> None:
-        """On a CPU, measure which choices are fastest, unless so many bytes of text are encoded in few seconds.
-
-        A quantized model keeps the defaults: most of its products are neither of what is measured.
-        """
-        long = is_long_job(self.settings.device, self.parameters, text_bytes)
-        if long and not self._measured and self.settings.quantize is None:
-            self._measured = True
-            self._forward.measure()
-            if self._forward.choices is not None:
-                logger.info("on this CPU, %s", self._forward.choices)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Library versions and device; with others, vectors may round differently."""
-        cuda = self.settings.device == "cuda"
-        found = {
-            "torch": str(torch.__version__),  # a plain string, to equal the one that the journal returns
-            "transformers": version("transformers"),
-            "tokenizers": tokenizers.__version__,
-            "device": torch.cuda.get_device_name() if cuda else _cpu(),
-        }
-        return found | ({"torch_ops": ", ".join(self.torch_ops)} if self.torch_ops else {})
-
-    @property
-    def torch_ops(self) -> tuple[str, ...]:
-        """The ops that run without their kernels, although this device has kernels for them."""
-        return replaced_ops(self.settings.device)
-
+    @overload
     def encode(
-        self, texts: Sequence[str], instruction: str | None = None, prompt_name: str | None = None
-    ) -> FloatArray:
-        """Return the vectors [n, D] of `texts`, in order. Lone surrogates are read as U+FFFD.
+        self,
+        texts: Texts,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+        batch_tokens: int | None = None,
+        convert_to: Literal["numpy"] = "numpy",
+    ) -> FloatArray: ...
+    @overload
+    def encode(
+        self,
+        texts: Texts,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+        batch_tokens: int | None = None,
+        convert_to: Format,
+    ) -> Any: ...
+    def encode(
+        self,
+        texts: Texts,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+        batch_tokens: int | None = None,
+        convert_to: Format = "numpy",
+    ) -> Any:
+        """Return the vectors [n, D] of `texts`, in order, or the vector [D] of a single string.
 
-        Raises UsageError if `texts` is not a list of strings, ModelError if a text has no finite vector.
+        Args:
+            texts: A list, tuple or other sequence of strings; a NumPy array; a pandas or polars Series; an Arrow array
+                of strings, large or dictionary-encoded or not; or one string. Lone surrogates are read as U+FFFD.
+            instruction: An instruction before every text.
+            prompt_name: The name of one of the checkpoint's prompts, to put it before every text.
+            show_progress_bar: Show a progress bar on stderr, if that is a terminal, or in a notebook, which needs
+                ipywidgets. None shows none.
+            batch_tokens: The token budget of a forward pass in this call; None is the encoder's own.
+            convert_to: `numpy`, a float32 array; `torch`, a float32 tensor on the encoder's device; or `arrow`, a
+                FixedSizeListArray of float32.
+
+        Raises:
+            UsageError: One of `texts` is null or not a string, or an option cannot be used.
+            ModelError: A text has no finite vector.
         """
-        if isinstance(texts, str):
-            raise UsageError("encode expects a list of texts, got one string: put it in a list")
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UsageError(f"text {index} is a {type(text).__name__}, not a string: leave it out or fill it in")
+        if convert_to not in get_args(Format):
+            raise UsageError(f"convert_to {convert_to!r} is not known: choose {', '.join(get_args(Format))}")
+        rows = [texts] if isinstance(texts, str) else read_texts(texts)
         tokenizer = self.tokenizer(instruction, prompt_name)
-        self.measure_for(sum(map(len, texts)))  # in characters, near enough
-        vectors = np.empty((len(texts), self.dims), dtype=np.float32)
-        for begin in range(0, len(texts), ENCODE_ROWS):
-            rows = [without_surrogates(text) for text in texts[begin : begin + ENCODE_ROWS]]
-            encoded = self.encode_tokens(tokenizer(rows))
-            for index, code in encoded.failed.items():
-                remedy = "leave it out" if code == "token_without_embedding" else "try dtype float32"
-                raise ModelError(f"text {begin + index} has no vector ({code}): {remedy}")
-            vectors[begin : begin + len(rows)] = encoded.vectors
-        return vectors
+        self.measure_for(sum(map(len, rows)))  # in characters, near enough
+        vectors = np.empty((len(rows), self.dims), dtype=np.float32)
+        with self.batches_of(batch_tokens), progress_bar(len(rows), show=show_progress_bar) as show:
+            for begin in range(0, len(rows), ENCODE_ROWS):
+                some = rows[begin : begin + ENCODE_ROWS]
+                vectors[begin : begin + len(some)] = self._encode_rows(some, begin, tokenizer, show)
+                show(begin + len(some))
+        converted = self._converted(vectors, convert_to)
+        return converted[0] if isinstance(texts, str) else converted
 
-    def tokenizer(self, instruction: str | None = None, prompt_name: str | None = None) -> TextTokenizer:
-        """Return what turns texts into token ids by the checkpoint's rules; for errors see `EncoderSettings.prefix`."""
-        return self.settings.text_tokenizer(self._tokenizer, instruction, prompt_name)
+    def encode_query(
+        self,
+        texts: Texts,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+        batch_tokens: int | None = None,
+        convert_to: Format = "numpy",
+    ) -> Any:
+        """Encode queries as `encode` does, with the checkpoint's prompt named `query`.
 
-    def input_embeddings(self) -> FloatArray:
-        """Return the table [V, hidden_size] of input embeddings, in float32."""
-        return self._forward.embeddings.detach().float().cpu().numpy()
-
-    def encode_tokens(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> Encoded:
-        """Encode one chunk of texts, with `begin` and `finish`."""
-        return self.finish(self.begin(texts, between_batches))
-
-    def begin(self, texts: TokenizedTexts, between_batches: Callable[[], None] = lambda: None) -> SubmittedChunk:
-        """Submit one chunk of texts to the device. An exception from `between_batches` ends it.
-
-        Running out of memory halves the token budget and restarts the chunk, so that its batches depend only on its
-        lengths and one budget; a single text that does not fit into memory fails. Raises ModelError if not even the
-        chunk's vectors fit, or if quantization changes the vectors of the first texts too much.
+        Without such a prompt they have none, not even the default prompt, as in sentence-transformers. A given
+        `instruction` or `prompt_name` takes its place.
         """
-        while True:
-            try:
-                with torch.inference_mode():
-                    if self._forward.has_unquantized and len(texts):
-                        self._compare_quantized(texts.sample(SAMPLE), between_batches)
-                    return self._begin(texts, between_batches)
-            except torch.OutOfMemoryError:
-                pass  # the traceback keeps the batch's tensors alive until this block ends
-            if self.batch_tokens == 1:
-                raise ModelError(
-                    f"{self.settings.device} has too little memory left beside the model: free some, or use device cpu"
-                )
-            self.batch_tokens = max(min(self.batch_tokens, int(texts.lengths.sum())) // 2, 1)
-            torch.cuda.empty_cache()
-            logger.warning("out of memory: continuing with batches of %d tokens", self.batch_tokens)
-
-    def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> SubmittedChunk:
-        embeddings = len(self._forward.embeddings)
-        failed = {int(row): "token_without_embedding" for row in texts.beyond(embeddings)}
-        if failed:  # keep their lengths, and so the batches, with ids that have an embedding
-            texts = replace(texts, ids=np.minimum(texts.ids, embeddings - 1))
-        batches = token_batches(texts.lengths, self.batch_tokens)
-        device = torch.device(self.settings.device)
-        out = torch.full((len(texts), self.dims), torch.nan, device=device)
-        begin = 0
-        for rows in batches:
-            between_batches()
-            end = begin + len(rows)
-            try:
-                out[begin:end] = self._vectors(texts, rows)
-            except torch.OutOfMemoryError:
-                if len(rows) > 1:
-                    raise
-                failed[int(rows[0])] = "out_of_memory"
-            begin = end
-        place = np.empty(len(texts), dtype=np.int64)  # of each text in batch order
-        place[np.concatenate([np.arange(0), *batches])] = np.arange(len(texts))
-        # in the texts' order and checked on the device: for short texts, this takes the host as long as their forward
-        out = out[to_device(place, device)]
-        (vectors, finite), done = to_host(out, out.isfinite().all(dim=1))
-        return SubmittedChunk(
-            texts=texts, vectors=vectors, finite=finite, failed=failed, batch_tokens=self.batch_tokens, done=done
+        return self._encode_as(
+            "query",
+            texts,
+            instruction,
+            prompt_name,
+            show_progress_bar=show_progress_bar,
+            batch_tokens=batch_tokens,
+            convert_to=convert_to,
         )
 
-    def finish(self, begun: SubmittedChunk) -> Encoded:
-        """Wait for a chunk. Texts whose vectors are not finite are encoded again, alone and in float32."""
-        if begun.done is not None:
-            begun.done.synchronize()
-        vectors, finite = begun.vectors.numpy(), begun.finite.numpy()
-        failed = dict(begun.failed)
-        vectors[list(failed)] = np.nan
-        for row in np.flatnonzero(~finite).tolist():
-            if row in failed:
-                continue
-            with torch.inference_mode():
-                vectors[row] = self._retry_in_float32(begun.texts, row)
-            if not np.isfinite(vectors[row]).all():
-                failed[row] = "non_finite_vector"
-        return Encoded(vectors=vectors, failed=failed)
+    def encode_document(
+        self,
+        texts: Texts,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+        batch_tokens: int | None = None,
+        convert_to: Format = "numpy",
+    ) -> Any:
+        """Encode documents, to be found by queries: as `encode_query`, with the prompt named `document`."""
+        return self._encode_as(
+            "document",
+            texts,
+            instruction,
+            prompt_name,
+            show_progress_bar=show_progress_bar,
+            batch_tokens=batch_tokens,
+            convert_to=convert_to,
+        )
 
-    def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
-        """Raise ModelError if quantized vectors differ too much; repeated until enough texts were compared."""
-        found, found_seconds = self._timed(texts, between_batches)
-        with self._forward.unquantized():
-            expected, expected_seconds = self._timed(texts, between_batches)
-        self._compared.append((expected, found, expected_seconds, found_seconds))
-        theirs, ours, seconds, quantized_seconds = zip(*self._compared, strict=True)
-        speed = sum(seconds) / sum(quantized_seconds)
-        agreement = replace(Agreement.of(np.concatenate(theirs), np.concatenate(ours)), speed=speed)
-        quantize, dtype = str(self.settings.quantize), self.settings.dtype
-        agreement.require(quantize, dtype)
-        logger.info("%s against %s: %s", quantize, dtype, agreement)
-        if agreement.overlap is not None and speed < SLOWER and self.settings.device == "cpu":
-            rate = agreement.texts / sum(quantized_seconds)
-            rates = f"{rate:,.0f} texts/s against {rate / speed:,.0f}"
-            logger.warning("%s is slower than %s on this CPU: %s; leave --quantize out", quantize, dtype, rates)
-        self.agreement = agreement
-        if agreement.overlap is not None:
-            self._forward.drop_unquantized()
-            self._compared.clear()
+    def similarity(self, a: Any, b: Any) -> FloatArray:
+        """Return the similarities [n, m] of vectors `a` [n, D] and `b` [m, D], in float32.
 
-    def _timed(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> tuple[FloatArray, float]:
-        """Return the vectors of `texts` and the seconds that they took, after a few to warm up."""
-        self.finish(self._begin(texts.sample(WARM_UP), between_batches))
-        started = time.perf_counter()
-        vectors = self.finish(self._begin(texts, between_batches)).vectors
-        return vectors, time.perf_counter() - started
+        The function is the one that a sentence-transformers checkpoint names (`cosine`, `dot`, or the negative
+        `euclidean` or `manhattan` distance), else the cosine. Vectors are arrays or tensors; one vector [D] is read as
+        [1, D]. Raises UsageError for other shapes.
+        """
+        return similarities(a, b, self.settings.checkpoint.similarity)
 
-    def _vectors(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> torch.Tensor:
-        """Return the vectors [n, D] of some rows of `texts`, which are one batch."""
-        own = texts.select(rows)
-        device = self.settings.device
-        multiple = row_multiple(device, len(own.ids))
-        return self._forward(pack_flat(own.ids, own.lengths, own.spans, device=device, multiple=multiple))
+    def stream(
+        self,
+        batches: Iterable[Any],
+        *,
+        column: str | None = None,
+        vector_column: str = "embedding",
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+    ) -> Generator[Any, None, None]:
+        """Encode an iterator of any length, and yield a result for each item, in order.
 
-    def _retry_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
-        """Encode one text, whose vector in `dtype` is not finite, in float32; returns [D], NaN if memory runs out."""
-        try:
-            with self._forward.in_float32():
-                return self._vectors(texts, np.array([row]))[0].cpu().numpy()
-        except torch.OutOfMemoryError:
-            return np.full(self.dims, np.nan, dtype=np.float32)
+        A text gives its vector [D]; a batch of n texts, which is anything that `encode` takes, its vectors [n, D]; a
+        record batch or table the same with the column of vectors appended, null where the text is null. A
+        pyarrow.RecordBatchReader yields record batches.
 
+        The iterator is read in another thread, by a few chunks ahead, however many items that are: three on a CPU, six
+        on a GPU. A chunk has as many texts as take seconds to encode. Encoding takes place in the caller's thread on a
+        CPU. Closing the generator, as leaving a loop over it does, ends the threads and closes the iterator, once the
+        iterator has returned the item that it is being asked for.
 
-def _cpu() -> str:
-    """Return what the rounding of sums depends on: the instructions that torch uses, and the number of threads."""
-    return f"cpu with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        Args:
+            batches: The iterator.
+            column: The text column of record batches and tables, or a field of a struct with its dotted name; None
+                chooses it as `embed` does.
+            vector_column: The name of the appended column.
+            instruction: An instruction before every text.
+            prompt_name: The name of one of the checkpoint's prompts, to put it before every text.
+
+        Raises:
+            UsageError: `batches` is not an iterator of such items, or an option cannot be used. For an item that is
+                not one, or has a text that is not a string, it is raised in place of the item's result.
+            ModelError: A text has no finite vector; raised in place of its item's result.
+        """
+        tokenizer = self.tokenizer(instruction, prompt_name)
+        return encode_stream(self, source_items(batches), tokenizer, ItemReader(column, vector_column))
+
+    def _encode_as(
+        self, kind: str, texts: Texts, instruction: str | None, prompt_name: str | None, **options: Any
+    ) -> Any:
+        if instruction is None and prompt_name is None:
+            # sentence-transformers gives every checkpoint the prompts `query` and `document`, empty if it has none
+            instruction, prompt_name = (None, kind) if kind in self.settings.checkpoint.prompts else ("", None)
+        return self.encode(texts, instruction, prompt_name, **options)
+
+    def _encode_rows(
+        self, texts: list[str], begin: int, tokenizer: TextTokenizer, show: Callable[[float], None]
+    ) -> FloatArray:
+        tokenized = tokenizer([without_surrogates(text) for text in texts])
+        batches, done = len(token_batches(tokenized.lengths, self.batch_tokens)), count()
+        encoded = self.encode_tokens(tokenized, lambda: show(begin + len(texts) * min(next(done) / batches, 1)))
+        for index, code in encoded.failed.items():
+            raise without_vector(f"text {begin + index}", code)
+        return encoded.vectors
+
+    def _converted(self, vectors: FloatArray, format: Format) -> Any:
+        if format == "torch":
+            return torch.from_numpy(vectors).to(self.settings.device)
+        if format == "arrow":
+            return to_column(vectors, np.ones(len(vectors), dtype=np.bool_), "float32")
+        return vectors

@@ -23,14 +23,18 @@ MAY_IMPORT = {
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.settings": {"fastvec.decoders", "fastvec.texts", "fastvec.checkpoints"},
     "fastvec.forward": {"fastvec.settings", "fastvec.decoders", "fastvec.texts", "fastvec_kernels"},
-    "fastvec.encoder": {
-        "fastvec.forward",
-        "fastvec.settings",
+    "fastvec.encoding": {
+        "fastvec.checkpoints",
+        "fastvec.corpus",  # what counts as a text column
         "fastvec.decoders",
+        "fastvec.forward",
+        "fastvec.output",  # how vectors are an Arrow column
+        "fastvec.settings",
         "fastvec.system",
         "fastvec.texts",
         "fastvec_kernels",
     },
+    "fastvec.encoder": {"fastvec.encoding", "fastvec.output", "fastvec.settings", "fastvec.texts"},
     "fastvec.embedding": {
         "fastvec.corpus",
         "fastvec.checkpoints",

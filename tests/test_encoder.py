@@ -15,6 +15,7 @@ from fastvec.forward import Forward
 from fastvec.settings import resolve_settings
 from fastvec.texts.packing import Packed
 from fastvec.texts.tokenizer import TokenizedTexts
+from tests.helpers.checkpoints import break_last_token
 from tests.helpers.tiny import SENTENCES, save_decoder
 
 TEXTS = [*SENTENCES, "sea", "a longer one, " * 20]
@@ -137,10 +138,8 @@ def test_no_texts_give_no_vectors(encoder: Encoder) -> None:
 
 
 def test_none_is_not_a_text(encoder: Encoder) -> None:
-    with pytest.raises(UsageError, match="encode expects a list of texts"):
-        encoder.encode("a text")
     with pytest.raises(UsageError, match="text 1 is a NoneType, not a string"):
-        encoder.encode(["a", None])  # type: ignore[list-item]
+        encoder.encode(["a", None])
 
 
 def test_a_lone_surrogate_reads_as_the_replacement_character(encoder: Encoder) -> None:
@@ -197,11 +196,7 @@ def test_a_device_without_any_memory_left_is_one_line(tiny_llama: Path, monkeypa
 
 
 def test_a_text_without_a_finite_vector_fails_alone(tmp_path: Path) -> None:
-    folder = save_decoder(tmp_path, "llama")
-    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    with torch.no_grad():
-        model.embed_tokens.weight[tokenizer("5")["input_ids"][-1]] = torch.nan
-    model.save_pretrained(folder)
+    folder = break_last_token(save_decoder(tmp_path, "llama"), "5")
     encoder = Encoder.from_pretrained(folder, dtype="float32", device="cpu")
 
     encoded = encoder.encode_tokens(encoder.tokenizer()(["one:1", "one:5", "one:2"]))

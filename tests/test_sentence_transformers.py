@@ -78,3 +78,50 @@ def test_a_prompt_that_is_not_pooled(save: Save, mode: str, eos: bool) -> None:
 def test_dense_after_pooling(save: Save) -> None:
     dense = Dense(64, 24, activation_function=torch.nn.Tanh())
     assert_same(save("llama", Pooling(64, pooling_mode="mean"), dense, Normalize(), bidirectional=True))
+
+
+NAMED = {"query": "Query: ", "passage": "Passage: ", "corpus": "Corpus: ", "document": "Document: ", "other": "Other: "}
+
+
+@pytest.mark.parametrize("default", [None, "other"])
+@pytest.mark.parametrize("names", [(), ("query",), ("passage", "corpus"), ("query", "document", "passage")])
+def test_queries_and_documents_have_the_prompts_of_their_names(
+    save: Save, names: tuple[str, ...], default: str | None
+) -> None:
+    prompts = {name: NAMED[name] for name in (*names, "other")}
+    folder = save("llama", Pooling(64, "mean"), bidirectional=True, prompts=prompts, default_prompt_name=default)
+    # sentence-transformers saves empty prompts `query` and `document`; other tools do not
+    edit_json(folder / "config_sentence_transformers.json", prompts=prompts)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    ours = Encoder.from_pretrained(folder, dtype="float32", device="cpu")
+
+    pairs = [
+        (theirs.encode(SENTENCES), ours.encode(SENTENCES)),
+        (theirs.encode_query(SENTENCES), ours.encode_query(SENTENCES)),
+        (theirs.encode_document(SENTENCES), ours.encode_document(SENTENCES)),
+        (theirs.encode_query(SENTENCES, prompt_name="other"), ours.encode_query(SENTENCES, prompt_name="other")),
+        (theirs.encode_document(SENTENCES, prompt="Find: "), ours.encode_document(SENTENCES, instruction="Find: ")),
+        (theirs.encode_query(SENTENCES[0]), ours.encode_query(SENTENCES[0])),
+    ]
+    for expected, vectors in pairs:
+        assert np.abs(vectors - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
+
+
+def test_a_folder_of_another_layout_has_no_prompts(tiny_llama: Path) -> None:
+    encoder = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
+    expected = encoder.encode(SENTENCES)
+    assert np.array_equal(encoder.encode_query(SENTENCES), expected)
+    assert np.array_equal(encoder.encode_document(SENTENCES), expected)
+
+
+@pytest.mark.parametrize("named", ["cosine", "dot", "euclidean", "manhattan", "maxsim", None])
+def test_similarity_is_by_the_function_that_the_checkpoint_names(save: Save, named: str | None) -> None:
+    folder = save("llama", Pooling(64, "mean"), bidirectional=True)
+    edit_json(folder / "config_sentence_transformers.json", similarity_fn_name=named)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    ours = Encoder.from_pretrained(folder, dtype="float32", device="cpu")
+    vectors = ours.encode(SENTENCES)
+
+    expected = theirs.similarity(vectors, vectors[1:3]).numpy()
+    assert np.abs(ours.similarity(vectors, vectors[1:3]) - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
+    assert ours.similarity(vectors[0], vectors[1]).shape == (1, 1)

@@ -37,6 +37,7 @@ from fastvec.checkpoints.sentence_transformers import (
     DenseLayer,
     Pooling,
     SentenceFolder,
+    Similarity,
     read_dense,
     read_prompts,
     read_sentence_folder,
@@ -113,6 +114,7 @@ class Checkpoint:
     special_tokens: SpecialTokens = field(default_factory=SpecialTokens)  # around every text; overrides tokenizer.json
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    similarity: Similarity = "cosine"  # the function that compares vectors
     verbatim: bool = False  # an instruction is used unchanged, instead of stripped and followed by a space
 
     @property
@@ -277,6 +279,7 @@ def _apply_sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Ch
         lower_case=folder.lower_case,
         prompts=folder.prompts,
         default_prompt_name=folder.default_prompt_name,
+        similarity=folder.similarity,
         verbatim=True,
     )
 

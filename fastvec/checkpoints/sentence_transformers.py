@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastvec.checkpoints.model_files import (
     check_safetensors,
@@ -21,6 +21,7 @@ from fastvec.checkpoints.model_files import (
 from fastvec.errors import ModelError
 
 Pooling = Literal["mean", "weighted_mean", "last", "first"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 # A class has several import paths: sentence_transformers.models.Pooling and, since version 5.4, two others.
 MODULE = re.compile(
@@ -64,6 +65,7 @@ class SentenceFolder:
     lower_case: bool
     dims: int | None
     default_prompt_name: str | None
+    similarity: Similarity
     prompts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -95,6 +97,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
         lower_case=lower_case,
         dims=count(settings, "truncate_dim", settings_path),
         default_prompt_name=setting(settings, "default_prompt_name", str, settings_path),
+        similarity=_similarity(settings),
         prompts=read_prompts(settings, settings_path),
     )
 
@@ -138,6 +141,12 @@ def _pooling(path: Path) -> tuple[Pooling, bool]:
     if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in POOLINGS:
         raise ModelError(f"{path} has pooling mode {modes}: expected exactly one of {', '.join(POOLINGS)}")
     return POOLINGS[str(modes[0])], setting(settings, "include_prompt", bool, path, True)
+
+
+def _similarity(settings: dict[str, Any]) -> Similarity:
+    """Return the function that the folder names; sentence-transformers ignores names that are not among the four."""
+    named = settings.get("similarity_fn_name")
+    return next((name for name in get_args(Similarity) if name == named), "cosine")
 
 
 def read_dense(folder: Path) -> DenseLayer:

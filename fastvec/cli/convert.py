@@ -11,10 +11,11 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing 
 @click.command(short_help="Convert an output to Parquet, NumPy or Lance.")
 @click.argument("file", type=click.Path())
 @click.argument("output", metavar="OUT.parquet|OUT.npy|OUT.lance", type=click.Path())
+@click.option("--vector-column", help="Which column of vectors a .npy file gets, if there are several.")
 @overwrite
 @shared.quiet
 @shared.as_json
-def convert(file: str, output: str, overwrite: bool, quiet: bool, as_json: bool) -> None:
+def convert(file: str, output: str, vector_column: str | None, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Convert a finished output to the format that the suffix of OUT names.
 
     .parquet has the same columns and metadata. .npy has the vectors alone, without the rows that have none; their row
@@ -22,7 +23,8 @@ def convert(file: str, output: str, overwrite: bool, quiet: bool, as_json: bool)
     """
     from fastvec.output.convert import convert as run
 
-    end_job(run(file, output, overwrite=overwrite), as_json=as_json, quiet=quiet)
+    report = run(file, output, vector_column=vector_column, overwrite=overwrite)
+    end_job(report, as_json=as_json, quiet=quiet)
 
 
 @click.command(short_help="Join outputs of the same model and settings.")

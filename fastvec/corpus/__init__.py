@@ -4,7 +4,8 @@
 - `formats` opens a file and reads its rows in record batches.
 - `columns` has the rules for Arrow columns: which contain text and how many bytes a row takes.
 - `template` puts the text of a row together from its columns.
-- `opening` combines the files into one `Corpus`, chooses the text column and checks the others.
+- `copies` makes local files of stdin, tables and datasets of the hub.
+- `opening` combines the files into one `Corpus` and checks their columns; `text_column` chooses the one to embed.
 - `reader` cuts the corpus into chunks.
 
 This package does not depend on models or tokenizers.

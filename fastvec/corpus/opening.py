@@ -13,9 +13,8 @@ from fastvec.corpus.formats.source import Source, open_source
 from fastvec.corpus.locations import find_files
 from fastvec.corpus.reader import Corpus, InputFile
 from fastvec.corpus.template import Template, can_render
+from fastvec.corpus.text_column import columns_of, text_column
 from fastvec.errors import InputError, UsageError
-
-TEXT_NAMES = ("text", "content", "body", "document", "passage", "sentence")
 
 
 def open_corpus(
@@ -81,7 +80,10 @@ def _templates(
             raise UsageError("a column and a template were both given: choose one")
         return (Template.parse(template),), ""
     if not column:
-        name, reason = _text_column(first)
+        try:
+            name, reason = text_column(first.schema)
+        except InputError as error:
+            raise InputError(f"{first.path}: {error}") from None
         return (Template.of_column(name),), reason
     names = [column] if isinstance(column, str) else list(column)
     for name, count in Counter(names).items():
@@ -118,43 +120,6 @@ def _files(sources: Sequence[Source], copies: Mapping[Path, LocalCopy], limit: i
     return tuple(files)
 
 
-def _text_column(source: Source) -> tuple[str, str]:
-    """Choose the text column if none is given; returns its name and the reason.
-
-    If columns have usual names (TEXT_NAMES) but none of these contains text, one was probably meant to be the text: no
-    other column is chosen instead. Raises InputError if no column can be chosen.
-    """
-    by_name = {field.name: field.type for field in source.schema}
-    # a JSON column is chosen only by a usual name (or with --column); otherwise it is metadata
-    strings = [n for n, type in by_name.items() if is_string(type) and not isinstance(type, pa.BaseExtensionType)]
-    usual = [name for name in TEXT_NAMES if name in by_name]
-    if len(strings) == 1 and (strings[0] in usual or not usual):
-        return strings[0], "the only string column"
-    for name in usual:
-        # a column of type null is not chosen if there are string columns
-        if holds_text(by_name[name]) and not (strings and types.is_null(by_name[name])):
-            return name, "chosen by its name"
-    some = any(is_string(type) or is_binary(type) for type in by_name.values())
-    if usual:
-        problem = f"column {usual[0]!r} is {_short(by_name[usual[0]])}, not text"
-        problem += "; give another column with --column" if some else ""
-    elif some:
-        problem = "cannot tell which column is the text; give it with --column"
-    elif inside := _text_inside(source):
-        problem = f"no top-level column contains text; give a struct field, e.g. --column {inside}"
-    else:
-        problem = "no column contains text"
-    raise InputError(f"{source.path}: {problem}. {_columns(source)}")
-
-
-def _text_inside(source: Source) -> str | None:
-    """Return a string field of a struct, as --column would name it."""
-    structs = (column for column in source.schema if types.is_struct(column.type))
-    return next(
-        (f"{column.name}.{below.name}" for column in structs for below in column.type if is_string(below.type)), None
-    )
-
-
 def _kept_type(source: Source, name: str) -> pa.DataType:
     try:
         return plain_type(_field(source, name).type)
@@ -166,7 +131,7 @@ def _require_text(source: Source, first: Source, column: str, *, in_template: bo
     text, first_text = _field(source, column).type, _field(first, column).type
     if not (can_render(text) if in_template else holds_text(text)):
         expected = "text, a number, a date or a time" if in_template else "text"
-        raise InputError(f"{source.path}: column {column!r} is {text}, not {expected}. {_columns(source)}")
+        raise InputError(f"{source.path}: column {column!r} is {text}, not {expected}. {columns_of(source.schema)}")
     if (is_string(text) and is_binary(first_text)) or (is_binary(text) and is_string(first_text)):
         raise InputError(f"{source.path}: column {column!r} is {text}, but {first_text} in {first.path}")
 
@@ -182,17 +147,5 @@ def _require_kept(source: Source, sources: Sequence[Source], kept_schema: pa.Sch
 def _field(source: Source, name: str) -> pa.Field:
     path = path_to(source.schema, name)
     if path is None:
-        raise InputError(f"{source.path}: there is no column {name!r}. {_columns(source)}")
+        raise InputError(f"{source.path}: there is no column {name!r}. {columns_of(source.schema)}")
     return field_at(source.schema, path)
-
-
-def _short(type: pa.DataType) -> str:
-    text = str(type)
-    return text if len(text) <= 30 else f"{text[:29]}…"
-
-
-def _columns(source: Source) -> str:
-    """List the columns in a sentence: at most 20 of them, with types shortened to 30 characters."""
-    names = [f"{field.name} ({_short(field.type)})" for field in source.schema]
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return f"Its columns: {', '.join(names[:20])}{more}" if names else "It has no columns"

@@ -103,7 +103,9 @@ def _embed(
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         for warning in writer.warnings:
             logger.warning("%s", warning)
-        with _choices(encoder, writer, plan.text_bytes), _token_budget(encoder, batch_tokens, writer.batch_tokens):
+        # the run that is resumed may have halved its budget for lack of memory
+        budgets = [budget for budget in (batch_tokens, writer.batch_tokens) if budget is not None]
+        with _choices(encoder, writer, plan.text_bytes), encoder.batches_of(min(budgets, default=None)):
             return Run(plan, encoder, writer, progress, stop_signal).run()
 
 
@@ -122,22 +124,6 @@ def _choices(encoder: "Encoder", writer: Writer, text_bytes: int) -> Iterator[No
         yield
     finally:
         encoder.choose(own)
-
-
-@contextmanager
-def _token_budget(encoder: "Encoder", asked: int | None, earlier: int | None) -> Iterator[None]:
-    """Set the token budget of a run: the smaller of `asked` and the `earlier` run's, or the encoder's own without both.
-
-    The earlier run may have halved its budget for lack of memory. Afterwards the encoder's own budget is restored,
-    unless this run ran out of memory.
-    """
-    own = encoder.batch_tokens
-    settled = encoder.batch_tokens = min((budget for budget in (asked, earlier) if budget is not None), default=own)
-    try:
-        yield
-    finally:
-        if encoder.batch_tokens == settled:
-            encoder.batch_tokens = own
 
 
 def _require_space(plan: EmbedPlan) -> None:

@@ -19,12 +19,12 @@ import pyarrow as pa
 from fastvec.checkpoints import bundled
 from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.embedding.plan import EmbedPlan
-from fastvec.embedding.tokenized_chunks import TokenizedChunk, delayed, tokenize_chunks
+from fastvec.embedding.tokenized_chunks import TokenizedChunk, tokenize_chunks
 from fastvec.errors import InterruptedRunError, RowErrorsError
 from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
 from fastvec.output.writer import RowError, Writer
 from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
-from fastvec.system.pipeline import Pipeline, StoppedError
+from fastvec.system.pipeline import Pipeline, StoppedError, delayed
 
 if TYPE_CHECKING:  # planning a job must not import torch
     from fastvec.encoder import Encoder, SubmittedChunk
@@ -75,7 +75,9 @@ class Run:
         try:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
-                tokenized = tokenize_chunks(read, self._tokenizer, at_once=1 if plan.corpus.instruction_column else 2)
+                tokenized = tokenize_chunks(
+                    read, self._tokenizer, instructions=plan.corpus.instruction_column is not None
+                )
                 tokenized = pipeline.run_ahead("tokenize", tokenized, feeds="encode", depth=4)
                 encoded = self._encode(tokenized, pipeline)
                 if self._encoder.settings.device == "cpu":

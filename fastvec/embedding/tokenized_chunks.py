@@ -1,11 +1,8 @@
-"""Tokenizes chunks of texts, two at a time and in order. Texts of a chunk that are equal are tokenized once."""
+"""Tokenizes chunks of texts, in order. Texts of a chunk that are equal are tokenized once."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeVar
+from functools import lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +10,8 @@ import pyarrow as pa
 
 from fastvec.corpus.reader import Chunk
 from fastvec.errors import UsageError
+from fastvec.system.pipeline import two_at_a_time
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts
-
-Item = TypeVar("Item")
 
 TOKENIZERS = 64  # for different instructions, kept at a time
 
@@ -35,28 +31,15 @@ class TokenizedChunk:
 
 
 def tokenize_chunks(
-    chunks: Iterable[Chunk], tokenizer_for: Callable[[str | None], TextTokenizer], *, at_once: int = 2
+    chunks: Iterable[Chunk], tokenizer_for: Callable[[str | None], TextTokenizer], *, instructions: bool
 ) -> Iterator[TokenizedChunk]:
-    """Tokenize two chunks at a time, in order, by the tokenizer for the instruction of each text.
+    """Tokenize chunks in order, by the tokenizer for the instruction of each text.
 
-    While Python gathers the tokens of one chunk, the tokenizer works on the other on all cores. Chunks with
-    instructions need `at_once` 1: making a tokenizer for another instruction changes settings that all of them share.
+    While Python gathers the tokens of one chunk, the tokenizer works on another on all cores. Not so for chunks with
+    `instructions`: making a tokenizer for another instruction changes settings that all of them share.
     """
-    tokenizers = lru_cache(TOKENIZERS)(tokenizer_for)
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = (pool.submit(tokenized, chunk, tokenizers) for chunk in chunks)
-        for future in delayed(futures, by=at_once - 1):
-            yield future.result()
-
-
-def delayed(items: Iterable[Item], *, by: int) -> Iterator[Item]:
-    """Yield the same items in order, each one after `by` more have been taken from `items`."""
-    taken: deque[Item] = deque()
-    for item in items:
-        taken.append(item)
-        if len(taken) > by:
-            yield taken.popleft()
-    yield from taken
+    work = partial(tokenized, tokenizer_for=lru_cache(TOKENIZERS)(tokenizer_for))
+    return map(work, chunks) if instructions else two_at_a_time(work, chunks)
 
 
 def tokenized(chunk: Chunk, tokenizer_for: Callable[[str | None], TextTokenizer]) -> TokenizedChunk:

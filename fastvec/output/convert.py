@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fastvec.errors import OutputError, RefusedError, one_line
+from fastvec.errors import OutputError, RefusedError, UsageError, one_line
 from fastvec.output import parquet_file
 from fastvec.output.ownership import require_writable
 from fastvec.output.reader import Array, Output, read_output
@@ -56,15 +56,18 @@ class Written:
         return f"{self.output}: {self.rows:,} rows, {self.size_bytes / 1e6:,.1f} MB{left_out}"
 
 
-def convert(path: str | Path, output: str | Path, *, overwrite: bool = False) -> Written:
+def convert(
+    path: str | Path, output: str | Path, *, vector_column: str | None = None, overwrite: bool = False
+) -> Written:
     """Convert the finished output at `path` to the format that the suffix of `output` names.
 
     `.parquet`: the same columns and metadata. `.npy`: the vectors [rows, D] as they are stored, and beside them
-    `*.rows.npy`, their row numbers [rows] as int64; rows without a vector are left out. `.lance`: a Lance dataset of
-    the same columns, which needs the package lancedb.
+    `*.rows.npy`, their row numbers [rows] as int64; rows without a vector are left out, and of several columns of
+    vectors `vector_column` chooses one. `.lance`: a Lance dataset of the same columns, which needs the package lancedb.
 
-    Raises OutputError if `path` is not a finished output or is damaged, or `output` cannot be written; RefusedError if
-    `output` exists, unless `overwrite`; DiskFullError. An old `output` stays as it was then.
+    Raises UsageError if `vector_column` chooses none; OutputError if `path` is not a finished output or is damaged, or
+    `output` cannot be written; RefusedError if `output` exists, unless `overwrite`; DiskFullError. An old `output`
+    stays as it was then.
     """
     target = Path(output)
     if target.suffix not in (".parquet", ".npy", ".lance"):
@@ -75,7 +78,7 @@ def convert(path: str | Path, output: str | Path, *, overwrite: bool = False) ->
             return _to_lance(source, target, overwrite=overwrite)
         require_replaceable(target, overwrite=overwrite)
         if target.suffix == ".npy":
-            return _to_npy(source, target, overwrite=overwrite)
+            return _to_npy(source, target, _chosen(source, vector_column), overwrite=overwrite)
         with replacing(target) as fd:
             parquet_file.write(fd, source.schema, source.stored_batches(), source.vector_columns, source.counts)
         return Written(output=str(output), rows=source.rows, size_bytes=target.stat().st_size)
@@ -105,21 +108,30 @@ def _refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise RefusedError(f"{target} exists: replace it with --overwrite, or choose another name")
 
 
-def _to_npy(source: Output, target: Path, *, overwrite: bool) -> Written:
+def _chosen(source: Output, name: str | None) -> str:
+    names = source.vector_columns
+    if name is None and len(names) == 1:
+        return names[0]
+    if name not in names:
+        problem = "a .npy file has one column of vectors" if name is None else f"{name!r} is no column of vectors"
+        raise UsageError(f"{problem}: choose {' or '.join(names)} with --vector-column")
+    return name
+
+
+def _to_npy(source: Output, target: Path, name: str, *, overwrite: bool) -> Written:
     numbers = target.with_suffix(".rows.npy")
     require_replaceable(numbers, overwrite=overwrite)
-    rows, left = source.rows - source.rows_without_vector, source.rows_without_vector
+    left = sum(batch.column(name).null_count for batch in source.stored_batches())
+    rows = source.rows - left
     dtype = np.dtype(source.vector_type.value_type.to_pandas_dtype())
     # not through a memory map, in which a full disk would be a signal (SIGBUS), not an error
     with replacing(target) as vectors_fd, replacing(numbers) as numbers_fd:
         vectors_end = _write_header(vectors_fd, (rows, source.vector_type.list_size), dtype)
-        numbers_end = begin = _write_header(numbers_fd, (rows,), np.dtype(np.int64))
+        numbers_end = _write_header(numbers_fd, (rows,), np.dtype(np.int64))
         for batch in source.batches():
-            vectors, valid = source.vectors(batch)
+            vectors, valid = source.vectors(batch, name)
             vectors_end = _append(vectors_fd, vectors_end, vectors[valid])
             numbers_end = _append(numbers_fd, numbers_end, batch.column("row").to_numpy()[valid])
-        if numbers_end - begin != rows * np.dtype(np.int64).itemsize:
-            raise OutputError(f"{source.path} has another number of vectors than {rows:,}, as its metadata say")
         for fd in (vectors_fd, numbers_fd):
             os.fsync(fd)
         target.unlink(missing_ok=True)  # between the two renames, vectors must not be beside another file's row numbers

@@ -46,7 +46,7 @@ class Summary:
     nulls: int  # rows without a vector: null text or row error
     dims: int
     vector_dtype: str
-    vector_column: str
+    vector_columns: tuple[str, ...]
     normalize: bool
     norms: Norms | None
     kept: dict[str, str]  # column name to type
@@ -64,7 +64,7 @@ class Summary:
         files = [f"{file['uri']} ({file['rows']:,} rows)" for file in self.inputs[:_SHOWN_INPUTS]]
         if len(self.inputs) > _SHOWN_INPUTS:
             files.append(f"and {len(self.inputs) - _SHOWN_INPUTS:,} more")
-        normalized = ", normalized" if self.normalize else ""
+        normalized, one = ", normalized" if self.normalize else "", len(self.vector_columns) == 1
         lines = {
             "file": f"{self.path}, {self.size_bytes:,} bytes, by fastvec {self.version}",
             "model": self.model,
@@ -74,8 +74,8 @@ class Summary:
             **({} if self.eos is None else {"eos": "appended to every sequence" if self.eos else "not appended"}),
             "pooling": f"{self.pooling}, {self.pooled_tokens} tokens",
             "instruction": self.instruction or "none",
-            "rows": f"{self.rows:,}, {self.nulls:,} of them without a vector",
-            "vectors": f"{self.vector_column}, {self.dims:,} dimensions, {self.vector_dtype}{normalized}",
+            "rows": f"{self.rows:,}, {self.nulls:,} {'of them without a vector' if one else 'vectors missing'}",
+            "vectors": f"{' and '.join(self.vector_columns)}, {self.dims:,} dimensions, {self.vector_dtype}{normalized}",
             "norms": "none" if self.norms is None else str(self.norms),
             "kept": ", ".join(f"{name} ({type_})" for name, type_ in self.kept.items()) or "none",
             "inputs": ", ".join(files),
@@ -93,7 +93,7 @@ def inspect(path: str | Path) -> Summary:
     for check in check_columns(output):
         if not check.passed:
             raise OutputError(f"{path} does not match its metadata: {check.name}: {check.detail}")
-    own, names = output.own, output.schema.names
+    own, names, taken = output.own, output.schema.names, ("row", *output.vector_columns)
     return Summary(
         path=str(path),
         size_bytes=output.path.stat().st_size,
@@ -107,13 +107,13 @@ def inspect(path: str | Path) -> Summary:
         pooled_tokens=own.get("pooled_tokens", ""),
         instruction=own.get("instruction", ""),
         rows=output.rows,
-        nulls=output.rows_without_vector,
+        nulls=output.vectors_missing,
         dims=output.dims,
         vector_dtype=output.vector_dtype,
-        vector_column=output.vector_column,
+        vector_columns=output.vector_columns,
         normalize=output.normalize,
         norms=_sampled_norms(output),
-        kept={name: str(output.schema.field(name).type) for name in names if name not in ("row", output.vector_column)},
+        kept={name: str(output.schema.field(name).type) for name in names if name not in taken},
         inputs=output.inputs,
         counts=output.counts,
     )
@@ -123,7 +123,11 @@ def _sampled_norms(output: Output) -> Norms | None:
     if output.vector_dtype == "binary":
         return None
     stride = max(output.batch_count // _SAMPLED_BATCHES, 1)
-    found = [output.norms(vectors[valid]) for vectors, valid in map(output.vectors, output.batches(stride=stride))]
+    found = [
+        output.norms(vectors[valid])
+        for batch in output.batches(stride=stride)
+        for vectors, valid in (output.vectors(batch, name) for name in output.vector_columns)
+    ]
     norms = np.concatenate([np.zeros(0), *found])
     if len(norms) == 0:
         return None

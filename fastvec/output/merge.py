@@ -16,7 +16,13 @@ from fastvec.output.convert import Written, open_intact, require_replaceable
 from fastvec.output.reader import Output
 from fastvec.system.durable_files import draft_path, replacing, translated_os_errors
 
-_OWN = ("inputs", "column", "rows")  # the fields of a fingerprint in which outputs to join may differ
+_OWN = (
+    "inputs",
+    "column",
+    "template",
+    "instruction_column",
+    "rows",
+)  # the fields of a fingerprint in which outputs to join may differ
 
 
 def merge(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Written:
@@ -90,7 +96,13 @@ def _schema(parts: Sequence[Output]) -> pa.Schema:
         first_row += part.rows
     fingerprint = {**_settings(parts[0]), "merged": [run for part in parts for run in _runs(part)]}
     changed = {b"fastvec.inputs": json.dumps(inputs).encode(), b"fastvec.fingerprint": json.dumps(fingerprint).encode()}
-    return parts[0].schema.with_metadata({**parts[0].schema.metadata, **changed})
+    same = {key: text for key, text in parts[0].schema.metadata.items() if _is_same(key, parts)}
+    return parts[0].schema.with_metadata({**same, **changed})
+
+
+def _is_same(key: bytes, parts: Sequence[Output]) -> bool:
+    """Return whether the metadata of all parts agree; of what differs (the names of text columns), nothing is said."""
+    return len({(part.schema.metadata or {}).get(key) for part in parts}) == 1
 
 
 def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

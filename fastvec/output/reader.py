@@ -44,20 +44,15 @@ class Output:
     inputs: list[dict[str, Any]]
     dims: int
     vector_dtype: str
-    vector_column: str
+    vector_columns: tuple[str, ...]
     vector_type: pa.DataType  # as given by dims and vector_dtype
     normalize: bool
     ranges: Array | None  # [D], only for int8 vectors: value = int8 * range / 127
 
     @property
-    def rows_without_vector(self) -> int:
-        """The number of rows without a vector, by the counts: null texts and row errors."""
+    def vectors_missing(self) -> int:
+        """The number of texts without a vector, by the counts: null ones and errors; a row has one for each column."""
         return self.counts.get("nulls", 0) + self.counts.get("errors", 0)
-
-    @property
-    def vector_columns(self) -> tuple[str, ...]:
-        """The names of all columns of vectors."""
-        return (self.vector_column,)
 
     @property
     def batch_count(self) -> int:
@@ -87,12 +82,12 @@ class Output:
             for begin in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 yield batch.slice(begin, _ROWS_AT_ONCE)
 
-    def vectors(self, batch: pa.RecordBatch) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Return the vectors of `batch` [n, D] and a mask of the rows that have one [n].
+    def vectors(self, batch: pa.RecordBatch, name: str) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """Return the vectors of `batch` [n, D] in the column `name`, and a mask of the rows that have one [n].
 
         Null rows keep their place in the values: `flatten` would drop them and shift the later rows.
         """
-        column = batch.column(self.vector_column)
+        column = batch.column(name)
         width = column.type.list_size
         values = column.values.slice(column.offset * width, len(column) * width)  # `values` ignores the slice
         valid: npt.NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
@@ -141,7 +136,7 @@ def read_output(path: Path) -> Output:
             ],
             dims=int(own["dims"]),
             vector_dtype=own["vector_dtype"],
-            vector_column=own["vector_column"],
+            vector_columns=tuple(map(str, json.loads(own.get("vector_columns", json.dumps([own["vector_column"]]))))),
             vector_type=column_type(int(own["dims"]), own["vector_dtype"]),  # type: ignore[arg-type]
             normalize=own["normalize"] == "true",
             ranges=ranges_from_json(own["ranges"]) if "ranges" in own else None,

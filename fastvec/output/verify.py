@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from fastvec.errors import OutputError
 from fastvec.output import arrow_file, parquet_file
-from fastvec.output.reader import Output, read_output
+from fastvec.output.reader import Array, Output, read_output
 
 # float32: the error of a norm summed in float32 is up to D/2 · 2⁻²⁴, 1.2e-4 for D = 4096; float16 rounding adds 2⁻¹¹
 _UNIT_TOLERANCE = {"float32": 2e-4, "float16": 1e-3}
@@ -111,14 +112,15 @@ def _expected_footer(output: Output) -> bytes:
 
 
 def check_columns(output: Output) -> Iterator[Check]:
-    expected = {"row": pa.int64(), output.vector_column: output.vector_type}
+    expected = {"row": pa.int64(), **dict.fromkeys(output.vector_columns, output.vector_type)}
     found = {name: [field.type for field in output.schema if field.name == name] for name in expected}
     wrong = [
         f"{name} is {' and '.join(map(str, found[name])) or 'missing'}, expected {type_}"
         for name, type_ in expected.items()
         if found[name] != [type_]
     ]
-    yield _check("columns", "; ".join(wrong) or None, f"row, and {output.vector_column} of {output.dims:,} dimensions")
+    names = " and ".join(output.vector_columns)
+    yield _check("columns", "; ".join(wrong) or None, f"row, and {names} of {output.dims:,} dimensions")
     if output.vector_dtype == "int8":
         ranges = np.zeros(0) if output.ranges is None else output.ranges
         sound = ranges.shape == (output.dims,) and np.all(np.isfinite(ranges) & (ranges > 0))
@@ -132,8 +134,8 @@ def _check_values(output: Output) -> Iterator[Check]:
         for name, problem in _problems(output, batch, rows):
             problems.setdefault(name, problem)
         rows += batch.num_rows
-        nulls += batch.column(output.vector_column).null_count
-    counted = output.rows_without_vector
+        nulls += sum(batch.column(name).null_count for name in output.vector_columns)
+    counted = output.vectors_missing
     yield _check("rows", None if rows == output.rows else f"{rows:,}, the metadata says {output.rows:,}", f"{rows:,}")
     yield _check("order", problems.get("order"), "numbered from 0, without a gap")
     yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with {output.rows:,} rows in total")
@@ -151,7 +153,13 @@ def _problems(output: Output, batch: pa.RecordBatch, first_row: int) -> Iterator
     numbers = batch.column("row").to_numpy(zero_copy_only=False)
     for i in np.flatnonzero(numbers != np.arange(first_row, first_row + len(numbers)))[:1]:
         yield "order", f"row {first_row + i:,} is numbered {numbers[i]}"
-    vectors, valid = output.vectors(batch)
+    for name in output.vector_columns:
+        yield from _vector_problems(output, *output.vectors(batch, name), first_row)
+
+
+def _vector_problems(
+    output: Output, vectors: Array, valid: npt.NDArray[np.bool_], first_row: int
+) -> Iterator[tuple[str, str]]:
     finite = np.isfinite(vectors).all(axis=1)
     for i in np.flatnonzero(valid & ~finite)[:1]:
         yield "finite", f"row {first_row + i:,} has a value that is not a finite number"

@@ -6,8 +6,9 @@ A slow stage fills the queue before it and drains the queue after it, so the oth
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -124,3 +125,30 @@ class Pipeline:
                 continue
             self.waits[stage] += time.perf_counter() - started
             return result
+
+
+def two_at_a_time(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield `function(item)` for each item, in order, while the next item is worked on in another thread."""
+    with ThreadPoolExecutor(2) as pool:
+        futures = (pool.submit(function, item) for item in items)
+        for future in delayed(futures, by=1):
+            yield future.result()
+
+
+def delayed(items: Iterable[Item], *, by: int) -> Iterator[Item]:
+    """Yield the same items in order, each one after `by` more have been taken from `items`.
+
+    An exception of `items` is raised after the items that were taken before it.
+    """
+    taken: deque[Item] = deque()
+    failure: Exception | None = None
+    try:
+        for item in items:
+            taken.append(item)
+            if len(taken) > by:
+                yield taken.popleft()
+    except Exception as error:
+        failure = error
+    yield from taken
+    if failure is not None:
+        raise failure

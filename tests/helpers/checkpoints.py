@@ -43,6 +43,15 @@ def add_tokens(folder: Path, *contents: str, special: bool) -> None:
     path.write_text(json.dumps(content))
 
 
+def break_last_token(folder: Path, text: str) -> Path:
+    """Make the embedding of the last token of `text` NaN, so that no text that contains it has a vector."""
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        model.embed_tokens.weight[tokenizer(text)["input_ids"][-1]] = torch.nan
+    model.save_pretrained(folder)
+    return folder
+
+
 def save_adapter(base: Path, target: Path, *, headed: bool = True, seed: int = 1, **settings: Any) -> Path:
     """Save a LoRA adapter for `base`, made on the model with its LM head or, as LLM2Vec does, without it."""
     model = (AutoModelForCausalLM if headed else AutoModel).from_pretrained(base)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastvec.system.pipeline import Pipeline, StoppedError
+from fastvec.system.pipeline import Pipeline, StoppedError, delayed, two_at_a_time
 
 
 def test_items_come_in_order_through_several_stages() -> None:
@@ -79,3 +79,23 @@ def test_the_slow_stage_is_busy_while_the_others_wait() -> None:
             pass
     assert max(pipeline.busy, key=pipeline.busy.__getitem__) == "encode"
     assert min(pipeline.waits, key=pipeline.waits.__getitem__) == "encode"
+
+
+def test_an_error_comes_after_the_items_that_were_taken_before_it() -> None:
+    def inverse(number: int) -> float:
+        return 1 / number
+
+    for found in (delayed(map(inverse, [1, 2, 0, 4]), by=1), two_at_a_time(inverse, [1, 2, 0, 4])):
+        assert [next(found), next(found)] == [1, 0.5]
+        with pytest.raises(ZeroDivisionError):
+            next(found)
+
+
+def test_two_items_are_worked_on_at_a_time_in_order() -> None:
+    both = threading.Barrier(2, timeout=5)
+
+    def wait(number: int) -> int:
+        both.wait()
+        return number
+
+    assert list(two_at_a_time(wait, range(10))) == list(range(10))
