@@ -75,9 +75,8 @@ class Run:
         try:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
-                tokenized = tokenize_chunks(
-                    read, self._tokenizer, instructions=plan.corpus.instruction_column is not None
-                )
+                by_row = plan.corpus.instruction_column is not None
+                tokenized = tokenize_chunks(read, self._tokenizer, instructions=by_row)
                 tokenized = pipeline.run_ahead("tokenize", tokenized, feeds="encode", depth=4)
                 encoded = self._encode(tokenized, pipeline)
                 if self._encoder.settings.device == "cpu":

@@ -121,23 +121,25 @@ def _chosen(source: Output, name: str | None) -> str:
 def _to_npy(source: Output, target: Path, name: str, *, overwrite: bool) -> Written:
     numbers = target.with_suffix(".rows.npy")
     require_replaceable(numbers, overwrite=overwrite)
-    left = sum(batch.column(name).null_count for batch in source.stored_batches())
-    rows = source.rows - left
-    dtype = np.dtype(source.vector_type.value_type.to_pandas_dtype())
+    dtype, width = np.dtype(source.vector_type.value_type.to_pandas_dtype()), source.vector_type.list_size
+    rows = 0
     # not through a memory map, in which a full disk would be a signal (SIGBUS), not an error
     with replacing(target) as vectors_fd, replacing(numbers) as numbers_fd:
-        vectors_end = _write_header(vectors_fd, (rows, source.vector_type.list_size), dtype)
+        vectors_end = _write_header(vectors_fd, (rows, width), dtype)
         numbers_end = _write_header(numbers_fd, (rows,), np.dtype(np.int64))
         for batch in source.batches():
             vectors, valid = source.vectors(batch, name)
+            rows += int(valid.sum())
             vectors_end = _append(vectors_fd, vectors_end, vectors[valid])
             numbers_end = _append(numbers_fd, numbers_end, batch.column("row").to_numpy()[valid])
+        _write_header(vectors_fd, (rows, width), dtype)  # of the same size: NumPy leaves room for the number of rows
+        _write_header(numbers_fd, (rows,), np.dtype(np.int64))
         for fd in (vectors_fd, numbers_fd):
             os.fsync(fd)
         target.unlink(missing_ok=True)  # between the two renames, vectors must not be beside another file's row numbers
         sync_folder(target.parent)
     size = vectors_end + numbers_end
-    return Written(output=str(target), rows=rows, size_bytes=size, left_out=left)
+    return Written(output=str(target), rows=rows, size_bytes=size, left_out=source.rows - rows)
 
 
 def _write_header(fd: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

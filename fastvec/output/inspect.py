@@ -64,7 +64,8 @@ class Summary:
         files = [f"{file['uri']} ({file['rows']:,} rows)" for file in self.inputs[:_SHOWN_INPUTS]]
         if len(self.inputs) > _SHOWN_INPUTS:
             files.append(f"and {len(self.inputs) - _SHOWN_INPUTS:,} more")
-        normalized, one = ", normalized" if self.normalize else "", len(self.vector_columns) == 1
+        normalized, vectors = ", normalized" if self.normalize else "", " and ".join(self.vector_columns)
+        missing = "of them without a vector" if len(self.vector_columns) == 1 else "vectors missing"
         lines = {
             "file": f"{self.path}, {self.size_bytes:,} bytes, by fastvec {self.version}",
             "model": self.model,
@@ -74,8 +75,8 @@ class Summary:
             **({} if self.eos is None else {"eos": "appended to every sequence" if self.eos else "not appended"}),
             "pooling": f"{self.pooling}, {self.pooled_tokens} tokens",
             "instruction": self.instruction or "none",
-            "rows": f"{self.rows:,}, {self.nulls:,} {'of them without a vector' if one else 'vectors missing'}",
-            "vectors": f"{' and '.join(self.vector_columns)}, {self.dims:,} dimensions, {self.vector_dtype}{normalized}",
+            "rows": f"{self.rows:,}, {self.nulls:,} {missing}",
+            "vectors": f"{vectors}, {self.dims:,} dimensions, {self.vector_dtype}{normalized}",
             "norms": "none" if self.norms is None else str(self.norms),
             "kept": ", ".join(f"{name} ({type_})" for name, type_ in self.kept.items()) or "none",
             "inputs": ", ".join(files),

@@ -84,7 +84,9 @@ def _settings(output: Output) -> dict[str, Any]:
 def _runs(output: Output) -> list[Mapping[str, Any]]:
     """Return what is its own in the fingerprint of each run whose vectors `output` has."""
     fingerprint = _fingerprint(output)
-    runs: list[Mapping[str, Any]] = fingerprint.get("merged") or [{name: fingerprint.get(name) for name in _OWN}]
+    runs: list[Mapping[str, Any]] = fingerprint.get("merged") or [
+        {name: fingerprint[name] for name in _OWN if name in fingerprint}
+    ]
     return runs
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from fastvec import Encoder, embed
+from fastvec import Encoder, convert, embed, merge
 from fastvec.errors import RefusedError, UsageError
+from fastvec.output.inspect import inspect
 from fastvec.output.verify import verify
 from fastvec.texts.tokenizer import TokenizedTexts
 from tests.helpers.corpora import write_parquet
@@ -55,9 +57,30 @@ def test_several_columns_give_a_row_several_vectors(
     titles, texts = vectors(output, "embedding_title"), vectors(output, "embedding_text")
     assert np.isnan(titles).all(axis=1).tolist() == [False, True, False, False]
     assert np.isnan(texts).all(axis=1).tolist() == [False, False, True, False]
+    assert verify(output).return_code == 0
+    assert "embedding_title and embedding_text, 64 dimensions" in str(inspect(output))
+    assert "4, 2 vectors missing" in str(inspect(output))
     if dtype == "float32":
         assert np.abs(titles[[0, 2, 3]] - encoder.encode(["Sea", "Sky", "Sea"])).max() < 1e-6
         assert np.abs(texts[[0, 1, 3]] - encoder.encode(["salt water", "no title", "salt water"])).max() < 1e-6
+
+
+def test_an_output_with_several_vectors_a_row_is_converted_and_merged(
+    encoder: Encoder, corpus: Path, output: Path, tmp_path: Path
+) -> None:
+    embed([corpus], output, encoder=encoder, column=["title", "text"])
+    twice, parquet, array = (tmp_path / name for name in ("twice.arrow", "twice.parquet", "titles.npy"))
+    other = tmp_path / "other.arrow"
+    embed([corpus], other, encoder=encoder, column=["title", "text"], limit=3)
+    merge([output, other], twice)
+    convert(twice, parquet)
+    assert verify(twice).return_code == verify(parquet).return_code == 0
+    assert pq.read_table(parquet).equals(read_output(twice))
+    with pytest.raises(UsageError, match="one column of vectors: choose embedding_title or embedding_text with --vec"):
+        convert(twice, array)
+    convert(twice, array, vector_column="embedding_title")
+    assert np.load(tmp_path / "titles.rows.npy").tolist() == [0, 2, 3, 4, 6]
+    assert (np.load(array) == vectors(twice, "embedding_title")[[0, 2, 3, 4, 6]].astype(np.float32)).all()
 
 
 def test_a_vector_column_may_not_take_the_name_of_a_kept_one(encoder: Encoder, tmp_path: Path, output: Path) -> None:

@@ -134,7 +134,7 @@ NAMES = pa.table({"text": ["x"]})
         (
             ["x", pa.table({"a": ["x"], "b": ["y"]})],
             None,
-            "item 1: cannot tell which column is the text; give it as column. Its columns: a (string), b (string)",
+            "item 1: cannot tell which column is the text; give it with --column. Its columns: a (string), b (string)",
         ),
         ([NAMES, pa.table({"body": ["x"]})], None, "item 1 has no column 'text'. Its columns: body (string)"),
         (
