@@ -68,6 +68,7 @@ class Report:
     truncated: int = 0
     repaired: int = 0
     duplicates: int = 0  # texts that equal another one of their chunk, and were not encoded again
+    reused: int = 0  # texts with a vector of an earlier output
     errors: int = 0
     tokens: int = 0
     resumed_rows: int = 0
@@ -100,7 +101,7 @@ class Report:
         if self.resumed_rows:
             parts.append(f"{self.resumed_rows:,} of them from an earlier run")
         parts.append(f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s")
-        counted = ("nulls", "empty", "truncated", "repaired", "duplicates", "errors")
+        counted = ("nulls", "empty", "truncated", "repaired", "duplicates", "reused", "errors")
         parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
         if self.bottleneck:
             parts.append(f"bottleneck: {self.bottleneck}")

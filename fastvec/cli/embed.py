@@ -132,6 +132,10 @@ class TokenBudget(click.ParamType[int | None]):
 @click.option(
     "--max-errors", type=int, metavar="N", help="Stop when more than N texts have no vector because of an error."
 )
+@click.option("--hash", is_flag=True, help="Add a column with the hash of each text, for --reuse.")
+@click.option(
+    "--reuse", metavar="OLD.arrow", help="Copy the vectors of texts that this output has; it needs hashes (--hash)."
+)
 @click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
 @shared.overwrite
 @click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")
@@ -165,11 +169,12 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], int | None]) -> Any:
     from fastvec.corpus.copies import local_inputs
     from fastvec.embedding.estimate import estimate
+    from fastvec.embedding.options import EmbedOptions
     from fastvec.embedding.plan import destination_of, plan_embed
     from fastvec.encoder import Encoder
 
-    batch_tokens = options.pop("batch_tokens")
+    batch_tokens, output = options.pop("batch_tokens"), options.pop("output")
     del options["overwrite"]  # nothing is written
-    with local_inputs(options.pop("inputs"), destination_of(options["output"]), stop_signal) as inputs:
-        plan = plan_embed(inputs, **options, settings=settings)
+    with local_inputs(options.pop("inputs"), destination_of(output), stop_signal) as inputs:
+        plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))
         return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

@@ -9,7 +9,7 @@ import numpy as np
 from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.decoders.agreement import SAMPLE as COMPARED
 from fastvec.embedding.plan import EmbedPlan
-from fastvec.embedding.tokenized_chunks import tokenized
+from fastvec.embedding.tokenized_chunks import ChunkTokenizer
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     chunks = _sample(plan)
     encoder.measure_for(plan.text_bytes)
 
-    def tokenizer(instruction: str | None) -> TextTokenizer:
-        return encoder.tokenizer(instruction or plan.instruction, plan.prompt_name)
+    def tokenizer_for(instruction: str | None) -> TextTokenizer:
+        return encoder.tokenizer(instruction or plan.options.instruction, plan.options.prompt_name)
 
-    texts = TokenizedTexts.concatenated([tokenizer(None)([]), *(tokenized(one, tokenizer).texts for one in chunks)])
+    tokenizer = ChunkTokenizer(tokenizer_for, hashes=plan.options.has_hashes, earlier=plan.earlier)
+    texts = TokenizedTexts.concatenated([tokenizer_for(None)([]), *(tokenizer(chunk).texts for chunk in chunks)])
     rows = sum(chunk.kept.num_rows for chunk in chunks)
     tokens = round(len(texts.ids) / max(rows, 1) * plan.corpus.rows)
     shuffled = texts.select(np.random.default_rng(0).permutation(len(texts)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvec.corpus.copies import local_inputs
+from fastvec.embedding.options import EmbedOptions
 from fastvec.embedding.plan import EmbedPlan, destination_of, plan_embed
 from fastvec.embedding.run import Run, report_of
 from fastvec.errors import DiskFullError
@@ -40,6 +41,8 @@ def embed(
     on_error: str = "null",
     max_errors: int | None = None,
     limit: int | None = None,
+    hash: bool = False,
+    reuse: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
@@ -58,23 +61,24 @@ def embed(
 
     Raises FastvecError; the subclass says what went wrong. Rows that are already durable are kept.
     """
+    options = EmbedOptions(
+        column=column,
+        template=template,
+        keep=keep,
+        instruction=instruction,
+        instruction_column=instruction_column,
+        prompt_name=prompt_name,
+        vector_dtype=vector_dtype,  # type: ignore[arg-type]  # it is checked there
+        vector_column=vector_column,
+        on_error=on_error,
+        max_errors=max_errors,
+        limit=limit,
+        hash=hash,
+        reuse=reuse,
+    )
+    settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
     with local_inputs(inputs, destination_of(output), stop_signal) as files:
-        plan = plan_embed(
-            files,
-            output,
-            settings=encoder if isinstance(encoder, EncoderSettings) else encoder.settings,
-            column=column,
-            template=template,
-            keep=keep,
-            instruction=instruction,
-            instruction_column=instruction_column,
-            prompt_name=prompt_name,
-            vector_dtype=vector_dtype,
-            vector_column=vector_column,
-            on_error=on_error,
-            max_errors=max_errors,
-            limit=limit,
-        )
+        plan = plan_embed(files, output, settings=settings, options=options)
         return _embed(plan, encoder, batch_tokens, overwrite, progress, stop_signal)
 
 

@@ -17,10 +17,12 @@ from fastvec import __version__
 from fastvec.corpus.copies import LocalCopy
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import Corpus
-from fastvec.errors import OutputError, UsageError
+from fastvec.embedding.options import EmbedOptions
+from fastvec.errors import OutputError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
-from fastvec.output.vector_column import VECTOR_DTYPES, FloatArray, VectorDtype, column_type, ranges_to_json
+from fastvec.output.earlier import HASH_TYPE, EarlierVectors
+from fastvec.output.vector_column import FloatArray, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import translated_os_errors
 from fastvec.texts.batching import BYTES_A_TOKEN
@@ -36,12 +38,8 @@ class EmbedPlan:
     corpus: Corpus
     output: Path
     settings: EncoderSettings
-    instruction: str | None
-    prompt_name: str | None
-    vector_dtype: VectorDtype
-    vector_column: str
-    on_error: str
-    max_errors: int | None
+    options: EmbedOptions
+    earlier: EarlierVectors | None  # vectors to reuse
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -53,10 +51,17 @@ class EmbedPlan:
             **self._texts,
             "keep": corpus.kept_schema.names,
             "rows": corpus.rows,
-            **self.settings.fingerprint(self.instruction, self.prompt_name),
-            "vector_dtype": self.vector_dtype,
-            "vector_column": self.vector_column,
+            **self.vectors_fingerprint,
+            "vector_column": self.options.vector_column,
+            **({"hash": True} if self.options.has_hashes else {}),
+            **({} if self.earlier is None else {"reuse": self.earlier.version}),
         }
+
+    @property
+    def vectors_fingerprint(self) -> dict[str, Any]:
+        """The fields that two outputs must share for the vector of a text to be the same in both."""
+        settings = self.settings.fingerprint(self.options.instruction, self.options.prompt_name)
+        return {**settings, "vector_dtype": self.options.vector_dtype}
 
     def as_begun(self, fingerprint: Mapping[str, Json]) -> Self:
         """Return the plan of the run with this fingerprint, if the two differ at most in the computation's dtype."""
@@ -75,12 +80,12 @@ class EmbedPlan:
     @property
     def vector_columns(self) -> tuple[str, ...]:
         """The names of the output's vector columns, one for each text column."""
-        return vector_columns(self.vector_column, self.corpus.columns)
+        return self.options.vector_columns(self.corpus.columns)
 
     @property
     def output_bytes(self) -> int:
         """The size in bytes of the vectors and the row numbers, without kept columns."""
-        vector = self.settings.dims * BITS[self.vector_dtype] // 8
+        vector = self.settings.dims * BITS[self.options.vector_dtype] // 8
         return self.corpus.rows * (len(self.vector_columns) * vector + 8)
 
     @property
@@ -91,16 +96,17 @@ class EmbedPlan:
 
     def schema(self, ranges: FloatArray | None = None) -> pa.Schema:
         """Return the output's columns and metadata; `ranges` [D] are those of int8 vectors."""
-        type = column_type(self.settings.dims, self.vector_dtype)
+        type = column_type(self.settings.dims, self.options.vector_dtype)
         fields = [
             *self.corpus.kept_schema,
             pa.field("row", pa.int64(), nullable=False),
             *(pa.field(name, type) for name in self.vector_columns),
+            *(pa.field(name, HASH_TYPE) for name in self.options.hash_columns(self.corpus.columns)),
         ]
         return pa.schema(fields, metadata=self._metadata(ranges))
 
     def _metadata(self, ranges: FloatArray | None) -> Mapping[str, bytes]:
-        settings, checkpoint = self.settings, self.settings.checkpoint
+        settings, checkpoint, options = self.settings, self.settings.checkpoint, self.options
         files = [{"uri": file.uri, "first_row": file.first_row, "rows": file.rows} for file in self.corpus.files]
         metadata = {
             "version": __version__,
@@ -110,15 +116,17 @@ class EmbedPlan:
             "bidirectional": _flag(settings.bidirectional),
             "pooling": settings.pooling,
             "pooled_tokens": settings.pooled_tokens,
-            "instruction": settings.prefix(self.instruction, self.prompt_name),
+            "instruction": settings.prefix(options.instruction, options.prompt_name),
             "normalize": _flag(settings.normalize),
             "dims": str(settings.dims),
             "dtype": settings.arithmetic,
-            "vector_dtype": self.vector_dtype,
-            "vector_column": self.vector_column,
+            "vector_dtype": options.vector_dtype,
+            "vector_column": options.vector_column,
             **{key: text if isinstance(text, str) else json.dumps(text) for key, text in self._texts.items()},
             "inputs": json.dumps(files),
         }
+        if self.options.has_hashes:
+            metadata["hash_columns"] = json.dumps(self.options.hash_columns(self.corpus.columns))
         if len(self.vector_columns) > 1:
             metadata["vector_columns"] = json.dumps(self.vector_columns)
         if checkpoint.special_tokens.eos is not None:
@@ -134,66 +142,35 @@ def plan_embed(
     output: str | Path,
     *,
     settings: EncoderSettings,
-    column: str | Sequence[str] | None = None,
-    template: str | None = None,
-    keep: Sequence[str] | None = (),
-    instruction: str | None = None,
-    instruction_column: str | None = None,
-    prompt_name: str | None = None,
-    vector_dtype: str = "float32",
-    vector_column: str = "embedding",
-    on_error: str = "null",
-    max_errors: int | None = None,
-    limit: int | None = None,
+    options: EmbedOptions,
 ) -> EmbedPlan:
-    """Open every input and plan the job. `keep` None keeps every column.
+    """Open every input and plan the job.
 
-    Raises UsageError, InputError or OutputError if the job cannot work, before anything is written.
+    Raises UsageError, InputError or OutputError if the job cannot work, before anything is written; RefusedError if the
+    vectors to reuse were made with other settings.
     """
-    if vector_dtype not in VECTOR_DTYPES:
-        raise UsageError(f"vector dtype {vector_dtype!r} is not known: choose {', '.join(VECTOR_DTYPES)}")
-    if on_error not in ("null", "fail"):
-        raise UsageError(f"on-error {on_error!r} is not known: choose null or fail")
-    for name, number in {"limit": limit, "max-errors": max_errors}.items():
-        if number is not None and number < 0:
-            raise UsageError(f"{name} {number} is out of range: the minimum is 0")
-    if vector_column == "row" or not is_utf8(vector_column):
-        taken = "the name of the row numbers' column" if vector_column == "row" else "not valid UTF-8"
-        raise UsageError(f"vector column {vector_column!r} is {taken}: choose another name")
-    if instruction_column is not None and (instruction is not None or prompt_name is not None):
-        raise UsageError("a column of instructions and an instruction or prompt for all rows were given: choose one")
     destination = destination_of(output)
-    several = () if column is None or isinstance(column, str) else column
+    given = () if options.column is None or isinstance(options.column, str) else options.column
     corpus = open_corpus(
         inputs,
-        column=column,
-        template=template,
-        instruction_column=instruction_column,
-        keep=keep,
-        limit=limit,
+        column=options.column,
+        template=options.template,
+        instruction_column=options.instruction_column,
+        keep=options.keep,
+        limit=options.limit,
         output=destination,
-        output_columns=("row", *vector_columns(vector_column, several)),
+        output_columns=options.output_columns(given),
     )
-    plan = EmbedPlan(
-        corpus=corpus,
-        output=destination,
-        settings=settings,
-        instruction=instruction,
-        prompt_name=prompt_name,
-        vector_dtype=vector_dtype,  # type: ignore[arg-type]  # one of VECTOR_DTYPES, checked above
-        vector_column=vector_column,
-        on_error=on_error,
-        max_errors=max_errors,
-    )
+    earlier = None if options.reuse is None else EarlierVectors(Path(options.reuse))
+    if earlier is not None and settings.auto_dtype:
+        settings = settings.in_dtype_of(earlier.output.own.get("dtype"))
+    plan = EmbedPlan(corpus=corpus, output=destination, settings=settings, options=options, earlier=earlier)
+    if earlier is not None:
+        earlier.require_settings(plan.vectors_fingerprint)
     schema = plan.schema()  # raises UsageError for dims that no vector column can have, before the model is loaded
     if destination.suffix == ".parquet":
         parquet_file.require_storable(schema)
     return plan
-
-
-def vector_columns(name: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the vector columns for these text columns: `name`, or for several `name` and the column's."""
-    return tuple(f"{name}_{text}" for text in texts) if len(texts) > 1 else (name,)
 
 
 def destination_of(output: str | Path) -> Path:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from fastvec.checkpoints import bundled
 from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.embedding.plan import EmbedPlan
-from fastvec.embedding.tokenized_chunks import TokenizedChunk, tokenize_chunks
+from fastvec.embedding.tokenized_chunks import ChunkTokenizer, TokenizedChunk
 from fastvec.errors import InterruptedRunError, RowErrorsError
 from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
 from fastvec.output.writer import RowError, Writer
@@ -43,6 +43,7 @@ class _EncodedChunk:
     chunk: Chunk
     vectors: FloatArray  # [n, D], for each of the chunk's texts
     valid: npt.NDArray[np.bool_]  # [n], whether a text has a vector
+    hashes: pa.Array | None  # [n], if asked for
     counts: Mapping[str, int]
     errors: Sequence[RowError]
     batch_tokens: int
@@ -75,8 +76,8 @@ class Run:
         try:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
-                by_row = plan.corpus.instruction_column is not None
-                tokenized = tokenize_chunks(read, self._tokenizer, instructions=by_row)
+                tokenizer = ChunkTokenizer(self._tokenizer, hashes=plan.options.has_hashes, earlier=plan.earlier)
+                tokenized = tokenizer.in_order(read, instructions=plan.corpus.instruction_column is not None)
                 tokenized = pipeline.run_ahead("tokenize", tokenized, feeds="encode", depth=4)
                 encoded = self._encode(tokenized, pipeline)
                 if self._encoder.settings.device == "cpu":
@@ -103,12 +104,12 @@ class Run:
 
     def _tokenizer(self, instruction: str | None) -> "TextTokenizer":
         """Return the tokenizer for a row's own instruction, or for that of the job."""
-        return self._encoder.tokenizer(instruction or self._plan.instruction, self._plan.prompt_name)
+        return self._encoder.tokenizer(instruction or self._plan.options.instruction, self._plan.options.prompt_name)
 
     def _embedded(self, chunk: TokenizedChunk, begun: "SubmittedChunk") -> _EncodedChunk:
         encoded = self._encoder.finish(begun)
         distinct = dict(encoded.failed)
-        if self._plan.vector_dtype == "float16":
+        if self._plan.options.vector_dtype == "float16":
             too_large = (np.abs(encoded.vectors) > FLOAT16_MAX).any(axis=1)
             distinct |= {int(index): "float16_overflow" for index in np.flatnonzero(too_large)}
         failed = dict(chunk.failed)
@@ -116,14 +117,17 @@ class Run:
             failed |= dict.fromkeys(np.flatnonzero(chunk.places == index).tolist(), code)
         valid = chunk.places >= 0
         vectors = encoded.vectors
-        if len(vectors) < len(valid):
-            vectors = np.zeros((len(valid), self._encoder.dims), dtype=np.float32)
-            vectors[valid] = encoded.vectors[chunk.places[valid]]
+        if len(chunk.reused):
+            vectors = np.concatenate([vectors, chunk.reused])
+        if not np.array_equal(chunk.places, np.arange(len(vectors))):
+            distinct_vectors, vectors = vectors, np.zeros((len(valid), self._encoder.dims), dtype=np.float32)
+            vectors[valid] = distinct_vectors[chunk.places[valid]]
         valid[list(failed)] = False
         return _EncodedChunk(
             chunk=chunk.chunk,
             vectors=vectors,
             valid=valid,
+            hashes=chunk.hashes,
             counts={**chunk.counts, "errors": len(failed)},
             errors=self._row_errors(chunk.chunk, failed),
             batch_tokens=begun.batch_tokens,
@@ -142,7 +146,9 @@ class Run:
 
     def _can_start_output(self) -> bool:
         """Return whether enough vectors are held to start the output."""
-        if self._writer.schema is not None or (self._plan.vector_dtype != "int8" and not self._plan.settings.quantize):
+        plan = self._plan
+        needs_ranges = plan.options.vector_dtype == "int8" and plan.earlier is None
+        if self._writer.schema is not None or not (needs_ranges or plan.settings.quantize):
             return True
         valid = np.concatenate([done.valid for done in self._held])
         return bool(valid.sum() >= FIRST_TEXTS or len(valid) >= FIRST_ROWS)
@@ -158,13 +164,15 @@ class Run:
         plan, chunk = self._plan, done.chunk
         rows = np.arange(chunk.first_row, chunk.first_row + chunk.kept.num_rows, dtype=np.int64)
         columns = [
-            to_column(vectors, valid, plan.vector_dtype, self._ranges)
+            to_column(vectors, valid, plan.options.vector_dtype, self._ranges)
             for vectors, valid in zip(
                 np.split(done.vectors, len(plan.vector_columns)),
                 np.split(done.valid, len(plan.vector_columns)),
                 strict=True,
             )
         ]
+        if done.hashes is not None:
+            columns += [done.hashes.slice(begin, len(rows)) for begin in range(0, len(done.hashes), len(rows))]
         batch = pa.RecordBatch.from_arrays([*chunk.kept.columns, pa.array(rows), *columns], schema=self._writer.schema)
         self._writer.write(batch, counts=done.counts, errors=done.errors, batch_tokens=done.batch_tokens)
         self._rows += len(rows)
@@ -178,23 +186,25 @@ class Run:
         """
         plan, writer = self._plan, self._writer
         if writer.schema is None:
-            if plan.vector_dtype == "int8":
+            if plan.earlier is not None:
+                self._ranges = plan.earlier.output.ranges
+            elif plan.options.vector_dtype == "int8":
                 none = np.zeros((0, plan.settings.dims), dtype=np.float32)
                 self._ranges = ranges_of(np.concatenate([none, *(done.vectors[done.valid] for done in self._held)]))
             writer.begin(plan.schema(self._ranges))
-        elif plan.vector_dtype == "int8" and self._ranges is None:
+        elif plan.options.vector_dtype == "int8" and self._ranges is None:
             self._ranges = ranges_from_json(writer.schema.metadata[b"fastvec.ranges"])
 
     def _check_errors(self, errors: Sequence[RowError]) -> None:
         """Raise RowErrorsError if a chunk, not written yet, exceeds the number of errors that the options allow."""
         plan = self._plan
         total = self._writer.counts["errors"] + len(errors)
-        allowed = 0 if plan.on_error == "fail" else plan.max_errors
+        allowed = 0 if plan.options.on_error == "fail" else plan.options.max_errors
         if errors and allowed is not None and total > allowed:
             error = errors[max(allowed - self._writer.counts["errors"], 0)]
             file, place = next(plan.corpus.locate([error.row]))
-            option = "--on-error fail" if plan.on_error == "fail" else f"--max-errors {plan.max_errors}"
-            remedy = "--on-error null" if plan.on_error == "fail" else "a larger --max-errors"
+            option = "--on-error fail" if plan.options.on_error == "fail" else f"--max-errors {plan.options.max_errors}"
+            remedy = "--on-error null" if plan.options.on_error == "fail" else "a larger --max-errors"
             raise RowErrorsError(
                 f"row {error.row} ({file}, {_described(place)}) has no vector ({error.code}) and {option} stops there: "
                 f"{self._rows:,} rows are safe; run the same command with {remedy} to resume"
@@ -229,6 +239,7 @@ class Run:
             truncated=counts["truncated"],
             repaired=counts["repaired"],
             duplicates=counts["duplicates"],
+            reused=counts["reused"],
             errors=counts["errors"],
             tokens=counts["tokens"],
             resumed_rows=self._resumed_rows,

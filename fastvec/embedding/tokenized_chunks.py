@@ -1,8 +1,12 @@
-"""Tokenizes chunks of texts, in order. Texts of a chunk that are equal are tokenized once."""
+"""Tokenizes chunks of texts, in order. Equal texts of a chunk are tokenized once, and those of an earlier output not.
+
+Shapes: n texts of a chunk, m distinct ones, D dimensions of a vector.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -10,87 +14,167 @@ import pyarrow as pa
 
 from fastvec.corpus.reader import Chunk
 from fastvec.errors import UsageError
+from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierVectors, as_halves
+from fastvec.output.vector_column import FloatArray
 from fastvec.system.pipeline import two_at_a_time
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts
+
+IntArray = npt.NDArray[np.intp]
 
 TOKENIZERS = 64  # for different instructions, kept at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedChunk:
-    """The tokens of a chunk's distinct texts.
+    """The tokens of a chunk's distinct texts without an earlier vector.
 
-    `counts` covers all texts of the chunk: nulls, empty, truncated, repaired, duplicates; tokens are those to encode.
+    `counts` covers all texts of the chunk: nulls, empty, truncated, repaired, duplicates, reused; tokens are those to
+    encode.
     """
 
     chunk: Chunk
-    texts: TokenizedTexts  # [m], distinct
-    places: npt.NDArray[np.intp]  # [n], where the vector of each of the chunk's texts is among [m]; -1: it has none
-    failed: Mapping[int, str]  # the texts [n] that have no tokens, and an error code for each
+    texts: TokenizedTexts  # to encode
+    reused: FloatArray  # [r, D] vectors of an earlier output
+    places: IntArray  # [n], where the vector of each of the chunk's texts is, first among `texts`, then `reused`; or -1
+    failed: Mapping[int, str]  # the texts [n] that cannot be encoded, and an error code for each
+    hashes: pa.Array | None  # [n], if asked for
     counts: Mapping[str, int]
 
 
-def tokenize_chunks(
-    chunks: Iterable[Chunk], tokenizer_for: Callable[[str | None], TextTokenizer], *, instructions: bool
-) -> Iterator[TokenizedChunk]:
-    """Tokenize chunks in order, by the tokenizer for the instruction of each text.
+class ChunkTokenizer:
+    """Tokenizes chunks, by a tokenizer for each text's instruction; None is the instruction of the job."""
 
-    While Python gathers the tokens of one chunk, the tokenizer works on another on all cores. Not so for chunks with
-    `instructions`: making a tokenizer for another instruction changes settings that all of them share.
+    def __init__(
+        self,
+        tokenizer_for: Callable[[str | None], TextTokenizer],
+        *,
+        hashes: bool = False,
+        earlier: EarlierVectors | None = None,
+    ) -> None:
+        """With `hashes`, each text gets one. With `earlier`, texts that have a vector there are not tokenized."""
+        self._tokenizer_for = lru_cache(TOKENIZERS)(tokenizer_for)
+        self._hashes, self._earlier = hashes, earlier
+
+    def in_order(self, chunks: Iterable[Chunk], *, instructions: bool) -> Iterator[TokenizedChunk]:
+        """Tokenize chunks.
+
+        While Python gathers the tokens of one chunk, the tokenizer works on another on all cores. Not so for chunks
+        with `instructions`: making a tokenizer for another instruction changes settings that all of them share.
+        """
+        return map(self, chunks) if instructions else two_at_a_time(self, chunks)
+
+    def __call__(self, chunk: Chunk) -> TokenizedChunk:
+        """Tokenize a chunk. A row's instruction that leaves no room for its text is an error of the row."""
+        distinct = _Distinct(chunk)
+        earlier = np.full(len(distinct.texts), -1)
+        if self._earlier is not None:
+            earlier = self._earlier.find(as_halves(distinct.hashes))
+        missing = np.flatnonzero(earlier < 0)
+        texts, encoded, codes = self._tokenized(distinct, missing)
+        found = np.flatnonzero(earlier >= 0)
+        place_of = np.full(len(distinct.texts) + 1, -1, dtype=np.intp)  # the last is that of -1, no text
+        place_of[encoded] = np.arange(len(encoded))
+        place_of[found] = len(encoded) + np.arange(len(found))
+        places = place_of[distinct.places]
+        failed = distinct.malformed | {
+            int(text): code for index, code in codes.items() for text in np.flatnonzero(distinct.places == index)
+        }
+        reused = np.zeros((0, 0), dtype=np.float32)
+        if self._earlier is not None:
+            reused = self._earlier.vectors(earlier[found])
+        counts = {
+            "nulls": chunk.texts.null_count - len(distinct.malformed),
+            "empty": int(distinct.empty[distinct.places[places >= 0]].sum()),
+            "truncated": int(texts.truncated[places[(places >= 0) & (places < len(texts))]].sum()),
+            "repaired": chunk.repaired,
+            "duplicates": int((distinct.places >= 0).sum()) - len(distinct.texts),
+            "reused": int((places >= len(texts)).sum()),
+            "tokens": len(texts.ids),
+        }
+        return TokenizedChunk(
+            chunk=chunk,
+            texts=texts,
+            reused=reused,
+            places=places,
+            failed=failed,
+            hashes=distinct.hash_column() if self._hashes else None,
+            counts=counts,
+        )
+
+    def _tokenized(self, distinct: "_Distinct", wanted: IntArray) -> tuple[TokenizedTexts, IntArray, dict[int, str]]:
+        """Return the tokens of the distinct texts `wanted`, in another order: which they are, and which failed."""
+        parts, order = [], [np.zeros(0, dtype=np.intp)]
+        failed: dict[int, str] = {}
+        for instruction, mask in distinct.by_instruction():
+            own = wanted[mask[wanted]]
+            try:
+                parts.append(self._tokenizer_for(instruction)([distinct.texts[index] for index in own]))
+                order.append(own)
+            except UsageError:
+                if instruction is None:
+                    raise
+                failed |= dict.fromkeys(own.tolist(), "instruction_too_long")
+        texts = TokenizedTexts.concatenated(parts) if parts else self._tokenizer_for(None)([])
+        return texts, np.concatenate(order), failed
+
+
+class _Distinct:
+    """The distinct texts of a chunk; the same text with another instruction is another one.
+
+    Attributes:
+        texts: The texts [m].
+        places: The distinct text of each of the chunk's texts [n]; -1 if it is null.
+        malformed: The texts [n] of rows that could not be read, with their error code.
     """
-    work = partial(tokenized, tokenizer_for=lru_cache(TOKENIZERS)(tokenizer_for))
-    return map(work, chunks) if instructions else two_at_a_time(work, chunks)
+
+    def __init__(self, chunk: Chunk) -> None:
+        texts, count = chunk.texts, len(chunk.texts)
+        bad = np.flatnonzero(np.isin(np.arange(count) % chunk.kept.num_rows, chunk.bad))
+        self.malformed = dict.fromkeys(bad.tolist(), "malformed_row")
+        encoded = texts.dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
+        self._instructions: list[str | None] = [None]
+        if chunk.instructions is None:
+            self.places, self._instruction_of = codes, np.zeros(len(encoded.dictionary), dtype=np.intp)
+            self.texts: list[str] = encoded.dictionary.to_pylist()
+            return
+        own = chunk.instructions.dictionary_encode()
+        self._instructions += own.dictionary.to_pylist()
+        instructions = own.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp) + 1
+        instructions = np.tile(instructions, count // len(instructions))
+        pairs = np.where(codes < 0, -1, codes * len(self._instructions) + instructions)
+        distinct, places = np.unique(pairs, return_inverse=True)
+        nulls = int(len(distinct) > 0 and distinct[0] < 0)  # sorts first
+        self.places = places - nulls
+        text_of, self._instruction_of = np.divmod(distinct[nulls:], len(self._instructions))
+        self.texts = encoded.dictionary.take(pa.array(text_of)).to_pylist()
+
+    def by_instruction(self) -> Iterator[tuple[str | None, npt.NDArray[np.bool_]]]:
+        """Yield each instruction and a mask [m] of the texts that it goes before; None is that of the job."""
+        for index, instruction in enumerate(self._instructions):
+            mask = self._instruction_of == index
+            if mask.any():
+                yield instruction, mask
+
+    @property
+    def empty(self) -> npt.NDArray[np.bool_]:
+        """Whether each text [m] is empty or only white space."""
+        return np.array([not text or text.isspace() for text in self.texts], dtype=np.bool_)
+
+    @cached_property
+    def hashes(self) -> pa.Array:
+        """The hash of each text [m] with its own instruction, which depends on nothing else."""
+        keys = ["" if one is None else one for one in self._instructions]
+        digests = [
+            _hash(text, keys[instruction]) for text, instruction in zip(self.texts, self._instruction_of, strict=True)
+        ]
+        return pa.array(digests, HASH_TYPE)
+
+    def hash_column(self) -> pa.Array:
+        """Return the hash of each of the chunk's texts [n]; null if it is."""
+        return self.hashes.take(pa.array(self.places, mask=self.places < 0))
 
 
-def tokenized(chunk: Chunk, tokenizer_for: Callable[[str | None], TextTokenizer]) -> TokenizedChunk:
-    """Tokenize the distinct texts of a chunk.
-
-    An instruction that leaves no room for a text, in a chunk that has instructions, is an error of its rows.
-    """
-    texts = chunk.texts
-    count = len(texts)
-    rows = chunk.kept.num_rows
-    places = np.full(count, -1, dtype=np.intp)
-    failed = {int(place): "malformed_row" for place in np.flatnonzero(np.isin(np.arange(count) % rows, chunk.bad))}
-    nulls = texts.null_count - len(failed)
-    parts: list[TokenizedTexts] = []
-    empty = np.zeros(0, dtype=np.bool_)
-    for instruction, mask in _by_instruction(chunk):
-        own = (texts if mask.all() else texts.filter(pa.array(mask))).dictionary_encode()
-        distinct = own.dictionary.to_pylist()
-        codes = own.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
-        try:
-            parts.append(tokenizer_for(instruction)(distinct))
-        except UsageError:
-            if chunk.instructions is None:
-                raise
-            failed |= dict.fromkeys(np.flatnonzero(mask)[codes >= 0].tolist(), "instruction_too_long")
-            continue
-        places[mask] = np.where(codes < 0, -1, codes + len(empty))
-        empty = np.append(empty, [not text or text.isspace() for text in distinct])
-    merged = TokenizedTexts.concatenated(parts) if parts else tokenizer_for(None)([])
-    used = places[places >= 0]
-    counts = {
-        "nulls": nulls,
-        "empty": int(empty[used].sum()),
-        "truncated": int(merged.truncated[used].sum()),
-        "repaired": chunk.repaired,
-        "duplicates": len(used) - len(merged),
-        "tokens": len(merged.ids),
-    }
-    return TokenizedChunk(chunk=chunk, texts=merged, places=places, failed=failed, counts=counts)
-
-
-def _by_instruction(chunk: Chunk) -> Iterator[tuple[str | None, npt.NDArray[np.bool_]]]:
-    """Yield each instruction of a chunk, and the texts [n] that it goes before; None is that of the job."""
-    count = len(chunk.texts)
-    if chunk.instructions is None:
-        yield None, np.ones(count, dtype=np.bool_)
-        return
-    encoded = chunk.instructions.dictionary_encode()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    codes = np.tile(codes, count // len(codes))
-    for code, instruction in enumerate([*encoded.dictionary.to_pylist(), None]):
-        mask = codes == (-1 if instruction is None else code)
-        if mask.any():
-            yield instruction, mask
+def _hash(text: str, instruction: str) -> bytes:
+    key = blake2b(instruction.encode(), digest_size=HASH_BYTES).digest() if instruction else b""
+    return blake2b(text.encode(), digest_size=HASH_BYTES, key=key).digest()

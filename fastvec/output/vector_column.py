@@ -4,7 +4,7 @@ Shapes: n rows, D dimensions of a vector.
 """
 
 import json
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,18 @@ def ranges_to_json(ranges: FloatArray) -> str:
 
 def ranges_from_json(text: str | bytes) -> FloatArray:
     return np.array(json.loads(text), dtype=np.float32)
+
+
+def from_values(values: npt.NDArray[Any], dtype: str, ranges: FloatArray | None = None) -> FloatArray:
+    """Return the stored `values` of vectors [n, D], or [n, D / 8] if binary, as float32; `to_column` inverts this.
+
+    The dimensions of binary vectors become 1 and -1.
+    """
+    if dtype == "binary":
+        return np.unpackbits(values, axis=1).astype(np.float32) * 2 - 1
+    if dtype == "int8" and ranges is not None:
+        return values.astype(np.float32) * (ranges / np.float32(127))
+    return values.astype(np.float32)
 
 
 def to_column(

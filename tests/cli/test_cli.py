@@ -154,7 +154,11 @@ def test_the_environment_knows_every_option_by_its_long_name(monkeypatch: pytest
         (["embed", str(ARTICLES), "-o", "v.arrow", "--keep", "id", "--keep-all"], 2, r"choose one"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--quantize", "int4"], 2, r"'int4' is not one of 'int8', 'fp8'"),
         (["embed", str(ARTICLES), "-o", "v.arrow", "--batch-tokens", "many"], 2, r"neither auto nor a number"),
-        (["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "row"], 2, r"'row' is the name of the row num"),
+        (
+            ["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "row"],
+            2,
+            r"'row' is the name of another output column",
+        ),
         (
             ["embed", str(ARTICLES), "-o", "v.arrow", "--vector-column", "\udcff"],
             2,

@@ -108,7 +108,7 @@ def test_a_row_brings_its_own_instruction(encoder: Encoder, tmp_path: Path, outp
             assert np.abs(found[row] - encoder.encode([text], instruction=how)[0]).max() < 1e-6
     assert metadata(output)["fastvec.instruction_column"] == "how"
     with pytest.raises(
-        UsageError, match="a column of instructions and an instruction or prompt for all rows were given"
+        UsageError, match="a column of instructions was given beside an instruction or prompt for all: choose"
     ):
         embed(
             [path], tmp_path / "x.arrow", encoder=encoder, column="text", instruction_column="how", instruction="Find:"
