@@ -1,14 +1,18 @@
 """Every command in the documentation runs, and prints what the documentation shows.
 
 In a block marked `console`, `$` starts a command and the lines below are its output, of which numbers and dtypes may
-differ. A block marked `sh` contains only commands. Models named by a hub id are tiny ones under that name, and training
-takes two steps. Commands of `benchmarks` and `recipes` have their own tests; here only their arguments are parsed.
+differ. A block marked `sh` contains only commands. The shell runs what stands before a `|`. Models and datasets named
+by a hub id are tiny ones under that name, and training takes two steps. Commands of `benchmarks` and `recipes` have
+their own tests; here only their arguments are parsed.
 """
 
 import importlib
+import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads a
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 MODELS = ("Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Embedding-8B", "Qwen/Qwen3-0.6B")
+DATASET, SUBSET = "wikimedia/wikipedia", "20231101.simple"
 LLM2VEC = "McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp"
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 SETTINGS = {"STEPS": "2", "BATCH_SIZE": "4", "MAX_LENGTH": "32"}
@@ -54,6 +59,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = pq.read_table(ARTICLES).slice(0, 20)
     for name in ("corpus.parquet", "corpus/part.parquet", "wiki.parquet"):
         pq.write_table(few, folder / name)
+    articles = pq.read_table(ARTICLES).to_pylist()
+    (folder / "articles.jsonl").write_text("".join(f"{json.dumps(article)}\n" for article in articles))
     pq.write_table(pa.table({"text": SENTENCES * 8}), folder / "sentences.parquet")
     pairs = {"question": SENTENCES * 4, "passage": [f"{text} Indeed." for text in SENTENCES] * 4}
     pq.write_table(pa.table(pairs), folder / "pairs.parquet")
@@ -65,6 +72,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in (*MODELS, LLM2VEC):
         save_to_hub_cache(decoder, cache, model)
     save_to_hub_cache(save_adapter(decoder, folder / "adapter"), cache, f"{LLM2VEC}-supervised")
+    dataset = folder / "dataset"
+    (dataset / SUBSET).mkdir(parents=True)
+    shutil.copy(folder / "corpus.parquet", dataset / SUBSET)
+    save_to_hub_cache(dataset, cache, DATASET, kind="datasets")
     return folder
 
 
@@ -83,12 +94,18 @@ def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_commands_run_and_print_what_is_shown(
     document: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for command, shown in commands(document):
+    for line, shown in commands(document):
+        before, _, command = line.rpartition(" | ")
+        if before:
+            with Path("stdin").open("wb") as piped:
+                subprocess.run(before, shell=True, check=True, stdout=piped)
         arguments = shlex.split(command, comments=True)
         if arguments[0] == "torchrun":
             arguments = arguments[arguments.index("-m") + 1 :]
         if arguments[0] == "fastvec":
-            code, printed = run(arguments, monkeypatch, capfd)
+            with Path("stdin" if before else os.devnull).open() as stdin:
+                monkeypatch.setattr(sys, "stdin", stdin)
+                code, printed = run(arguments, monkeypatch, capfd)
             assert (code != 0) == (shown is not None and shown.startswith("fastvec: ")), (command, printed)
             assert shown is None or masked(printed) == masked(shown), command
         elif arguments[:2] == ["python", "-m"]:
@@ -125,7 +142,7 @@ def masked(text: str) -> str:
     return re.sub(r"\d[\d,.:]*", "#", text)
 
 
-@pytest.mark.parametrize("name", ["README.md", "kernels.md", "api.md"])
+@pytest.mark.parametrize("name", ["README.md", "kernels.md", "api.md", "corpora.md"])
 def test_python_examples_run(
     name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

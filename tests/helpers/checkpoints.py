@@ -73,9 +73,9 @@ def with_adapter(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
     return tuned.eval()
 
 
-def save_to_hub_cache(folder: Path, cache: Path, repository: str = "org/tiny") -> Path:
+def save_to_hub_cache(folder: Path, cache: Path, repository: str = "org/tiny", *, kind: str = "models") -> Path:
     """Copy `folder` into `cache` as the hub's client stores a download of `repository`; return the snapshot."""
-    root = cache / f"models--{repository.replace('/', '--')}"
+    root = cache / f"{kind}--{repository.replace('/', '--')}"
     snapshot = root / "snapshots" / COMMIT
     (root / "blobs").mkdir(parents=True)
     (root / "refs").mkdir()
