@@ -63,6 +63,7 @@ class Report:
     model: str
     device: str
     rows: int
+    input_rows: int = 0  # rows of the inputs, if those of the output are passages
     nulls: int = 0
     empty: int = 0
     truncated: int = 0
@@ -97,7 +98,8 @@ class Report:
         if self.already_finished:
             errors = f", {self.errors:,} of them without a vector because of an error" if self.errors else ""
             return f"{self.output} is already finished: {self.rows:,} rows{errors}"
-        parts = [f"{self.rows:,} rows to {self.output} in {self.seconds:.1f} s"]
+        rows = f"{self.rows:,} passages of {self.input_rows:,} rows" if self.input_rows else f"{self.rows:,} rows"
+        parts = [f"{rows} to {self.output} in {self.seconds:.1f} s"]
         if self.resumed_rows:
             parts.append(f"{self.resumed_rows:,} of them from an earlier run")
         parts.append(f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s")

@@ -101,6 +101,15 @@ class TokenBudget(click.ParamType[int | None]):
     type=int,
     help="Maximum tokens per sequence; longer texts are truncated. [default: as the checkpoint says]",
 )
+@click.option(
+    "--long",
+    type=click.Choice(["truncate", "mean", "chunks"]),
+    default="truncate",
+    show_default=True,
+    help="A text above --max-length: cut it, average its passages' vectors, or write a row for each passage.",
+)
+@click.option("--overlap", type=int, default=0, metavar="N", help="Tokens that a passage shares with the next one.")
+@click.option("--chunk-tokens", type=int, metavar="N", help="Tokens of a passage with --long chunks. [default: all]")
 @shared.device
 @click.option(
     "--dtype",

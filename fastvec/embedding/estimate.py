@@ -57,7 +57,7 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     def tokenizer_for(instruction: str | None) -> TextTokenizer:
         return encoder.tokenizer(instruction or plan.options.instruction, plan.options.prompt_name)
 
-    tokenizer = ChunkTokenizer(tokenizer_for, hashes=plan.options.has_hashes, earlier=plan.earlier)
+    tokenizer = ChunkTokenizer(tokenizer_for, options=plan.options, earlier=plan.earlier)
     texts = TokenizedTexts.concatenated([tokenizer_for(None)([]), *(tokenizer(chunk).texts for chunk in chunks)])
     rows = sum(chunk.kept.num_rows for chunk in chunks)
     tokens = round(len(texts.ids) / max(rows, 1) * plan.corpus.rows)

@@ -43,21 +43,22 @@ def embed(
     limit: int | None = None,
     hash: bool = False,
     reuse: str | Path | None = None,
+    long: str = "truncate",
+    overlap: int = 0,
+    chunk_tokens: int | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
 ) -> Report:
-    """Embed the text of each row of `inputs` into one Arrow or Parquet file, a row for each, in order.
+    """Embed the text of each row of `inputs` into one Arrow or Parquet file, in order.
 
-    Inputs are files, folders, glob patterns, `-` for stdin, and tables of pyarrow, polars, pandas, DuckDB or
-    `datasets`: one of these or a list. The text is that of a `column`, or what a `template` puts together from columns;
-    several columns give a row several vectors. `instruction_column` has an instruction for each row. `keep` names the
-    columns to copy; None copies all.
+    Inputs are files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars, pandas,
+    DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the options from `column` to `chunk_tokens`.
 
     The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
     model is only loaded when there is work to do, in the dtype of an earlier run if the user chose none. `progress` is
-    called after each chunk. `stop_signal` is called often; once it returns a signal number, the run stops and raises
-    InterruptedRunError.
+    called after each chunk. Once `stop_signal`, which is called often, returns a signal number, the run stops and
+    raises InterruptedRunError.
 
     Raises FastvecError; the subclass says what went wrong. Rows that are already durable are kept.
     """
@@ -75,6 +76,9 @@ def embed(
         limit=limit,
         hash=hash,
         reuse=reuse,
+        long=long,
+        overlap=overlap,
+        chunk_tokens=chunk_tokens,
     )
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
     with local_inputs(inputs, destination_of(output), stop_signal) as files:
@@ -103,7 +107,10 @@ def _embed(
         from fastvec.encoder import Encoder
 
         encoder = Encoder(plan.settings)
-    job = replace(job, environment=encoder.environment, limits=encoder.chunk_limits)
+    limits = dict(encoder.chunk_limits)
+    if plan.options.long != "truncate":
+        limits.pop("row_bytes", None)  # a long text is as much work as its passages
+    job = replace(job, environment=encoder.environment, limits=limits)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         for warning in writer.warnings:
             logger.warning("%s", warning)

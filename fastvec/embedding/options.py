@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastvec.errors import UsageError
+from fastvec.fingerprint import Json
+from fastvec.output.reader import PASSAGE_COLUMNS
 from fastvec.output.vector_column import VECTOR_DTYPES, VectorDtype
 from fastvec.texts.tokenizer import is_utf8
 
 HASH_COLUMN = "hash"
+LONG = ("truncate", "mean", "chunks")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,10 @@ class EmbedOptions:
         limit: Only the first rows, over all inputs.
         hash: Whether to add a column with the hash of each text.
         reuse: A finished output with hashes, whose vectors are copied for the texts that it has.
+        long: What becomes of a text that is too long for a sequence: `truncate` cuts it, `mean` gives it the mean of
+            its passages' vectors, `chunks` makes a row of each passage.
+        overlap: The tokens that a passage shares with the next one.
+        chunk_tokens: The tokens of a passage, with `chunks`; None: as many as fit into a sequence.
     """
 
     column: str | Sequence[str] | None = None
@@ -41,6 +48,9 @@ class EmbedOptions:
     limit: int | None = None
     hash: bool = False
     reuse: str | Path | None = None
+    long: str = "truncate"
+    overlap: int = 0
+    chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.vector_dtype not in VECTOR_DTYPES:
@@ -50,11 +60,33 @@ class EmbedOptions:
         for name, number in {"limit": self.limit, "max-errors": self.max_errors}.items():
             if number is not None and number < 0:
                 raise UsageError(f"{name} {number} is out of range: the minimum is 0")
-        if self.vector_column in ("row", HASH_COLUMN) or not is_utf8(self.vector_column):
+        if self.vector_column in ("row", HASH_COLUMN, *dict(PASSAGE_COLUMNS)) or not is_utf8(self.vector_column):
             problem = "the name of another output column" if is_utf8(self.vector_column) else "not valid UTF-8"
             raise UsageError(f"vector column {self.vector_column!r} is {problem}: choose another name")
         if self.instruction_column is not None and (self.instruction is not None or self.prompt_name is not None):
             raise UsageError("a column of instructions was given beside an instruction or prompt for all: choose one")
+        self._check_passages()
+
+    def _check_passages(self) -> None:
+        if self.long not in LONG:
+            raise UsageError(f"long {self.long!r} is not known: choose {', '.join(LONG)}")
+        if self.overlap and self.long == "truncate":
+            raise UsageError("overlap needs passages: choose long mean or chunks")
+        if self.chunk_tokens is not None and self.long != "chunks":
+            raise UsageError("chunk-tokens needs long chunks")
+        several = self.column is not None and not isinstance(self.column, str) and len(self.column) > 1
+        if self.long == "chunks" and several:
+            raise UsageError("long chunks makes a row of each passage of one text: give one column, or a template")
+
+    @property
+    def makes_passages(self) -> bool:
+        """Whether a row of the output is a passage."""
+        return self.long == "chunks"
+
+    @property
+    def passages(self) -> list[Json] | None:
+        """What identifies how long texts are split; None if they are truncated."""
+        return None if self.long == "truncate" else [self.long, self.overlap, self.chunk_tokens]
 
     @property
     def has_hashes(self) -> bool:
@@ -63,7 +95,8 @@ class EmbedOptions:
 
     def output_columns(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the output's own columns for these text columns."""
-        return "row", *self.vector_columns(texts), *self.hash_columns(texts)
+        passages = dict(PASSAGE_COLUMNS) if self.makes_passages else ()
+        return "row", *passages, *self.vector_columns(texts), *self.hash_columns(texts)
 
     def vector_columns(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the vector columns, one for each text column."""

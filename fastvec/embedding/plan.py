@@ -22,6 +22,7 @@ from fastvec.errors import OutputError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
 from fastvec.output.earlier import HASH_TYPE, EarlierVectors
+from fastvec.output.reader import PASSAGE_COLUMNS
 from fastvec.output.vector_column import FloatArray, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import translated_os_errors
@@ -61,7 +62,7 @@ class EmbedPlan:
     def vectors_fingerprint(self) -> dict[str, Any]:
         """The fields that two outputs must share for the vector of a text to be the same in both."""
         settings = self.settings.fingerprint(self.options.instruction, self.options.prompt_name)
-        return {**settings, "vector_dtype": self.options.vector_dtype}
+        return {**settings, "vector_dtype": self.options.vector_dtype, "passages": self.options.passages}
 
     def as_begun(self, fingerprint: Mapping[str, Json]) -> Self:
         """Return the plan of the run with this fingerprint, if the two differ at most in the computation's dtype."""
@@ -91,16 +92,20 @@ class EmbedPlan:
     @property
     def text_bytes(self) -> int:
         """An estimate of the bytes of text to encode: those of the files, or what `max_length` leaves of each row."""
+        whole = sum(file.size for file in self.corpus.files)
+        if self.options.long != "truncate":
+            return whole
         most = self.corpus.rows * len(self.vector_columns) * self.settings.max_length * BYTES_A_TOKEN
-        return min(sum(file.size for file in self.corpus.files), most)
+        return min(whole, most)
 
     def schema(self, ranges: FloatArray | None = None) -> pa.Schema:
         """Return the output's columns and metadata; `ranges` [D] are those of int8 vectors."""
-        type = column_type(self.settings.dims, self.options.vector_dtype)
+        vector = column_type(self.settings.dims, self.options.vector_dtype)
         fields = [
             *self.corpus.kept_schema,
             pa.field("row", pa.int64(), nullable=False),
-            *(pa.field(name, type) for name in self.vector_columns),
+            *(pa.field(name, type) for name, type in PASSAGE_COLUMNS if self.options.makes_passages),
+            *(pa.field(name, vector) for name in self.vector_columns),
             *(pa.field(name, HASH_TYPE) for name in self.options.hash_columns(self.corpus.columns)),
         ]
         return pa.schema(fields, metadata=self._metadata(ranges))
@@ -125,6 +130,8 @@ class EmbedPlan:
             **{key: text if isinstance(text, str) else json.dumps(text) for key, text in self._texts.items()},
             "inputs": json.dumps(files),
         }
+        if options.long != "truncate":
+            metadata |= {"long": options.long, "overlap": str(options.overlap)}
         if self.options.has_hashes:
             metadata["hash_columns"] = json.dumps(self.options.hash_columns(self.corpus.columns))
         if len(self.vector_columns) > 1:

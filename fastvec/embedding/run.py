@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from fastvec.checkpoints import bundled
 from fastvec.corpus.reader import Chunk, ChunkLimits
+from fastvec.embedding.passages import Passages, joined
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.tokenized_chunks import ChunkTokenizer, TokenizedChunk
 from fastvec.errors import InterruptedRunError, RowErrorsError
@@ -44,6 +45,7 @@ class _EncodedChunk:
     vectors: FloatArray  # [n, D], for each of the chunk's texts
     valid: npt.NDArray[np.bool_]  # [n], whether a text has a vector
     hashes: pa.Array | None  # [n], if asked for
+    origin: Passages | None  # [n], if the rows are passages
     counts: Mapping[str, int]
     errors: Sequence[RowError]
     batch_tokens: int
@@ -63,20 +65,20 @@ class Run:
     ) -> None:
         self._plan, self._encoder, self._writer = plan, encoder, writer
         self._started, self._progress, self._stop_signal = time.perf_counter(), progress, stop_signal
-        self._resumed_rows = self._rows = writer.rows
+        self._resumed_rows = self._rows = self._durable_rows
         self._tokens = self._padded_tokens = 0
         self._ranges: FloatArray | None = None
         self._held: list[_EncodedChunk] = []  # encoded, not written yet
 
     def run(self) -> Report:
         writer, plan = self._writer, self._plan
-        if writer.rows:
-            logger.info("resuming %s at row %s of %s", plan.output, f"{writer.rows:,}", f"{plan.corpus.rows:,}")
-        chunks = plan.corpus.chunks(ChunkLimits(**writer.limits), first_row=writer.rows, first_index=writer.chunks)
+        if self._rows:
+            logger.info("resuming %s at row %s of %s", plan.output, f"{self._rows:,}", f"{plan.corpus.rows:,}")
+        chunks = plan.corpus.chunks(ChunkLimits(**writer.limits), first_row=self._rows, first_index=writer.chunks)
         try:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
-                tokenizer = ChunkTokenizer(self._tokenizer, hashes=plan.options.has_hashes, earlier=plan.earlier)
+                tokenizer = ChunkTokenizer(self._tokenizer, options=plan.options, earlier=plan.earlier)
                 tokenized = tokenizer.in_order(read, instructions=plan.corpus.instruction_column is not None)
                 tokenized = pipeline.run_ahead("tokenize", tokenized, feeds="encode", depth=4)
                 encoded = self._encode(tokenized, pipeline)
@@ -97,6 +99,11 @@ class Run:
         writer.finish(_error_lines(plan, writer.errors))
         return self._finished_report(pipeline)
 
+    @property
+    def _durable_rows(self) -> int:
+        """The durable rows of the corpus; of the output, if its rows are not passages."""
+        return self._writer.counts["input_rows"] if self._plan.options.makes_passages else self._writer.rows
+
     def _encode(self, chunks: Iterator[TokenizedChunk], pipeline: Pipeline) -> Iterator[_EncodedChunk]:
         begun = ((chunk, self._encoder.begin(chunk.texts, pipeline.check)) for chunk in chunks)
         for chunk, vectors in delayed(begun, by=self._encoder.chunks_ahead):
@@ -108,15 +115,21 @@ class Run:
 
     def _embedded(self, chunk: TokenizedChunk, begun: "SubmittedChunk") -> _EncodedChunk:
         encoded = self._encoder.finish(begun)
-        distinct = dict(encoded.failed)
+        text_of = np.repeat(np.arange(len(chunk.passages)), chunk.passages)
+        distinct = {int(text_of[index]): code for index, code in encoded.failed.items()}
+        vectors = joined(
+            encoded.vectors,
+            np.diff(chunk.texts.spans)[:, 0],
+            chunk.passages,
+            normalize=self._plan.settings.normalize,
+        )
         if self._plan.options.vector_dtype == "float16":
-            too_large = (np.abs(encoded.vectors) > FLOAT16_MAX).any(axis=1)
+            too_large = (np.abs(vectors) > FLOAT16_MAX).any(axis=1)
             distinct |= {int(index): "float16_overflow" for index in np.flatnonzero(too_large)}
         failed = dict(chunk.failed)
         for index, code in distinct.items():
             failed |= dict.fromkeys(np.flatnonzero(chunk.places == index).tolist(), code)
         valid = chunk.places >= 0
-        vectors = encoded.vectors
         if len(chunk.reused):
             vectors = np.concatenate([vectors, chunk.reused])
         if not np.array_equal(chunk.places, np.arange(len(vectors))):
@@ -129,17 +142,19 @@ class Run:
             valid=valid,
             hashes=chunk.hashes,
             counts={**chunk.counts, "errors": len(failed)},
-            errors=self._row_errors(chunk.chunk, failed),
+            errors=self._row_errors(chunk, failed),
+            origin=chunk.origin,
             batch_tokens=begun.batch_tokens,
             padded_tokens=padded_tokens(chunk.texts.lengths),
         )
 
-    def _row_errors(self, chunk: Chunk, failed: Mapping[int, str]) -> list[RowError]:
+    def _row_errors(self, tokenized: TokenizedChunk, failed: Mapping[int, str]) -> list[RowError]:
         """Return the errors of the texts `failed`, by row and then by column."""
-        columns = self._plan.corpus.columns
+        columns, chunk = self._plan.corpus.columns, tokenized.chunk
         errors = []
         for place, code in failed.items():
             column, row = divmod(place, chunk.kept.num_rows)
+            row = row if tokenized.origin is None else int(tokenized.origin.rows[row])
             name = columns[column] if len(columns) > 1 else ""
             errors.append((row, column, RowError(row=chunk.first_row + row, code=code, column=name)))
         return [error for *_, error in sorted(errors, key=lambda found: found[:2])]
@@ -162,8 +177,9 @@ class Run:
     def _write(self, done: _EncodedChunk) -> None:
         self._check_errors(done.errors)
         plan, chunk = self._plan, done.chunk
-        rows = np.arange(chunk.first_row, chunk.first_row + chunk.kept.num_rows, dtype=np.int64)
-        columns = [
+        rows = np.arange(chunk.kept.num_rows) if done.origin is None else done.origin.rows
+        columns = [] if done.origin is None else done.origin.columns()
+        columns += [
             to_column(vectors, valid, plan.options.vector_dtype, self._ranges)
             for vectors, valid in zip(
                 np.split(done.vectors, len(plan.vector_columns)),
@@ -173,9 +189,10 @@ class Run:
         ]
         if done.hashes is not None:
             columns += [done.hashes.slice(begin, len(rows)) for begin in range(0, len(done.hashes), len(rows))]
-        batch = pa.RecordBatch.from_arrays([*chunk.kept.columns, pa.array(rows), *columns], schema=self._writer.schema)
+        numbers = pa.array(chunk.first_row + rows, pa.int64())
+        batch = pa.RecordBatch.from_arrays([*chunk.kept.columns, numbers, *columns], schema=self._writer.schema)
         self._writer.write(batch, counts=done.counts, errors=done.errors, batch_tokens=done.batch_tokens)
-        self._rows += len(rows)
+        self._rows += done.counts.get("input_rows", len(rows))
         self._tokens += done.counts["tokens"]
         self._padded_tokens += done.padded_tokens
 
@@ -214,7 +231,7 @@ class Run:
         number = self._stop_signal() or signal.SIGINT
         self._writer.close()
         return InterruptedRunError(
-            f"stopped by {signal.Signals(number).name} at row {self._writer.rows:,} of {self._plan.corpus.rows:,}: "
+            f"stopped by {signal.Signals(number).name} at row {self._durable_rows:,} of {self._plan.corpus.rows:,}: "
             "run the same command again to resume",
             number,
         )
@@ -233,7 +250,8 @@ class Run:
         state, counts = self._state(pipeline), self._writer.counts
         return report_of(
             self._plan,
-            rows=state.rows,
+            rows=self._writer.rows,
+            input_rows=counts["input_rows"],
             nulls=counts["nulls"],
             empty=counts["empty"],
             truncated=counts["truncated"],

@@ -3,7 +3,7 @@
 Shapes: n texts of a chunk, m distinct ones, D dimensions of a vector.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -13,10 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fastvec.corpus.reader import Chunk
+from fastvec.embedding.options import EmbedOptions
+from fastvec.embedding.passages import Passages, rows_of_passages
 from fastvec.errors import UsageError
 from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierVectors, as_halves
 from fastvec.output.vector_column import FloatArray
 from fastvec.system.pipeline import two_at_a_time
+from fastvec.texts.passages import Spans, passage_tokens, split
 from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts
 
 IntArray = npt.NDArray[np.intp]
@@ -26,14 +29,16 @@ TOKENIZERS = 64  # for different instructions, kept at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedChunk:
-    """The tokens of a chunk's distinct texts without an earlier vector.
+    """The tokens of a chunk's distinct texts without an earlier vector. Its rows may be passages of the corpus's rows.
 
     `counts` covers all texts of the chunk: nulls, empty, truncated, repaired, duplicates, reused; tokens are those to
     encode.
     """
 
     chunk: Chunk
-    texts: TokenizedTexts  # to encode
+    texts: TokenizedTexts  # to encode: each text, or its passages one after another
+    passages: IntArray  # the number of passages of each text to encode
+    origin: Passages | None  # if the chunk's rows are passages: where they come from
     reused: FloatArray  # [r, D] vectors of an earlier output
     places: IntArray  # [n], where the vector of each of the chunk's texts is, first among `texts`, then `reused`; or -1
     failed: Mapping[int, str]  # the texts [n] that cannot be encoded, and an error code for each
@@ -48,12 +53,12 @@ class ChunkTokenizer:
         self,
         tokenizer_for: Callable[[str | None], TextTokenizer],
         *,
-        hashes: bool = False,
+        options: EmbedOptions,
         earlier: EarlierVectors | None = None,
     ) -> None:
-        """With `hashes`, each text gets one. With `earlier`, texts that have a vector there are not tokenized."""
+        """Texts that have a vector in `earlier` are not tokenized."""
         self._tokenizer_for = lru_cache(TOKENIZERS)(tokenizer_for)
-        self._hashes, self._earlier = hashes, earlier
+        self._options, self._earlier = options, earlier
 
     def in_order(self, chunks: Iterable[Chunk], *, instructions: bool) -> Iterator[TokenizedChunk]:
         """Tokenize chunks.
@@ -65,12 +70,15 @@ class ChunkTokenizer:
 
     def __call__(self, chunk: Chunk) -> TokenizedChunk:
         """Tokenize a chunk. A row's instruction that leaves no room for its text is an error of the row."""
+        rows, origin = chunk.kept.num_rows, None
+        if self._options.makes_passages:
+            chunk, origin = rows_of_passages(chunk, self._split_or_fail_later)
         distinct = _Distinct(chunk)
         earlier = np.full(len(distinct.texts), -1)
         if self._earlier is not None:
             earlier = self._earlier.find(as_halves(distinct.hashes))
         missing = np.flatnonzero(earlier < 0)
-        texts, encoded, codes = self._tokenized(distinct, missing)
+        texts, encoded, passages, codes = self._tokenized(distinct, missing)
         found = np.flatnonzero(earlier >= 0)
         place_of = np.full(len(distinct.texts) + 1, -1, dtype=np.intp)  # the last is that of -1, no text
         place_of[encoded] = np.arange(len(encoded))
@@ -79,43 +87,75 @@ class ChunkTokenizer:
         failed = distinct.malformed | {
             int(text): code for index, code in codes.items() for text in np.flatnonzero(distinct.places == index)
         }
+        truncated = np.zeros(len(encoded), dtype=np.bool_)
+        truncated[np.repeat(np.arange(len(encoded)), passages)[texts.truncated]] = True
         reused = np.zeros((0, 0), dtype=np.float32)
         if self._earlier is not None:
             reused = self._earlier.vectors(earlier[found])
         counts = {
             "nulls": chunk.texts.null_count - len(distinct.malformed),
             "empty": int(distinct.empty[distinct.places[places >= 0]].sum()),
-            "truncated": int(texts.truncated[places[(places >= 0) & (places < len(texts))]].sum()),
+            "truncated": int(truncated[places[(places >= 0) & (places < len(encoded))]].sum()),
             "repaired": chunk.repaired,
             "duplicates": int((distinct.places >= 0).sum()) - len(distinct.texts),
-            "reused": int((places >= len(texts)).sum()),
+            "reused": int((places >= len(encoded)).sum()),
             "tokens": len(texts.ids),
+            **({"input_rows": rows} if origin is not None else {}),
         }
         return TokenizedChunk(
             chunk=chunk,
             texts=texts,
+            passages=passages,
+            origin=origin,
             reused=reused,
             places=places,
             failed=failed,
-            hashes=distinct.hash_column() if self._hashes else None,
+            hashes=distinct.hash_column() if self._options.has_hashes else None,
             counts=counts,
         )
 
-    def _tokenized(self, distinct: "_Distinct", wanted: IntArray) -> tuple[TokenizedTexts, IntArray, dict[int, str]]:
-        """Return the tokens of the distinct texts `wanted`, in another order: which they are, and which failed."""
-        parts, order = [], [np.zeros(0, dtype=np.intp)]
+    def _split(self, texts: Sequence[str], instruction: str | None) -> list[Spans]:
+        tokenizer, options = self._tokenizer_for(instruction or None), self._options
+        tokens = passage_tokens(tokenizer, options.chunk_tokens, options.overlap)
+        return split(tokenizer, texts, tokens=tokens, overlap=options.overlap)
+
+    def _split_or_fail_later(self, texts: Sequence[str], instruction: str | None) -> list[Spans]:
+        """Split texts; those whose own instruction leaves no room are left whole, and are errors of their rows."""
+        try:
+            return self._split(texts, instruction)
+        except UsageError:
+            if not instruction:
+                raise
+            return [np.array([[0, len(text)]]) for text in texts]
+
+    def _tokenized(
+        self, distinct: "_Distinct", wanted: IntArray
+    ) -> tuple[TokenizedTexts, IntArray, IntArray, dict[int, str]]:
+        """Return the tokens of the distinct texts `wanted`, in another order: which they are, of how many passages.
+
+        The last value has those that failed.
+        """
+        none = np.zeros(0, dtype=np.intp)
+        parts, order, passages = [], [none], [none]
         failed: dict[int, str] = {}
         for instruction, mask in distinct.by_instruction():
             own = wanted[mask[wanted]]
             try:
-                parts.append(self._tokenizer_for(instruction)([distinct.texts[index] for index in own]))
+                texts = [distinct.texts[index] for index in own]
+                counts = np.ones(len(own), dtype=np.intp)
+                if self._options.long == "mean":
+                    spans = self._split(texts, instruction)
+                    counts = np.array([len(one) for one in spans], dtype=np.intp)
+                    texts = [text[b:e] for text, one in zip(texts, spans, strict=True) for b, e in one.tolist()]
+                parts.append(self._tokenizer_for(instruction)(texts))
                 order.append(own)
+                passages.append(counts)
             except UsageError:
                 if instruction is None:
                     raise
                 failed |= dict.fromkeys(own.tolist(), "instruction_too_long")
-        texts = TokenizedTexts.concatenated(parts) if parts else self._tokenizer_for(None)([])
-        return texts, np.concatenate(order), failed
+        tokens = TokenizedTexts.concatenated(parts) if parts else self._tokenizer_for(None)([])
+        return tokens, np.concatenate(order), np.concatenate(passages), failed
 
 
 class _Distinct:

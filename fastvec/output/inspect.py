@@ -1,5 +1,7 @@
 """`fastvec inspect`: a one-screen summary of a finished output."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastvec.errors import OutputError
-from fastvec.output.reader import Output, read_output
+from fastvec.output.reader import PASSAGE_COLUMNS, Output, read_output
 from fastvec.output.verify import check_columns, printable
 
 _SAMPLED_BATCHES = 16
@@ -42,7 +44,10 @@ class Summary:
     pooling: str
     pooled_tokens: str
     instruction: str
+    texts: str  # what of a row is embedded; empty if an earlier version did not record it
     rows: int
+    input_rows: int
+    passages: bool  # whether the rows are passages of those of the inputs
     nulls: int  # rows without a vector: null text or row error
     dims: int
     vector_dtype: str
@@ -65,6 +70,7 @@ class Summary:
         if len(self.inputs) > _SHOWN_INPUTS:
             files.append(f"and {len(self.inputs) - _SHOWN_INPUTS:,} more")
         normalized, vectors = ", normalized" if self.normalize else "", " and ".join(self.vector_columns)
+        passages = f" passages of {self.input_rows:,} rows" if self.passages else ""
         missing = "of them without a vector" if len(self.vector_columns) == 1 else "vectors missing"
         lines = {
             "file": f"{self.path}, {self.size_bytes:,} bytes, by fastvec {self.version}",
@@ -75,7 +81,8 @@ class Summary:
             **({} if self.eos is None else {"eos": "appended to every sequence" if self.eos else "not appended"}),
             "pooling": f"{self.pooling}, {self.pooled_tokens} tokens",
             "instruction": self.instruction or "none",
-            "rows": f"{self.rows:,}, {self.nulls:,} {missing}",
+            **({"texts": self.texts} if self.texts else {}),
+            "rows": f"{self.rows:,}{passages}, {self.nulls:,} {missing}",
             "vectors": f"{vectors}, {self.dims:,} dimensions, {self.vector_dtype}{normalized}",
             "norms": "none" if self.norms is None else str(self.norms),
             "kept": ", ".join(f"{name} ({type_})" for name, type_ in self.kept.items()) or "none",
@@ -95,6 +102,9 @@ def inspect(path: str | Path) -> Summary:
         if not check.passed:
             raise OutputError(f"{path} does not match its metadata: {check.name}: {check.detail}")
     own, names, taken = output.own, output.schema.names, ("row", *output.vector_columns)
+    if output.has_passages:
+        taken += tuple(name for name, _ in PASSAGE_COLUMNS)
+    taken += tuple(json.loads(own.get("hash_columns", "[]")))
     return Summary(
         path=str(path),
         size_bytes=output.path.stat().st_size,
@@ -107,7 +117,10 @@ def inspect(path: str | Path) -> Summary:
         pooling=own.get("pooling", ""),
         pooled_tokens=own.get("pooled_tokens", ""),
         instruction=own.get("instruction", ""),
+        texts=_texts(own),
         rows=output.rows,
+        input_rows=output.input_rows,
+        passages=output.has_passages,
         nulls=output.vectors_missing,
         dims=output.dims,
         vector_dtype=output.vector_dtype,
@@ -118,6 +131,16 @@ def inspect(path: str | Path) -> Summary:
         inputs=output.inputs,
         counts=output.counts,
     )
+
+
+def _texts(own: Mapping[str, str]) -> str:
+    if "template" in own:
+        texts = f"template {own['template']!r}"
+    else:
+        columns = own.get("column", "")
+        several = ", ".join(json.loads(columns)) if "vector_columns" in own else columns
+        texts = f"column {several}" if columns else ""
+    return texts + (f", instructions of column {own['instruction_column']}" if "instruction_column" in own else "")
 
 
 def _sampled_norms(output: Output) -> Norms | None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
@@ -95,7 +95,7 @@ def _schema(parts: Sequence[Output]) -> pa.Schema:
     inputs, first_row = [], 0
     for part in parts:
         inputs += [{**file, "first_row": first_row + file["first_row"]} for file in part.inputs]
-        first_row += part.rows
+        first_row += part.input_rows
     fingerprint = {**_settings(parts[0]), "merged": [run for part in parts for run in _runs(part)]}
     changed = {b"fastvec.inputs": json.dumps(inputs).encode(), b"fastvec.fingerprint": json.dumps(fingerprint).encode()}
     same = {key: text for key, text in parts[0].schema.metadata.items() if _is_same(key, parts)}
@@ -116,7 +116,7 @@ def _batches(parts: Sequence[Output], schema: pa.Schema) -> Iterator[pa.RecordBa
     row, first_row = schema.get_field_index("row"), 0
     for part in parts:
         for batch in part.stored_batches():
-            numbers = pa.array(np.arange(first_row, first_row + batch.num_rows))
+            numbers = pc.add(batch.column(row), pa.scalar(first_row, pa.int64()))
             columns = [*batch.columns[:row], numbers, *batch.columns[row + 1 :]]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
-            first_row += batch.num_rows
+        first_row += part.input_rows

@@ -23,6 +23,8 @@ from fastvec.output.vector_column import column_type, ranges_from_json
 
 Array = npt.NDArray[Any]
 
+# between `row` and the vectors, if a row is a passage of a text: its number in the text, and where it is in it
+PASSAGE_COLUMNS = (("chunk", pa.int32()), ("char_start", pa.int64()), ("char_end", pa.int64()))
 _ROWS_AT_ONCE = 1024  # 32 MB of float64 vectors of 4096 dimensions
 
 
@@ -48,6 +50,16 @@ class Output:
     vector_type: pa.DataType  # as given by dims and vector_dtype
     normalize: bool
     ranges: Array | None  # [D], only for int8 vectors: value = int8 * range / 127
+
+    @property
+    def input_rows(self) -> int:
+        """The number of rows of the inputs; other than `rows` if those are passages."""
+        return self.counts.get("input_rows", self.rows)
+
+    @property
+    def has_passages(self) -> bool:
+        """Whether a row is a passage of a row of the inputs."""
+        return self.own.get("long") == "chunks"
 
     @property
     def vectors_missing(self) -> int:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fastvec.errors import OutputError
 from fastvec.output import arrow_file, parquet_file
-from fastvec.output.reader import Array, Output, read_output
+from fastvec.output.reader import PASSAGE_COLUMNS, Array, Output, read_output
 
 # float32: the error of a norm summed in float32 is up to D/2 · 2⁻²⁴, 1.2e-4 for D = 4096; float16 rounding adds 2⁻¹¹
 _UNIT_TOLERANCE = {"float32": 2e-4, "float16": 1e-3}
@@ -112,7 +112,8 @@ def _expected_footer(output: Output) -> bytes:
 
 
 def check_columns(output: Output) -> Iterator[Check]:
-    expected = {"row": pa.int64(), **dict.fromkeys(output.vector_columns, output.vector_type)}
+    passages = PASSAGE_COLUMNS if output.has_passages else ()
+    expected = {"row": pa.int64(), **dict(passages), **dict.fromkeys(output.vector_columns, output.vector_type)}
     found = {name: [field.type for field in output.schema if field.name == name] for name in expected}
     wrong = [
         f"{name} is {' and '.join(map(str, found[name])) or 'missing'}, expected {type_}"
@@ -130,15 +131,19 @@ def check_columns(output: Output) -> Iterator[Check]:
 def _check_values(output: Output) -> Iterator[Check]:
     rows = nulls = 0
     problems: dict[str, str] = {}  # the first problem of each kind
+    last = (-1, 0)
     for batch in output.batches():
-        for name, problem in _problems(output, batch, rows):
+        for name, problem in _problems(output, batch, rows, last):
             problems.setdefault(name, problem)
         rows += batch.num_rows
+        last = _last_number(output, batch) if batch.num_rows else last
         nulls += sum(batch.column(name).null_count for name in output.vector_columns)
     counted = output.vectors_missing
     yield _check("rows", None if rows == output.rows else f"{rows:,}, the metadata says {output.rows:,}", f"{rows:,}")
+    if last[0] + 1 != output.input_rows:
+        problems.setdefault("order", f"the last row is numbered {last[0]:,}, expected {output.input_rows - 1:,}")
     yield _check("order", problems.get("order"), "numbered from 0, without a gap")
-    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with {output.rows:,} rows in total")
+    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with {output.input_rows:,} rows in total")
     yield _check(
         "nulls",
         None if nulls == counted else f"{nulls:,}, the metadata says {counted:,}",
@@ -149,10 +154,31 @@ def _check_values(output: Output) -> Iterator[Check]:
         yield _check("unit length", problems.get("unit length"), f"to {_UNIT_TOLERANCE[output.vector_dtype]}")
 
 
-def _problems(output: Output, batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[str, str]]:
-    numbers = batch.column("row").to_numpy(zero_copy_only=False)
-    for i in np.flatnonzero(numbers != np.arange(first_row, first_row + len(numbers)))[:1]:
-        yield "order", f"row {first_row + i:,} is numbered {numbers[i]}"
+def _numbers(output: Output, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Return the numbers of the rows, and of the passages in each if there are any: [n, 2]."""
+    rows = batch.column("row").to_numpy(zero_copy_only=False)
+    passages = batch.column("chunk").to_numpy(zero_copy_only=False) if output.has_passages else np.zeros_like(rows)
+    return np.stack([rows, passages], axis=1)
+
+
+def _last_number(output: Output, batch: pa.RecordBatch) -> tuple[int, int]:
+    row, passage = _numbers(output, batch)[-1].tolist()
+    return row, passage
+
+
+def _problems(
+    output: Output, batch: pa.RecordBatch, first_row: int, last: tuple[int, int]
+) -> Iterator[tuple[str, str]]:
+    """Yield the problems of a batch that begins at `first_row`; `last` is the number before its first one."""
+    numbers = _numbers(output, batch)
+    rows, passages = numbers.T
+    rows_before, passages_before = np.concatenate([[last], numbers])[:-1].T
+    right = (rows == rows_before + 1) & (passages == 0)
+    if output.has_passages:
+        right |= (rows == rows_before) & (passages == passages_before + 1)
+    for i in np.flatnonzero(~right)[:1]:
+        passage = f", passage {passages[i]}" if output.has_passages else ""
+        yield "order", f"row {first_row + i:,} is numbered {rows[i]}{passage}"
     for name in output.vector_columns:
         yield from _vector_problems(output, *output.vectors(batch, name), first_row)
 
@@ -175,7 +201,7 @@ def _inputs_problem(output: Output) -> str | None:
         if file["first_row"] != first_row:
             return f"{file['uri']} starts at row {file['first_row']:,}, expected {first_row:,}"
         first_row += file["rows"]
-    return None if first_row == output.rows else f"they have {first_row:,} rows, the output {output.rows:,}"
+    return None if first_row == output.input_rows else f"they have {first_row:,} rows, the output {output.input_rows:,}"
 
 
 def printable(text: str) -> str:

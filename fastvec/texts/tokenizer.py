@@ -163,6 +163,18 @@ class TextTokenizer:
         self._content = recipe.max_length - len(self._before) - len(self._after)
         self._text_max_length = recipe.text_max_length or recipe.max_length
 
+    @property
+    def room(self) -> int:
+        """The number of a text's own tokens that surely fit into a sequence."""
+        affixes = [part for part in (self.recipe.prefix, self.recipe.suffix) if part]
+        taken = sum(len(self._backend.encode(part, add_special_tokens=False)) for part in affixes)
+        return max(min(self._content - taken, self._text_max_length) - len(affixes), 1)  # a token may change at a seam
+
+    def offsets(self, texts: Sequence[str]) -> list[IntArray]:
+        """Return the begin and end character [t, 2] of each token of each of `texts`, tokenized alone."""
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) for encoding in encodings]
+
     def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize `texts`, each of them valid UTF-8, on all cores.
 
