@@ -24,7 +24,8 @@ import torch
 from benchmarks.engines.models import texts_of
 from fastvec import Encoder, embed
 from fastvec.encoder import SubmittedChunk
-from fastvec.texts.tokenizer import CHARACTERS_PER_TOKEN, TokenizedTexts
+from fastvec.texts.tokenized import TokenizedTexts
+from fastvec.texts.tokenizer import CHARACTERS_PER_TOKEN
 
 BATCH = 8192  # texts per call of `encode_batch`
 

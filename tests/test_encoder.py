@@ -14,7 +14,7 @@ from fastvec.errors import ModelError, UsageError
 from fastvec.forward import Forward
 from fastvec.settings import resolve_settings
 from fastvec.texts.packing import Packed
-from fastvec.texts.tokenizer import TokenizedTexts
+from fastvec.texts.tokenized import TokenizedTexts
 from tests.helpers.checkpoints import break_last_token
 from tests.helpers.tiny import SENTENCES, save_decoder
 

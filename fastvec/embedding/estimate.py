@@ -10,7 +10,8 @@ from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.decoders.agreement import SAMPLE as COMPARED
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.tokenized_chunks import ChunkTokenizer
-from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts
+from fastvec.texts.tokenized import TokenizedTexts
+from fastvec.texts.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from fastvec.encoder import Encoder

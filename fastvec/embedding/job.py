@@ -46,6 +46,7 @@ def embed(
     long: str = "truncate",
     overlap: int = 0,
     chunk_tokens: int | None = None,
+    late: bool = False,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
@@ -53,14 +54,12 @@ def embed(
     """Embed the text of each row of `inputs` into one Arrow or Parquet file, in order.
 
     Inputs are files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars, pandas,
-    DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the options from `column` to `chunk_tokens`.
+    DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the options from `column` to `late`.
 
     The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
     model is only loaded when there is work to do, in the dtype of an earlier run if the user chose none. `progress` is
     called after each chunk. Once `stop_signal`, which is called often, returns a signal number, the run stops and
-    raises InterruptedRunError.
-
-    Raises FastvecError; the subclass says what went wrong. Rows that are already durable are kept.
+    raises InterruptedRunError. Raises FastvecError; the subclass says what went wrong. Durable rows are kept.
     """
     options = EmbedOptions(
         column=column,
@@ -79,6 +78,7 @@ def embed(
         long=long,
         overlap=overlap,
         chunk_tokens=chunk_tokens,
+        late=late,
     )
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
     with local_inputs(inputs, destination_of(output), stop_signal) as files:

@@ -33,6 +33,8 @@ class EmbedOptions:
             its passages' vectors, `chunks` makes a row of each passage.
         overlap: The tokens that a passage shares with the next one.
         chunk_tokens: The tokens of a passage, with `chunks`; None: as many as fit into a sequence.
+        late: Whether to encode as much of a text at once as fits into a sequence, and pool each passage from that,
+            instead of encoding each passage alone ("late chunking", arXiv 2409.04701).
     """
 
     column: str | Sequence[str] | None = None
@@ -51,6 +53,7 @@ class EmbedOptions:
     long: str = "truncate"
     overlap: int = 0
     chunk_tokens: int | None = None
+    late: bool = False
 
     def __post_init__(self) -> None:
         if self.vector_dtype not in VECTOR_DTYPES:
@@ -74,6 +77,10 @@ class EmbedOptions:
             raise UsageError("overlap needs passages: choose long mean or chunks")
         if self.chunk_tokens is not None and self.long != "chunks":
             raise UsageError("chunk-tokens needs long chunks")
+        if self.late and (self.long != "chunks" or self.chunk_tokens is None):
+            raise UsageError("late needs long chunks and chunk-tokens: passages that are a part of a sequence")
+        if self.late and (self.has_hashes or self.instruction_column is not None):
+            raise UsageError("late cannot be combined with hash, reuse or instruction-column: leave one out")
         several = self.column is not None and not isinstance(self.column, str) and len(self.column) > 1
         if self.long == "chunks" and several:
             raise UsageError("long chunks makes a row of each passage of one text: give one column, or a template")
@@ -86,7 +93,7 @@ class EmbedOptions:
     @property
     def passages(self) -> list[Json] | None:
         """What identifies how long texts are split; None if they are truncated."""
-        return None if self.long == "truncate" else [self.long, self.overlap, self.chunk_tokens]
+        return None if self.long == "truncate" else [self.long, self.overlap, self.chunk_tokens, self.late]
 
     @property
     def has_hashes(self) -> bool:

@@ -131,7 +131,7 @@ class EmbedPlan:
             "inputs": json.dumps(files),
         }
         if options.long != "truncate":
-            metadata |= {"long": options.long, "overlap": str(options.overlap)}
+            metadata |= {"long": options.long, "overlap": str(options.overlap), "late": _flag(options.late)}
         if self.options.has_hashes:
             metadata["hash_columns"] = json.dumps(self.options.hash_columns(self.corpus.columns))
         if len(self.vector_columns) > 1:

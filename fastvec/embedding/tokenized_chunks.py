@@ -20,7 +20,8 @@ from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierVectors, as_hal
 from fastvec.output.vector_column import FloatArray
 from fastvec.system.pipeline import two_at_a_time
 from fastvec.texts.passages import Spans, passage_tokens, split
-from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts
+from fastvec.texts.tokenized import TokenizedTexts
+from fastvec.texts.tokenizer import TextTokenizer
 
 IntArray = npt.NDArray[np.intp]
 
@@ -71,6 +72,8 @@ class ChunkTokenizer:
     def __call__(self, chunk: Chunk) -> TokenizedChunk:
         """Tokenize a chunk. A row's instruction that leaves no room for its text is an error of the row."""
         rows, origin = chunk.kept.num_rows, None
+        if self._options.late:
+            return self._with_context(chunk)
         if self._options.makes_passages:
             chunk, origin = rows_of_passages(chunk, self._split_or_fail_later)
         distinct = _Distinct(chunk)
@@ -111,6 +114,50 @@ class ChunkTokenizer:
             places=places,
             failed=failed,
             hashes=distinct.hash_column() if self._options.has_hashes else None,
+            counts=counts,
+        )
+
+    def _with_context(self, chunk: Chunk) -> TokenizedChunk:
+        """Tokenize as much of each text at once as fits into a sequence, with the spans of tokens of its passages."""
+        tokenizer, overlap = self._tokenizer_for(None), self._options.overlap
+        size = passage_tokens(tokenizer, self._options.chunk_tokens, overlap)
+        contexts: list[str] = []
+        passages: list[Spans] = []
+
+        def split_contexts(texts: Sequence[str], _: str | None) -> list[Spans]:
+            found = []
+            whole = split(tokenizer, texts, tokens=tokenizer.room, overlap=0)
+            for text, spans in zip(texts, whole, strict=True):
+                own = [text[begin:end] for begin, end in spans.tolist()]
+                inside = split(tokenizer, own, tokens=size, overlap=overlap)
+                contexts.extend(own)
+                passages.extend(inside)
+                found.append(np.concatenate([one + begin for one, begin in zip(inside, spans[:, 0], strict=True)]))
+            return found
+
+        rows = chunk.kept.num_rows
+        chunk, origin = rows_of_passages(chunk, split_contexts)
+        texts = tokenizer.with_passages(contexts, passages) if contexts else tokenizer([])
+        valid = chunk.texts.is_valid().to_numpy(zero_copy_only=False)
+        counts = {
+            "nulls": int((~valid).sum()) - len(chunk.bad),
+            "empty": sum(not context or context.isspace() for context in contexts),
+            "truncated": int(texts.truncated.sum()),
+            "repaired": chunk.repaired,
+            "duplicates": 0,
+            "reused": 0,
+            "tokens": len(texts.ids),
+            "input_rows": rows,
+        }
+        return TokenizedChunk(
+            chunk=chunk,
+            texts=texts,
+            passages=np.ones(int(valid.sum()), dtype=np.intp),
+            origin=origin,
+            reused=np.zeros((0, 0), dtype=np.float32),
+            places=np.where(valid, np.cumsum(valid) - 1, -1),
+            failed=dict.fromkeys(chunk.bad.tolist(), "malformed_row"),
+            hashes=None,
             counts=counts,
         )
 

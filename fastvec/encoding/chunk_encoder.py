@@ -29,7 +29,8 @@ from fastvec.system.allocator import keep_freed_memory
 from fastvec.texts.batching import chunk_limits, is_long_job, row_multiple, token_batches, token_budget
 from fastvec.texts.load import load_tokenizer
 from fastvec.texts.packing import pack_flat
-from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, require_embeddings
+from fastvec.texts.tokenized import TokenizedTexts
+from fastvec.texts.tokenizer import TextTokenizer, require_embeddings
 from fastvec_kernels import to_device, to_host
 
 logger = logging.getLogger(__name__)
@@ -195,25 +196,26 @@ class ChunkEncoder:
 
     def _begin(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> SubmittedChunk:
         embeddings = len(self._forward.embeddings)
-        failed = {int(row): "token_without_embedding" for row in texts.beyond(embeddings)}
+        failed = {int(span): "token_without_embedding" for span in texts.spans_of(texts.beyond(embeddings))}
         if failed:  # keep their lengths, and so the batches, with ids that have an embedding
             texts = replace(texts, ids=np.minimum(texts.ids, embeddings - 1))
         batches = token_batches(texts.lengths, self.batch_tokens)
         device = torch.device(self.settings.device)
-        out = torch.full((len(texts), self.dims), torch.nan, device=device)
+        out = torch.full((len(texts.spans), self.dims), torch.nan, device=device)
         begin = 0
-        for rows in batches:
+        spans = [texts.spans_of(rows) for rows in batches]
+        for rows, own in zip(batches, spans, strict=True):
             between_batches()
-            end = begin + len(rows)
+            end = begin + len(own)
             try:
                 out[begin:end] = self._vectors(texts, rows)
             except torch.OutOfMemoryError:
                 if len(rows) > 1:
                     raise
-                failed[int(rows[0])] = "out_of_memory"
+                failed |= dict.fromkeys(own.tolist(), "out_of_memory")
             begin = end
-        place = np.empty(len(texts), dtype=np.int64)  # of each text in batch order
-        place[np.concatenate([np.arange(0), *batches])] = np.arange(len(texts))
+        place = np.empty(len(texts.spans), dtype=np.int64)  # of each vector in batch order
+        place[np.concatenate([np.arange(0), *spans])] = np.arange(len(texts.spans))
         # in the texts' order and checked on the device: for short texts, this takes the host as long as their forward
         out = out[to_device(place, device)]
         (vectors, finite), done = to_host(out, out.isfinite().all(dim=1))
@@ -270,13 +272,18 @@ class ChunkEncoder:
         own = texts.select(rows)
         device = self.settings.device
         multiple = row_multiple(device, len(own.ids))
-        return self._forward(pack_flat(own.ids, own.lengths, own.spans, device=device, multiple=multiple))
+        packed = pack_flat(own.ids, own.lengths, own.spans, owners=own.owners, device=device, multiple=multiple)
+        return self._forward(packed)
 
-    def _retry_in_float32(self, texts: TokenizedTexts, row: int) -> FloatArray:
-        """Encode one text, whose vector in `dtype` is not finite, in float32; returns [D], NaN if memory runs out."""
+    def _retry_in_float32(self, texts: TokenizedTexts, span: int) -> FloatArray:
+        """Encode one text, of which a vector in `dtype` is not finite, in float32; returns that vector [D].
+
+        It is NaN if memory runs out.
+        """
+        row = np.array([texts.owner(span)])
         try:
             with self._forward.in_float32():
-                return self._vectors(texts, np.array([row]))[0].cpu().numpy()
+                return self._vectors(texts, row)[span - texts.spans_of(row)[0]].cpu().numpy()
         except torch.OutOfMemoryError:
             return np.full(self.dims, np.nan, dtype=np.float32)
 

@@ -21,7 +21,8 @@ from fastvec.encoding.chunk_encoder import ChunkEncoder, Encoded, without_vector
 from fastvec.encoding.stream_items import Item, ItemReader
 from fastvec.errors import UsageError
 from fastvec.system.pipeline import Pipeline, delayed, two_at_a_time
-from fastvec.texts.tokenizer import TextTokenizer, TokenizedTexts, without_surrogates
+from fastvec.texts.tokenized import TokenizedTexts
+from fastvec.texts.tokenizer import TextTokenizer, without_surrogates
 
 FloatArray = npt.NDArray[np.float32]
 

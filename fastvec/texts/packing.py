@@ -49,10 +49,17 @@ def pack(sequences: Sequence[IntArray], spans: IntArray | None = None, *, device
 
 
 def pack_flat(
-    ids: IntArray, lengths: IntArray, spans: IntArray, *, device: torch.device | str, multiple: int = 1
+    ids: IntArray,
+    lengths: IntArray,
+    spans: IntArray,
+    *,
+    owners: IntArray | None = None,
+    device: torch.device | str,
+    multiple: int = 1,
 ) -> Packed:
     """Pack sequences that are concatenated already: `ids` [T] of sequences of `lengths` [n], with their `spans`.
 
+    Each sequence has one span, or those that `owners` [spans] says are of this sequence.
     If T is not a multiple of `multiple`, sequences of one token and without a span are appended.
     """
     device = torch.device(device)
@@ -61,11 +68,12 @@ def pack_flat(
         lengths = np.append(lengths, np.ones(missing, dtype=lengths.dtype))
     cu_seqlens = np.append(0, np.cumsum(lengths))
     starts = cu_seqlens[:-1]
+    owners = np.arange(len(spans)) if owners is None else owners
     positions = np.arange(cu_seqlens[-1]) - np.repeat(starts, lengths)
     return Packed(
         token_ids=to_device(ids.astype(np.int64), device),
         positions=to_device(positions, device),
         cu_seqlens=to_device(cu_seqlens.astype(np.int32), device),
-        spans=torch.from_numpy((spans + starts[: len(spans), None]).astype(np.int64, copy=False)),
+        spans=torch.from_numpy((spans + starts[owners, None]).astype(np.int64, copy=False)),
         lengths=tuple(lengths.tolist()),
     )

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvec.errors import UsageError
-from fastvec.texts.tokenizer import IntArray, TextTokenizer
+from fastvec.texts.tokenized import IntArray
+from fastvec.texts.tokenizer import TextTokenizer
 
 Spans: TypeAlias = npt.NDArray[np.int64]  # [passages, 2] begin and end in characters
 
@@ -29,26 +30,32 @@ SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][」』”�
 def passage_tokens(tokenizer: TextTokenizer, size: int | None, overlap: int) -> int:
     """Return the number of a text's own tokens in a passage: `size`, or as many as fit into a sequence.
 
-    Raises UsageError if a sequence has no room for `size`, or passages would overlap by half or more.
+    Raises UsageError if a sequence has no room for `size`, or passages would overlap by almost half.
     """
     tokens = tokenizer.room if size is None else size
     if not 1 <= tokens <= tokenizer.room:
         raise UsageError(f"passages of {tokens} tokens do not fit: a sequence has room for 1 to {tokenizer.room}")
-    if not 0 <= overlap < max(tokens // 2, 1):
-        raise UsageError(f"an overlap of {overlap} tokens does not fit passages of {tokens}: it must be below half")
+    most = max(_fitting(tokens) // 2 - 1, 0)  # the shortest passages are half as long
+    if not 0 <= overlap <= most:
+        raise UsageError(f"an overlap of {overlap} tokens does not fit passages of {tokens}: choose 0 to {most}")
     return tokens
+
+
+def _fitting(tokens: int) -> int:
+    """Return how many tokens of a text to put into a passage, which may have more when it is tokenized by itself."""
+    return max(tokens - SEAM_TOKENS, (tokens + 1) // 2)
 
 
 def split(tokenizer: TextTokenizer, texts: Sequence[str], *, tokens: int, overlap: int) -> list[Spans]:
     """Return the passages of each text, in order: at most `tokens` tokens long, `overlap` of them shared with the next.
 
-    White space between passages belongs to none. A text that fits is one passage, as is an empty one.
+    White space between passages belongs to none. A text that fits is one passage, as is one of white space alone.
     """
     found: dict[int, Spans] = {}
     splitting: dict[int, Generator[str, IntArray, Spans]] = {}
     wanted: dict[int, str] = {}
     for index, text in enumerate(texts):
-        if len(text) <= tokens // 4:  # no character has more than four tokens
+        if len(text) <= tokens // 4 or text.isspace():  # no character has more than four tokens
             found[index] = np.array([[0, len(text)]])
         else:
             splitting[index] = _split(text, tokens, overlap)
@@ -66,28 +73,35 @@ def split(tokenizer: TextTokenizer, texts: Sequence[str], *, tokens: int, overla
 
 def _split(text: str, tokens: int, overlap: int) -> Generator[str, IntArray, Spans]:
     """Return the passages of a text; yields the segments to tokenize, and is sent their tokens' offsets [t, 2]."""
-    fitting = max(tokens - SEAM_TOKENS, (tokens + 1) // 2)
+    fitting = _fitting(tokens)
     spans: list[tuple[int, int]] = []
-    begin, size = 0, SEGMENT_PASSAGES * tokens * CHARACTERS_PER_TOKEN
-    while True:
-        segment = text[begin : begin + size]
+    begin, stop = _after_space(text, 0), len(text.rstrip())
+    usual = size = SEGMENT_PASSAGES * tokens * CHARACTERS_PER_TOKEN
+    while begin < stop:
+        segment = text[begin : min(begin + size, stop)]
         offsets = yield segment
-        whole = begin + len(segment) == len(text)
-        if whole and len(offsets) <= (tokens if begin == 0 else fitting):
-            return np.array([*spans, *_trimmed(text, begin, len(text), keep=not spans)]).reshape(-1, 2)
+        whole = begin + len(segment) == stop
         if not whole:
             offsets = offsets[:-SEAM_TOKENS]  # the segment may end inside a word
-            if len(offsets) <= fitting:
-                size *= 2
-                continue
+        if len(offsets) <= (fitting if spans else tokens):
+            if whole:
+                spans.append((begin, stop) if spans else (0, len(text)))
+                break
+            size *= 2
+            continue
         start = first = 0  # the next passage's first character and first token in the segment
         while len(offsets) - first > fitting:
-            end = _sentence_end(segment, offsets[first + fitting // 2, 1], offsets[first + fitting - 1, 1])
-            spans += _trimmed(text, begin + start, begin + end)
-            shared = offsets[max(int(np.searchsorted(offsets[:, 0], end)) - overlap, 0), 0] if overlap else end
-            start = next((place for place in (_word_begin(segment, shared), shared) if place > start), end)
-            first = int(np.searchsorted(offsets[:, 0], start))
-        begin, size = begin + start, SEGMENT_PASSAGES * tokens * CHARACTERS_PER_TOKEN
+            end = _sentence_end(segment, int(offsets[first + fitting // 2, 1]), int(offsets[first + fitting - 1, 1]))
+            end = max(end, start + 1)
+            spans.append((begin + start, begin + len(segment[:end].rstrip())))
+            starts = [end]
+            if overlap:
+                shared = int(offsets[max(int(np.searchsorted(offsets[:, 0], end)) - overlap, 0), 0])
+                starts = [_word_begin(segment, shared), shared, end]
+            start = next(place for place in (_after_space(segment, place) for place in starts) if place > start)
+            first = max(int(np.searchsorted(offsets[:, 0], start)), first + 1)
+        begin, size = begin + start, usual
+    return np.array(spans)
 
 
 def _sentence_end(segment: str, soonest: int, latest: int) -> int:
@@ -107,11 +121,8 @@ def _word_begin(segment: str, character: int) -> int:
     return character
 
 
-def _trimmed(text: str, begin: int, end: int, *, keep: bool = False) -> list[tuple[int, int]]:
-    """Return the passage without white space around it; with `keep`, even if nothing else is there."""
-    own = text[begin:end]
-    left = begin + len(own) - len(own.lstrip())
-    right = end - len(own) + len(own.rstrip())
-    if left < right:
-        return [(left, right)]
-    return [(begin, end)] if keep else []
+def _after_space(segment: str, character: int) -> int:
+    """Return the first character from here on that is no white space."""
+    while character < len(segment) and segment[character].isspace():
+        character += 1
+    return character

@@ -6,7 +6,7 @@ tokens at its boundaries can differ. Truncation removes only the text's last tok
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvec.errors import InputError, ModelError, UsageError
+from fastvec.texts.tokenized import IntArray, TokenizedTexts
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
-
-IntArray = npt.NDArray[np.integer]
 
 # English has 4 to 5 characters per token, so a text cut at 10 per token almost always still fills max_length
 CHARACTERS_PER_TOKEN = 10
@@ -60,59 +59,6 @@ class TextRecipe:
     text_max_length: int | None = None  # tokens of the text alone
     pooled: Literal["sequence", "text", "after_prefix"] = "sequence"
     strip_end: bool = False  # remove white space at the end of a text
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizedTexts:
-    """n texts as flat arrays; text i is `ids[offsets[i]:offsets[i + 1]]`."""
-
-    ids: IntArray  # [tokens] int32
-    offsets: IntArray  # [n + 1]
-    spans: IntArray  # [n, 2] begin and end of the pooled tokens, relative to the start of the sequence
-    truncated: npt.NDArray[np.bool_]  # [n], whether a text lost tokens to a maximum length
-    lengths: IntArray = field(init=False)  # [n]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lengths", np.diff(self.offsets))
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def sequence(self, index: int) -> IntArray:
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
-    def beyond(self, rows: int) -> IntArray:
-        """Return the indices of the texts with a token id of `rows`, the number of embeddings, or more."""
-        tokens = np.flatnonzero(self.ids >= rows)
-        return np.unique(np.searchsorted(self.offsets, tokens, side="right") - 1)
-
-    def select(self, rows: IntArray) -> "TokenizedTexts":
-        """Return these texts, in this order.
-
-        Their ids are gathered by one call of NumPy: a slice of each text took 58 ns a token for texts of 20 tokens, on
-        the thread that launches kernels, and this takes 8.
-        """
-        lengths = self.lengths[rows]
-        offsets = np.append(0, np.cumsum(lengths))
-        place = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return TokenizedTexts(
-            ids=self.ids.take(place), offsets=offsets, spans=self.spans[rows], truncated=self.truncated[rows]
-        )
-
-    @classmethod
-    def concatenated(cls, parts: Sequence["TokenizedTexts"]) -> "TokenizedTexts":
-        """Return the texts of all `parts`, of which there is at least one, in order."""
-        lengths = np.concatenate([part.lengths for part in parts])
-        return cls(
-            ids=np.concatenate([part.ids for part in parts]),
-            offsets=np.append(0, np.cumsum(lengths)),
-            spans=np.concatenate([part.spans for part in parts]),
-            truncated=np.concatenate([part.truncated for part in parts]),
-        )
-
-    def sample(self, count: int) -> "TokenizedTexts":
-        """Return at most `count` texts, evenly spaced from first to last."""
-        return self.select(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)))
 
 
 def require_embeddings(tokenizer: LoadedTokenizer, rows: int, name: str) -> None:
@@ -171,9 +117,9 @@ class TextTokenizer:
         return max(min(self._content - taken, self._text_max_length) - len(affixes), 1)  # a token may change at a seam
 
     def offsets(self, texts: Sequence[str]) -> list[IntArray]:
-        """Return the begin and end character [t, 2] of each token of each of `texts`, tokenized alone."""
+        """Return the begin and end character [t, 2], ascending, of each token of each of `texts`, tokenized alone."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) for encoding in encodings]
+        return [_offsets(encoding) for encoding in encodings]
 
     def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize `texts`, each of them valid UTF-8, on all cores.
@@ -183,6 +129,40 @@ class TextTokenizer:
         if self.recipe.strip_end:
             texts = [text.rstrip() for text in texts]
         encodings, begins, ends = self._encode(texts)
+        ids, too_long = self._sequences(encodings, begins, ends)
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        for i in np.flatnonzero(lengths == 0):
+            ids[i], lengths[i] = self._empty_text_tokens, 1
+        found = _flat(ids, lengths, self._spans(lengths, begins), too_long)
+        if self._embeddings is not None and len(beyond := found.beyond(self._embeddings)):
+            token = self._backend.id_to_token(int(found.sequence(beyond[0]).max()))
+            raise InputError(f"a text has the token {token!r}, which the model has no embedding for: remove the text")
+        return found
+
+    def with_passages(self, texts: Sequence[str], passages: Sequence[IntArray]) -> TokenizedTexts:
+        """Tokenize `texts` whose pooled tokens are those of their `passages`: [p, 2] characters each, at least one.
+
+        A token belongs to the passage in which it ends; a passage has at least one.
+        """
+        encodings = self._backend.encode_batch(
+            [self.recipe.prefix + text + self.recipe.suffix for text in texts], add_special_tokens=False
+        )
+        own = [self._text_tokens(encoding, len(text)) for text, encoding in zip(texts, encodings, strict=True)]
+        begins, ends = np.array(own, dtype=np.int64).reshape(-1, 2).T.copy()
+        ids, too_long = self._sequences(encodings, begins, ends)
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        spans = []
+        for encoding, length, characters in zip(encodings, lengths, passages, strict=True):
+            bounds = np.searchsorted(_offsets(encoding)[:, 1], characters + len(self.recipe.prefix), side="right")
+            first = np.minimum(bounds[:, 0] + len(self._before), length - 1)
+            spans.append(np.stack([first, np.clip(bounds[:, 1] + len(self._before), first + 1, length)], axis=1))
+        owners = np.repeat(np.arange(len(texts)), [len(one) for one in spans])
+        return _flat(ids, lengths, np.concatenate([np.zeros((0, 2), dtype=np.int64), *spans]), too_long, owners)
+
+    def _sequences(
+        self, encodings: Sequence["Encoding"], begins: IntArray, ends: IntArray
+    ) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
+        """Return each text's sequence, with special tokens and cut to the maximum length, and whether it was cut."""
         ids = [encoding.ids for encoding in encodings]
         sizes = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         room = np.minimum(self._text_max_length, self._content - begins - (sizes - ends))
@@ -191,19 +171,7 @@ class TextTokenizer:
             ids[i] = ids[i][: begins[i] + room[i]] + ids[i][ends[i] :]
         if self._before or self._after:
             ids = [self._before + tokens + self._after for tokens in ids]
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        for i in np.flatnonzero(lengths == 0):
-            ids[i], lengths[i] = self._empty_text_tokens, 1
-        found = TokenizedTexts(
-            ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            spans=self._spans(lengths, begins),
-            truncated=too_long,
-        )
-        if self._embeddings is not None and len(beyond := found.beyond(self._embeddings)):
-            token = self._backend.id_to_token(int(found.sequence(beyond[0]).max()))
-            raise InputError(f"a text has the token {token!r}, which the model has no embedding for: remove the text")
-        return found
+        return ids, too_long
 
     def _encode(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
         """Return each text's encoding without special tokens, and the begin and end of the text's own tokens in it.
@@ -254,6 +222,28 @@ class TextTokenizer:
             firsts = np.where(counted < lengths, counted, own)
         some = firsts < lasts
         return np.stack([np.where(some, firsts, 0), np.where(some, lasts, lengths)], axis=1)
+
+
+def _offsets(encoding: "Encoding") -> IntArray:
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    found: IntArray = np.maximum.accumulate(offsets)  # a normalizer can move characters, and offsets back
+    return found
+
+
+def _flat(
+    ids: list[list[int]],
+    lengths: IntArray,
+    spans: IntArray,
+    truncated: npt.NDArray[np.bool_],
+    owners: IntArray | None = None,
+) -> TokenizedTexts:
+    return TokenizedTexts(
+        ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        spans=spans,
+        truncated=truncated,
+        owners=owners,
+    )
 
 
 def _tokens_until(encoding: "Encoding", character: int, guess: int) -> int:

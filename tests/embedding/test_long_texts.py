@@ -144,7 +144,7 @@ def test_hashes_are_of_passages_and_are_reused(encoder: Encoder, corpus: Path, t
     before = embed(corpus, old, encoder=encoder, column="text", long="chunks", hash=True, limit=6)
     after = embed(corpus, new, encoder=encoder, column="text", long="chunks", reuse=old)
     assert after.reused >= before.rows
-    with pytest.raises(RefusedError, match=r'its vectors are others: passages was \["chunks", 0, null\], now null'):
+    with pytest.raises(RefusedError, match=r'passages was \["chunks", 0, null, false\], now null'):
         embed(corpus, tmp_path / "x.arrow", encoder=encoder, column="text", reuse=old)
     mean = tmp_path / "mean.arrow"
     embed(corpus, mean, encoder=encoder, column="text", long="mean", hash=True)
@@ -200,7 +200,9 @@ def test_passages_out_of_order_are_found(
         ({"long": "mean", "chunk_tokens": 9}, "chunk-tokens needs long chunks"),
         ({"long": "chunks", "column": ["title", "text"]}, "long chunks makes a row of each passage of one text"),
         ({"long": "chunks", "chunk_tokens": 99}, "passages of 99 tokens do not fit: a sequence has room for 1 to 47"),
-        ({"long": "mean", "overlap": 30}, "an overlap of 30 tokens does not fit passages of 47: it must be below half"),
+        ({"long": "mean", "overlap": 30}, "an overlap of 30 tokens does not fit passages of 47: choose 0 to 20"),
+        ({"late": True, "long": "chunks"}, "late needs long chunks and chunk-tokens"),
+        ({"late": True, "chunk_tokens": 9, "long": "chunks", "hash": True}, "late cannot be combined with hash"),
         ({"vector_column": "chunk"}, "vector column 'chunk' is the name of another output column"),
     ],
 )
@@ -222,7 +224,10 @@ def test_kept_columns_that_would_be_repeated_too_often_are_refused(
 
 
 def test_passages_have_the_instruction_of_their_row(encoder: Encoder, tmp_path: Path, output: Path) -> None:
-    rows = {"text": ["rain " * 100, "snow " * 100, "wind"], "how": ["Find:", None, "x" * 999]}
+    rows: dict[str, list[Any]] = {
+        "text": ["rain " * 100, "snow " * 100, "wind"],
+        "how": ["Find:", None, "x" * 999],
+    }
     path = write_parquet(tmp_path / "c.parquet", pa.table(rows))
     report = embed(path, output, encoder=encoder, column="text", instruction_column="how", long="chunks")
     assert (report.errors, report.truncated) == (1, 0)
@@ -232,3 +237,54 @@ def test_passages_have_the_instruction_of_their_row(encoder: Encoder, tmp_path: 
         expected = encoder.encode([text], instruction=rows["how"][passage["row"]])[0]
         assert np.abs(np.array(passage["embedding"]) - expected).max() < 1e-6
     assert len(passages) > 4
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 60])
+def test_late_passages_are_parts_of_the_vector_of_their_context(
+    tiny_llama: Path, tmp_path: Path, batch_tokens: int | None
+) -> None:
+    """Their mean, weighted by tokens, is the vector of the whole; that of passages encoded alone is not."""
+    encoder = Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu", max_length=512, normalize=False)
+    tokenizer = encoder.tokenizer()
+    # without white space, which between passages belongs to none
+    words = ["_".join(text.split())[:300] for text in ROWS["text"].to_pylist()]
+    path = write_parquet(tmp_path / "c.parquet", texts(words))
+    late, alone = tmp_path / "late.arrow", tmp_path / "alone.arrow"
+    options: dict[str, Any] = {"encoder": encoder, "long": "chunks", "chunk_tokens": 24}
+    embed(path, late, **options, late=True, batch_tokens=batch_tokens)
+    embed(path, alone, **options)
+    assert verify(late).return_code == 0
+    places = ["row", "chunk", "char_start", "char_end"]
+    found, others = read_output(late), read_output(alone)
+    assert found.select(places).equals(others.select(places))
+    for row, text in enumerate(words):
+        own = found.filter(pa.compute.equal(found["row"], row))
+        spans = np.stack([own["char_start"].to_numpy(), own["char_end"].to_numpy()], axis=1)
+        assert len(spans) > 2
+        weights = np.diff(tokenizer.with_passages([text], [spans]).spans)[:, 0]
+        assert weights.sum() == np.diff(tokenizer([text]).spans)
+        parts = np.average(np.array(own["embedding"].to_pylist()), axis=0, weights=weights)
+        assert np.abs(parts - encoder.encode([text])[0]).max() < 1e-5
+    difference = np.array(found["embedding"].to_pylist()) - np.array(others["embedding"].to_pylist())
+    assert np.abs(difference).max(axis=1).min() > 1e-3
+
+
+def test_a_killed_late_run_ends_with_the_same_bytes_and_bad_rows_are_reported(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 2, "bytes": 1 << 20})
+    path, whole, broken = (tmp_path / name for name in ("c.jsonl", "whole.arrow", "broken.arrow"))
+    lines = [json.dumps({"text": text}) for text in [*ROWS["text"].to_pylist()[:5], None, ""]]
+    path.write_text("\n".join([*lines, "broken"]))
+    options: dict[str, Any] = {"encoder": encoder, "long": "chunks", "chunk_tokens": 12, "overlap": 2, "late": True}
+    report = embed(path, whole, **options)
+    assert (report.errors, report.nulls, report.empty, report.input_rows, report.truncated) == (1, 1, 1, 8, 0)
+    with pytest.raises(KeyboardInterrupt):
+        embed(path, broken, **options, progress=kill)
+    embed(path, broken, **options)
+    assert broken.read_bytes() == whole.read_bytes()
+    last = Encoder.from_pretrained(
+        encoder.settings.checkpoint.name, dtype="float32", device="cpu", max_length=48, pooling="last"
+    )
+    with pytest.raises(UsageError, match="late needs mean pooling, and this model has last: leave it out"):
+        embed(path, tmp_path / "x.arrow", **{**options, "encoder": last})

@@ -12,7 +12,7 @@ from fastvec import Encoder, convert, embed, merge
 from fastvec.errors import FastvecError, OutputError, RefusedError
 from fastvec.output.verify import verify
 from fastvec.settings import EncoderSettings
-from fastvec.texts.tokenizer import TokenizedTexts
+from fastvec.texts.tokenized import TokenizedTexts
 from tests.helpers.corpora import texts, write_parquet
 from tests.helpers.outputs import read_output
 

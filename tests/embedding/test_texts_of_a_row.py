@@ -13,7 +13,7 @@ from fastvec import Encoder, convert, embed, merge
 from fastvec.errors import RefusedError, UsageError
 from fastvec.output.inspect import inspect
 from fastvec.output.verify import verify
-from fastvec.texts.tokenizer import TokenizedTexts
+from fastvec.texts.tokenized import TokenizedTexts
 from tests.helpers.corpora import write_parquet
 from tests.helpers.outputs import read_output
 

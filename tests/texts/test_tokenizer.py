@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fastvec.errors import UsageError
-from fastvec.texts.tokenizer import TextRecipe, TextTokenizer, TokenizedTexts
+from fastvec.texts.tokenized import TokenizedTexts
+from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 from tests.helpers.tiny import save_tokenizer
 
 # words of several tokens, characters of several bytes, and whitespace anywhere
