@@ -137,7 +137,7 @@ class TokenBudget(click.ParamType[int | None]):
     type=click.Choice(["null", "fail"]),
     default="null",
     show_default=True,
-    help="For a text without a finite vector: write a null and an error line, or stop.",
+    help="For a row that cannot be read or has no finite vector: write a null and an error line, or stop.",
 )
 @click.option(
     "--max-errors", type=int, metavar="N", help="Stop when more than N texts have no vector because of an error."
@@ -154,8 +154,8 @@ class TokenBudget(click.ParamType[int | None]):
 def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Embed the texts of Parquet, Arrow, JSON lines, CSV, TSV or text files into one Arrow or Parquet file.
 
-    An INPUT is a file, a folder (searched recursively), a quoted glob pattern, or - for stdin. The output has one row
-    for each input row, in the same order.
+    An INPUT is a file, a folder (searched recursively), a quoted glob pattern, hf://datasets/org/name, or - for stdin.
+    The output has one row for each input row, in the same order.
 
     Run the same command again to resume an interrupted run.
     """

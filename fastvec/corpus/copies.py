@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import dataset, ipc
@@ -89,10 +90,11 @@ def local_inputs(
 
 def _of_hub(url: str) -> Iterator[LocalCopy]:
     """Download the files of `hf://datasets/org/name[@revision][/file, folder or pattern]`."""
-    match = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?", url)
+    match = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?", url)
     if match is None:
         raise InputError(f"{url}: expected hf://datasets/org/name, with or without @revision and /file-or-pattern")
     repository, revision, inside = match.groups()
+    revision = revision and unquote(revision)  # a slash in a branch's name is written %2F
     inside = (inside or "").rstrip("/")
     wanted = [inside, f"{inside}/*"] if inside else [f"*{suffix}{end}" for suffix in KINDS for end in COMPRESSED]
     try:

@@ -54,7 +54,7 @@ def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None
 def _files(given: str, output: Path | None) -> list[Path]:
     if scheme := SCHEME.match(given):  # the message repeats only the scheme: a URL may contain a password
         raise InputError(
-            f"{scheme[1]}:// URLs are not supported: give a local path, or a dataset as hf://datasets/org/name"
+            f"{scheme[1]}:// URLs are not supported: give local paths; fastvec embed also takes hf://datasets/org/name"
         )
     try:
         exists = bool(given) and Path(given).exists()

@@ -63,7 +63,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder: Path) -> No
         (["em*"], r"em\*: no file matches the pattern"),
         ([""], "no such file or folder"),
         (["s3://bucket/a.parquet"], "s3:// URLs are not supported"),
-        (["hf://x/y"], "hf:// URLs are not supported: give a local path, or a dataset as hf://datasets/org/name"),
+        (["hf://x/y"], "hf:// URLs are not supported: give local paths; fastvec embed also takes hf://datasets"),
     ],
 )
 def test_inputs_that_cannot_be_a_corpus_are_refused(folder: Path, inputs: list[str], message: str) -> None:

@@ -123,7 +123,9 @@ def given_on_stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes]
     ("content", "expected"),
     [
         (b'{"text": "a sea"}\n{"text": null}\n', ["a sea", None]),
+        (b'\xef\xbb\xbf{"text": "a sea"}\n', ["a sea"]),
         (b"a sea\n\nstars", ["a sea", "", "stars"]),
+        (b"[a sea]", ["[a sea]"]),
         (pa.compress(b"a sea\nstars\n", codec="zstd").to_pybytes(), ["a sea", "stars"]),
     ],
 )
@@ -141,6 +143,9 @@ def test_stdin_is_json_lines_or_text(
     given_on_stdin(2 * content)
     with pytest.raises(RefusedError, match="belongs to another job"):
         embed("-", output, encoder=encoder)
+    given_on_stdin(b'[{"text": "a sea"},\n{"text": "b"}]')
+    with pytest.raises(InputError, match=r"^stdin: a JSON array, not one object per line; convert it: jq"):
+        embed("-", output.parent / "x.arrow", encoder=encoder)
     given_on_stdin(b"")
     with pytest.raises(InputError, match=r"^stdin: the file is empty \(0 bytes\)$"):
         embed("-", output.parent / "x.arrow", encoder=encoder)

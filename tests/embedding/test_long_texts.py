@@ -248,7 +248,7 @@ def test_late_passages_are_parts_of_the_vector_of_their_context(
     tokenizer = encoder.tokenizer()
     # without white space, which between passages belongs to none
     words = ["_".join(text.split())[:300] for text in ROWS["text"].to_pylist()]
-    path = write_parquet(tmp_path / "c.parquet", texts(words))
+    path = write_parquet(tmp_path / "c.parquet", texts([*words]))
     late, alone = tmp_path / "late.arrow", tmp_path / "alone.arrow"
     options: dict[str, Any] = {"encoder": encoder, "long": "chunks", "chunk_tokens": 24}
     embed(path, late, **options, late=True, batch_tokens=batch_tokens)

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from csv import Error as CsvError
 from csv import reader
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -53,7 +54,8 @@ class Delimited:
         Raises InputError for a record that is longer than 128 MiB, and for quotes that are open at the end.
         """
         with open_bytes(path, compression) as file:
-            header = file.readline(HEADER_BYTES).decode(errors="replace")
+            lines = iter(partial(file.readline, HEADER_BYTES), b"")
+            header = next((line for line in lines if line.strip()), b"").decode(errors="replace")
         delimiter = "\t" if tabs else max(DELIMITERS, key=header.count)
         quoted = not tabs or _is_quoted(path, compression)
         for block_bytes in BLOCK_BYTES:
@@ -67,16 +69,16 @@ class Delimited:
 
     def _counted(self) -> "Delimited":
         with self._reader(None, []) as opened:
-            names = opened.schema.names
+            schema = pa.schema([(name, pa.string()) for name in opened.schema.names])
+        named = replace(self, schema=schema)
         last = pa.array([])
         rows = 0
-        for batch in self._batches(names[-1:]):
+        for batch in named._batches(schema.names[-1:]):
             rows += batch.num_rows
             last = batch.column(0)[-1:] if batch.num_rows else last
         if len(last) and b"\n" in (last.cast(pa.binary())[0].as_py() or b"") and not self._ends_with_quote():
             raise InputError(f"{self.path}: the quotes that begin in its last record, {rows + 1}, are not closed")
-        schema = pa.schema([(name, pa.string()) for name in names])
-        return Delimited(self.path, self.compression, self.delimiter, self.quoted, self.block_bytes, schema, (rows,))
+        return replace(named, group_rows=(rows,))
 
     def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
         """Yield the named columns, from row `skip` of the only group on, and a last column that marks bad rows."""
@@ -114,6 +116,7 @@ class Delimited:
             quote_char='"' if self.quoted else False,
             newlines_in_values=self.quoted,
             invalid_row_handler=skip,
+            ignore_empty_lines=len(self.schema) != 1,  # in a single column, an empty line is a null
         )
         convert = csv.ConvertOptions(
             check_utf8=False,

@@ -52,7 +52,7 @@ class JsonLines:
             if size > SAMPLE_BYTES:
                 break
         if not fields:
-            first = next(file.batches())[0].lstrip() if file.groups else b""
+            first = next(file.batches())[0].strip() if file.groups else b""
             raise InputError(f"{file.path}: {_what_is_wrong(first)}")
         return cls(file, pa.schema([field.with_type(_written_type(field.type)) for field in fields.values()]))
 

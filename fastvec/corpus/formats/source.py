@@ -1,5 +1,7 @@
 """Opens one input file: detects its format by its first bytes and its suffix, and reads its rows in record batches."""
 
+import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ TEXT_SUFFIXES = (".txt",)
 TAB_SUFFIXES = (".tsv", ".tab")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 HEAD_BYTES = 64
+JSON_ARRAY = re.compile(rb"\[\s*[{\[]")  # refused by the reader of JSON lines, with a remedy
 
 
 class Rows(Protocol):
@@ -129,10 +132,10 @@ def _opened(path: Path, size: int, text_otherwise: bool) -> Rows:
         start = text.read(HEAD_BYTES)
     problem = _why_no_text(path, start, tail, compressed=compression is not None)
     if problem is None:
-        suffix = _suffix(path)
+        suffix, shown = _suffix(path), start.removeprefix(BOM_UTF8).lstrip()
         if suffix in TEXT_SUFFIXES:
             return TextLines(LineFile.open(path, compression, skip_blank=False))
-        if suffix in JSON_SUFFIXES or start.lstrip().startswith(b"{"):
+        if suffix in JSON_SUFFIXES or shown.startswith(b"{") or (text_otherwise and JSON_ARRAY.match(shown)):
             return JsonLines.open(LineFile.open(path, compression, skip_blank=True))
         if suffix == ".csv" or suffix in TAB_SUFFIXES:
             return Delimited.open(path, compression, tabs=suffix in TAB_SUFFIXES)

@@ -151,3 +151,10 @@ def test_quotes_in_tsv_are_text_unless_they_enclose_fields(tmp_path: Path) -> No
     (tmp_path / "csv.tsv").write_text('id\ttext\n1\t"a ""b"""\n2\t"two\nlines"\n')
     assert rows(open_corpus([tmp_path / "raw.tsv"], column="text"))[0] == ['"quoted" and more', '"open']
     assert rows(open_corpus([tmp_path / "csv.tsv"], column="text"))[0] == ['a "b"', "two\nlines"]
+
+
+def test_a_blank_line_of_a_single_column_is_a_null_and_of_several_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("text\nx\n\ny\n")
+    (tmp_path / "two.csv").write_text("\nid;text\n1;x\n\n2;y\n")
+    assert rows(open_corpus([tmp_path / "one.csv"])) == (["x", None, "y"], [])
+    assert rows(open_corpus([tmp_path / "two.csv"], column="text")) == (["x", "y"], [])
