@@ -101,10 +101,12 @@ class ChunkTokenizer:
             "truncated": int(truncated[places[(places >= 0) & (places < len(encoded))]].sum()),
             "repaired": chunk.repaired,
             "duplicates": int((distinct.places >= 0).sum()) - len(distinct.texts),
-            "reused": int((places >= len(encoded)).sum()),
             "tokens": len(texts.ids),
-            **({"input_rows": rows} if origin is not None else {}),
         }
+        if self._earlier is not None:
+            counts["reused"] = int((places >= len(encoded)).sum())
+        if origin is not None:
+            counts["input_rows"] = rows
         return TokenizedChunk(
             chunk=chunk,
             texts=texts,
@@ -145,7 +147,6 @@ class ChunkTokenizer:
             "truncated": int(texts.truncated.sum()),
             "repaired": chunk.repaired,
             "duplicates": 0,
-            "reused": 0,
             "tokens": len(texts.ids),
             "input_rows": rows,
         }

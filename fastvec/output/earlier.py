@@ -65,7 +65,7 @@ class EarlierVectors:
         found = fingerprint_differences({name: begun.get(name) for name in settings}, settings)
         if found:
             listed = "; ".join(found[:SHOWN_DIFFERENCES])
-            raise RefusedError(f"{self.output.path} cannot be reused, its vectors are others: {listed}")
+            raise RefusedError(f"{self.output.path} cannot be reused, its vectors are others: {listed}; leave --reuse out")
 
     def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
         """Return the place of the vector for each of `hashes` [n, 2]; -1 if there is none."""

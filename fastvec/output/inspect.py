@@ -135,11 +135,12 @@ def inspect(path: str | Path) -> Summary:
 
 def _texts(own: Mapping[str, str]) -> str:
     if "template" in own:
-        texts = f"template {own['template']!r}"
+        texts = f"template {json.dumps(own['template'], ensure_ascii=False)}"
     else:
         columns = own.get("column", "")
-        several = ", ".join(json.loads(columns)) if "vector_columns" in own else columns
-        texts = f"column {several}" if columns else ""
+        texts = f"column {columns}" if columns else ""
+        if "vector_columns" in own:
+            texts = f"columns {' and '.join(json.loads(columns))}"
     return texts + (f", instructions of column {own['instruction_column']}" if "instruction_column" in own else "")
 
 

@@ -140,9 +140,9 @@ def test_what_cannot_be_reused_is_refused_in_one_line(
             embed(corpora[1], output, encoder=encoder, reuse=reuse)
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)
-    with pytest.raises(RefusedError, match=r'its vectors are others: vector_dtype was "float32", now "int8"$'):
+    with pytest.raises(RefusedError, match=r'its vectors are others: vector_dtype was "float32", now "int8"; leave --reuse out$'):
         embed(corpora[1], output, encoder=encoder, reuse=hashed, vector_dtype="int8")
-    with pytest.raises(RefusedError, match=r'its vectors are others: instruction was "", now "Find: "$'):
+    with pytest.raises(RefusedError, match=r'its vectors are others: instruction was "", now "Find: "; leave --reuse out$'):
         embed(corpora[1], output, encoder=encoder, reuse=hashed, instruction="Find:")
     settings = EncoderSettings(**{**fields(encoder.settings), "pooling": "last"})
     with pytest.raises(RefusedError, match=r'its vectors are others: pooling was "mean", now "last"'):
