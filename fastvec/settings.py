@@ -53,6 +53,8 @@ class EncoderSettings:
         if instruction is not None and prompt_name is not None:
             raise UsageError("an instruction and a prompt name were both given: choose one")
         if instruction is not None:
+            if not isinstance(instruction, str):
+                raise UsageError(f"the instruction is a {type(instruction).__name__}: expected a string, for all texts")
             if not is_utf8(instruction):
                 raise UsageError(f"the instruction {instruction!r} is not valid UTF-8: encode it as UTF-8")
             stripped = instruction.strip()

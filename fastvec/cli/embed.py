@@ -110,6 +110,7 @@ class TokenBudget(click.ParamType[int | None]):
 )
 @click.option("--overlap", type=int, default=0, metavar="N", help="Tokens that a passage shares with the next one.")
 @click.option("--chunk-tokens", type=int, metavar="N", help="Tokens of a passage with --long chunks. [default: all]")
+@click.option("--chunk-text", is_flag=True, help="Add a column with the text of each passage, with --long chunks.")
 @click.option("--late", is_flag=True, help="Pool passages from one pass over as much text as --max-length holds.")
 @shared.device
 @click.option(

@@ -5,30 +5,32 @@ copied to a file beside the output while a job runs. It is known by the hash of 
 the same input resumes an unfinished output. Datasets are downloaded into the hub's cache, and known by their commit.
 """
 
-import hashlib
 import os
 import re
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import dataset, ipc
 
-from fastvec.corpus.locations import COMPRESSED, KINDS, find_files
-from fastvec.errors import InputError, InterruptedRunError, UsageError
+from fastvec.corpus.locations import COMPRESSED, KINDS, expanded
+from fastvec.errors import InputError, InterruptedRunError, UsageError, one_line
 from fastvec.output.ownership import beside
-from fastvec.system.durable_files import locked, translated_os_errors
+from fastvec.system.durable_files import open_locked, translated_os_errors
 from fastvec.system.hub import HubError, snapshot
 
 STDIN, HUB = "-", "hf://datasets/"
 READ_BYTES = 1 << 20
+HASH_BYTES = 16
 POLL_SECONDS = 0.2  # how often a wait for stdin looks for a signal
 TABLE_ROWS = 1024  # of a `datasets.Dataset`, converted at a time
 
@@ -70,14 +72,11 @@ def local_inputs(
                 found.append(one)
             else:
                 path = beside(output, f".input{number}")
+                name = STDIN if isinstance(one, str | Path) else type(one).__name__
                 with translated_os_errors(output):
-                    copies.enter_context(locked(path))
-                    copies.callback(path.unlink)
-                    if isinstance(one, str | Path):
-                        found.append(LocalCopy(path, STDIN, _copied(_stdin_blocks(stop_signal), path)))
-                    else:
-                        _write_table(one, path)
-                        found.append(LocalCopy(path, type(one).__name__, _hash(path)))
+                    file = copies.enter_context(_locked_file(path))
+                    version = _copy_stdin(file, stop_signal) if name == STDIN else _copy_table(one, file)
+                found.append(LocalCopy(path, name, version))
         try:
             yield found
         except InputError as error:  # the path of a copy would mean nothing to the user
@@ -102,7 +101,7 @@ def _of_hub(url: str) -> Iterator[LocalCopy]:
     except HubError as error:
         raise InputError(f"{url}: {error}") from None
     try:
-        files = find_files(folder / inside)
+        files = expanded(str(folder / inside))
     except InputError:
         raise InputError(f"{url}: the dataset has no data file there; look at its files on the hub") from None
     except UsageError as error:
@@ -112,20 +111,23 @@ def _of_hub(url: str) -> Iterator[LocalCopy]:
         yield LocalCopy(file, name, folder.name)
 
 
-def _copied(blocks: Iterator[bytes], path: Path) -> str:
-    with path.open("wb") as file:
-        for block in blocks:
-            file.write(block)
-    return _hash(path)
+@contextmanager
+def _locked_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield an empty file, which is locked in this block and deleted at its end."""
+    with os.fdopen(open_locked(path), "r+b") as file:
+        file.truncate()
+        try:
+            yield file
+        finally:
+            with suppress(OSError):  # Windows deletes no open file; the next run overwrites it
+                path.unlink()
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _stdin_blocks(stop_signal: Callable[[], int | None]) -> Iterator[bytes]:
-    stdin = sys.stdin.fileno()
+def _copy_stdin(file: BinaryIO, stop_signal: Callable[[], int | None]) -> str:
+    """Copy stdin up to its end; returns the hash of the content."""
+    if sys.stdin is None:
+        raise UsageError("the input is - (stdin), but stdin is closed")
+    stdin, content = sys.stdin.fileno(), blake2b(digest_size=HASH_BYTES)
     while True:
         while sys.platform != "win32" and not select.select([stdin], [], [], POLL_SECONDS)[0]:
             if (number := stop_signal()) is not None:
@@ -133,28 +135,49 @@ def _stdin_blocks(stop_signal: Callable[[], int | None]) -> Iterator[bytes]:
                 raise InterruptedRunError(f"stopped by {name} while stdin was read: nothing was written", number)
         block = os.read(stdin, READ_BYTES)
         if not block:
-            return
-        yield block
+            break
+        content.update(block)
+        file.write(block)
+    file.flush()
+    return content.hexdigest()
 
 
-def _write_table(table: Any, path: Path) -> None:
-    batches = _batches(table)
-    first = next(batches, None)
-    if first is None:
-        raise InputError(f"the {type(table).__name__} has no rows, so its columns are not known")
-    with ipc.new_stream(path, first.schema) as stream:
-        stream.write(first)
+def _copy_table(table: Any, file: Any) -> str:
+    """Copy a table of pyarrow, polars, pandas, DuckDB or `datasets` as an Arrow stream; returns the hash of that."""
+    schema, batches = _read(table)
+    with ipc.new_stream(file, schema) as stream:
         for batch in batches:
             stream.write(batch)
+    file.flush()
+    file.seek(0)
+    return file_digest(file, partial(blake2b, digest_size=HASH_BYTES)).hexdigest()
 
 
-def _batches(table: Any) -> Iterator[pa.RecordBatch | pa.Table]:
-    """Yield the rows of a table of pyarrow, polars, pandas, DuckDB or `datasets`."""
-    if isinstance(table, dataset.Dataset):
-        yield from table.to_batches()
-    elif hasattr(table, "__arrow_c_stream__"):
-        yield from pa.RecordBatchReader.from_stream(table)
-    elif hasattr(table, "with_format") and hasattr(table, "iter"):  # datasets.Dataset
-        yield from table.with_format("arrow").iter(batch_size=TABLE_ROWS)
-    else:
-        raise UsageError(f"an input is a {type(table).__name__}: expected a path, a table or a dataset")
+def _read(table: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch | pa.Table]]:
+    """Return the schema and the batches of a table. Raises UsageError for anything else."""
+    name = type(table).__name__
+    try:
+        if isinstance(table, dataset.Dataset):
+            return table.schema, _checked(table.to_batches(), name)
+        if hasattr(table, "__arrow_c_stream__"):
+            reader = pa.RecordBatchReader.from_stream(table)
+            return reader.schema, _checked(reader, name)
+        if hasattr(table, "with_format") and hasattr(table, "features"):  # datasets.Dataset
+            batches = table.with_format("arrow").iter(batch_size=TABLE_ROWS)
+            return table.features.arrow_schema, _checked(batches, name)
+    except pa.ArrowException as error:  # a column also has __arrow_c_stream__
+        raise UsageError(f"an input is a {name} that is no table ({one_line(error)})") from error
+    raise UsageError(f"an input is a {name}: expected a path, a table or a dataset")
+
+
+def _checked(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
+    """Yield `batches`, with what reading them raises as an error of the input, not of the file that is written."""
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{name}: cannot be read: {one_line(error)}") from error
+        yield batch

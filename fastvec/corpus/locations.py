@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from glob import escape, glob
 from pathlib import Path
 
@@ -29,21 +29,24 @@ _WANTED = "*.parquet, *.arrow, *.jsonl, *.ndjson, *.csv and *.tsv"
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None = None) -> list[Path]:
+def find_files(
+    inputs: Sequence[str | Path] | str | Path, *, output: Path | None = None, copies: Collection[Path] = ()
+) -> list[Path]:
     """Return the files of `inputs`, one or several paths, folders or patterns, in the order given.
 
     Folders are searched recursively. The files of a folder or pattern are sorted.
     Raises InputError for an input that does not exist, cannot be read or yields no file, and UsageError if there is no
-    input, a file would be read twice, or `output` is an input or inside an input folder.
+    input, a file would be read twice, or `output` is an input or inside an input folder. The paths `copies`
+    may be the same file: the hub's cache has equal ones once.
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     if not given:
         raise UsageError("no input was given: name a file, a folder or a pattern")
-    found = [file for one in given for file in _files(str(one), output)]
+    found = [file for one in given for file in expanded(str(one), output)]
     seen: dict[str, Path] = {}
     for file in found:
         real = os.path.realpath(file)  # unlike Path.resolve, it does not raise for a symlink loop
-        if real in seen:
+        if real in seen and file not in copies:
             raise UsageError(f"{file} is the same file as the input {seen[real]}; give it once")
         if output is not None and real == os.path.realpath(output):
             raise UsageError(f"{file} is both an input and the output; choose another output")
@@ -51,7 +54,8 @@ def find_files(inputs: Sequence[str | Path] | str | Path, *, output: Path | None
     return found
 
 
-def _files(given: str, output: Path | None) -> list[Path]:
+def expanded(given: str, output: Path | None = None) -> list[Path]:
+    """Return the files of one input; raises as `find_files` does, but not for a file that is there twice."""
     if scheme := SCHEME.match(given):  # the message repeats only the scheme: a URL may contain a password
         raise InputError(
             f"{scheme[1]}:// URLs are not supported: give local paths; fastvec embed also takes hf://datasets/org/name"

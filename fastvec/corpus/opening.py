@@ -45,7 +45,7 @@ def open_corpus(
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     copies = {one.path: one for one in given if isinstance(one, LocalCopy)}
-    paths = find_files([one.path if isinstance(one, LocalCopy) else one for one in given], output=output)
+    paths = find_files([one.path if isinstance(one, LocalCopy) else one for one in given], output=output, copies=copies)
     sources = [open_source(path, text_otherwise=path in copies and copies[path].name == STDIN) for path in paths]
     templates, reason = _templates(sources[0], column, template)
     instructions = [] if instruction_column is None else [instruction_column]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from fastvec.corpus.columns import decoded, holds_text
-from fastvec.errors import UsageError
+from fastvec.errors import InputError, UsageError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +87,7 @@ def can_render(type: pa.DataType) -> bool:
 def _as_text(column: pa.Array) -> pa.Array:
     if holds_text(column.type):
         return decoded(column, pa.large_binary())
-    return decoded(column, pa.large_string()).view(pa.large_binary())
+    try:
+        return decoded(column, pa.large_string()).view(pa.large_binary())
+    except pa.ArrowException as error:  # e.g. a time zone that this machine does not know
+        raise InputError(f"a column of type {column.type} cannot be written as text: {one_line(error)}") from error

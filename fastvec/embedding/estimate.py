@@ -59,8 +59,9 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
         return encoder.tokenizer(instruction or plan.options.instruction, plan.options.prompt_name)
 
     tokenizer = ChunkTokenizer(tokenizer_for, options=plan.options, earlier=plan.earlier)
-    texts = TokenizedTexts.concatenated([tokenizer_for(None)([]), *(tokenizer(chunk).texts for chunk in chunks)])
-    rows = sum(chunk.kept.num_rows for chunk in chunks)
+    tokenized = [tokenizer(chunk) for chunk in chunks]
+    texts = TokenizedTexts.concatenated([tokenizer_for(None)([]), *(one.texts for one in tokenized)])
+    rows, made = (sum(chunk.kept.num_rows for chunk in of) for of in (chunks, [one.chunk for one in tokenized]))
     tokens = round(len(texts.ids) / max(rows, 1) * plan.corpus.rows)
     shuffled = texts.select(np.random.default_rng(0).permutation(len(texts)))
     groups = [
@@ -80,7 +81,7 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
         rows=plan.corpus.rows,
         tokens=tokens,
         sampled_rows=rows,
-        output_bytes=plan.output_bytes,
+        output_bytes=plan.output_bytes * made // max(rows, 1),  # a row may become several passages
         seconds=tokens / rate if rate else 0.0,
         tokens_per_second=rate,
         output=str(plan.output),

@@ -17,6 +17,7 @@ from fastvec.output.ownership import beside
 from fastvec.output.writer import Job, Writer, earlier_fingerprint, finished_counts
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings
+from fastvec.texts.passages import passage_tokens
 
 if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
     from fastvec.encoder import Encoder
@@ -47,6 +48,7 @@ def embed(
     overlap: int = 0,
     chunk_tokens: int | None = None,
     late: bool = False,
+    chunk_text: bool = False,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
@@ -54,12 +56,11 @@ def embed(
     """Embed the text of each row of `inputs` into one Arrow or Parquet file, in order.
 
     Inputs are files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars, pandas,
-    DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the options from `column` to `late`.
-
+    DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the options from `column` to `chunk_text`.
     The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
-    model is only loaded when there is work to do, in the dtype of an earlier run if the user chose none. `progress` is
-    called after each chunk. Once `stop_signal`, which is called often, returns a signal number, the run stops and
-    raises InterruptedRunError. Raises FastvecError; the subclass says what went wrong. Durable rows are kept.
+    model is only loaded when there is work to do. `progress` is called after each chunk. Once `stop_signal`, which is
+    called often, returns a signal number, the run stops with InterruptedRunError. Raises FastvecError; what is durable
+    stays.
     """
     options = EmbedOptions(
         column=column,
@@ -79,6 +80,7 @@ def embed(
         overlap=overlap,
         chunk_tokens=chunk_tokens,
         late=late,
+        chunk_text=chunk_text,
     )
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
     with local_inputs(inputs, destination_of(output), stop_signal) as files:
@@ -107,8 +109,11 @@ def _embed(
         from fastvec.encoder import Encoder
 
         encoder = Encoder(plan.settings)
-    limits = dict(encoder.chunk_limits)
-    if plan.options.long != "truncate":
+    options, limits = plan.options, dict(encoder.chunk_limits)
+    if options.long != "truncate":
+        passage_tokens(
+            encoder.tokenizer(options.instruction, options.prompt_name), options.chunk_tokens, options.overlap
+        )
         limits.pop("row_bytes", None)  # a long text is as much work as its passages
     job = replace(job, environment=encoder.environment, limits=limits)
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from fastvec.errors import UsageError
 from fastvec.fingerprint import Json
-from fastvec.output.reader import PASSAGE_COLUMNS
+from fastvec.output.reader import CHUNK_TEXT, PASSAGE_COLUMNS
 from fastvec.output.vector_column import VECTOR_DTYPES, VectorDtype
 from fastvec.texts.tokenizer import is_utf8
 
@@ -33,6 +35,7 @@ class EmbedOptions:
             its passages' vectors, `chunks` makes a row of each passage.
         overlap: The tokens that a passage shares with the next one.
         chunk_tokens: The tokens of a passage, with `chunks`; None: as many as fit into a sequence.
+        chunk_text: Whether to add a column with the text of each passage, with `chunks`.
         late: Whether to encode as much of a text at once as fits into a sequence, and pool each passage from that,
             instead of encoding each passage alone ("late chunking", arXiv 2409.04701).
     """
@@ -54,6 +57,7 @@ class EmbedOptions:
     overlap: int = 0
     chunk_tokens: int | None = None
     late: bool = False
+    chunk_text: bool = False
 
     def __post_init__(self) -> None:
         if self.vector_dtype not in VECTOR_DTYPES:
@@ -63,7 +67,9 @@ class EmbedOptions:
         for name, number in {"limit": self.limit, "max-errors": self.max_errors}.items():
             if number is not None and number < 0:
                 raise UsageError(f"{name} {number} is out of range: the minimum is 0")
-        if self.vector_column in ("row", HASH_COLUMN, *dict(PASSAGE_COLUMNS)) or not is_utf8(self.vector_column):
+        if self.vector_column in ("row", HASH_COLUMN, *dict((*PASSAGE_COLUMNS, CHUNK_TEXT))) or not is_utf8(
+            self.vector_column
+        ):
             problem = "the name of another output column" if is_utf8(self.vector_column) else "not valid UTF-8"
             raise UsageError(f"vector column {self.vector_column!r} is {problem}: choose another name")
         if self.instruction_column is not None and (self.instruction is not None or self.prompt_name is not None):
@@ -74,21 +80,32 @@ class EmbedOptions:
         if self.long not in LONG:
             raise UsageError(f"long {self.long!r} is not known: choose {', '.join(LONG)}")
         if self.overlap and self.long == "truncate":
-            raise UsageError("overlap needs passages: choose long mean or chunks")
+            raise UsageError("--overlap needs passages: choose --long mean or chunks")
         if self.chunk_tokens is not None and self.long != "chunks":
-            raise UsageError("chunk-tokens needs long chunks")
+            raise UsageError("--chunk-tokens needs --long chunks")
+        if self.chunk_text and self.long != "chunks":
+            raise UsageError("--chunk-text needs --long chunks")
         if self.late and (self.long != "chunks" or self.chunk_tokens is None):
-            raise UsageError("late needs long chunks and chunk-tokens: passages that are a part of a sequence")
+            raise UsageError("--late needs --long chunks and --chunk-tokens: passages that are a part of a sequence")
         if self.late and (self.has_hashes or self.instruction_column is not None):
-            raise UsageError("late cannot be combined with hash, reuse or instruction-column: leave one out")
+            raise UsageError("--late cannot be combined with --hash, --reuse or --instruction-column: leave one out")
         several = self.column is not None and not isinstance(self.column, str) and len(self.column) > 1
         if self.long == "chunks" and several:
-            raise UsageError("long chunks makes a row of each passage of one text: give one column, or a template")
+            raise UsageError(
+                "--long chunks makes a row of each passage of one text: give one --column, or a --template"
+            )
 
     @property
     def makes_passages(self) -> bool:
         """Whether a row of the output is a passage."""
         return self.long == "chunks"
+
+    @property
+    def passage_columns(self) -> tuple[tuple[str, pa.DataType], ...]:
+        """The columns that say what passage a row is, and their types, if rows are passages."""
+        if not self.makes_passages:
+            return ()
+        return (*PASSAGE_COLUMNS, CHUNK_TEXT) if self.chunk_text else PASSAGE_COLUMNS
 
     @property
     def passages(self) -> list[Json] | None:
@@ -102,8 +119,12 @@ class EmbedOptions:
 
     def output_columns(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the output's own columns for these text columns."""
-        passages = dict(PASSAGE_COLUMNS) if self.makes_passages else ()
-        return "row", *passages, *self.vector_columns(texts), *self.hash_columns(texts)
+        return (
+            "row",
+            *(name for name, _ in self.passage_columns),
+            *self.vector_columns(texts),
+            *self.hash_columns(texts),
+        )
 
     def vector_columns(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the vector columns, one for each text column."""

@@ -49,8 +49,11 @@ def rows_of_passages(chunk: Chunk, split: Callable[[Sequence[str], str | None], 
     texts = chunk.texts.to_pylist()
     instructions = [None] * len(texts) if chunk.instructions is None else chunk.instructions.to_pylist()
     spans: list[Spans] = [np.zeros((1, 2), dtype=np.int64)] * len(texts)
-    for instruction in dict.fromkeys(instructions):
-        own = [row for row, text in enumerate(texts) if text is not None and instructions[row] == instruction]
+    rows_of: dict[str | None, list[int]] = {}
+    for row, instruction in enumerate(instructions):
+        if texts[row] is not None:
+            rows_of.setdefault(instruction, []).append(row)
+    for instruction, own in rows_of.items():
         for row, found in zip(own, split([texts[row] for row in own], instruction), strict=True):
             spans[row] = found
     counts = np.array([len(one) for one in spans])

@@ -18,11 +18,10 @@ from fastvec.corpus.copies import LocalCopy
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import Corpus
 from fastvec.embedding.options import EmbedOptions
-from fastvec.errors import OutputError
+from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
-from fastvec.output.earlier import HASH_TYPE, EarlierVectors
-from fastvec.output.reader import PASSAGE_COLUMNS
+from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierVectors
 from fastvec.output.vector_column import FloatArray, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import translated_os_errors
@@ -54,6 +53,7 @@ class EmbedPlan:
             "rows": corpus.rows,
             **self.vectors_fingerprint,
             "vector_column": self.options.vector_column,
+            **({"chunk_text": True} if self.options.chunk_text else {}),
             **({"hash": True} if self.options.has_hashes else {}),
             **({} if self.earlier is None else {"reuse": self.earlier.version}),
         }
@@ -85,8 +85,8 @@ class EmbedPlan:
 
     @property
     def output_bytes(self) -> int:
-        """The size in bytes of the vectors and the row numbers, without kept columns."""
-        vector = self.settings.dims * BITS[self.options.vector_dtype] // 8
+        """The size in bytes of vectors, hashes and row numbers, without kept columns, if each row is one passage."""
+        vector = self.settings.dims * BITS[self.options.vector_dtype] // 8 + HASH_BYTES * self.options.has_hashes
         return self.corpus.rows * (len(self.vector_columns) * vector + 8)
 
     @property
@@ -104,7 +104,7 @@ class EmbedPlan:
         fields = [
             *self.corpus.kept_schema,
             pa.field("row", pa.int64(), nullable=False),
-            *(pa.field(name, type) for name, type in PASSAGE_COLUMNS if self.options.makes_passages),
+            *(pa.field(name, type) for name, type in self.options.passage_columns),
             *(pa.field(name, vector) for name in self.vector_columns),
             *(pa.field(name, HASH_TYPE) for name in self.options.hash_columns(self.corpus.columns)),
         ]
@@ -174,6 +174,8 @@ def plan_embed(
     plan = EmbedPlan(corpus=corpus, output=destination, settings=settings, options=options, earlier=earlier)
     if earlier is not None:
         earlier.require_settings(plan.vectors_fingerprint)
+    if options.late and settings.pooling not in ("mean", "weighted_mean"):
+        raise UsageError(f"--late needs mean pooling, and this model has {settings.pooling}: leave it out")
     schema = plan.schema()  # raises UsageError for dims that no vector column can have, before the model is loaded
     if destination.suffix == ".parquet":
         parquet_file.require_storable(schema)

@@ -21,7 +21,7 @@ from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.embedding.passages import Passages, joined
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.tokenized_chunks import ChunkTokenizer, TokenizedChunk
-from fastvec.errors import InterruptedRunError, RowErrorsError, UsageError
+from fastvec.errors import InterruptedRunError, RowErrorsError
 from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
 from fastvec.output.writer import RowError, Writer
 from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
@@ -72,8 +72,6 @@ class Run:
 
     def run(self) -> Report:
         writer, plan = self._writer, self._plan
-        if plan.options.late and plan.settings.pooling not in ("mean", "weighted_mean"):
-            raise UsageError(f"late needs mean pooling, and this model has {plan.settings.pooling}: leave it out")
         if self._rows:
             logger.info("resuming %s at row %s of %s", plan.output, f"{self._rows:,}", f"{plan.corpus.rows:,}")
         chunks = plan.corpus.chunks(ChunkLimits(**writer.limits), first_row=self._rows, first_index=writer.chunks)
@@ -181,6 +179,8 @@ class Run:
         plan, chunk = self._plan, done.chunk
         rows = np.arange(chunk.kept.num_rows) if done.origin is None else done.origin.rows
         columns = [] if done.origin is None else done.origin.columns()
+        if plan.options.chunk_text:
+            columns.append(chunk.texts.cast(pa.string()))
         columns += [
             to_column(vectors, valid, plan.options.vector_dtype, self._ranges)
             for vectors, valid in zip(

@@ -60,6 +60,7 @@ class ChunkTokenizer:
         """Texts that have a vector in `earlier` are not tokenized."""
         self._tokenizer_for = lru_cache(TOKENIZERS)(tokenizer_for)
         self._options, self._earlier = options, earlier
+        self._tokenizer_for(None)  # before threads ask for it
 
     def in_order(self, chunks: Iterable[Chunk], *, instructions: bool) -> Iterator[TokenizedChunk]:
         """Tokenize chunks.
@@ -167,6 +168,20 @@ class ChunkTokenizer:
         tokens = passage_tokens(tokenizer, options.chunk_tokens, options.overlap)
         return split(tokenizer, texts, tokens=tokens, overlap=options.overlap)
 
+    def _with_passages(self, texts: Sequence[str], instruction: str | None) -> tuple[TokenizedTexts, IntArray]:
+        """Tokenize texts, those that are too long in passages if these are averaged; and count each one's passages."""
+        tokenizer = self._tokenizer_for(instruction)
+        tokens, counts = tokenizer(texts), np.ones(len(texts), dtype=np.intp)
+        long = np.flatnonzero(tokens.truncated).tolist()
+        if self._options.long != "mean" or not long:
+            return tokens, counts
+        spans = self._split([texts[index] for index in long], instruction)
+        counts[long] = [len(one) for one in spans]
+        pieces = [texts[index][b:e] for index, one in zip(long, spans, strict=True) for b, e in one.tolist()]
+        is_piece = np.repeat(tokens.truncated, counts)
+        places = np.where(is_piece, len(texts) + np.cumsum(is_piece) - 1, np.repeat(np.arange(len(texts)), counts))
+        return TokenizedTexts.concatenated([tokens, tokenizer(pieces)]).select(places), counts
+
     def _split_or_fail_later(self, texts: Sequence[str], instruction: str | None) -> list[Spans]:
         """Split texts; those whose own instruction leaves no room are left whole, and are errors of their rows."""
         try:
@@ -189,21 +204,16 @@ class ChunkTokenizer:
         for instruction, mask in distinct.by_instruction():
             own = wanted[mask[wanted]]
             try:
-                texts = [distinct.texts[index] for index in own]
-                counts = np.ones(len(own), dtype=np.intp)
-                if self._options.long == "mean":
-                    spans = self._split(texts, instruction)
-                    counts = np.array([len(one) for one in spans], dtype=np.intp)
-                    texts = [text[b:e] for text, one in zip(texts, spans, strict=True) for b, e in one.tolist()]
-                parts.append(self._tokenizer_for(instruction)(texts))
+                tokens, counts = self._with_passages([distinct.texts[index] for index in own], instruction)
+                parts.append(tokens)
                 order.append(own)
                 passages.append(counts)
             except UsageError:
                 if instruction is None:
                     raise
                 failed |= dict.fromkeys(own.tolist(), "instruction_too_long")
-        tokens = TokenizedTexts.concatenated(parts) if parts else self._tokenizer_for(None)([])
-        return tokens, np.concatenate(order), np.concatenate(passages), failed
+        texts = TokenizedTexts.concatenated(parts) if parts else self._tokenizer_for(None)([])
+        return texts, np.concatenate(order), np.concatenate(passages), failed
 
 
 class _Distinct:
@@ -252,17 +262,11 @@ class _Distinct:
     @cached_property
     def hashes(self) -> pa.Array:
         """The hash of each text [m] with its own instruction, which depends on nothing else."""
-        keys = ["" if one is None else one for one in self._instructions]
-        digests = [
-            _hash(text, keys[instruction]) for text, instruction in zip(self.texts, self._instruction_of, strict=True)
-        ]
+        keys = [blake2b(one.encode(), digest_size=HASH_BYTES).digest() if one else b"" for one in self._instructions]
+        own = zip(self.texts, self._instruction_of, strict=True)
+        digests = [blake2b(text.encode(), digest_size=HASH_BYTES, key=keys[one]).digest() for text, one in own]
         return pa.array(digests, HASH_TYPE)
 
     def hash_column(self) -> pa.Array:
         """Return the hash of each of the chunk's texts [n]; null if it is."""
         return self.hashes.take(pa.array(self.places, mask=self.places < 0))
-
-
-def _hash(text: str, instruction: str) -> bytes:
-    key = blake2b(instruction.encode(), digest_size=HASH_BYTES).digest() if instruction else b""
-    return blake2b(text.encode(), digest_size=HASH_BYTES, key=key).digest()

@@ -22,8 +22,8 @@ import pyarrow as pa
 from fastvec.errors import OutputError, RefusedError, UsageError, one_line
 from fastvec.output import parquet_file
 from fastvec.output.ownership import require_writable
-from fastvec.output.reader import Array, Output, read_output
-from fastvec.output.verify import check_bytes, check_columns
+from fastvec.output.reader import Array, Output
+from fastvec.output.verify import open_intact
 from fastvec.system.durable_files import (
     draft_path,
     locked,
@@ -82,19 +82,6 @@ def convert(
         with replacing(target) as fd:
             parquet_file.write(fd, source.schema, source.stored_batches(), source.vector_columns, source.counts)
         return Written(output=str(output), rows=source.rows, size_bytes=target.stat().st_size)
-
-
-def open_intact(path: Path) -> Output:
-    """Open the finished output at `path`, and check its bytes: a copy of damaged vectors would look intact.
-
-    Raises OutputError if it is not a finished output, or is damaged.
-    """
-    output = read_output(path)
-    for checks in (check_bytes, check_columns):
-        for check in checks(output):
-            if not check.passed:
-                raise OutputError(f"{path} is damaged: {check.name}: {check.detail}")
-    return output
 
 
 def require_replaceable(target: Path, *, overwrite: bool) -> None:

@@ -16,8 +16,8 @@ from pyarrow import ipc
 
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import SHOWN_DIFFERENCES, Json, fingerprint_differences
-from fastvec.output.reader import read_output
 from fastvec.output.vector_column import FloatArray, from_values
+from fastvec.output.verify import open_intact
 
 HASH_TYPE = pa.binary(16)  # fixed size: 128 bits, which no two of 10¹⁵ texts share by chance
 HASH_BYTES = 16
@@ -35,9 +35,9 @@ class EarlierVectors:
     def __init__(self, path: Path) -> None:
         """Read the hashes of the output at `path`.
 
-        Raises OutputError if it is not a finished Arrow output, or has no hashes.
+        Raises OutputError if it is not a finished Arrow output, is damaged, or has no hashes.
         """
-        self.output = read_output(path)
+        self.output = open_intact(path)
         stat = path.stat()
         self.version: list[Json] = [str(path), stat.st_size, stat.st_mtime_ns]  # identifies the file
         if self.output.is_parquet:
@@ -65,7 +65,9 @@ class EarlierVectors:
         found = fingerprint_differences({name: begun.get(name) for name in settings}, settings)
         if found:
             listed = "; ".join(found[:SHOWN_DIFFERENCES])
-            raise RefusedError(f"{self.output.path} cannot be reused, its vectors are others: {listed}; leave --reuse out")
+            raise RefusedError(
+                f"{self.output.path} cannot be reused, its vectors are others: {listed}; leave --reuse out"
+            )
 
     def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
         """Return the place of the vector for each of `hashes` [n, 2]; -1 if there is none."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastvec.errors import OutputError
-from fastvec.output.reader import PASSAGE_COLUMNS, Output, read_output
+from fastvec.output.reader import CHUNK_TEXT, PASSAGE_COLUMNS, Output, read_output
 from fastvec.output.verify import check_columns, printable
 
 _SAMPLED_BATCHES = 16
@@ -103,7 +103,7 @@ def inspect(path: str | Path) -> Summary:
             raise OutputError(f"{path} does not match its metadata: {check.name}: {check.detail}")
     own, names, taken = output.own, output.schema.names, ("row", *output.vector_columns)
     if output.has_passages:
-        taken += tuple(name for name, _ in PASSAGE_COLUMNS)
+        taken += tuple(name for name, _ in (*PASSAGE_COLUMNS, CHUNK_TEXT))
     taken += tuple(json.loads(own.get("hash_columns", "[]")))
     return Summary(
         path=str(path),

@@ -12,17 +12,13 @@ import pyarrow.compute as pc
 from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
-from fastvec.output.convert import Written, open_intact, require_replaceable
+from fastvec.output.convert import Written, require_replaceable
 from fastvec.output.reader import Output
+from fastvec.output.verify import open_intact
 from fastvec.system.durable_files import draft_path, replacing, translated_os_errors
 
-_OWN = (
-    "inputs",
-    "column",
-    "template",
-    "instruction_column",
-    "rows",
-)  # the fields of a fingerprint in which outputs to join may differ
+# the fields of a fingerprint in which outputs to join may differ
+_OWN = ("inputs", "column", "template", "instruction_column", "rows", "hash", "reuse")
 
 
 def merge(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Written:

@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 # between `row` and the vectors, if a row is a passage of a text: its number in the text, and where it is in it
 PASSAGE_COLUMNS = (("chunk", pa.int32()), ("char_start", pa.int64()), ("char_end", pa.int64()))
+CHUNK_TEXT = ("chunk_text", pa.string())  # after these, if asked for
 _ROWS_AT_ONCE = 1024  # 32 MB of float64 vectors of 4096 dimensions
 
 

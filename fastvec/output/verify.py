@@ -64,6 +64,19 @@ def verify(path: str | Path) -> Verification:
     return Verification(path=str(path), checks=tuple(checks))
 
 
+def open_intact(path: Path) -> Output:
+    """Open the finished output at `path`, and check its bytes: a copy of damaged vectors would look intact.
+
+    Raises OutputError if it is not a finished output, or is damaged.
+    """
+    output = read_output(path)
+    for checks in (check_bytes, check_columns):
+        for check in checks(output):
+            if not check.passed:
+                raise OutputError(f"{path} is damaged: {check.name}: {check.detail}")
+    return output
+
+
 def _check(name: str, problem: str | None, detail: str) -> Check:
     return Check(name=name, passed=problem is None, detail=problem or detail)
 

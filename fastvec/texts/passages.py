@@ -19,6 +19,7 @@ Spans: TypeAlias = npt.NDArray[np.int64]  # [passages, 2] begin and end in chara
 
 SEGMENT_PASSAGES = 16
 CHARACTERS_PER_TOKEN = 5  # roughly
+MOST_CHARACTERS = 10  # per token, of a text that is looked at whole
 # a passage that is tokenized by itself may have a few tokens more than inside its text: at its first and last word
 SEAM_TOKENS = 4
 LONGEST_WORD = 32  # characters that an overlap is extended by, to begin with a word
@@ -35,7 +36,7 @@ def passage_tokens(tokenizer: TextTokenizer, size: int | None, overlap: int) -> 
     tokens = tokenizer.room if size is None else size
     if not 1 <= tokens <= tokenizer.room:
         raise UsageError(f"passages of {tokens} tokens do not fit: a sequence has room for 1 to {tokenizer.room}")
-    most = max(_fitting(tokens) // 2 - 1, 0)  # the shortest passages are half as long
+    most = max(_fitting(tokens) // 2 - 1, 0)
     if not 0 <= overlap <= most:
         raise UsageError(f"an overlap of {overlap} tokens does not fit passages of {tokens}: choose 0 to {most}")
     return tokens
@@ -51,11 +52,15 @@ def split(tokenizer: TextTokenizer, texts: Sequence[str], *, tokens: int, overla
 
     White space between passages belongs to none. A text that fits is one passage, as is one of white space alone.
     """
+    short = [index for index, text in enumerate(texts) if len(text) <= MOST_CHARACTERS * tokens]
+    counts = tokenizer.counts([texts[index] for index in short])
+    fits = np.array([text.isspace() for text in texts])
+    fits[short] |= counts <= tokens
     found: dict[int, Spans] = {}
     splitting: dict[int, Generator[str, IntArray, Spans]] = {}
     wanted: dict[int, str] = {}
     for index, text in enumerate(texts):
-        if len(text) <= tokens // 4 or text.isspace():  # no character has more than four tokens
+        if fits[index]:
             found[index] = np.array([[0, len(text)]])
         else:
             splitting[index] = _split(text, tokens, overlap)
@@ -90,8 +95,9 @@ def _split(text: str, tokens: int, overlap: int) -> Generator[str, IntArray, Spa
             size *= 2
             continue
         start = first = 0  # the next passage's first character and first token in the segment
-        while len(offsets) - first > fitting:
-            end = _sentence_end(segment, int(offsets[first + fitting // 2, 1]), int(offsets[first + fitting - 1, 1]))
+        while start < len(segment) and len(offsets) - first > fitting:
+            soonest = first + max(fitting // 4, overlap + 1)
+            end = _sentence_end(segment, int(offsets[soonest, 1]), int(offsets[first + fitting - 1, 1]))
             end = max(end, start + 1)
             spans.append((begin + start, begin + len(segment[:end].rstrip())))
             starts = [end]
@@ -100,7 +106,7 @@ def _split(text: str, tokens: int, overlap: int) -> Generator[str, IntArray, Spa
                 starts = [_word_begin(segment, shared), shared, end]
             start = next(place for place in (_after_space(segment, place) for place in starts) if place > start)
             first = max(int(np.searchsorted(offsets[:, 0], start)), first + 1)
-        begin, size = begin + start, usual
+        begin, size = _after_space(text, begin + start), usual
     return np.array(spans)
 
 

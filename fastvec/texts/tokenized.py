@@ -58,7 +58,8 @@ class TokenizedTexts:
         place = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
         spans, owners = self.spans_of(rows), None
         if self.owners is not None:
-            owners = np.repeat(np.arange(len(rows)), [len(self.spans_of(row)) for row in rows[:, None]])
+            counts = np.bincount(self.owners, minlength=len(self))
+            owners = np.repeat(np.arange(len(rows)), counts[rows])
         return TokenizedTexts(
             ids=self.ids.take(place),
             offsets=offsets,
@@ -69,13 +70,19 @@ class TokenizedTexts:
 
     @classmethod
     def concatenated(cls, parts: Sequence["TokenizedTexts"]) -> "TokenizedTexts":
-        """Return the texts of all `parts`, of which there is at least one, in order; each has one span."""
+        """Return the texts of all `parts`, of which there is at least one, in order."""
         lengths = np.concatenate([part.lengths for part in parts])
+        owners = None
+        if any(part.owners is not None for part in parts):
+            first = np.cumsum([0, *map(len, parts)])
+            own = [np.arange(len(part)) if part.owners is None else part.owners for part in parts]
+            owners = np.concatenate([one + begin for one, begin in zip(own, first, strict=False)])
         return cls(
             ids=np.concatenate([part.ids for part in parts]),
             offsets=np.append(0, np.cumsum(lengths)),
             spans=np.concatenate([part.spans for part in parts]),
             truncated=np.concatenate([part.truncated for part in parts]),
+            owners=owners,
         )
 
     def sample(self, count: int) -> "TokenizedTexts":

@@ -89,8 +89,11 @@ class TextTokenizer:
         """Given the model's number of `embeddings`, a text with a token beyond them raises InputError."""
         self.recipe, self._embeddings = recipe, embeddings
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        # not set anew if it is set: another thread may be encoding with the same backend
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
         self._before, self._after = special_tokens(self._backend)
         candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
         self._empty_text_tokens = [next(token for token in candidates if token is not None)]
@@ -116,6 +119,11 @@ class TextTokenizer:
         taken = sum(len(self._backend.encode(part, add_special_tokens=False)) for part in affixes)
         return max(min(self._content - taken, self._text_max_length) - len(affixes), 1)  # a token may change at a seam
 
+    def counts(self, texts: Sequence[str]) -> IntArray:
+        """Return the number of tokens [n] of each of `texts`, tokenized alone."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
+
     def offsets(self, texts: Sequence[str]) -> list[IntArray]:
         """Return the begin and end character [t, 2], ascending, of each token of each of `texts`, tokenized alone."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
@@ -129,10 +137,7 @@ class TextTokenizer:
         if self.recipe.strip_end:
             texts = [text.rstrip() for text in texts]
         encodings, begins, ends = self._encode(texts)
-        ids, too_long = self._sequences(encodings, begins, ends)
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        for i in np.flatnonzero(lengths == 0):
-            ids[i], lengths[i] = self._empty_text_tokens, 1
+        ids, lengths, too_long = self._sequences(encodings, begins, ends)
         found = _flat(ids, lengths, self._spans(lengths, begins), too_long)
         if self._embeddings is not None and len(beyond := found.beyond(self._embeddings)):
             token = self._backend.id_to_token(int(found.sequence(beyond[0]).max()))
@@ -149,8 +154,7 @@ class TextTokenizer:
         )
         own = [self._text_tokens(encoding, len(text)) for text, encoding in zip(texts, encodings, strict=True)]
         begins, ends = np.array(own, dtype=np.int64).reshape(-1, 2).T.copy()
-        ids, too_long = self._sequences(encodings, begins, ends)
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        ids, lengths, too_long = self._sequences(encodings, begins, ends)
         spans = []
         for encoding, length, characters in zip(encodings, lengths, passages, strict=True):
             bounds = np.searchsorted(_offsets(encoding)[:, 1], characters + len(self.recipe.prefix), side="right")
@@ -161,8 +165,8 @@ class TextTokenizer:
 
     def _sequences(
         self, encodings: Sequence["Encoding"], begins: IntArray, ends: IntArray
-    ) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
-        """Return each text's sequence, with special tokens and cut to the maximum length, and whether it was cut."""
+    ) -> tuple[list[list[int]], IntArray, npt.NDArray[np.bool_]]:
+        """Return each text's sequence of at least one token, its length, and whether it was cut to `max_length`."""
         ids = [encoding.ids for encoding in encodings]
         sizes = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         room = np.minimum(self._text_max_length, self._content - begins - (sizes - ends))
@@ -171,7 +175,10 @@ class TextTokenizer:
             ids[i] = ids[i][: begins[i] + room[i]] + ids[i][ends[i] :]
         if self._before or self._after:
             ids = [self._before + tokens + self._after for tokens in ids]
-        return ids, too_long
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        for i in np.flatnonzero(lengths == 0):
+            ids[i], lengths[i] = self._empty_text_tokens, 1
+        return ids, lengths, too_long
 
     def _encode(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
         """Return each text's encoding without special tokens, and the begin and end of the text's own tokens in it.

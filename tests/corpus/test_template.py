@@ -82,3 +82,10 @@ def test_a_column_and_a_template_exclude_each_other(tmp_path: Path) -> None:
         open_corpus([path], column="text", template="{text}")
     with pytest.raises(UsageError, match="column 'text' is given twice as a text column; give it once"):
         open_corpus([path], column=["text", "title", "text"])
+
+
+def test_a_column_that_cannot_be_written_as_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    times = pa.array([0], pa.timestamp("s", tz="Mars/Crater"))
+    path = write_parquet(tmp_path / "c.parquet", pa.table({"at": times, "text": ["x"]}))
+    with pytest.raises(InputError, match=r"a column of type timestamp\[.*\] cannot be written as text: .*Mars/Crater"):
+        read_texts(path, template="{at} {text}")

@@ -95,14 +95,28 @@ def test_tables_are_inputs_too(encoder: Encoder, tmp_path: Path, make: Callable[
         embed(ROWS.slice(1), output, **options)
 
 
-def test_a_table_that_cannot_be_embedded_is_refused_in_one_line(encoder: Encoder, output: Path) -> None:
+def test_a_table_that_cannot_be_embedded_is_refused_in_one_line(
+    encoder: Encoder, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match=r"^Table: no column contains text. Its columns: n \(int64\)$"):
         embed(pa.table({"n": [1]}), output, encoder=encoder)
     with pytest.raises(UsageError, match="an input is a int: expected a path, a table or a dataset"):
         embed([7], output, encoder=encoder)
-    with pytest.raises(InputError, match="the RecordBatchReader has no rows, so its columns are not known"):
-        embed(pa.RecordBatchReader.from_batches(ROWS.schema, []), output, encoder=encoder)
+    for column in (pl.Series(["a"]), pa.chunked_array([["a"]])):
+        with pytest.raises(UsageError, match=r"an input is a \w+ that is no table \("):
+            embed(column, output, encoder=encoder)
+    damaged = write_parquet(output.with_name("damaged.parquet"), ROWS, compression="snappy")
+    content = bytearray(damaged.read_bytes())
+    content[1000:1100] = bytes(100)
+    damaged.write_bytes(content)
+    with pytest.raises(InputError, match=r"^FileSystemDataset: cannot be read: "):
+        embed(dataset.dataset(damaged), output, encoder=encoder, column="text")
+    damaged.unlink()
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match=r"the input is - \(stdin\), but stdin is closed"):
+        embed("-", output, encoder=encoder)
     assert list(output.parent.iterdir()) == []
+    assert embed(pa.RecordBatchReader.from_batches(ROWS.schema, []), output, encoder=encoder, column="text").rows == 0
 
 
 @pytest.fixture
@@ -176,6 +190,7 @@ def test_a_dataset_of_the_hub_is_downloaded_and_known_by_its_commit(tmp_path: Pa
     rows = jsonl(ROWS.slice(0, 9))
     other = rows.replace(b"a", b"e")
     files = {"data/a.jsonl": rows, "data/b.jsonl": other, "other/c.csv": b"text\n", "README.md": rows}
+    files["data/same.jsonl"] = rows  # the cache has equal files once
     online = {**environment(), "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
 
     def run(given: str, **variables: str) -> tuple[int, str]:
@@ -189,7 +204,7 @@ def test_a_dataset_of_the_hub_is_downloaded_and_known_by_its_commit(tmp_path: Pa
         code, mixed = run(url, HF_ENDPOINT=address)
         assert (code, mixed[:80]) == (
             2,
-            f"fastvec: {url}: the folder contains 2 JSON lines and 1 CSV files; give a"[:80],
+            f"fastvec: {url}: the folder contains 3 JSON lines and 1 CSV files; give a"[:80],
         )
         code, absent = run("hf://datasets/org/absent", HF_ENDPOINT=address)
         assert code == 1
@@ -199,7 +214,7 @@ def test_a_dataset_of_the_hub_is_downloaded_and_known_by_its_commit(tmp_path: Pa
             f"\nfastvec: {url}/nothing: the dataset has no data file there" in nothing
         )  # after a line of the hub's client
     found = [file["uri"] for file in inputs_of(output)]
-    assert found == [f"{url}@{COMMIT}/data/a.jsonl", f"{url}@{COMMIT}/data/b.jsonl"]
+    assert found == [f"{url}@{COMMIT}/data/a.jsonl", f"{url}@{COMMIT}/data/b.jsonl", f"{url}@{COMMIT}/data/same.jsonl"]
     assert run(f"{url}@{COMMIT}/data/*.jsonl", HF_HUB_OFFLINE="1") == (0, "")
     assert run("hf://datasets/org") == (
         1,

@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastvec import Encoder, convert, embed, merge
+from fastvec.embedding.estimate import estimate
+from fastvec.embedding.options import EmbedOptions
+from fastvec.embedding.plan import plan_embed
 from fastvec.errors import RefusedError, UsageError
 from fastvec.output.arrow_file import write
 from fastvec.output.inspect import inspect
@@ -68,9 +71,9 @@ def test_the_mean_is_weighted_by_tokens_and_short_texts_are_as_they_were(
 
 
 def test_a_row_for_each_passage_has_the_vector_of_its_text(encoder: Encoder, corpus: Path, output: Path) -> None:
-    report = embed(corpus, output, encoder=encoder, column="text", keep=["title"], long="chunks")
+    report = embed(corpus, output, encoder=encoder, column="text", keep=["title"], long="chunks", chunk_text=True)
     table = read_output(output)
-    assert table.column_names == ["title", "row", "chunk", "char_start", "char_end", "embedding"]
+    assert table.column_names == ["title", "row", "chunk", "char_start", "char_end", "chunk_text", "embedding"]
     assert (report.rows, report.input_rows, report.truncated, report.nulls) == (table.num_rows, 17, 0, 1)
     source = pq.read_table(corpus).to_pylist()
     pieces = []
@@ -79,7 +82,9 @@ def test_a_row_for_each_passage_has_the_vector_of_its_text(encoder: Encoder, cor
         assert passage["title"] == row["title"]
         if row["text"] is None:
             assert (passage["chunk"], passage["char_start"], passage["embedding"]) == (0, None, None)
+            assert passage["chunk_text"] is None
         else:
+            assert passage["chunk_text"] == row["text"][passage["char_start"] : passage["char_end"]]
             pieces.append((row["text"][passage["char_start"] : passage["char_end"]], passage["embedding"]))
     vectors = encoder.encode([text for text, _ in pieces])
     assert np.abs(vectors - np.array([vector for _, vector in pieces])).max() < 1e-6
@@ -90,7 +95,8 @@ def test_a_row_for_each_passage_has_the_vector_of_its_text(encoder: Encoder, cor
     assert f"{table.num_rows:,} passages of 17 rows, 1 of them without a vector" in str(inspect(output))
     assert inspect(output).kept == {"title": "string"}
     assert str(report).startswith(f"{table.num_rows:,} passages of 17 rows to ")
-    assert embed(corpus, output, encoder=encoder, column="text", keep=["title"], long="chunks").already_finished
+    with pytest.raises(RefusedError, match="chunk_text was true, now null"):
+        embed(corpus, output, encoder=encoder, column="text", keep=["title"], long="chunks")
 
 
 @pytest.mark.parametrize("chunk_tokens", [8, 16])
@@ -196,13 +202,14 @@ def test_passages_out_of_order_are_found(
     ("options", "message"),
     [
         ({"long": "split"}, "long 'split' is not known: choose truncate, mean, chunks"),
-        ({"overlap": 3}, "overlap needs passages: choose long mean or chunks"),
-        ({"long": "mean", "chunk_tokens": 9}, "chunk-tokens needs long chunks"),
-        ({"long": "chunks", "column": ["title", "text"]}, "long chunks makes a row of each passage of one text"),
+        ({"overlap": 3}, "--overlap needs passages: choose --long mean or chunks"),
+        ({"long": "mean", "chunk_tokens": 9}, "--chunk-tokens needs --long chunks"),
+        ({"long": "chunks", "column": ["title", "text"]}, "--long chunks makes a row of each passage of one text"),
         ({"long": "chunks", "chunk_tokens": 99}, "passages of 99 tokens do not fit: a sequence has room for 1 to 47"),
         ({"long": "mean", "overlap": 30}, "an overlap of 30 tokens does not fit passages of 47: choose 0 to 20"),
-        ({"late": True, "long": "chunks"}, "late needs long chunks and chunk-tokens"),
-        ({"late": True, "chunk_tokens": 9, "long": "chunks", "hash": True}, "late cannot be combined with hash"),
+        ({"late": True, "long": "chunks"}, "--late needs --long chunks and --chunk-tokens"),
+        ({"late": True, "chunk_tokens": 9, "long": "chunks", "hash": True}, "--late cannot be combined with --hash"),
+        ({"chunk_text": True}, "--chunk-text needs --long chunks"),
         ({"vector_column": "chunk"}, "vector column 'chunk' is the name of another output column"),
     ],
 )
@@ -286,5 +293,31 @@ def test_a_killed_late_run_ends_with_the_same_bytes_and_bad_rows_are_reported(
     last = Encoder.from_pretrained(
         encoder.settings.checkpoint.name, dtype="float32", device="cpu", max_length=48, pooling="last"
     )
-    with pytest.raises(UsageError, match="late needs mean pooling, and this model has last: leave it out"):
+    with pytest.raises(UsageError, match="--late needs mean pooling, and this model has last: leave it out"):
         embed(path, tmp_path / "x.arrow", **{**options, "encoder": last})
+
+
+@pytest.mark.parametrize("model", ["bundled", "tiny"])
+def test_late_texts_without_tokens_have_vectors_and_are_estimated(
+    encoder: Encoder, tmp_path: Path, output: Path, model: str
+) -> None:
+    encoder = Encoder.from_pretrained(None, device="cpu") if model == "bundled" else encoder
+    path = write_parquet(tmp_path / "c.parquet", texts(["", " ", "rain " * 100, "", None]))
+    options: dict[str, Any] = {"long": "chunks", "chunk_tokens": 16, "late": True}
+    report = embed(path, output, encoder=encoder, **options)
+    assert (report.empty, report.nulls, report.errors) == (3, 1, 0)
+    assert verify(output).return_code == 0
+    plan = plan_embed(path, tmp_path / "x.arrow", settings=encoder.settings, options=EmbedOptions(**options))
+    found = estimate(plan, encoder)
+    assert (found.rows, found.sampled_rows) == (5, 5)
+    assert found.output_bytes > plan.output_bytes
+
+
+def test_many_texts_are_averaged_in_their_order(encoder: Encoder, tmp_path: Path, output: Path) -> None:
+    """Short and long ones in turn."""
+    words = [f"{n} rain " * (1 + 37 * (n % 3)) for n in range(20)]
+    embed(write_parquet(tmp_path / "c.parquet", texts([*words])), output, encoder=encoder, long="mean")
+    for word, vector in zip(words, read_output(output)["embedding"].to_pylist(), strict=True):
+        alone = tmp_path / "alone.arrow"
+        embed(texts([word]), alone, encoder=encoder, long="mean", overwrite=True)
+        assert np.abs(np.array(vector) - np.array(read_output(alone)["embedding"][0].as_py())).max() < 1e-6

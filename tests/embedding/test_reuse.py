@@ -140,14 +140,26 @@ def test_what_cannot_be_reused_is_refused_in_one_line(
             embed(corpora[1], output, encoder=encoder, reuse=reuse)
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)
-    with pytest.raises(RefusedError, match=r'its vectors are others: vector_dtype was "float32", now "int8"; leave --reuse out$'):
+    with pytest.raises(
+        RefusedError, match=r'its vectors are others: vector_dtype was "float32", now "int8"; leave --reuse out$'
+    ):
         embed(corpora[1], output, encoder=encoder, reuse=hashed, vector_dtype="int8")
-    with pytest.raises(RefusedError, match=r'its vectors are others: instruction was "", now "Find: "; leave --reuse out$'):
+    with pytest.raises(
+        RefusedError, match=r'its vectors are others: instruction was "", now "Find: "; leave --reuse out$'
+    ):
         embed(corpora[1], output, encoder=encoder, reuse=hashed, instruction="Find:")
     settings = EncoderSettings(**{**fields(encoder.settings), "pooling": "last"})
     with pytest.raises(RefusedError, match=r'its vectors are others: pooling was "mean", now "last"'):
         embed(corpora[1], output, encoder=settings, reuse=hashed)
+    damaged = plain_copy(hashed)
+    content = bytearray(hashed.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(OutputError, match=r"copy.arrow is damaged: batches: batch 0, from row 0 on"):
+        embed(corpora[1], output, encoder=encoder, reuse=damaged)
     assert embed(corpora[1], output, encoder=encoder, reuse=tmp_path / "merged.arrow").reused == 4
+    merge([hashed, output], tmp_path / "all.arrow")  # one that reuses another and that one
+    assert verify(tmp_path / "all.arrow").return_code == 0
     assert json.loads(read_output(output).schema.metadata[b"fastvec.fingerprint"])["reuse"][0].endswith("merged.arrow")
 
 

@@ -9,11 +9,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from csv import Error as CsvError
-from csv import reader
+from csv import field_size_limit, reader
 from dataclasses import dataclass, replace
 from functools import partial
 from io import TextIOWrapper
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,12 +24,9 @@ from fastvec.corpus.columns import with_bad_rows
 from fastvec.corpus.formats.lines import Compression, open_bytes
 from fastvec.errors import InputError
 
-BLOCK_BYTES = (
-    4 << 20,
-    128 << 20,
-)  # a record has to fit into a block; the larger ones are for files with larger records
+# a record has to fit into a block; the larger ones are for files with larger records
+BLOCK_BYTES = (4 << 20, 128 << 20)
 HEADER_BYTES = 1 << 20
-SAMPLE_RECORDS = 1000
 DELIMITERS = ",;\t|"
 
 
@@ -158,14 +154,21 @@ def _with_gaps(batch: pa.RecordBatch, first_row: int, bad: list[int]) -> pa.Reco
 
 
 def _is_quoted(path: Path, compression: Compression | None) -> bool:
-    """Return whether the first records of a TSV file follow the rules of quoting.
+    """Return whether a TSV file follows the rules of quoting, and has quotes at all.
 
     By its standard TSV has no quotes, and `"` is a part of the text; many tools write it as CSV with tabs.
     """
     with open_bytes(path, compression) as file:
-        records = reader(TextIOWrapper(file, errors="replace", newline=""), delimiter="\t", strict=True)
-        try:
-            deque(islice(records, SAMPLE_RECORDS), maxlen=0)
-        except CsvError:
+        lines = iter(partial(file.readline, HEADER_BYTES), b"")
+        if not any(line.startswith(b'"') or b'\t"' in line for line in lines):
             return False
+    usual = field_size_limit(BLOCK_BYTES[-1])
+    try:
+        with open_bytes(path, compression) as file:
+            records = reader(TextIOWrapper(file, errors="replace", newline=""), delimiter="\t", strict=True)
+            deque(records, maxlen=0)
+    except CsvError:
+        return False
+    finally:
+        field_size_limit(usual)
     return True

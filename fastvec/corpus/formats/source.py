@@ -173,6 +173,8 @@ def _why_no_text(path: Path, start: bytes, tail: bytes, *, compressed: bool) -> 
         return "Feather version 1; write it as version 2 or as Parquet"
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"
+    if start.startswith((b"BZh", b"\xfd7zXZ", b"PK\x03\x04")):
+        return "compressed as bzip2, xz or zip; gzip and zstd are read, so decompress it or compress it anew"
     if b"\0" in start and _suffix(path) not in (".parquet", ".arrow"):
         return f"not text: it starts with {start[:8]!r}"
     return None

@@ -158,3 +158,18 @@ def test_a_blank_line_of_a_single_column_is_a_null_and_of_several_is_no_row(tmp_
     (tmp_path / "two.csv").write_text("\nid;text\n1;x\n\n2;y\n")
     assert rows(open_corpus([tmp_path / "one.csv"])) == (["x", None, "y"], [])
     assert rows(open_corpus([tmp_path / "two.csv"], column="text")) == (["x", "y"], [])
+
+
+def test_a_long_field_and_a_late_quote_do_not_change_how_tsv_is_read(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    (tmp_path / "long.tsv").write_text(f'id\ttext\n1\t"{long}"\n2\t"two\nlines"\n')
+    assert rows(open_corpus([tmp_path / "long.tsv"], column="text")) == ([long, "two\nlines"], [])
+    (tmp_path / "late.tsv").write_text("id\ttext\n" + "1\tplain\n" * 3000 + '2\t"open\n3\tend\n')
+    assert rows(open_corpus([tmp_path / "late.tsv"], column="text")) == (["plain"] * 3000 + ['"open', "end"], [])
+
+
+def test_deep_nesting_in_the_first_lines_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for depth in (100, 300, 1_000, 4_000):
+        path.write_bytes(b'{"text": "a", "deep": ' + b"[" * depth + b"]" * depth + b'}\n{"text": "[[[["}\n')
+        assert rows(open_corpus([path], column="text")) == (["a", "[[[["], [])

@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import re
 from collections.abc import Callable
@@ -132,6 +133,7 @@ def write_duplicate_names(path: Path) -> Path:
             "of no known format (it starts with b'id,text\\n'): expected Parquet, Arrow, JSON",
         ),
         (write_bytes(b"\xff\xfea\0"), "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
+        (write_bytes(bz2.compress(b"text")), "compressed as bzip2, xz or zip; gzip and zstd are read"),
         (write_bytes(b"\x7fELF\0\0"), "not text: it starts with b'\\x7fELF"),
         (write_bytes(gzip.compress(b"PAR1" + bytes(40))), "a compressed Parquet or Arrow file; decompress it"),
         (write_bytes(gzip.compress(b"PAR1" + bytes(40))[:-9]), "cannot be read: "),
