@@ -59,8 +59,7 @@ def embed(
     DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the options from `column` to `chunk_text`.
     The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
     model is only loaded when there is work to do. `progress` is called after each chunk. Once `stop_signal`, which is
-    called often, returns a signal number, the run stops with InterruptedRunError. Raises FastvecError; what is durable
-    stays.
+    called often, returns a signal number, the run stops with InterruptedRunError. Raises FastvecError.
     """
     options = EmbedOptions(
         column=column,
