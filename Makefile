@@ -37,7 +37,7 @@ test-isa: $(VENV)/.installed
 # The recipes of docs/integrations.md, whose libraries `make test` does not install and skips.
 test-integrations: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations]'
-	$(PYTEST) tests/docs/test_integrations.py tests/encoding/test_inputs.py
+	$(PYTEST) tests/docs/test_integrations.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

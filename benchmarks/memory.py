@@ -1,6 +1,6 @@
 """Tests whether memory grows with the corpus: embeds a corpus and ten copies of it, and compares peak resident memory.
 
-    python -m benchmarks.memory CORPUS.parquet --model MODEL [--column text] [--max-length 32] [--times 10]
+    python -m benchmarks.memory CORPUS --model MODEL [--column text] [--max-length 32] [--times 10]
 
 Each run is a separate process. Texts are truncated at `--max-length` tokens, so that most time is spent on reading,
 tokenizing and writing, where memory could grow; the model's memory does not depend on the number of rows. The exit code
@@ -27,7 +27,7 @@ import click
 def main(corpus: Path, model: str, column: str, max_length: int, times: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        copies = [folder / f"copy-{number:03}.parquet" for number in range(times)]
+        copies = [folder / f"copy-{number:03}{corpus.suffix}" for number in range(times)]
         for copy in copies:
             shutil.copyfile(corpus, copy)
         options = ["--model", model, "--column", column, "--max-length", str(max_length)]

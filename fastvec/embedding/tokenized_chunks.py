@@ -128,15 +128,11 @@ class ChunkTokenizer:
         passages: list[Spans] = []
 
         def split_contexts(texts: Sequence[str], _: str | None) -> list[Spans]:
-            found = []
             whole = split(tokenizer, texts, tokens=tokenizer.room, overlap=0)
-            for text, spans in zip(texts, whole, strict=True):
-                own = [text[begin:end] for begin, end in spans.tolist()]
-                inside = split(tokenizer, own, tokens=size, overlap=overlap)
-                contexts.extend(own)
-                passages.extend(inside)
-                found.append(np.concatenate([one + begin for one, begin in zip(inside, spans[:, 0], strict=True)]))
-            return found
+            contexts.extend(text[b:e] for text, spans in zip(texts, whole, strict=True) for b, e in spans.tolist())
+            passages.extend(split(tokenizer, contexts, tokens=size, overlap=overlap))
+            inside = iter(passages)
+            return [np.concatenate([next(inside) + begin for begin in spans[:, 0]]) for spans in whole]
 
         rows = chunk.kept.num_rows
         chunk, origin = rows_of_passages(chunk, split_contexts)

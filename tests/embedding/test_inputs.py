@@ -79,6 +79,8 @@ def test_a_killed_run_over_any_format_ends_with_the_bytes_of_a_whole_one(
         lambda: duckdb.sql("FROM ROWS"),
         lambda: dataset.dataset(ROWS),
         lambda: [ROWS.slice(0, 20), ROWS.slice(20)],
+        lambda: pytest.importorskip("pandas").DataFrame(ROWS.to_pydict()),
+        lambda: pytest.importorskip("datasets").Dataset.from_dict(ROWS.to_pydict()),
     ],
 )
 def test_tables_are_inputs_too(encoder: Encoder, tmp_path: Path, make: Callable[[], Any]) -> None:
