@@ -26,7 +26,7 @@ from fastvec.cli.streams import end_job, log_to_stderr
     multiple=True,
     required=True,
     metavar="FILE",
-    help="Parquet, Arrow, or .txt with one text per line; repeat for more.",
+    help="Parquet, Arrow, JSON lines, CSV, TSV, or .txt with one text per line; repeat for more.",
 )
 @click.option("--column", help="The text column. [default: the only one, or one named text, content, body, …]")
 @click.option("--query", metavar="COL", help="contrastive: the column of queries.")

@@ -22,7 +22,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import dataset, ipc
 
-from fastvec.corpus.locations import COMPRESSED, KINDS, expanded
+from fastvec.corpus.formats.lines import COMPRESSED_SUFFIXES
+from fastvec.corpus.locations import KINDS, expanded
 from fastvec.errors import InputError, InterruptedRunError, UsageError, one_line
 from fastvec.output.ownership import beside
 from fastvec.system.durable_files import open_locked, translated_os_errors
@@ -95,7 +96,8 @@ def _of_hub(url: str) -> Iterator[LocalCopy]:
     repository, revision, inside = match.groups()
     revision = revision and unquote(revision)  # a slash in a branch's name is written %2F
     inside = (inside or "").rstrip("/")
-    wanted = [inside, f"{inside}/*"] if inside else [f"*{suffix}{end}" for suffix in KINDS for end in COMPRESSED]
+    ends = ("", *COMPRESSED_SUFFIXES)
+    wanted = [inside, f"{inside}/*"] if inside else [f"*{suffix}{end}" for suffix in KINDS for end in ends]
     try:
         folder = snapshot(repository, kind="dataset", revision=revision, wanted=wanted)
     except HubError as error:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from glob import escape, glob
 from pathlib import Path
 
+from fastvec.corpus.formats.lines import COMPRESSED_SUFFIXES, plain_suffix
 from fastvec.errors import InputError, UsageError
 from fastvec.output.ownership import ERRORS_SUFFIX, files_of_run
 
@@ -23,7 +24,6 @@ KINDS = {
     ".csv": "CSV",
     ".tsv": "TSV",
 }
-COMPRESSED = ("", ".gz", ".zst")  # after those
 _OTHER_SUFFIXES = (".parq", ".pq", ".feather", ".ipc")  # other tools' suffixes for Parquet and Arrow
 _WANTED = "*.parquet, *.arrow, *.jsonl, *.ndjson, *.csv and *.tsv"
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -127,11 +127,8 @@ def _walk(folder: Path, left_out: list[Path]) -> Iterator[Path]:
 
 def _kind(name: str) -> str:
     """Return the kind of data file by its name; empty for all other files."""
-    stem, suffix = os.path.splitext(name.lower())
-    if suffix in COMPRESSED:
-        suffix = os.path.splitext(stem)[1]
-        return "" if KINDS.get(suffix) == KINDS[".parquet"] else KINDS.get(suffix, "")
-    return KINDS.get(suffix, "")
+    kind = KINDS.get(plain_suffix(Path(name)), "")
+    return "" if kind == KINDS[".parquet"] and name.lower().endswith(COMPRESSED_SUFFIXES) else kind
 
 
 def _raise_unreadable(error: OSError) -> None:

@@ -192,7 +192,8 @@ class Corpus:
         rows = pa.concat_batches(pieces)
         count = len(self.templates)
         *columns, bad = rows.columns
-        texts, wrong = repaired(pa.concat_arrays(columns[:count]).view(pa.large_string()))
+        joined = columns[0] if count == 1 else pa.concat_arrays(columns[:count])  # which copies even a single one
+        texts, wrong = repaired(joined.view(pa.large_string()))
         instructions = None
         if self.instruction_column is not None:
             instructions = repaired(columns[count].view(pa.large_string()))[0]

@@ -58,7 +58,7 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
     def tokenizer_for(instruction: str | None) -> TextTokenizer:
         return encoder.tokenizer(instruction or plan.options.instruction, plan.options.prompt_name)
 
-    tokenizer = ChunkTokenizer(tokenizer_for, options=plan.options, earlier=plan.earlier)
+    tokenizer = ChunkTokenizer(tokenizer_for, options=plan.options, earlier=plan.earlier_vectors())
     tokenized = [tokenizer(chunk) for chunk in chunks]
     texts = TokenizedTexts.concatenated([tokenizer_for(None)([]), *(one.texts for one in tokenized)])
     rows, made = (sum(chunk.kept.num_rows for chunk in of) for of in (chunks, [one.chunk for one in tokenized]))

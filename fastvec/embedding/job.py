@@ -103,6 +103,7 @@ def _embed(
     if counts is not None:
         return report_of(plan, **counts, already_finished=True)
     _require_space(plan)
+    earlier = plan.earlier_vectors()
     plan.corpus.log_text_column()
     if isinstance(encoder, EncoderSettings):
         from fastvec.encoder import Encoder
@@ -121,7 +122,7 @@ def _embed(
         # the run that is resumed may have halved its budget for lack of memory
         budgets = [budget for budget in (batch_tokens, writer.batch_tokens) if budget is not None]
         with _choices(encoder, writer, plan.text_bytes), encoder.batches_of(min(budgets, default=None)):
-            return Run(plan, encoder, writer, progress, stop_signal).run()
+            return Run(plan, encoder, writer, earlier, progress, stop_signal).run()
 
 
 @contextmanager

@@ -67,9 +67,8 @@ class EmbedOptions:
         for name, number in {"limit": self.limit, "max-errors": self.max_errors}.items():
             if number is not None and number < 0:
                 raise UsageError(f"{name} {number} is out of range: the minimum is 0")
-        if self.vector_column in ("row", HASH_COLUMN, *dict((*PASSAGE_COLUMNS, CHUNK_TEXT))) or not is_utf8(
-            self.vector_column
-        ):
+        passages = [name for name, _ in (*PASSAGE_COLUMNS, CHUNK_TEXT)]
+        if self.vector_column in ("row", HASH_COLUMN, *passages) or not is_utf8(self.vector_column):
             problem = "the name of another output column" if is_utf8(self.vector_column) else "not valid UTF-8"
             raise UsageError(f"vector column {self.vector_column!r} is {problem}: choose another name")
         if self.instruction_column is not None and (self.instruction is not None or self.prompt_name is not None):
@@ -81,16 +80,16 @@ class EmbedOptions:
             raise UsageError(f"long {self.long!r} is not known: choose {', '.join(LONG)}")
         if self.overlap and self.long == "truncate":
             raise UsageError("--overlap needs passages: choose --long mean or chunks")
-        if self.chunk_tokens is not None and self.long != "chunks":
+        if self.chunk_tokens is not None and not self.makes_passages:
             raise UsageError("--chunk-tokens needs --long chunks")
-        if self.chunk_text and self.long != "chunks":
+        if self.chunk_text and not self.makes_passages:
             raise UsageError("--chunk-text needs --long chunks")
-        if self.late and (self.long != "chunks" or self.chunk_tokens is None):
+        if self.late and self.chunk_tokens is None:
             raise UsageError("--late needs --long chunks and --chunk-tokens: passages that are a part of a sequence")
         if self.late and (self.has_hashes or self.instruction_column is not None):
             raise UsageError("--late cannot be combined with --hash, --reuse or --instruction-column: leave one out")
         several = self.column is not None and not isinstance(self.column, str) and len(self.column) > 1
-        if self.long == "chunks" and several:
+        if self.makes_passages and several:
             raise UsageError(
                 "--long chunks makes a row of each passage of one text: give one --column, or a --template"
             )

@@ -21,7 +21,7 @@ from fastvec.embedding.options import EmbedOptions
 from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
-from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierVectors
+from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierOutput, EarlierVectors
 from fastvec.output.vector_column import FloatArray, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import translated_os_errors
@@ -39,7 +39,7 @@ class EmbedPlan:
     output: Path
     settings: EncoderSettings
     options: EmbedOptions
-    earlier: EarlierVectors | None  # vectors to reuse
+    earlier: EarlierOutput | None  # whose vectors are reused
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -77,6 +77,10 @@ class EmbedPlan:
         if not self.corpus.templates[0].is_column:
             texts = {"template": columns[0]}
         return texts if instructions is None else {**texts, "instruction_column": instructions}
+
+    def earlier_vectors(self) -> EarlierVectors | None:
+        """Return the vectors to reuse, if any. Raises OutputError if the output that has them is damaged."""
+        return None if self.earlier is None else EarlierVectors(self.earlier)
 
     @property
     def vector_columns(self) -> tuple[str, ...]:
@@ -168,7 +172,7 @@ def plan_embed(
         output=destination,
         output_columns=options.output_columns(given),
     )
-    earlier = None if options.reuse is None else EarlierVectors(Path(options.reuse))
+    earlier = None if options.reuse is None else EarlierOutput(Path(options.reuse))
     if earlier is not None and settings.auto_dtype:
         settings = settings.in_dtype_of(earlier.output.own.get("dtype"))
     plan = EmbedPlan(corpus=corpus, output=destination, settings=settings, options=options, earlier=earlier)

@@ -22,6 +22,7 @@ from fastvec.embedding.passages import Passages, joined
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.tokenized_chunks import ChunkTokenizer, TokenizedChunk
 from fastvec.errors import InterruptedRunError, RowErrorsError
+from fastvec.output.earlier import EarlierVectors
 from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
 from fastvec.output.writer import RowError, Writer
 from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
@@ -60,10 +61,11 @@ class Run:
         plan: EmbedPlan,
         encoder: "Encoder",
         writer: Writer,
+        earlier: EarlierVectors | None,
         progress: Callable[[Progress], None],
         stop_signal: Callable[[], int | None],
     ) -> None:
-        self._plan, self._encoder, self._writer = plan, encoder, writer
+        self._plan, self._encoder, self._writer, self._earlier = plan, encoder, writer, earlier
         self._started, self._progress, self._stop_signal = time.perf_counter(), progress, stop_signal
         self._resumed_rows = self._rows = self._durable_rows
         self._tokens = self._padded_tokens = 0
@@ -78,7 +80,7 @@ class Run:
         try:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
-                tokenizer = ChunkTokenizer(self._tokenizer, options=plan.options, earlier=plan.earlier)
+                tokenizer = ChunkTokenizer(self._tokenizer, options=plan.options, earlier=self._earlier)
                 tokenized = tokenizer.in_order(read, instructions=plan.corpus.instruction_column is not None)
                 tokenized = pipeline.run_ahead("tokenize", tokenized, feeds="encode", depth=4)
                 encoded = self._encode(tokenized, pipeline)
@@ -162,7 +164,7 @@ class Run:
     def _can_start_output(self) -> bool:
         """Return whether enough vectors are held to start the output."""
         plan = self._plan
-        needs_ranges = plan.options.vector_dtype == "int8" and plan.earlier is None
+        needs_ranges = plan.options.vector_dtype == "int8" and self._earlier is None
         if self._writer.schema is not None or not (needs_ranges or plan.settings.quantize):
             return True
         valid = np.concatenate([done.valid for done in self._held])
@@ -205,8 +207,8 @@ class Run:
         """
         plan, writer = self._plan, self._writer
         if writer.schema is None:
-            if plan.earlier is not None:
-                self._ranges = plan.earlier.output.ranges
+            if self._earlier is not None:
+                self._ranges = self._earlier.output.ranges
             elif plan.options.vector_dtype == "int8":
                 none = np.zeros((0, plan.settings.dims), dtype=np.float32)
                 self._ranges = ranges_of(np.concatenate([none, *(done.vectors[done.valid] for done in self._held)]))

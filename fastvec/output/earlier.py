@@ -16,34 +16,53 @@ from pyarrow import ipc
 
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import SHOWN_DIFFERENCES, Json, fingerprint_differences
+from fastvec.output.reader import read_output
 from fastvec.output.vector_column import FloatArray, from_values
 from fastvec.output.verify import open_intact
 
-HASH_TYPE = pa.binary(16)  # fixed size: 128 bits, which no two of 10¹⁵ texts share by chance
-HASH_BYTES = 16
+HASH_BYTES = 16  # 128 bits, which no two of 10¹⁵ texts share by chance
+HASH_TYPE = pa.binary(HASH_BYTES)
 
 Hashes = npt.NDArray[np.uint64]  # [n, 2]
 
 
+class EarlierOutput:
+    """A finished output whose vectors may be reused, by its metadata alone. `version` identifies the file.
+
+    Raises OutputError if it is not a finished Arrow output, or has no hashes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.output = read_output(path)
+        stat = path.stat()
+        self.version: list[Json] = [str(path), stat.st_size, stat.st_mtime_ns]
+        if self.output.is_parquet:
+            raise OutputError(f"{path} cannot be reused: it is a Parquet file, and only Arrow files can; keep both")
+        if "hash_columns" not in self.output.own:
+            raise OutputError(f"{path} cannot be reused: it has no hashes of its texts, which --hash writes")
+
+    def require_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise RefusedError if the vectors were made with other `settings`, fields of a job's fingerprint."""
+        begun = json.loads(self.output.own["fingerprint"])
+        found = fingerprint_differences({name: begun.get(name) for name in settings}, settings)
+        if found:
+            listed = "; ".join(found[:SHOWN_DIFFERENCES])
+            raise RefusedError(
+                f"{self.output.path} cannot be reused, its vectors are others: {listed}; leave --reuse out"
+            )
+
+
 class EarlierVectors:
-    """The vectors of a finished output. Each takes 24 bytes of memory; the file is memory-mapped.
+    """The vectors of an earlier output. Each takes 24 bytes of memory; the file is memory-mapped.
 
     The hashes are sorted by their first half. Of several with the same first half only the first is found: the texts of
     the others are embedded again.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the hashes of the output at `path`.
-
-        Raises OutputError if it is not a finished Arrow output, is damaged, or has no hashes.
-        """
+    def __init__(self, earlier: EarlierOutput) -> None:
+        """Check every byte of the file, and read its hashes. Raises OutputError if it is damaged."""
+        path = earlier.output.path
         self.output = open_intact(path)
-        stat = path.stat()
-        self.version: list[Json] = [str(path), stat.st_size, stat.st_mtime_ns]  # identifies the file
-        if self.output.is_parquet:
-            raise OutputError(f"{path} cannot be reused: it is a Parquet file, and only Arrow files can; keep both")
-        if "hash_columns" not in self.output.own:
-            raise OutputError(f"{path} cannot be reused: it has no hashes of its texts, which --hash writes")
         self._columns = list(zip(json.loads(self.output.own["hash_columns"]), self.output.vector_columns, strict=True))
         reader = ipc.open_file(pa.memory_map(os.fsencode(path)))
         self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
@@ -58,16 +77,6 @@ class EarlierVectors:
         order = np.argsort(halves[:, 0], kind="stable")
         self._first_halves, self._second_halves = halves[order, 0], halves[order, 1]
         self._places = np.concatenate(places)[order]  # row · columns + column
-
-    def require_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise RefusedError if the vectors were made with other `settings`, fields of a job's fingerprint."""
-        begun = json.loads(self.output.own["fingerprint"])
-        found = fingerprint_differences({name: begun.get(name) for name in settings}, settings)
-        if found:
-            listed = "; ".join(found[:SHOWN_DIFFERENCES])
-            raise RefusedError(
-                f"{self.output.path} cannot be reused, its vectors are others: {listed}; leave --reuse out"
-            )
 
     def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
         """Return the place of the vector for each of `hashes` [n, 2]; -1 if there is none."""

@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastvec import Encoder
+from fastvec.texts.tokenized import TokenizedTexts
 
 
 @pytest.fixture(scope="module")
@@ -19,3 +21,17 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     return tmp_path / "vecs.arrow"
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each chunk gave to the encoder."""
+    counts: list[int] = []
+    begin = Encoder.begin
+
+    def counted(self: Encoder, texts: TokenizedTexts, *arguments: Any) -> Any:
+        counts.append(len(texts))
+        return begin(self, texts, *arguments)
+
+    monkeypatch.setattr(Encoder, "begin", counted)
+    return counts

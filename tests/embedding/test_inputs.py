@@ -20,30 +20,15 @@ from pyarrow import dataset
 
 from fastvec import Encoder, embed
 from fastvec.errors import InputError, RefusedError, UsageError
-from fastvec.report import Progress
 from tests import ARTICLES
 from tests.helpers.corpora import texts, write_parquet
 from tests.helpers.formats import NAMES, jsonl, write_as
 from tests.helpers.hub import COMMIT, DATASET, serve_dataset
+from tests.helpers.kills import Killed, kill_after
 from tests.helpers.outputs import read_output
 from tests.helpers.processes import environment
 
 ROWS = pq.read_table(ARTICLES, columns=["title", "text"]).slice(0, 60)
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_after(chunks: int) -> Callable[[Progress], None]:
-    seen: list[Progress] = []
-
-    def kill(progress: Progress) -> None:
-        seen.append(progress)
-        if len(seen) == chunks:
-            raise Killed
-
-    return kill
 
 
 @pytest.fixture

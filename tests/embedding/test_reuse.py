@@ -12,26 +12,12 @@ from fastvec import Encoder, convert, embed, merge
 from fastvec.errors import FastvecError, OutputError, RefusedError
 from fastvec.output.verify import verify
 from fastvec.settings import EncoderSettings
-from fastvec.texts.tokenized import TokenizedTexts
 from tests.helpers.corpora import texts, write_parquet
+from tests.helpers.kills import Killed, kill_after
 from tests.helpers.outputs import read_output
 
 OLD = ["a sea", None, "a star", "", "a sea", "rain"]
 NEW = ["snow", "a star", "a sea", None, "wind", "", "snow", "rain"]
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many texts each chunk gave to the encoder."""
-    counts: list[int] = []
-    begin = Encoder.begin
-
-    def counted(self: Encoder, texts: TokenizedTexts, *arguments: Any) -> Any:
-        counts.append(len(texts))
-        return begin(self, texts, *arguments)
-
-    monkeypatch.setattr(Encoder, "begin", counted)
-    return counts
 
 
 @pytest.fixture
@@ -44,7 +30,12 @@ def corpora(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary"])
 def test_known_texts_keep_their_bytes_and_others_are_embedded(
-    encoder: Encoder, corpora: tuple[Path, Path], tmp_path: Path, encoded: list[int], dtype: str
+    encoder: Encoder,
+    corpora: tuple[Path, Path],
+    tmp_path: Path,
+    encoded: list[int],
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old, new, whole = (tmp_path / name for name in ("old.arrow", "new.arrow", "whole.arrow"))
     embed(corpora[0], old, encoder=encoder, vector_dtype=dtype, hash=True)
@@ -68,6 +59,9 @@ def test_known_texts_keep_their_bytes_and_others_are_embedded(
     assert [value is None for value in hashes] == [text is None for text in NEW]
     assert len(set(hashes)) == len(set(NEW))
     encoded.clear()
+    with monkeypatch.context() as unread:  # a finished job is left alone without reading the vectors again
+        unread.setattr("fastvec.output.earlier.open_intact", None)
+        assert embed(corpora[1], new, encoder=encoder, vector_dtype=dtype, reuse=old).already_finished
     third = embed(corpora[1], tmp_path / "third.arrow", encoder=encoder, vector_dtype=dtype, reuse=new)
     assert (encoded, third.reused) == ([0], 7)
     assert read_output(tmp_path / "third.arrow")["embedding"].equals(read_output(new)["embedding"])
@@ -83,11 +77,8 @@ def test_a_killed_run_that_reuses_ends_with_the_same_bytes(
     options: dict[str, Any] = {"encoder": encoder, "vector_dtype": dtype, "reuse": old}
     embed(corpora[1], whole, **options)
 
-    def kill(_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        embed(corpora[1], broken, **options, progress=kill)
+    with pytest.raises(Killed):
+        embed(corpora[1], broken, **options, progress=kill_after(1))
     assert embed(corpora[1], broken, **options).resumed_rows == 3
     assert broken.read_bytes() == whole.read_bytes()
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,6 @@ from fastvec import Encoder, convert, embed, merge
 from fastvec.errors import RefusedError, UsageError
 from fastvec.output.inspect import inspect
 from fastvec.output.verify import verify
-from fastvec.texts.tokenized import TokenizedTexts
 from tests.helpers.corpora import write_parquet
 from tests.helpers.outputs import read_output
 
@@ -116,16 +114,8 @@ def test_a_row_brings_its_own_instruction(encoder: Encoder, tmp_path: Path, outp
 
 
 def test_equal_texts_of_a_chunk_are_encoded_once(
-    encoder: Encoder, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, tmp_path: Path, output: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded: list[int] = []
-    begin = Encoder.begin
-
-    def counted(self: Encoder, texts: TokenizedTexts, *arguments: Any) -> Any:
-        encoded.append(len(texts))
-        return begin(self, texts, *arguments)
-
-    monkeypatch.setattr(Encoder, "begin", counted)
     monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 6, "bytes": 16_000})
     words = ["a sea", "a sea", None, "", "a star " * 300, "a star " * 300, *["a sea"] * 6]
     path = write_parquet(tmp_path / "c.parquet", pa.table({"text": words}))

@@ -25,6 +25,7 @@ READ_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 29  # a file without line ends is not read into memory
 
 Compression = Literal["gzip", "zstd"]
+COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 
 class Group(NamedTuple):
@@ -33,6 +34,12 @@ class Group(NamedTuple):
     rows: int
     offset: int
     line: int
+
+
+def plain_suffix(path: Path) -> str:
+    """Return the suffix of a file in lower case, without that of a compression."""
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in COMPRESSED_SUFFIXES else name.suffix
 
 
 def open_bytes(path: Path, compression: Compression | None) -> BinaryIO:

@@ -14,14 +14,13 @@ from fastvec.corpus.formats.arrow import ArrowRows
 from fastvec.corpus.formats.delimited import Delimited
 from fastvec.corpus.formats.errors import ENCRYPTED, as_input_errors
 from fastvec.corpus.formats.json_lines import JsonLines
-from fastvec.corpus.formats.lines import Compression, LineFile, TextLines, open_bytes
-from fastvec.corpus.formats.parquet import ParquetRows
+from fastvec.corpus.formats.lines import Compression, LineFile, TextLines, open_bytes, plain_suffix
+from fastvec.corpus.formats.parquet import ParquetRows, groups_of
 from fastvec.errors import InputError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt",)
 TAB_SUFFIXES = (".tsv", ".tab")
-COMPRESSED_SUFFIXES = (".gz", ".zst")
 HEAD_BYTES = 64
 JSON_ARRAY = re.compile(rb"\[\s*[{\[]")  # refused by the reader of JSON lines, with a remedy
 
@@ -78,10 +77,9 @@ class Source:
         if first_row >= self.rows:
             return
         self.require_unchanged()
-        skip, group = first_row, 0
-        while skip >= self.group_rows[group]:
-            skip -= self.group_rows[group]
-            group += 1
+        group_rows = self.group_rows
+        group = next(groups_of(group_rows, [first_row]))
+        skip = first_row - sum(group_rows[:group])
         with as_input_errors(self.path):
             for batch in self.content.read(columns, group, skip):
                 self.require_unchanged()
@@ -115,7 +113,7 @@ def open_source(path: Path, *, text_otherwise: bool = False) -> Source:
 def _opened(path: Path, size: int, text_otherwise: bool) -> Rows:
     if not path.is_file():
         raise InputError(f"{path}: neither a file nor a folder")
-    if size == 0 and _suffix(path) not in TEXT_SUFFIXES:
+    if size == 0 and plain_suffix(path) not in TEXT_SUFFIXES:
         raise InputError(f"{path}: the file is empty (0 bytes)")
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -132,7 +130,7 @@ def _opened(path: Path, size: int, text_otherwise: bool) -> Rows:
         start = text.read(HEAD_BYTES)
     problem = _why_no_text(path, start, tail, compressed=compression is not None)
     if problem is None:
-        suffix, shown = _suffix(path), start.removeprefix(BOM_UTF8).lstrip()
+        suffix, shown = plain_suffix(path), start.removeprefix(BOM_UTF8).lstrip()
         if suffix in TEXT_SUFFIXES:
             return TextLines(LineFile.open(path, compression, skip_blank=False))
         if suffix in JSON_SUFFIXES or shown.startswith(b"{") or (text_otherwise and JSON_ARRAY.match(shown)):
@@ -151,14 +149,6 @@ def _compression(head: bytes) -> Compression | None:
     return "zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else None
 
 
-def _suffix(path: Path) -> str:
-    """Return the suffix in lower case, without that of a compression."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
 def _why_no_text(path: Path, start: bytes, tail: bytes, *, compressed: bool) -> str | None:
     """Return why a file that is neither Parquet nor Arrow is not read as text either."""
     if start.startswith(b"PARE") or tail.endswith(b"PARE"):
@@ -175,13 +165,13 @@ def _why_no_text(path: Path, start: bytes, tail: bytes, *, compressed: bool) -> 
         return "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"
     if start.startswith((b"BZh", b"\xfd7zXZ", b"PK\x03\x04")):
         return "compressed as bzip2, xz or zip; gzip and zstd are read, so decompress it or compress it anew"
-    if b"\0" in start and _suffix(path) not in (".parquet", ".arrow"):
+    if b"\0" in start and plain_suffix(path) not in (".parquet", ".arrow"):
         return f"not text: it starts with {start[:8]!r}"
     return None
 
 
 def _unknown(path: Path, start: bytes) -> str:
-    if _suffix(path) in (".parquet", ".arrow"):
+    if plain_suffix(path) in (".parquet", ".arrow"):
         return f"neither Parquet nor Arrow, despite its suffix (it starts with {start[:8]!r}); download it again"
     return (
         f"of no known format (it starts with {start[:8]!r}): expected Parquet, Arrow, JSON lines, or a name that ends "
