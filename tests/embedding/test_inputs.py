@@ -1,5 +1,6 @@
 """The inputs that a job takes: files of every format, stdin and tables; a killed run resumes with each."""
 
+import gzip
 import io
 import json
 import os
@@ -51,6 +52,24 @@ def test_a_killed_run_over_any_format_ends_with_the_bytes_of_a_whole_one(
     assert embed([source], broken, **options).resumed_rows == 27
     assert broken.read_bytes() == whole.read_bytes()
     embed([write_parquet(tmp_path / "rows.parquet", ROWS)], parquet, **options)
+    assert read_output(whole).equals(read_output(parquet))
+
+
+@pytest.mark.usefixtures("chunks_of_nine")
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_killed_run_over_lines_of_text_ends_with_the_bytes_of_a_whole_one(
+    encoder: Encoder, tmp_path: Path, name: str
+) -> None:
+    lines = [" ".join(text.split()) for text in ROWS["text"].to_pylist()]
+    content = "\n".join([*lines, ""]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    whole, broken, parquet = (tmp_path / f"{name}.arrow" for name in ("whole", "broken", "parquet"))
+    embed(tmp_path / name, whole, encoder=encoder)
+    with pytest.raises(Killed):
+        embed(tmp_path / name, broken, encoder=encoder, progress=kill_after(3))
+    assert embed(tmp_path / name, broken, encoder=encoder).resumed_rows == 27
+    assert broken.read_bytes() == whole.read_bytes()
+    embed(write_parquet(tmp_path / "rows.parquet", texts([*lines])), parquet, encoder=encoder)
     assert read_output(whole).equals(read_output(parquet))
 
 
