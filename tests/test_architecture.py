@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "fastvec.fingerprint": set(),
     "fastvec.report": set(),
     "fastvec.output": {"fastvec.system", "fastvec.fingerprint"},
+    "fastvec.shards": {"fastvec.system"},
     "fastvec.corpus": {"fastvec.output", "fastvec.system"},  # output: to exclude its files from the inputs
     "fastvec.checkpoints": {"fastvec.system"},
     "fastvec.texts": {"fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
