@@ -14,10 +14,10 @@ for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "16")
 
 if TYPE_CHECKING:
-    from fastvec.embedding.job import embed
     from fastvec.encoder import Encoder
+    from fastvec.jobs.embedding import embed
     from fastvec.output.convert import convert
-    from fastvec.output.merge import merge
+    from fastvec.shards.merge import merge
     from fastvec.training.job import adapt
 
 __version__ = "0.1.0"
@@ -27,8 +27,8 @@ _LAZY_EXPORTS = {
     "Encoder": "fastvec.encoder",
     "adapt": "fastvec.training.job",
     "convert": "fastvec.output.convert",
-    "embed": "fastvec.embedding.job",
-    "merge": "fastvec.output.merge",
+    "embed": "fastvec.jobs.embedding",
+    "merge": "fastvec.shards.merge",
 }
 
 

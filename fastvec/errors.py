@@ -7,6 +7,7 @@
     ├── OutputError              1    an output that cannot be written, or is damaged
     │   ├── RefusedError         4    the output exists, or belongs to another job, or to a running one
     │   └── DiskFullError        5    no space left; durable rows are kept; resumable
+    ├── WorkerError              1    processes that embed shards died; resumable
     ├── RowErrorsError           3    stopped by --on-error fail or --max-errors; resumable
     └── InterruptedRunError  130/143  stopped by a signal; resumable
 
@@ -44,6 +45,10 @@ class DiskFullError(OutputError):
     exit_code = 5
 
 
+class WorkerError(FastvecError):
+    pass
+
+
 class RowErrorsError(FastvecError):
     exit_code = 3
 
@@ -52,8 +57,11 @@ class InterruptedRunError(FastvecError):
     """Stopped by a signal, after finished work was saved; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal_number)
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def one_line(error: Exception) -> str:

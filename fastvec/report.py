@@ -84,6 +84,8 @@ class Report:
     torch_ops: tuple[str, ...] = ()  # ops that ran without their kernels, although this device has kernels
     choices: dict[str, Any] | None = None  # how products and attention were computed on a CPU
     already_finished: bool = False
+    shards: int = 0  # of an output in shards, those of this process
+    missing_shards: int = 0  # that other processes have not finished
     note: str = ""  # a remark about the model
 
     @property
@@ -97,14 +99,18 @@ class Report:
     def __str__(self) -> str:
         if self.already_finished:
             errors = f", {self.errors:,} of them without a vector because of an error" if self.errors else ""
-            return f"{self.output} is already finished: {self.rows:,} rows{errors}"
+            shards = f" in {self.shards:,} shards" if self.shards else ""
+            return f"{self.output} is already finished: {self.rows:,} rows{shards}{errors}"
         rows = f"{self.rows:,} passages of {self.input_rows:,} rows" if self.input_rows else f"{self.rows:,} rows"
-        parts = [f"{rows} to {self.output} in {self.seconds:.1f} s"]
+        shards = f" in {self.shards:,} shards" if self.shards else ""
+        parts = [f"{rows}{shards} to {self.output} in {self.seconds:.1f} s"]
         if self.resumed_rows:
             parts.append(f"{self.resumed_rows:,} of them from an earlier run")
         parts.append(f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s")
         counted = ("nulls", "empty", "truncated", "repaired", "duplicates", "reused", "errors")
         parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
+        if self.missing_shards:
+            parts.append(f"not finished yet: {self.missing_shards:,} shards of other processes")
         if self.bottleneck:
             parts.append(f"bottleneck: {self.bottleneck}")
         if self.torch_ops:

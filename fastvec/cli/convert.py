@@ -36,8 +36,9 @@ def convert(file: str, output: str, vector_column: str | None, overwrite: bool, 
 def merge(files: tuple[str, ...], output: str, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Join finished outputs of the same model and settings, in the order given.
 
-    Rows are numbered anew over all of them.
+    Rows are numbered anew over all of them. A single FILE that is a folder of shards becomes the file that a run in one
+    process would have written.
     """
-    from fastvec.output.merge import merge as run
+    from fastvec.shards.merge import merge as run
 
     end_job(run(files, output, overwrite=overwrite), as_json=as_json, quiet=quiet)

@@ -56,7 +56,9 @@ class TokenBudget(click.ParamType[int | None]):
 
 @click.command(short_help="Embed a text column into one file of vectors.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, metavar="OUT", help="The .arrow or .parquet file to write.")
+@click.option(
+    "-o", "--output", required=True, metavar="OUT", help="An .arrow or .parquet file, or a folder for shards."
+)
 @click.option(
     "--model",
     help="A folder or hub id: transformers, LLM2Vec, PEFT, sentence-transformers. [default: bundled]",
@@ -147,6 +149,11 @@ class TokenBudget(click.ParamType[int | None]):
 @click.option(
     "--reuse", metavar="OLD.arrow", help="Copy the vectors of texts that this output has; it needs hashes (--hash)."
 )
+@click.option("--shard", metavar="I/N", help="Only the shards of process I, from 0, of N that divide the job.")
+@click.option("--shard-rows", type=int, metavar="N", help="About how many rows a shard has. [default: 1/64 of all]")
+@click.option(
+    "--devices", metavar="all|0,1|cpu:N", help="Embed shards in a process for each GPU, or in N processes on the CPU."
+)
 @click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
 @shared.overwrite
 @click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")
@@ -160,7 +167,7 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
 
     Run the same command again to resume an interrupted run.
     """
-    from fastvec.embedding.job import embed as run
+    from fastvec.jobs.embedding import embed as run
     from fastvec.settings import resolve_settings
 
     log_to_stderr(quiet)
@@ -168,6 +175,8 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
         if options["keep"]:
             raise click.UsageError("--keep and --keep-all were both given: choose one")
         options["keep"] = None
+    if options["devices"] is not None:
+        options["device"] = _device_of(options["devices"], options["device"])
     settings = resolve_settings(**{name: options.pop(name) for name in ENCODER_OPTIONS})
     with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
         if dry_run:
@@ -175,6 +184,14 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
         else:
             result = run(**options, encoder=settings, progress=progress, stop_signal=stop_signal)
     end_job(result, as_json=as_json, quiet=quiet)
+
+
+def _device_of(devices: str, device: str) -> str:
+    """Return the kind of device that `--devices` names, if `--device` names none."""
+    from fastvec.jobs.devices import parse_devices
+
+    found = parse_devices(devices)
+    return device if found is None or device != "auto" else found.kind
 
 
 def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], int | None]) -> Any:
@@ -185,7 +202,8 @@ def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], i
     from fastvec.encoder import Encoder
 
     batch_tokens, output = options.pop("batch_tokens"), options.pop("output")
-    del options["overwrite"]  # nothing is written
+    for name in ("overwrite", "shard", "shard_rows", "devices"):
+        del options[name]  # nothing is written
     with local_inputs(options.pop("inputs"), destination_of(output), stop_signal) as inputs:
         plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))
         return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

@@ -6,7 +6,7 @@
 - `template` puts the text of a row together from its columns.
 - `copies` makes local files of stdin, tables and datasets of the hub.
 - `opening` combines the files into one `Corpus` and checks their columns; `text_column` chooses the one to embed.
-- `reader` cuts the corpus into chunks.
+- `reader` cuts the corpus into chunks, and `shard_ranges` into shards.
 
 This package does not depend on models or tokenizers.
 """

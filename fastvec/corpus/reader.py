@@ -1,10 +1,11 @@
 """Reads the corpus files as chunks of texts, in order, with their position.
 
-A chunk is a range of consecutive rows and may span files. Its end depends only on the rows from its first row on, not
-on files or row groups, so a run that resumes at a chunk's first row cuts exactly the same chunks.
+A chunk is a range of consecutive rows and may span files. Its end depends only on the rows from its first row on, and
+on where shards end, so a run that resumes at a chunk's first row cuts exactly the same chunks.
 """
 
 import logging
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from fastvec.corpus.columns import decoded, is_string, repaired, row_bytes, with_bad_rows
 from fastvec.corpus.formats.source import Source
+from fastvec.corpus.shard_ranges import shard_ranges
 from fastvec.corpus.template import Template
 
 logger = logging.getLogger(__name__)
@@ -27,13 +29,15 @@ class ChunkLimits:
     """Limits of a chunk. A chunk ends before the row that would exceed either limit.
 
     `bytes` counts the text (UTF-8) and the kept columns, decoded; of a row at most `row_bytes`, if given, while the
-    chunk stays below MEMORY_BYTES. A row that exceeds this alone gets a chunk of its own.
+    chunk stays below MEMORY_BYTES. A row that exceeds this alone gets a chunk of its own. With `shard_rows`, a chunk
+    also ends where a shard of about so many rows ends.
     Raises ValueError if `rows` is below 1 or `bytes` is not in 1 to MAX_CHUNK_BYTES.
     """
 
     rows: int
     bytes: int
     row_bytes: int | None = None
+    shard_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1 or not 1 <= self.bytes <= MAX_CHUNK_BYTES:
@@ -114,6 +118,7 @@ class Corpus:
         index = first_index
         pieces: list[pa.RecordBatch] = []
         rows = size = 0
+        shard_ends = [self.rows] if limits.shard_rows is None else [one.stop for one in self.shards(limits.shard_rows)]
         for batch in self._batches(first_row, self.rows if end_row is None else end_row):
             sizes = np.sum([row_bytes(column) for column in batch.columns[:-1]], axis=0)
             if limits.row_bytes is not None:
@@ -123,6 +128,7 @@ class Corpus:
             while start < batch.num_rows:
                 end = int(np.searchsorted(ends, ends[start] + limits.bytes - size, side="right")) - 1
                 end = min(end, start + limits.rows - rows)
+                end = min(end, start + shard_ends[bisect_right(shard_ends, first_row)] - first_row - rows)
                 end = max(end, start if rows else start + 1)  # a chunk always takes its first row, however large
                 pieces.append(self._decoded(batch.slice(start, end - start)))
                 rows, size = rows + end - start, size + int(ends[end] - ends[start])
@@ -143,6 +149,10 @@ class Corpus:
             own = [row - file.first_row for row in rows[begin:end]]
             yield from ((file.uri, place) for place in source.content.places(own))
             begin = end
+
+    def shards(self, shard_rows: int) -> list[range]:
+        """Return the ranges of about `shard_rows` rows that separate processes embed."""
+        return shard_ranges(self.groups, shard_rows)
 
     @property
     def groups(self) -> list[tuple[int, int]]:

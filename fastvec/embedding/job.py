@@ -1,19 +1,18 @@
-"""The embedding job: from files of texts to an output file; in order, resumable, each row exactly once."""
+"""Embeds a planned job into one file: in order, resumable, each row exactly once."""
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastvec.corpus.copies import local_inputs
-from fastvec.embedding.options import EmbedOptions
-from fastvec.embedding.plan import EmbedPlan, destination_of, plan_embed
+from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.run import Run, report_of
 from fastvec.errors import DiskFullError
+from fastvec.output.earlier import EarlierVectors
 from fastvec.output.ownership import beside
+from fastvec.output.vector_column import FloatArray
 from fastvec.output.writer import Job, Writer, earlier_fingerprint, finished_counts
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings
@@ -25,110 +24,79 @@ if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
 logger = logging.getLogger(__name__)
 
 
-def embed(
-    inputs: Any,
-    output: str | Path,
-    *,
-    encoder: "Encoder | EncoderSettings",
-    column: str | Sequence[str] | None = None,
-    template: str | None = None,
-    keep: Sequence[str] | None = (),
-    instruction: str | None = None,
-    instruction_column: str | None = None,
-    prompt_name: str | None = None,
-    vector_dtype: str = "float32",
-    vector_column: str = "embedding",
-    batch_tokens: int | None = None,
-    on_error: str = "null",
-    max_errors: int | None = None,
-    limit: int | None = None,
-    hash: bool = False,
-    reuse: str | Path | None = None,
-    long: str = "truncate",
-    overlap: int = 0,
-    chunk_tokens: int | None = None,
-    late: bool = False,
-    chunk_text: bool = False,
-    overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
-    stop_signal: Callable[[], int | None] = lambda: None,
-) -> Report:
-    """Embed the text of each row of `inputs` into one Arrow or Parquet file, in order.
-
-    Inputs are files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars, pandas,
-    DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the options from `column` to `chunk_text`.
-    The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
-    model is only loaded when there is work to do. `progress` is called after each chunk. Once `stop_signal`, which is
-    called often, returns a signal number, the run stops with InterruptedRunError. Raises FastvecError.
-    """
-    options = EmbedOptions(
-        column=column,
-        template=template,
-        keep=keep,
-        instruction=instruction,
-        instruction_column=instruction_column,
-        prompt_name=prompt_name,
-        vector_dtype=vector_dtype,  # type: ignore[arg-type]  # it is checked there
-        vector_column=vector_column,
-        on_error=on_error,
-        max_errors=max_errors,
-        limit=limit,
-        hash=hash,
-        reuse=reuse,
-        long=long,
-        overlap=overlap,
-        chunk_tokens=chunk_tokens,
-        late=late,
-        chunk_text=chunk_text,
-    )
-    settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
-    with local_inputs(inputs, destination_of(output), stop_signal) as files:
-        plan = plan_embed(files, output, settings=settings, options=options)
-        return _embed(plan, encoder, batch_tokens, overwrite, progress, stop_signal)
-
-
-def _embed(
+def embed_file(
     plan: EmbedPlan,
     encoder: "Encoder | EncoderSettings",
+    *,
     batch_tokens: int | None,
     overwrite: bool,
     progress: Callable[[Progress], None],
     stop_signal: Callable[[], int | None],
 ) -> Report:
-    """Do what is left to do of a planned job."""
+    """Do what is left to do of a job whose output is one file. Raises FastvecError."""
     if isinstance(encoder, EncoderSettings) and encoder.auto_dtype:
         plan = plan.as_begun(earlier_fingerprint(plan.output, overwrite=overwrite))
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
     counts = finished_counts(plan.output, job, overwrite=overwrite)
     if counts is not None:
         return report_of(plan, **counts, already_finished=True)
-    _require_space(plan)
+    require_space(plan)
     earlier = plan.earlier_vectors()
     plan.corpus.log_text_column()
     if isinstance(encoder, EncoderSettings):
         from fastvec.encoder import Encoder
 
         encoder = Encoder(plan.settings)
-    options, limits = plan.options, dict(encoder.chunk_limits)
-    if options.long != "truncate":
-        passage_tokens(
-            encoder.tokenizer(options.instruction, options.prompt_name), options.chunk_tokens, options.overlap
-        )
-        limits.pop("row_bytes", None)  # a long text is as much work as its passages
+    limits = chunk_limits(plan, encoder, plan.shard_rows)
     job = replace(job, environment=encoder.environment, limits=limits)
+    return write_file(
+        plan,
+        encoder,
+        job,
+        earlier,
+        batch_tokens=batch_tokens,
+        overwrite=overwrite,
+        progress=progress,
+        stop_signal=stop_signal,
+    )
+
+
+def write_file(
+    plan: EmbedPlan,
+    encoder: "Encoder",
+    job: Job,
+    earlier: EarlierVectors | None,
+    *,
+    batch_tokens: int | None,
+    overwrite: bool = False,
+    ranges: FloatArray | None = None,
+    progress: Callable[[Progress], None],
+    stop_signal: Callable[[], int | None],
+) -> Report:
+    """Write the output of `job`, or resume it; `ranges` [D] are those of an int8 column that other files share."""
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
         for warning in writer.warnings:
             logger.warning("%s", warning)
         # the run that is resumed may have halved its budget for lack of memory
         budgets = [budget for budget in (batch_tokens, writer.batch_tokens) if budget is not None]
         with _choices(encoder, writer, plan.text_bytes), encoder.batches_of(min(budgets, default=None)):
-            return Run(plan, encoder, writer, earlier, progress, stop_signal).run()
+            return Run(plan, encoder, writer, earlier, progress, stop_signal, ranges=ranges).run()
+
+
+def chunk_limits(plan: EmbedPlan, encoder: "Encoder", shard_rows: int) -> dict[str, int]:
+    """Return the chunk limits of a new run. Raises UsageError if no passage fits into a sequence."""
+    options, limits = plan.options, {**encoder.chunk_limits, "shard_rows": shard_rows}
+    if options.long != "truncate":
+        tokenizer = encoder.tokenizer(options.instruction, options.prompt_name)
+        passage_tokens(tokenizer, options.chunk_tokens, options.overlap)
+        limits.pop("row_bytes", None)  # a long text is as much work as its passages
+    return limits
 
 
 @contextmanager
 def _choices(encoder: "Encoder", writer: Writer, text_bytes: int) -> Iterator[None]:
-    """Compute by the choices in the journal of the run that is resumed, in this block; a fresh run measures them."""
-    if writer.schema is None:
+    """Compute in this block by the choices of the job or of the run that is resumed; a fresh run measures them."""
+    if writer.schema is None and writer.choices is None:
         encoder.measure_for(text_bytes)
         writer.choices = encoder.choices
     own = encoder.choices
@@ -142,7 +110,8 @@ def _choices(encoder: "Encoder", writer: Writer, text_bytes: int) -> Iterator[No
         encoder.choose(own)
 
 
-def _require_space(plan: EmbedPlan) -> None:
+def require_space(plan: EmbedPlan) -> None:
+    """Raise DiskFullError if the output does not fit on the disk."""
     part = beside(plan.output, ".part")
     have = shutil.disk_usage(plan.output.parent).free + (part.stat().st_size if part.exists() else 0)
     if have < plan.output_bytes:

@@ -17,29 +17,36 @@ from fastvec import __version__
 from fastvec.corpus.copies import LocalCopy
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import Corpus
+from fastvec.corpus.shard_ranges import default_shard_rows
 from fastvec.embedding.options import EmbedOptions
 from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
 from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierOutput, EarlierVectors
+from fastvec.output.reader import SHARD
 from fastvec.output.vector_column import FloatArray, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
 from fastvec.system.durable_files import translated_os_errors
 from fastvec.texts.batching import BYTES_A_TOKEN
 from fastvec.texts.tokenizer import is_utf8
 
+FILE_SUFFIXES, CONVERTED_SUFFIXES = (".arrow", ".parquet"), (".npy", ".lance")
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedPlan:
-    """One job: which rows are embedded, with which encoder settings, into which file."""
+    """One job: which rows are embedded, with which encoder settings, into which file or folder.
+
+    If `shard` is not None, only these rows are, as a part of the job of which the other shards are the rest.
+    """
 
     corpus: Corpus
     output: Path
     settings: EncoderSettings
     options: EmbedOptions
     earlier: EarlierOutput | None  # whose vectors are reused
+    shard: range | None = None
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -56,7 +63,23 @@ class EmbedPlan:
             **({"chunk_text": True} if self.options.chunk_text else {}),
             **({"hash": True} if self.options.has_hashes else {}),
             **({} if self.earlier is None else {"reuse": self.earlier.version}),
+            **({} if self.shard is None else {SHARD: [self.shard.start, self.shard.stop]}),
         }
+
+    @property
+    def rows(self) -> range:
+        """The rows of the corpus that are embedded."""
+        return range(self.corpus.rows) if self.shard is None else self.shard
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the output is one file, and not a folder of shards."""
+        return self.output.suffix in FILE_SUFFIXES
+
+    @property
+    def shard_rows(self) -> int:
+        """The default number of rows of a shard."""
+        return default_shard_rows(self.corpus.rows, self.row_bytes)
 
     @property
     def vectors_fingerprint(self) -> dict[str, Any]:
@@ -88,10 +111,15 @@ class EmbedPlan:
         return self.options.vector_columns(self.corpus.columns)
 
     @property
-    def output_bytes(self) -> int:
-        """The size in bytes of vectors, hashes and row numbers, without kept columns, if each row is one passage."""
+    def row_bytes(self) -> int:
+        """The size in bytes of a row's vectors, hashes and number, without kept columns, if it is one passage."""
         vector = self.settings.dims * BITS[self.options.vector_dtype] // 8 + HASH_BYTES * self.options.has_hashes
-        return self.corpus.rows * (len(self.vector_columns) * vector + 8)
+        return len(self.vector_columns) * vector + 8
+
+    @property
+    def output_bytes(self) -> int:
+        """The same of all rows."""
+        return len(self.rows) * self.row_bytes
 
     @property
     def text_bytes(self) -> int:
@@ -142,6 +170,8 @@ class EmbedPlan:
             metadata["vector_columns"] = json.dumps(self.vector_columns)
         if checkpoint.special_tokens.eos is not None:
             metadata["eos"] = _flag(checkpoint.special_tokens.eos)
+        if self.shard is not None:
+            metadata[SHARD] = json.dumps([self.shard.start, self.shard.stop])
         if ranges is not None:
             metadata["ranges"] = ranges_to_json(ranges)
         # bytes of a file name or an argument that are not UTF-8 are written as escapes, e.g. \udcff
@@ -187,7 +217,7 @@ def plan_embed(
 
 
 def destination_of(output: str | Path) -> Path:
-    """Return the path of the output. Raises OutputError if no output can be written there."""
+    """Return the path of the output, a file or a folder. Raises OutputError if no output can be written there."""
     if "://" in str(output):
         raise OutputError(f"{output} is a remote address: only local files can be written, give -o a path")
     path = Path(output)
@@ -195,20 +225,22 @@ def destination_of(output: str | Path) -> Path:
         raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow requires of file names: choose another -o")
     with translated_os_errors(path):
         is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
+    if not has_place:
+        raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
+    if is_folder and path.suffix not in (*FILE_SUFFIXES, *CONVERTED_SUFFIXES):
+        return path
     if is_folder:
-        raise OutputError(f"{path} is a folder: name a file in it, such as {path / 'vecs.arrow'}")
-    if path.suffix in (".npy", ".lance"):
+        raise OutputError(f"{path} is a folder with the name of a file: give -o another name, such as {path.stem}/")
+    if path.suffix in CONVERTED_SUFFIXES:
         arrow = path.with_suffix(".arrow")
         raise OutputError(
             f"{output} cannot be embedded to: embed to {arrow}, then run fastvec convert {arrow} {output}"
         )
-    if path.suffix not in (".arrow", ".parquet"):
+    if path.suffix not in FILE_SUFFIXES:
         problem, name = "ends in neither .arrow nor .parquet", path.stem
-        if path.name in (".arrow", ".parquet"):
+        if path.name in FILE_SUFFIXES:
             problem, name = f"has no name before {path.name}", "vecs"
-        raise OutputError(f"{output} {problem}: the output is an Arrow IPC or Parquet file, name it {name}.arrow")
-    if not has_place:
-        raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
+        raise OutputError(f"{output} {problem}: name a file, such as {name}.arrow, or a folder of shards, {name}/")
     return path
 
 

@@ -9,52 +9,34 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from fastvec.checkpoints import bundled
-from fastvec.corpus.reader import Chunk, ChunkLimits
-from fastvec.embedding.passages import Passages, joined
+from fastvec.corpus.reader import ChunkLimits
+from fastvec.embedding.encoded_chunks import ChunkEmbedder, EncodedChunk, are_enough, ranges
 from fastvec.embedding.plan import EmbedPlan
-from fastvec.embedding.tokenized_chunks import ChunkTokenizer, TokenizedChunk
 from fastvec.errors import InterruptedRunError, RowErrorsError
 from fastvec.output.earlier import EarlierVectors
-from fastvec.output.vector_column import FloatArray, ranges_from_json, ranges_of, to_column
+from fastvec.output.vector_column import FloatArray, ranges_from_json, to_column
 from fastvec.output.writer import RowError, Writer
-from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
-from fastvec.system.pipeline import Pipeline, StoppedError, delayed
+from fastvec.report import Progress, Report, peak_memory_bytes
+from fastvec.system.pipeline import Pipeline, StoppedError
 
 if TYPE_CHECKING:  # planning a job must not import torch
-    from fastvec.encoder import Encoder, SubmittedChunk
-    from fastvec.texts.tokenizer import TextTokenizer
+    from fastvec.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
-FLOAT16_MAX = 65504.0
-# The first vectors set the ranges of an int8 column and decide whether a quantized model is accurate enough. In such
-# jobs nothing is written before this many texts have a vector, or this many rows were encoded, or the input ends.
-FIRST_TEXTS, FIRST_ROWS = 256, 65_536
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _EncodedChunk:
-    chunk: Chunk
-    vectors: FloatArray  # [n, D], for each of the chunk's texts
-    valid: npt.NDArray[np.bool_]  # [n], whether a text has a vector
-    hashes: pa.Array | None  # [n], if asked for
-    origin: Passages | None  # [n], if the rows are passages
-    counts: Mapping[str, int]
-    errors: Sequence[RowError]
-    batch_tokens: int
-    padded_tokens: int
-
 
 class Run:
-    """Runs the stages of one job. The last stage, writing, runs in the caller's thread."""
+    """Runs the stages of one job. The last stage, writing, runs in the caller's thread.
+
+    `ranges` [D] are those of an int8 column; None takes them from the first vectors.
+    """
 
     def __init__(
         self,
@@ -64,26 +46,34 @@ class Run:
         earlier: EarlierVectors | None,
         progress: Callable[[Progress], None],
         stop_signal: Callable[[], int | None],
+        *,
+        ranges: FloatArray | None = None,
     ) -> None:
-        self._plan, self._encoder, self._writer, self._earlier = plan, encoder, writer, earlier
+        self._plan, self._encoder, self._writer = plan, encoder, writer
+        self._embedder = ChunkEmbedder(plan, encoder, earlier)
+        self._ranges = ranges if earlier is None else earlier.output.ranges
         self._started, self._progress, self._stop_signal = time.perf_counter(), progress, stop_signal
         self._resumed_rows = self._rows = self._durable_rows
         self._tokens = self._padded_tokens = 0
-        self._ranges: FloatArray | None = None
-        self._held: list[_EncodedChunk] = []  # encoded, not written yet
+        self._held: list[EncodedChunk] = []  # encoded, not written yet
 
     def run(self) -> Report:
         writer, plan = self._writer, self._plan
         if self._rows:
-            logger.info("resuming %s at row %s of %s", plan.output, f"{self._rows:,}", f"{plan.corpus.rows:,}")
-        chunks = plan.corpus.chunks(ChunkLimits(**writer.limits), first_row=self._rows, first_index=writer.chunks)
+            logger.info("resuming %s at row %s of %s", plan.output, f"{self._rows:,}", f"{len(plan.rows):,}")
+        chunks = plan.corpus.chunks(
+            ChunkLimits(**writer.limits),
+            first_row=plan.rows.start + self._rows,
+            first_index=writer.chunks,
+            end_row=plan.rows.stop,
+        )
         try:
             with Pipeline(lambda: self._stop_signal() is not None) as pipeline:
                 read = pipeline.run_ahead("read", chunks, feeds="tokenize", depth=2)
-                tokenizer = ChunkTokenizer(self._tokenizer, options=plan.options, earlier=self._earlier)
-                tokenized = tokenizer.in_order(read, instructions=plan.corpus.instruction_column is not None)
+                has_instructions = plan.corpus.instruction_column is not None
+                tokenized = self._embedder.tokenize.in_order(read, instructions=has_instructions)
                 tokenized = pipeline.run_ahead("tokenize", tokenized, feeds="encode", depth=4)
-                encoded = self._encode(tokenized, pipeline)
+                encoded = self._embedder.encode(tokenized, pipeline.check)
                 if self._encoder.settings.device == "cpu":
                     # OpenMP's threads sleep between the operations of a thread other than the first: 7 to 31 % slower
                     encoded = pipeline.run_here("encode", encoded)
@@ -106,69 +96,11 @@ class Run:
         """The durable rows of the corpus; of the output, if its rows are not passages."""
         return self._writer.counts["input_rows"] if self._plan.options.makes_passages else self._writer.rows
 
-    def _encode(self, chunks: Iterator[TokenizedChunk], pipeline: Pipeline) -> Iterator[_EncodedChunk]:
-        begun = ((chunk, self._encoder.begin(chunk.texts, pipeline.check)) for chunk in chunks)
-        for chunk, vectors in delayed(begun, by=self._encoder.chunks_ahead):
-            yield self._embedded(chunk, vectors)
-
-    def _tokenizer(self, instruction: str | None) -> "TextTokenizer":
-        """Return the tokenizer for a row's own instruction, or for that of the job."""
-        return self._encoder.tokenizer(instruction or self._plan.options.instruction, self._plan.options.prompt_name)
-
-    def _embedded(self, chunk: TokenizedChunk, begun: "SubmittedChunk") -> _EncodedChunk:
-        encoded = self._encoder.finish(begun)
-        text_of = np.repeat(np.arange(len(chunk.passages)), chunk.passages)
-        distinct = {int(text_of[index]): code for index, code in encoded.failed.items()}
-        vectors = joined(
-            encoded.vectors,
-            np.diff(chunk.texts.spans)[:, 0],
-            chunk.passages,
-            normalize=self._plan.settings.normalize,
-        )
-        if self._plan.options.vector_dtype == "float16":
-            too_large = (np.abs(vectors) > FLOAT16_MAX).any(axis=1)
-            distinct |= {int(index): "float16_overflow" for index in np.flatnonzero(too_large)}
-        failed = dict(chunk.failed)
-        for index, code in distinct.items():
-            failed |= dict.fromkeys(np.flatnonzero(chunk.places == index).tolist(), code)
-        valid = chunk.places >= 0
-        if len(chunk.reused):
-            vectors = np.concatenate([vectors, chunk.reused])
-        if not np.array_equal(chunk.places, np.arange(len(vectors))):
-            distinct_vectors, vectors = vectors, np.zeros((len(valid), self._encoder.dims), dtype=np.float32)
-            vectors[valid] = distinct_vectors[chunk.places[valid]]
-        valid[list(failed)] = False
-        return _EncodedChunk(
-            chunk=chunk.chunk,
-            vectors=vectors,
-            valid=valid,
-            hashes=chunk.hashes,
-            counts={**chunk.counts, "errors": len(failed)},
-            errors=self._row_errors(chunk, failed),
-            origin=chunk.origin,
-            batch_tokens=begun.batch_tokens,
-            padded_tokens=padded_tokens(chunk.texts.lengths),
-        )
-
-    def _row_errors(self, tokenized: TokenizedChunk, failed: Mapping[int, str]) -> list[RowError]:
-        """Return the errors of the texts `failed`, by row and then by column."""
-        columns, chunk = self._plan.corpus.columns, tokenized.chunk
-        errors = []
-        for place, code in failed.items():
-            column, row = divmod(place, chunk.kept.num_rows)
-            row = row if tokenized.origin is None else int(tokenized.origin.rows[row])
-            name = columns[column] if len(columns) > 1 else ""
-            errors.append((row, column, RowError(row=chunk.first_row + row, code=code, column=name)))
-        return [error for *_, error in sorted(errors, key=lambda found: found[:2])]
-
     def _can_start_output(self) -> bool:
         """Return whether enough vectors are held to start the output."""
-        plan = self._plan
-        needs_ranges = plan.options.vector_dtype == "int8" and self._earlier is None
-        if self._writer.schema is not None or not (needs_ranges or plan.settings.quantize):
-            return True
-        valid = np.concatenate([done.valid for done in self._held])
-        return bool(valid.sum() >= FIRST_TEXTS or len(valid) >= FIRST_ROWS)
+        needs_ranges = self._plan.options.vector_dtype == "int8" and self._ranges is None
+        needs_vectors = needs_ranges or self._plan.settings.quantize is not None
+        return self._writer.schema is not None or not needs_vectors or are_enough(self._held)
 
     def _write_held(self) -> None:
         self._begin()
@@ -176,7 +108,7 @@ class Run:
             self._write(done)
         self._held.clear()
 
-    def _write(self, done: _EncodedChunk) -> None:
+    def _write(self, done: EncodedChunk) -> None:
         self._check_errors(done.errors)
         plan, chunk = self._plan, done.chunk
         rows = np.arange(chunk.kept.num_rows) if done.origin is None else done.origin.rows
@@ -207,11 +139,8 @@ class Run:
         """
         plan, writer = self._plan, self._writer
         if writer.schema is None:
-            if self._earlier is not None:
-                self._ranges = self._earlier.output.ranges
-            elif plan.options.vector_dtype == "int8":
-                none = np.zeros((0, plan.settings.dims), dtype=np.float32)
-                self._ranges = ranges_of(np.concatenate([none, *(done.vectors[done.valid] for done in self._held)]))
+            if plan.options.vector_dtype == "int8" and self._ranges is None:
+                self._ranges = ranges(self._held, plan.settings.dims)
             writer.begin(plan.schema(self._ranges))
         elif plan.options.vector_dtype == "int8" and self._ranges is None:
             self._ranges = ranges_from_json(writer.schema.metadata[b"fastvec.ranges"])
@@ -235,7 +164,7 @@ class Run:
         number = self._stop_signal() or signal.SIGINT
         self._writer.close()
         return InterruptedRunError(
-            f"stopped by {signal.Signals(number).name} at row {self._durable_rows:,} of {self._plan.corpus.rows:,}: "
+            f"stopped by {signal.Signals(number).name} at row {self._durable_rows:,} of {len(self._plan.rows):,}: "
             "run the same command again to resume",
             number,
         )
@@ -243,7 +172,7 @@ class Run:
     def _state(self, pipeline: Pipeline) -> Progress:
         return Progress(
             rows=self._rows,
-            total_rows=self._plan.corpus.rows,
+            total_rows=len(self._plan.rows),
             new_rows=self._rows - self._resumed_rows,
             tokens=self._tokens,
             seconds=time.perf_counter() - self._started,

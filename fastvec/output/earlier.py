@@ -43,7 +43,7 @@ class EarlierOutput:
 
     def require_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise RefusedError if the vectors were made with other `settings`, fields of a job's fingerprint."""
-        begun = json.loads(self.output.own["fingerprint"])
+        begun = self.output.fingerprint
         found = fingerprint_differences({name: begun.get(name) for name in settings}, settings)
         if found:
             listed = "; ".join(found[:SHOWN_DIFFERENCES])

@@ -21,7 +21,7 @@ from fastvec.system.durable_files import draft_path, replacing, translated_os_er
 _OWN = ("inputs", "column", "template", "instruction_column", "rows", "hash", "reuse")
 
 
-def merge(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Written:
+def merge_files(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Written:
     """Join the finished outputs at `paths`, in this order, into one `.arrow` or `.parquet` file.
 
     `row` is numbered anew over all of them, and the lists of inputs and the counts are joined. The memory needed is
@@ -40,6 +40,9 @@ def merge(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = 
         raise UsageError("a file was given twice: its rows would be in the output twice")
     with translated_os_errors(target):
         parts = [open_intact(Path(path)) for path in paths]
+        for part in parts:
+            if part.shard is not None:
+                raise OutputError(f"{part.path} is one of several shards: merge their folder, {part.path.parent}")
         for part in parts[1:]:
             _require_same_settings(parts[0], part)
         require_replaceable(target, overwrite=overwrite)
@@ -68,18 +71,13 @@ def _columns(output: Output) -> set[str]:
     return {f"{field.name} ({field.type}{'' if field.nullable else ' not null'})" for field in output.schema}
 
 
-def _fingerprint(output: Output) -> dict[str, Any]:
-    fingerprint: dict[str, Any] = json.loads(output.own["fingerprint"])
-    return fingerprint
-
-
 def _settings(output: Output) -> dict[str, Any]:
-    return {name: value for name, value in _fingerprint(output).items() if name not in (*_OWN, "merged")}
+    return {name: value for name, value in output.fingerprint.items() if name not in (*_OWN, "merged")}
 
 
 def _runs(output: Output) -> list[Mapping[str, Any]]:
     """Return what is its own in the fingerprint of each run whose vectors `output` has."""
-    fingerprint = _fingerprint(output)
+    fingerprint = output.fingerprint
     runs: list[Mapping[str, Any]] = fingerprint.get("merged") or [
         {name: fingerprint[name] for name in _OWN if name in fingerprint}
     ]

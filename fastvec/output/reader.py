@@ -26,6 +26,7 @@ Array = npt.NDArray[Any]
 # between `row` and the vectors, if a row is a passage of a text: its number in the text, and where it is in it
 PASSAGE_COLUMNS = (("chunk", pa.int32()), ("char_start", pa.int64()), ("char_end", pa.int64()))
 CHUNK_TEXT = ("chunk_text", pa.string())  # after these, if asked for
+SHARD = "shard"  # in the metadata and the fingerprint: the begin and end row, if the output has only these
 _ROWS_AT_ONCE = 1024  # 32 MB of float64 vectors of 4096 dimensions
 
 
@@ -45,6 +46,7 @@ class Output:
     counts: dict[str, int]
     blocks: list[Block]  # the record batches of an Arrow file
     inputs: list[dict[str, Any]]
+    shard: range | None  # the rows of the inputs, if not all
     dims: int
     vector_dtype: str
     vector_columns: tuple[str, ...]
@@ -56,6 +58,17 @@ class Output:
     def input_rows(self) -> int:
         """The number of rows of the inputs; other than `rows` if those are passages."""
         return self.counts.get("input_rows", self.rows)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The job that wrote the output."""
+        fingerprint: dict[str, Any] = json.loads(self.own["fingerprint"])
+        return fingerprint
+
+    @property
+    def rows_of_inputs(self) -> range:
+        """The rows of the inputs that the output has: those of a shard, or all."""
+        return range(self.input_rows) if self.shard is None else self.shard
 
     @property
     def has_passages(self) -> bool:
@@ -147,6 +160,7 @@ def read_output(path: Path) -> Output:
                 {"uri": str(file["uri"]), "first_row": int(file["first_row"]), "rows": int(file["rows"])}
                 for file in json.loads(own["inputs"])
             ],
+            shard=range(*map(int, json.loads(own[SHARD]))) if SHARD in own else None,
             dims=int(own["dims"]),
             vector_dtype=own["vector_dtype"],
             vector_columns=tuple(map(str, json.loads(own.get("vector_columns", json.dumps([own["vector_column"]]))))),

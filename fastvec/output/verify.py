@@ -55,12 +55,12 @@ def verify(path: str | Path) -> Verification:
     """
     try:
         output = read_output(Path(path))
-        checks = [_check("file", None, f"a finished output in format {arrow_file.FORMAT}")]
+        checks = [check("file", None, f"a finished output in format {arrow_file.FORMAT}")]
         for stage in (check_bytes, check_columns, _check_values):
             if all(check.passed for check in checks):
                 checks += stage(output)
     except (OutputError, OSError) as error:  # OSError: e.g. a bad sector
-        checks = [_check("file", str(error), "")]
+        checks = [check("file", str(error), "")]
     return Verification(path=str(path), checks=tuple(checks))
 
 
@@ -77,7 +77,8 @@ def open_intact(path: Path) -> Output:
     return output
 
 
-def _check(name: str, problem: str | None, detail: str) -> Check:
+def check(name: str, problem: str | None, detail: str) -> Check:
+    """Return a check that fails with `problem`, or passes with `detail` if there is none."""
     return Check(name=name, passed=problem is None, detail=problem or detail)
 
 
@@ -87,33 +88,33 @@ def check_bytes(output: Output) -> Iterator[Check]:
 
 def _check_parquet(output: Output) -> Iterator[Check]:
     intact = parquet_file.is_metadata_intact(output.path)
-    yield _check("metadata", None if intact else "does not match its CRC32", "matches its CRC32")
+    yield check("metadata", None if intact else "does not match its CRC32", "matches its CRC32")
     try:
         for _ in output.stored_batches():
             pass
     except OutputError as error:
-        yield _check("pages", str(error), "")
+        yield check("pages", str(error), "")
     else:
-        yield _check("pages", None, "all match their CRC32")
+        yield check("pages", None, "all match their CRC32")
 
 
 def _check_arrow(output: Output) -> Iterator[Check]:
     head, blocks = arrow_file.head(output.schema), output.blocks
     with output.path.open("rb") as file:
         problem = None if file.read(len(head)) == head else "does not match the schema in the footer"
-    yield _check("head", problem, f"{len(head):,} bytes")
+    yield check("head", problem, f"{len(head):,} bytes")
     damaged = arrow_file.first_damaged(output.path, blocks)
     if damaged is not None:
         sound = sum(block.rows for block in blocks[:damaged])
-        yield _check("batches", f"batch {damaged}, from row {sound:,} on, does not match its CRC32", "")
+        yield check("batches", f"batch {damaged}, from row {sound:,} on, does not match its CRC32", "")
         return
-    yield _check("batches", None, f"{len(blocks):,}, all match their CRC32")
+    yield check("batches", None, f"{len(blocks):,}, all match their CRC32")
     end = blocks[-1].end_offset if blocks else len(head)
     with output.path.open("rb") as file:
         file.seek(end)
         expected = _expected_footer(output)
         problem = None if file.read(len(expected) + 1) == expected else "does not match the batches and counts"
-    yield _check("footer", problem, f"{output.path.stat().st_size - end:,} bytes")
+    yield check("footer", problem, f"{output.path.stat().st_size - end:,} bytes")
 
 
 def _expected_footer(output: Output) -> bytes:
@@ -134,17 +135,18 @@ def check_columns(output: Output) -> Iterator[Check]:
         if found[name] != [type_]
     ]
     names = " and ".join(output.vector_columns)
-    yield _check("columns", "; ".join(wrong) or None, f"row, and {names} of {output.dims:,} dimensions")
+    yield check("columns", "; ".join(wrong) or None, f"row, and {names} of {output.dims:,} dimensions")
     if output.vector_dtype == "int8":
         ranges = np.zeros(0) if output.ranges is None else output.ranges
         sound = ranges.shape == (output.dims,) and np.all(np.isfinite(ranges) & (ranges > 0))
-        yield _check("ranges", None if sound else "not a positive number for each dimension", "one for each dimension")
+        yield check("ranges", None if sound else "not a positive number for each dimension", "one for each dimension")
 
 
 def _check_values(output: Output) -> Iterator[Check]:
     rows = nulls = 0
     problems: dict[str, str] = {}  # the first problem of each kind
-    last = (-1, 0)
+    expected = output.rows_of_inputs
+    last = (expected.start - 1, 0)
     for batch in output.batches():
         for name, problem in _problems(output, batch, rows, last):
             problems.setdefault(name, problem)
@@ -152,19 +154,20 @@ def _check_values(output: Output) -> Iterator[Check]:
         last = _last_number(output, batch) if batch.num_rows else last
         nulls += sum(batch.column(name).null_count for name in output.vector_columns)
     counted = output.vectors_missing
-    yield _check("rows", None if rows == output.rows else f"{rows:,}, the metadata says {output.rows:,}", f"{rows:,}")
-    if last[0] + 1 != output.input_rows:
-        problems.setdefault("order", f"the last row is numbered {last[0]:,}, expected {output.input_rows - 1:,}")
-    yield _check("order", problems.get("order"), "numbered from 0, without a gap")
-    yield _check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with {output.input_rows:,} rows in total")
-    yield _check(
+    yield check("rows", None if rows == output.rows else f"{rows:,}, the metadata says {output.rows:,}", f"{rows:,}")
+    if last[0] + 1 != expected.stop:
+        problems.setdefault("order", f"the last row is numbered {last[0]:,}, expected {expected.stop - 1:,}")
+    yield check("order", problems.get("order"), f"numbered from {expected.start:,}, without a gap")
+    in_inputs = sum(file["rows"] for file in output.inputs)
+    yield check("inputs", _inputs_problem(output), f"{len(output.inputs):,}, with {in_inputs:,} rows in total")
+    yield check(
         "nulls",
         None if nulls == counted else f"{nulls:,}, the metadata says {counted:,}",
         f"{nulls:,}, as in the metadata",
     )
-    yield _check("finite", problems.get("finite"), "all values")
+    yield check("finite", problems.get("finite"), "all values")
     if output.normalize and output.vector_dtype in _UNIT_TOLERANCE:
-        yield _check("unit length", problems.get("unit length"), f"to {_UNIT_TOLERANCE[output.vector_dtype]}")
+        yield check("unit length", problems.get("unit length"), f"to {_UNIT_TOLERANCE[output.vector_dtype]}")
 
 
 def _numbers(output: Output, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
@@ -214,6 +217,9 @@ def _inputs_problem(output: Output) -> str | None:
         if file["first_row"] != first_row:
             return f"{file['uri']} starts at row {file['first_row']:,}, expected {first_row:,}"
         first_row += file["rows"]
+    if output.shard is not None:
+        problem = f"they have {first_row:,} rows, the shard ends with row {output.shard.stop - 1:,}"
+        return problem if output.shard.stop > first_row else None
     return None if first_row == output.input_rows else f"they have {first_row:,} rows, the output {output.input_rows:,}"
 
 

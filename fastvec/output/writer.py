@@ -204,7 +204,7 @@ class Writer:
             os.fsync(part)
             self._part = None
             os.close(part)
-            _write_errors(ownership.errors_path(self._output), error_lines)
+            write_errors(ownership.errors_path(self._output), error_lines)
             sync_folder(self._output.parent)  # before the rename, so that a finished output has its errors file
             self._publish()
             self._journal.remove()
@@ -254,7 +254,8 @@ class Writer:
         self.rows += sum(chunk.block.rows for chunk in chunks)
 
 
-def _write_errors(path: Path, lines: Iterable[str]) -> None:
+def write_errors(path: Path, lines: Iterable[str]) -> None:
+    """Write the errors file of an output durably, but for its name; without lines, delete that of an earlier run."""
     data = "".join(f"{line}\n" for line in lines).encode()
     temporary = beside(path, ".part")
     if not data:

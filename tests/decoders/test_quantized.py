@@ -14,9 +14,9 @@ from fastvec.decoders import quantized
 from fastvec.decoders.agreement import Agreement
 from fastvec.decoders.from_files import decoder_from_files
 from fastvec.decoders.quantized import Fp8Linear, Int8Linear, int8_bits
-from fastvec.embedding.job import embed
 from fastvec.encoder import Encoder
 from fastvec.errors import ModelError, UsageError
+from fastvec.jobs.embedding import embed
 from fastvec.settings import resolve_settings
 from fastvec.texts.packing import pack
 from fastvec_kernels import Fp8Rows, quantize_rows_reference

@@ -11,7 +11,7 @@ import pytest
 
 from fastvec import Encoder, embed
 from fastvec.decoders.quantized import int8_bits
-from fastvec.embedding.run import FIRST_TEXTS
+from fastvec.embedding.encoded_chunks import FIRST_TEXTS
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.output.verify import verify
 from fastvec.report import Progress

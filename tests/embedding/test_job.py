@@ -122,7 +122,7 @@ def test_a_run_resumed_after_any_chunk_is_the_same_to_the_byte(
     encoder: Encoder, tmp_path: Path, vector_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fastvec.embedding.run.FIRST_TEXTS", 1
+        "fastvec.embedding.encoded_chunks.FIRST_TEXTS", 1
     )  # otherwise the first six chunks of int8 would be committed together
     whole, broken = tmp_path / "whole.arrow", tmp_path / "broken.arrow"
     options: dict[str, Any] = {"encoder": encoder, "column": "text", "vector_dtype": vector_dtype}
@@ -250,15 +250,18 @@ def test_a_disk_that_cannot_hold_it_is_said_at_once(
 @pytest.mark.parametrize(
     ("output_name", "message"),
     [
-        ("vecs.csv", r"ends in neither \.arrow nor \.parquet: .* name it vecs\.arrow$"),
+        (
+            "vecs.csv",
+            r"ends in neither \.arrow nor \.parquet: name a file, such as vecs\.arrow, or a folder of shards, vecs/$",
+        ),
         ("vecs.lance", r"vecs\.lance cannot be embedded to: embed to .*vecs\.arrow, then run fastvec convert "),
-        ("", "is a folder: name a file in it"),
+        ("folder.arrow/", r"is a folder with the name of a file: give -o another name, such as folder/$"),
         ("nowhere/vecs.arrow", "is not a folder: make it first"),
         ("s3://bucket/vecs.arrow", "is a remote address"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused(encoder: Encoder, tmp_path: Path, output_name: str, message: str) -> None:
-    output = output_name if "://" in output_name else str(tmp_path / output_name)
+    output = output_name if "://" in output_name else f"{tmp_path}/{output_name}"
     with pytest.raises(OutputError, match=message):
         embed([ARTICLES], output, encoder=encoder, column="text")
 

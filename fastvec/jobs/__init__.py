@@ -1,0 +1,8 @@
+"""Embedding jobs of any size: into one file, or into a folder of shards that several processes embed.
+
+- `embedding` has `fastvec.embed`, and decides which;
+- `sharded` finds the shards that are missing, has them embedded, and publishes the manifest;
+- `record` is what all shards of a job share;
+- `worker` embeds one shard after another with one encoder;
+- `processes` runs workers in processes of this machine, each of which is a `worker_process`; `devices` says which.
+"""

@@ -1,0 +1,108 @@
+"""Embeds a corpus: into one file, or into a folder of shards, by one or several processes."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvec.corpus.copies import local_inputs
+from fastvec.embedding.job import embed_file
+from fastvec.embedding.options import EmbedOptions
+from fastvec.embedding.plan import destination_of, plan_embed
+from fastvec.errors import UsageError
+from fastvec.jobs.devices import parse_devices
+from fastvec.jobs.processes import in_processes
+from fastvec.jobs.sharded import Schedule, embed_shards, in_this_process
+from fastvec.report import Progress, Report
+from fastvec.settings import EncoderSettings
+from fastvec.shards.folder import LocalFolder
+
+if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
+    from fastvec.encoder import Encoder
+
+
+def embed(
+    inputs: Any,
+    output: str | Path,
+    *,
+    encoder: "Encoder | EncoderSettings",
+    batch_tokens: int | None = None,
+    overwrite: bool = False,
+    shard: str | None = None,
+    shard_rows: int | None = None,
+    devices: str | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    stop_signal: Callable[[], int | None] = lambda: None,
+    **options: Any,
+) -> Report:
+    """Embed the text of each row of `inputs` into one Arrow or Parquet file, or a folder of shards, in order.
+
+    Args:
+        inputs: Files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars,
+            pandas, DuckDB or `datasets`: one of these or a list.
+        output: A file that ends in `.arrow` or `.parquet`; or a folder, whose name ends in `/` if it does not exist.
+        encoder: A loaded encoder, or settings, by which the model is loaded when there is work to do.
+        batch_tokens: The token budget of a forward pass.
+        overwrite: Replace the output of another job.
+        shard: `i/N`: only the shards of process i, from 0, of N that divide the job; the last one finishes it.
+        shard_rows: About how many rows a shard has.
+        devices: `all` GPUs, GPUs by number as `0,2`, or `cpu:4`: each has a process, which loads its own model.
+        progress: Called after each chunk.
+        stop_signal: Called often; once it returns a signal number, the run stops with InterruptedRunError.
+        options: Those of `EmbedOptions`: what is embedded of each row, and how it is written.
+
+    The same call again resumes an unfinished output and leaves a finished one unchanged. Raises FastvecError.
+    """
+    settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
+    destination = destination_of(output)
+    with local_inputs(inputs, destination, stop_signal) as files:
+        plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options))
+        if plan.is_file:
+            _require_none(plan.output, {"shard": shard, "shard-rows": shard_rows, "devices": devices})
+            return embed_file(
+                plan,
+                encoder,
+                batch_tokens=batch_tokens,
+                overwrite=overwrite,
+                progress=progress,
+                stop_signal=stop_signal,
+            )
+        return embed_shards(
+            plan,
+            LocalFolder(plan.output),
+            _schedule(encoder, devices),
+            part=None if shard is None else _part(shard, overwrite=overwrite),
+            shard_rows=shard_rows,
+            batch_tokens=batch_tokens,
+            overwrite=overwrite,
+            progress=progress,
+            stop_signal=stop_signal,
+        )
+
+
+def _require_none(output: Path, options: Mapping[str, object]) -> None:
+    """Raise UsageError if one of the `options` that divide a job is given."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"--{name} needs an output in shards: name a folder, such as -o {output.stem}/")
+
+
+def _part(given: str, *, overwrite: bool) -> tuple[int, int]:
+    """Parse `i/N`. Raises UsageError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", given)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UsageError(f"shard {given!r} is not known: give i/N for process i of N, from 0/N to N-1/N")
+    if overwrite:
+        raise UsageError("--overwrite would delete the shards of the other processes: delete the folder first")
+    return int(match[1]), int(match[2])
+
+
+def _schedule(encoder: "Encoder | EncoderSettings", devices: str | None) -> Schedule:
+    """Return what embeds the shards. Raises UsageError."""
+    settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
+    found = None if devices is None else parse_devices(devices)
+    if found is None:
+        return in_this_process(None if isinstance(encoder, EncoderSettings) else encoder)
+    if found.kind != settings.device:
+        raise UsageError(f"--devices {devices} and --device {settings.device} contradict each other: leave one out")
+    return in_processes(found.environments)

@@ -1,0 +1,83 @@
+"""What all shards of a job share, in a file of its folder: the first worker decides it, later ones and resumes read it.
+
+So the shards are cut into the same chunks, computed in the same way and stored with the same ranges, whoever embeds
+them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvec.corpus.reader import ChunkLimits
+from fastvec.embedding.encoded_chunks import ChunkEmbedder
+from fastvec.embedding.job import chunk_limits
+from fastvec.embedding.plan import EmbedPlan
+from fastvec.errors import OutputError
+from fastvec.fingerprint import Json, refuse_another_job
+from fastvec.output.earlier import EarlierVectors
+from fastvec.shards.folder import Folder
+
+if TYPE_CHECKING:  # a finished or refused job must not import torch
+    from fastvec.encoder import Encoder
+
+RECORD = "_job.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """The job of a folder, and what its first worker decided."""
+
+    fingerprint: Mapping[str, Json]
+    limits: Mapping[str, int]  # of chunks, and of shards
+    choices: Mapping[str, Json] | None  # what CPUs compute by
+    ranges: Sequence[float] | None  # [D], of int8 vectors
+
+    @property
+    def shard_rows(self) -> int:
+        return self.limits["shard_rows"]
+
+
+def read_record(folder: Folder) -> Record | None:
+    """Return the record of the folder's job; None if none was begun. Raises OutputError if it is damaged."""
+    try:
+        fields: dict[str, Any] = json.loads(folder.read(RECORD))
+        if fields.pop("fastvec_job") == _FORMAT:
+            return Record(**fields)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OutputError(f"{folder.location}/{RECORD} is damaged: remove the folder, or choose another -o") from error
+    raise OutputError(f"{folder.location} is from another version of fastvec: finish it with that")
+
+
+def make_record(
+    plan: EmbedPlan, encoder: "Encoder", earlier: EarlierVectors | None, folder: Folder, shard_rows: int
+) -> Record:
+    """Decide what all shards share, and publish it; returns the record of another process if that was first.
+
+    On a CPU this measures what is fastest. Ranges of int8 vectors come from the first texts, which are embedded for it.
+    Raises RefusedError if the other process does another job.
+    """
+    limits = chunk_limits(plan, encoder, shard_rows)
+    encoder.measure_for(plan.text_bytes)
+    ranges = None
+    if plan.options.vector_dtype == "int8" and earlier is None:
+        first = ChunkEmbedder(plan, encoder, earlier).first_ranges(ChunkLimits(**limits))
+        ranges = [float(value) for value in first]
+    own = Record(fingerprint=plan.fingerprint, limits=limits, choices=encoder.choices, ranges=ranges)
+    content = json.dumps({"fastvec_job": _FORMAT, **asdict(own)}, separators=(",", ":")) + "\n"
+    if folder.create(RECORD, content.encode()):
+        return own
+    found = read_record(folder)
+    if found is None:
+        raise OutputError(f"{folder.location}/{RECORD} disappeared while it was read; run the command again")
+    require_same_job(folder, found.fingerprint, plan)
+    return found
+
+
+def require_same_job(folder: Folder, fingerprint: Mapping[str, Json], plan: EmbedPlan) -> None:
+    """Raise RefusedError with the differences if the folder is that of another job."""
+    refuse_another_job(Path(folder.location), fingerprint, plan.fingerprint)

@@ -1,0 +1,217 @@
+"""Embeds a planned job into a folder of shards: finds what is missing, has it embedded, and publishes the manifest.
+
+    vecs/_job.json            what all shards share; made by the first worker
+    vecs/_work/               shards that are being written, each with its journal
+    vecs/part-00000.arrow     a finished shard, renamed or uploaded as a whole
+    vecs/_receipts/0.json     says so
+    vecs/_manifest.json       lists all shards; written by whoever finds that all have a receipt
+    vecs/_errors.jsonl        the row errors of all shards, if there are any
+
+Nobody coordinates the processes of a job array: each publishes its last receipt before it counts all of them, so the
+one that publishes last finds all.
+"""
+
+import logging
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastvec.embedding.plan import EmbedPlan
+from fastvec.embedding.run import report_of
+from fastvec.errors import DiskFullError, InterruptedRunError, RefusedError, RowErrorsError
+from fastvec.jobs.progress import JobProgress
+from fastvec.jobs.record import RECORD, read_record, require_same_job
+from fastvec.jobs.worker import ShardWorker
+from fastvec.report import Progress, Report, peak_memory_bytes
+from fastvec.shards.folder import Folder
+from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, read_manifest, write_manifest
+from fastvec.shards.receipts import RECEIPTS, Receipt, Receipts, finished_shards, is_part
+
+if TYPE_CHECKING:
+    from fastvec.encoder import Encoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardedJob:
+    """A planned job with the folder it writes, and how it is divided."""
+
+    plan: EmbedPlan
+    folder: Folder
+    shard_rows: int
+    batch_tokens: int | None
+
+
+# Embeds the shards of these numbers, in any order, and yields their receipts.
+Schedule = Callable[[ShardedJob, Sequence[int], JobProgress, Callable[[], int | None]], Iterator[Receipt]]
+
+
+def in_this_process(encoder: "Encoder | None") -> Schedule:
+    """Return a schedule that embeds one shard after another; without an `encoder`, it is loaded when it is needed."""
+
+    def run(
+        job: ShardedJob, shards: Sequence[int], progress: JobProgress, stop_signal: Callable[[], int | None]
+    ) -> Iterator[Receipt]:
+        worker = ShardWorker(
+            job.plan, job.folder, shard_rows=job.shard_rows, batch_tokens=job.batch_tokens, encoder=encoder
+        )
+        for shard in shards:
+
+            def show(state: Progress, shard: int = shard) -> None:
+                progress.update(shard, state)
+
+            yield worker(shard, progress=show, stop_signal=stop_signal)
+
+    return run
+
+
+def embed_shards(
+    plan: EmbedPlan,
+    folder: Folder,
+    schedule: Schedule,
+    *,
+    part: tuple[int, int] | None,
+    shard_rows: int | None,
+    batch_tokens: int | None,
+    overwrite: bool,
+    progress: Callable[[Progress], None],
+    stop_signal: Callable[[], int | None],
+) -> Report:
+    """Do what is left to do of a job whose output is a folder.
+
+    `part` (i, N) is this process's part of the shards: those whose number is i modulo N. Raises FastvecError.
+    """
+    plan, manifest, begun_rows = _begun(plan, folder, shard_rows, overwrite=overwrite)
+    if manifest is not None:
+        counts = dict(manifest.counts)
+        return report_of(plan, rows=manifest.rows, shards=len(manifest.shards), **counts, already_finished=True)
+    job = ShardedJob(
+        plan=plan,
+        folder=folder,
+        shard_rows=begun_rows or shard_rows or plan.shard_rows,
+        batch_tokens=batch_tokens,
+    )
+    ranges = plan.corpus.shards(job.shard_rows)
+    finished = finished_shards(folder)
+    index, parts = part or (0, 1)
+    mine = range(index, len(ranges), parts)
+    receipts = Receipts(folder, len(ranges))
+    receipts.read([shard for shard in mine if shard in finished])
+    missing = [shard for shard in mine if shard not in finished]
+    _require_space(job, sum(len(ranges[shard]) for shard in missing))
+    if missing:
+        plan.corpus.log_text_column()
+    rows = sum(len(ranges[shard]) for shard in mine)
+    resumed = rows - sum(len(ranges[shard]) for shard in missing)
+    state = JobProgress(rows, resumed, progress)
+    try:
+        for receipt in schedule(job, missing, state, stop_signal) if missing else ():
+            receipts.add(receipt)
+            state.finish(receipt)
+            _check_errors(job, receipts)
+    except InterruptedRunError as stopped:
+        name, done = signal.Signals(stopped.exit_code - 128).name, int(receipts.has.sum())
+        raise InterruptedRunError(
+            f"stopped by {name}: {done:,} of {len(mine):,} shards are finished; run the same command again to resume",
+            stopped.exit_code - 128,
+        ) from None
+    return _finished(job, ranges, receipts, state.state, resumed, only=None if part is None else len(mine))
+
+
+def _begun(
+    plan: EmbedPlan, folder: Folder, shard_rows: int | None, *, overwrite: bool
+) -> tuple[EmbedPlan, Manifest | None, int | None]:
+    """Return the plan in the dtype of earlier work, the manifest of a finished job, the shard rows of a begun one.
+
+    Raises RefusedError if the folder has another job, or other files than a job's.
+    """
+    manifest, record = read_manifest(folder), read_record(folder)
+    if manifest is None and record is None:
+        _require_own(folder)
+        return plan, None, None
+    fingerprint = manifest.fingerprint if manifest is not None else record.fingerprint if record is not None else {}
+    if plan.settings.auto_dtype:
+        plan = plan.as_begun(fingerprint)
+    if overwrite:
+        _clear(folder)
+        return plan, None, None
+    require_same_job(folder, fingerprint, plan)
+    if record is not None and shard_rows not in (None, record.shard_rows):
+        raise RefusedError(
+            f"{folder.location} was begun with {record.shard_rows:,} rows a shard, and --shard-rows is {shard_rows:,}: "
+            "leave it out, or choose another -o"
+        )
+    return plan, manifest, None if record is None else record.shard_rows
+
+
+def _require_own(folder: Folder) -> None:
+    """Raise RefusedError if a folder without a job has files."""
+    foreign = sorted(folder.names())
+    if foreign:
+        raise RefusedError(
+            f"{folder.location} has other files, such as {foreign[0]}: an output in shards needs a folder of its own, "
+            f"such as {folder.location.rstrip('/')}/vecs/"
+        )
+
+
+def _clear(folder: Folder) -> None:
+    """Delete the files of a job, the manifest first: without it the rest is not an output."""
+    for name in (MANIFEST, RECORD, ERRORS):
+        folder.remove(name)
+    for name in folder.names(RECEIPTS):
+        folder.remove(f"{RECEIPTS}/{name}")
+    for name in folder.names():
+        if is_part(name):
+            folder.remove(name)
+    shutil.rmtree(folder.work, ignore_errors=True)
+
+
+def _require_space(job: ShardedJob, rows: int) -> None:
+    """Raise DiskFullError if the vectors of so many rows do not fit on the disk."""
+    place = job.folder.work
+    while not place.exists():
+        place = place.parent
+    free, needed = shutil.disk_usage(place).free, rows * job.plan.row_bytes
+    if free < needed:
+        raise DiskFullError(
+            f"{job.folder.location} needs at least {needed:,} bytes more and {free:,} are free: make room, or choose "
+            "--dims or a smaller --vector-dtype"
+        )
+
+
+def _check_errors(job: ShardedJob, receipts: Receipts) -> None:
+    """Raise RowErrorsError if more texts have no vector, in all shards together, than the options allow."""
+    allowed, errors = job.plan.options.max_errors, receipts.counts["errors"]
+    if allowed is not None and errors > allowed:
+        raise RowErrorsError(
+            f"{errors:,} texts have no vector and --max-errors {allowed} stops there: finished shards are safe; run "
+            "the same command with a larger --max-errors to resume"
+        )
+
+
+def _finished(
+    job: ShardedJob, ranges: Sequence[range], receipts: Receipts, state: Progress, resumed: int, *, only: int | None
+) -> Report:
+    """Publish the manifest if all shards have a receipt, and report on the shards of this process."""
+    counts, rows = dict(receipts.counts), int(receipts.rows.sum())
+    finished = finished_shards(job.folder)
+    if len(finished) == len(ranges):
+        receipts.read(sorted(finished))
+        write_manifest(job.folder, job.plan.fingerprint, ranges, receipts)
+        shutil.rmtree(job.folder.work, ignore_errors=True)
+    return report_of(
+        job.plan,
+        rows=rows,
+        shards=len(ranges) if only is None else only,
+        missing_shards=len(ranges) - len(finished),
+        **counts,
+        resumed_rows=resumed,
+        seconds=state.seconds,
+        rows_per_second=state.rows_per_second,
+        tokens_per_second=state.tokens_per_second,
+        waits=state.waits,
+        peak_memory_bytes=peak_memory_bytes(),
+    )

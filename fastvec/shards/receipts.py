@@ -1,0 +1,106 @@
+"""Receipts of finished shards: what a shard's file is known by before the manifest lists all of them.
+
+A shard is published first and its receipt second, so that a file without a receipt is work that is not finished.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastvec.errors import OutputError
+from fastvec.shards.folder import Folder
+
+RECEIPTS = "_receipts"
+_DIGITS = 5  # of a shard's number in names, at least
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What a finished shard contains. `checksum` is that of its footer, which covers every byte of the file."""
+
+    shard: int
+    first_row: int  # of the inputs
+    input_rows: int
+    rows: int  # of the file; other than `input_rows` if its rows are passages
+    bytes: int
+    checksum: str
+    counts: Mapping[str, int]
+    errors: Sequence[str]  # lines of row errors
+
+    def write(self, folder: Folder, name: str) -> "Receipt":
+        """Publish the receipt; returns that of another process if it was first."""
+        content = json.dumps(asdict(self), separators=(",", ":")) + "\n"
+        return self if folder.create(name, content.encode()) else read_receipt(folder, name)
+
+
+def part_name(shard: int, shards: int) -> str:
+    """Return the name of a shard's file; in the order of names, the shards are in the order of their rows."""
+    return f"part-{shard:0{max(_DIGITS, len(str(shards - 1)))}}.arrow"
+
+
+def is_part(name: str) -> bool:
+    """Return whether a file of a folder has the name of a shard."""
+    return re.fullmatch(r"part-\d{5,}\.arrow", name) is not None
+
+
+def receipt_name(shard: int) -> str:
+    return f"{RECEIPTS}/{shard}.json"
+
+
+def read_receipt(folder: Folder, name: str) -> Receipt:
+    """Read a receipt. Raises OutputError if it is damaged, FileNotFoundError if there is none."""
+    try:
+        return Receipt(**json.loads(folder.read(name)))
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{folder.location}/{name} is damaged: delete it, and run the command again") from error
+
+
+def finished_shards(folder: Folder) -> set[int]:
+    """Return the numbers of the shards that have a receipt."""
+    names = (name.removesuffix(".json") for name in folder.names(RECEIPTS) if name.endswith(".json"))
+    return {int(name) for name in names if name.isdecimal()}
+
+
+class Receipts:
+    """The receipts of a job's shards, a million of which take 40 MB. Error lines are left in the folder.
+
+    Attributes:
+        counts: The sums of the shards' counts.
+        has: Which shards have a receipt [n].
+        rows, bytes, checksums: Of each shard [n].
+    """
+
+    def __init__(self, folder: Folder, shards: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.has = np.zeros(shards, dtype=np.bool_)
+        self.rows, self.bytes = np.zeros((2, shards), dtype=np.int64)
+        self.checksums: npt.NDArray[np.uint32] = np.zeros(shards, dtype=np.uint32)
+        self._folder = folder
+        self._with_errors: set[int] = set()
+
+    def add(self, receipt: Receipt) -> None:
+        """Add a receipt; one that is already there is not counted again."""
+        shard = receipt.shard
+        if self.has[shard]:
+            return
+        self.has[shard] = True
+        self.rows[shard], self.bytes[shard] = receipt.rows, receipt.bytes
+        self.checksums[shard] = int(receipt.checksum, 16)
+        self.counts.update(receipt.counts)
+        if receipt.errors:
+            self._with_errors.add(shard)
+
+    def read(self, shards: Sequence[int]) -> None:
+        """Add the receipts of `shards` from the folder."""
+        for shard in shards:
+            self.add(read_receipt(self._folder, receipt_name(shard)))
+
+    def error_lines(self) -> Iterator[str]:
+        """Yield the lines of all row errors, in the order of rows."""
+        for shard in sorted(self._with_errors):
+            yield from read_receipt(self._folder, receipt_name(shard)).errors

@@ -1,0 +1,100 @@
+"""`fastvec verify` of a folder: the manifest, each file that it names, and that together they are the whole output."""
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastvec.errors import OutputError
+from fastvec.fingerprint import Json, fingerprint_differences
+from fastvec.output.reader import SHARD, Output, read_output
+from fastvec.output.verify import Check, Verification, check, verify
+from fastvec.shards.folder import Folder
+from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, Shard, read_manifest
+from fastvec.shards.receipts import is_part
+
+
+def verify_folder(folder: Folder) -> Verification:
+    """Check every promise about an output in shards: every byte of its files, and their order.
+
+    A damaged output raises no error; it gives failed checks, which name the file.
+    """
+    try:
+        manifest = require_manifest(folder)
+        checks = [check("manifest", None, f"{len(manifest.shards):,} shards, {manifest.rows:,} rows")]
+        checks += [_check_ranges(manifest), *_check_files(folder, manifest), _check_errors(folder, manifest)]
+        problems = [problem for shard in manifest.shards for problem in _problems(folder, manifest, shard)]
+        checks += problems or [check("shards", None, "all pass every check of a file")]
+    except (OutputError, OSError) as error:
+        checks = [check("manifest", str(error), "")]
+    return Verification(path=folder.location, checks=tuple(checks))
+
+
+def require_manifest(folder: Folder) -> Manifest:
+    """Return the manifest of a finished output. Raises OutputError if there is none, or it is damaged."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise OutputError(f"{folder.location} has no {MANIFEST}: it is unfinished, or no output in shards")
+    return manifest
+
+
+def open_shard(path: Path, manifest: Manifest, shard: Shard) -> Output:
+    """Open the file of a shard, and compare it with the manifest by its size, checksum, rows and job.
+
+    Raises OutputError.
+    """
+    output = read_output(path)
+    own: dict[str, Json] = {
+        "first_row": output.rows_of_inputs.start,
+        "input_rows": len(output.rows_of_inputs),
+        "rows": output.rows,
+    }
+    own |= {"bytes": path.stat().st_size, "checksum": output.promises.get("fastvec.checksum", "")}
+    listed = {name: getattr(shard, name) for name in own}
+    found = fingerprint_differences(listed, own)
+    found += fingerprint_differences(
+        {**manifest.fingerprint, SHARD: [shard.rows_of_inputs.start, shard.rows_of_inputs.stop]}, output.fingerprint
+    )
+    if found:
+        raise OutputError(f"{path.name} is not the shard that {MANIFEST} lists: {found[0]}")
+    return output
+
+
+def _problems(folder: Folder, manifest: Manifest, shard: Shard) -> Iterator[Check]:
+    """Yield the failed checks of a shard's file."""
+    try:
+        with folder.fetched(shard.file) as path:
+            open_shard(path, manifest, shard)
+            checks = verify(path).checks
+    except (OutputError, OSError) as error:
+        yield check(shard.file, str(error), "")
+    else:
+        yield from (check(shard.file, f"{one.name}: {one.detail}", "") for one in checks if not one.passed)
+
+
+def _check_ranges(manifest: Manifest) -> Check:
+    row, problem = 0, None
+    for shard in manifest.shards:
+        if shard.first_row != row and problem is None:
+            problem = f"{shard.file} begins with row {shard.first_row:,}, expected {row:,}"
+        row = shard.rows_of_inputs.stop
+    if problem is None and row != manifest.fingerprint["rows"]:
+        problem = f"the last shard ends with row {row - 1:,}, and the job has {manifest.fingerprint['rows']} rows"
+    return check("ranges", problem, f"rows 0 to {row - 1:,}, without a gap")
+
+
+def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Check]:
+    listed, found = {shard.file for shard in manifest.shards}, {name for name in folder.names() if is_part(name)}
+    wrong = [f"{name} is missing" for name in sorted(listed - found)]
+    wrong += [f"{name} is not in {MANIFEST}, but tools that read the folder would read it" for name in found - listed]
+    yield check("files", wrong[0] if wrong else None, "those of the manifest")
+
+
+def _check_errors(folder: Folder, manifest: Manifest) -> Check:
+    problem = None
+    if manifest.errors_crc32 is not None:
+        try:
+            if f"{zlib.crc32(folder.read(ERRORS)):08x}" != manifest.errors_crc32:
+                problem = f"{ERRORS} does not match its CRC32"
+        except FileNotFoundError:
+            problem = f"{ERRORS} is missing"
+    return check("row errors", problem, f"{manifest.counts.get('errors', 0):,}")
