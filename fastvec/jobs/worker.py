@@ -18,7 +18,7 @@ from fastvec.report import Progress
 from fastvec.settings import EncoderSettings
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipt, part_name, read_receipt, receipt_name
-from fastvec.system.durable_files import translated_os_errors
+from fastvec.system.durable_files import make_folder, translated_os_errors
 
 if TYPE_CHECKING:  # the encoder is loaded when it is needed
     from fastvec.encoder import Encoder
@@ -91,7 +91,7 @@ class ShardWorker:
         rows, name = self._shards[shard], part_name(shard, len(self._shards))
         plan = replace(self._plan, output=self._folder.work / name, shard=rows)
         with translated_os_errors(plan.output):
-            plan.output.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(plan.output.parent)
         job = Job(fingerprint=plan.fingerprint, environment={}, limits=record.limits, choices=record.choices)
         if finished_counts(plan.output, job) is None:  # else a run ended before it published the shard
             encoder = self.load()

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from fastvec.system.durable_files import draft_path, open_file, sync_folder, translated_os_errors, write_at
+from fastvec.system.durable_files import draft_path, make_folder, open_file, sync_folder, translated_os_errors, write_at
 
 
 class Folder(Protocol):
@@ -68,7 +68,7 @@ class LocalFolder:
     def create(self, name: str, content: bytes) -> bool:
         path = self.path / name
         with translated_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             draft = draft_path(path).with_suffix(f".{os.getpid()}.tmp")  # several processes may create the same file
             fd = open_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:

@@ -114,6 +114,15 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder`, and the ones it is in, durably, unless they exist."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with suppress(FileExistsError):  # another process was first
+            folder.mkdir()
+        sync_folder(folder.parent)
+
+
 def sync_tree(folder: Path) -> None:
     """fsync `folder` and what is below it, which other libraries wrote without an fsync."""
     for path in folder.rglob("*"):

@@ -7,6 +7,7 @@ names in the folder and the bytes of each file), so that `after_power_cut` can r
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
@@ -23,9 +24,11 @@ Data = Literal["kept", "lost", "zeros"]
 POWER_CUTS: list[tuple[Names, Data]] = list(product(get_args(Names), get_args(Data)))
 
 COUNTED: dict[ModuleType, tuple[str, ...]] = {
-    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink"),
+    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink", "link"),
     fcntl: ("flock",),
 }
+
+_link = os.link  # not counted
 
 
 class Killed(BaseException):
@@ -33,7 +36,10 @@ class Killed(BaseException):
 
 
 class Machine:
-    """Programs work in `folder`. `attic` keeps the files they delete, because a power cut may bring them back."""
+    """Programs work in `folder` and the folders in it.
+
+    `attic` keeps the files they delete, because a power cut may bring them back.
+    """
 
     def __init__(self, folder: Path, attic: Path) -> None:
         self.folder = folder
@@ -44,16 +50,18 @@ class Machine:
 
     def start_with(self, files: Files) -> None:
         """Make `files` the only content of the folder, all of them durable."""
-        for path in (*self.folder.iterdir(), *self._attic.iterdir()):
-            path.unlink()
+        for folder in (self.folder, self._attic):
+            shutil.rmtree(folder)
+            folder.mkdir()
         self._in_attic: set[int] = set()
         for name, content in files:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_bytes(content)
         self._synced_names = self._names_before_last = self._names()
         self._synced_bytes = {inode: (self.folder / name).read_bytes() for name, inode in self._names().items()}
 
     def files(self) -> Files:
-        return frozenset((path.name, path.read_bytes()) for path in self.folder.iterdir())
+        return frozenset((name, (self.folder / name).read_bytes()) for name in self._inodes())
 
     def run(
         self,
@@ -93,7 +101,7 @@ class Machine:
             self._calls.append(name)
             if name == "fsync":  # recorded, not executed: a real fsync would only take time
                 return self._sync(args[0])
-            before = self._names() if name in ("open", "replace", "unlink") else {}
+            before = self._names() if name in ("open", "replace", "unlink", "link") else {}
             result = original(*args, **kwargs)
             if before and before != self._names():
                 self._names_before_last = before
@@ -105,21 +113,30 @@ class Machine:
 
         return call
 
+    def _inodes(self) -> dict[str, int]:
+        paths = (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names)
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_ino for path in paths}
+
     def _names(self) -> dict[str, int]:
-        """Return the folder's names and inodes; give each inode a second name in the attic, so that it survives."""
-        names = {entry.name: entry.inode() for entry in os.scandir(self.folder)}
+        """Return the files' names and inodes; give each inode a second name in the attic, so that it survives."""
+        names = self._inodes()
         for name, inode in names.items():
             if inode not in self._in_attic:
-                (self._attic / str(inode)).hardlink_to(self.folder / name)
+                _link(self.folder / name, self._attic / str(inode))
                 self._in_attic.add(inode)
         return names
 
     def _sync(self, fd: int) -> None:
-        inode = os.fstat(fd).st_ino
-        if inode == self.folder.stat().st_ino:
-            self._synced_names = self._names_before_last = self._names()
+        inode, now = os.fstat(fd).st_ino, self._names()
+        folders = {os.stat(parent).st_ino: os.path.relpath(parent, self.folder) for parent, *_ in os.walk(self.folder)}
+        if inode in folders:  # only its own names become durable
+            synced = {
+                name for name in {**now, **self._synced_names} if (os.path.dirname(name) or ".") == folders[inode]
+            }
+            kept = {name: old for name, old in self._synced_names.items() if name not in synced}
+            self._synced_names = kept | {name: new for name, new in now.items() if name in synced}
+            self._names_before_last = now
         else:
-            self._names()
             self._synced_bytes[inode] = (self._attic / str(inode)).read_bytes()
 
     def after_power_cut(self, names: Names, data: Data) -> Files:
