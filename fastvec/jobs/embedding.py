@@ -67,6 +67,8 @@ def embed(
                 progress=progress,
                 stop_signal=stop_signal,
             )
+        if shard_rows is not None and shard_rows < 1:
+            raise UsageError(f"shard-rows {shard_rows} is out of range: the minimum is 1")
         return embed_shards(
             plan,
             LocalFolder(plan.output),

@@ -34,7 +34,7 @@ class JobProgress:
         last = self._running.pop(receipt.shard, None)
         self._rows += receipt.input_rows
         self._new_rows += receipt.input_rows if last is None else last.new_rows
-        self._tokens += receipt.counts["tokens"] if last is None else last.tokens
+        self._tokens += receipt.counts.get("tokens", 0) if last is None else last.tokens
         self._waits.update({} if last is None else last.waits)
         self._show(self.state)
 

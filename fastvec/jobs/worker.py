@@ -71,8 +71,10 @@ class ShardWorker:
         if self._record is None:
             record = read_record(self._folder)
             if record is None:
-                record = make_record(self._plan, self.load(), self._earlier, self._folder, self._shard_rows)
-            require_same_job(self._folder, record.fingerprint, self._plan)
+                encoder = self.load()
+                record = make_record(self._plan, encoder, self._earlier, self._folder, self._shard_rows)
+            else:
+                require_same_job(self._folder, record.fingerprint, self._plan)
             self._record, self._shards = record, self._plan.corpus.shards(record.shard_rows)
         return self._record
 
