@@ -59,29 +59,31 @@ class _Worker:
             env={**os.environ, **environment, "PYTHONPATH": paths},
             start_new_session=True,  # a terminal sends Ctrl-C to this process alone, which then stops the others
         )
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("a process was started without pipes")
+        self._stdin, self._stdout = self.process.stdin, self.process.stdout
         self._messages = messages
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        with suppress(EOFError, OSError, pickle.UnpicklingError):  # cut off when the process dies
-            while self.process.stdout is not None:
-                self._messages.put((self, pickle.load(self.process.stdout)))
+        with suppress(EOFError, OSError, pickle.UnpicklingError), self._stdout:  # cut off when the process dies
+            while True:
+                self._messages.put((self, pickle.load(self._stdout)))
         self._messages.put((self, None))
 
     def send(self, *message: Any) -> None:
         with suppress(OSError):  # it has ended, of which its last message tells
-            if self.process.stdin is not None:
-                self.process.stdin.write(pickle.dumps(message))
-                self.process.stdin.flush()
+            self._stdin.write(pickle.dumps(message))
+            self._stdin.flush()
 
     def close(self) -> None:
         """Let the process commit its work and end."""
         with suppress(OSError):
-            if self.process.stdin is not None:
-                self.process.stdin.close()
+            self._stdin.close()
 
     def end(self) -> str:
         """Wait for the end of the process, kill it if that takes too long, and return how it ended."""
+        self.close()
         try:
             code = self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -175,7 +177,7 @@ class _Pool:
         at = "before it had a shard" if shard is None else f"at {part_name(shard, shard + 1)}"
         if self._deaths[shard] >= TRIES:
             raise WorkerError(
-                f"a worker process {how} {at}, for the {TRIES}rd time: finished shards are safe, and the same command "
+                f"a worker process {how} {at}, {TRIES} times: finished shards are safe, and the same command "
                 "resumes; a process that is killed may have run out of memory, for which there is --batch-tokens"
             )
         logger.warning("a worker process %s %s; another one takes its place", how, at)
@@ -186,7 +188,7 @@ class _Pool:
 
     def end(self) -> None:
         """End all processes, after they have committed their work."""
-        for worker in self._workers:
+        for worker in self._workers:  # so that they end at the same time
             worker.close()
         for worker in self._workers:
             worker.end()

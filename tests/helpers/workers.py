@@ -1,0 +1,48 @@
+"""Encoders that processes of a test load, and which end the process at a chosen moment."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastvec import Encoder
+from fastvec.errors import ModelError
+from fastvec.jobs.worker import LoadEncoder
+from fastvec.settings import EncoderSettings
+
+
+def dying(file: Path, deaths: int, *, at_load: bool = False) -> LoadEncoder:
+    """Return what loads an encoder that kills its process at its first chunk, in as many processes as `deaths`.
+
+    `file` counts the deaths. With `at_load`, the process dies while it loads the model.
+    """
+    return partial(_load_dying, file, deaths, at_load)
+
+
+def _load_dying(file: Path, deaths: int, at_load: bool, settings: EncoderSettings) -> Encoder:
+    if at_load:
+        _die(file, deaths)
+    encoder = Encoder(settings)
+    begin = encoder.begin
+
+    def begin_or_die(*arguments: Any) -> Any:
+        _die(file, deaths)
+        return begin(*arguments)
+
+    encoder.begin = begin_or_die  # type: ignore[method-assign,assignment]
+    return encoder
+
+
+def _die(file: Path, deaths: int) -> None:
+    for death in range(deaths):
+        try:
+            os.close(os.open(f"{file}{death}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failing(settings: EncoderSettings) -> Encoder:
+    """Fail as a model does that cannot be loaded."""
+    raise ModelError(f"{settings.checkpoint.name} is broken: choose another")
