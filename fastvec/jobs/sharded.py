@@ -86,6 +86,7 @@ def embed_shards(
     """
     plan, manifest, begun_rows = _begun(plan, folder, shard_rows, overwrite=overwrite)
     if manifest is not None:
+        shutil.rmtree(folder.work, ignore_errors=True)  # of a run that was killed after it published the manifest
         counts = dict(manifest.counts)
         return report_of(plan, rows=manifest.rows, shards=len(manifest.shards), **counts, already_finished=True)
     job = ShardedJob(

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from fastvec.system.durable_files import draft_path, make_folder, open_file, sync_folder, translated_os_errors, write_at
+from fastvec.system.durable_files import make_folder, open_file, sync_folder, translated_os_errors, write_at
 
 
 class Folder(Protocol):
@@ -69,7 +69,8 @@ class LocalFolder:
         path = self.path / name
         with translated_os_errors(path):
             make_folder(path.parent)
-            draft = draft_path(path).with_suffix(f".{os.getpid()}.tmp")  # several processes may create the same file
+            make_folder(self.work)
+            draft = self.work / f"{path.name}.{os.getpid()}.tmp"  # several processes may create the same file
             fd = open_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 write_at(fd, 0, content)
@@ -78,10 +79,14 @@ class LocalFolder:
                 os.close(fd)
             try:
                 os.link(draft, path)  # a rename would replace another process's file
-            except FileExistsError:
-                return False
-            finally:
                 os.unlink(draft)
+            except FileExistsError:
+                os.unlink(draft)
+                return False
+            except FileNotFoundError:  # the process that has finished the job deleted `work`
+                if not path.exists():
+                    raise
+                return False
             sync_folder(path.parent)
         return True
 

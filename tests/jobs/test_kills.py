@@ -1,0 +1,84 @@
+"""However and whenever a run into a folder is killed, also by a power cut, rerunning it makes the same bytes."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from fastvec import Encoder, embed
+from fastvec.shards.folder import LocalFolder
+from fastvec.shards.verify import verify_folder
+from tests import THOROUGH
+
+if sys.platform == "win32":
+    pytest.skip("needs flock", allow_module_level=True)
+
+from tests.helpers.machine import POWER_CUTS, Files, Machine
+
+pytestmark = pytest.mark.sampled
+PUBLISHED = "vecs/_manifest.json"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "folder", tmp_path / "attic")
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Path]:
+    """Two files of two rows, each of which becomes a shard; the first one has a row error."""
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    files[0].write_text('{"text": "one"}\n{broken\n')
+    files[1].write_text('{"text": "three"}\n{"text": "four"}\n')
+    return files
+
+
+def kill_points(calls: list[str], offset: int) -> list[int]:
+    """Return every system call, or every ninth from `offset` on in `make test`."""
+    return list(range(len(calls)))[offset :: 1 if THOROUGH else 9]
+
+
+def durable(machine: Machine) -> Files:
+    """Return what survives a power cut, without what is left of unfinished shards, which the next command deletes."""
+    files = machine.after_power_cut("lost", "lost")
+    return frozenset((name, content) for name, content in files if not name.startswith("vecs/_work/"))
+
+
+def require_right(machine: Machine, expected: Files) -> None:
+    """Assert that a manifest is only there with all that it names."""
+    if PUBLISHED in dict(machine.files()):
+        assert expected <= machine.files()
+        assert verify_folder(LocalFolder(machine.folder / "vecs")).return_code == 0
+
+
+@pytest.mark.parametrize("offset", range(1 if THOROUGH else 3))
+def test_killed_at_every_system_call(machine: Machine, encoder: Encoder, sources: list[Path], offset: int) -> None:
+    job: Callable[[], object] = partial(embed, sources, f"{machine.folder}/vecs/", encoder=encoder, shard_rows=2)
+    job()
+    expected = machine.files()
+    assert {name for name, _ in expected} == {
+        f"vecs/{name}"
+        for name in (
+            "_errors.jsonl",
+            "_job.json",
+            "_manifest.json",
+            "_receipts/0.json",
+            "_receipts/1.json",
+            "part-00000.arrow",
+            "part-00001.arrow",
+        )
+    }
+    machine.start_with(frozenset())
+    calls = machine.run(job)
+    assert machine.files() == durable(machine) == expected
+
+    for kill_at in kill_points(calls, offset):
+        machine.start_with(frozenset())
+        machine.run(job, kill_at=kill_at)
+        for left in {machine.after_power_cut(*cut) for cut in POWER_CUTS}:
+            machine.start_with(left)
+            require_right(machine, expected)
+            machine.run(job)
+            assert machine.files() == durable(machine) == expected, f"killed at call {kill_at}"
