@@ -34,10 +34,10 @@ test-isa: $(VENV)/.installed
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
 
-# The recipes of docs/integrations.md, whose libraries `make test` does not install and skips.
+# The recipes of docs/integrations.md and what runs on Ray, whose libraries `make test` does not install and skips.
 test-integrations: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations]'
-	$(PYTEST) tests/docs/test_integrations.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations,ray]'
+	$(PYTEST) tests/docs/test_integrations.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py tests/test_ray.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

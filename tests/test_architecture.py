@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "fastvec_kernels",
     },
     "fastvec.encoder": {"fastvec.encoding", "fastvec.output", "fastvec.settings", "fastvec.texts"},
+    "fastvec.ray": {"fastvec.encoder"},
     "fastvec.embedding": {
         "fastvec.corpus",
         "fastvec.checkpoints",

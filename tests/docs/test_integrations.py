@@ -1,6 +1,7 @@
 """The recipes of docs/integrations.md, run as they are against the real libraries."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,23 @@ def test_duckdb_embeds_the_result_of_a_query() -> None:
     rows = result["database"].execute("SELECT text, embedding FROM vectors").fetchall()
     assert [text for text, _ in rows] == result["texts"]
     assert np.array_equal(np.array([vector for _, vector in rows], np.float32), documents(result))
+
+
+@pytest.fixture
+def ray_of_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    ray = pytest.importorskip("ray", reason="ray is not installed: it is in the extra ray")
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # not a cluster that runs on this machine
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.usefixtures("ray_of_the_test")
+def test_ray_maps_a_dataset_in_an_actor() -> None:
+    result = run("Ray Data")
+
+    wanted = dict(zip(result["texts"], result["encoder"].encode(result["texts"]), strict=True))
+    assert {row["text"] for row in result["rows"]} == wanted.keys()
+    for row in result["rows"]:
+        assert np.allclose(row["embedding"], wanted[row["text"]], rtol=0, atol=1e-6)
