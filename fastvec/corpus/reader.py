@@ -8,6 +8,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +93,11 @@ class Corpus:
     def columns(self) -> tuple[str, ...]:
         """The text columns, or the template, by which the vectors of a row are told apart."""
         return tuple(template.name for template in self.templates)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+        return [source.path for source in self._sources]
 
     def log_text_column(self) -> None:
         """Log which text column was chosen, and why, if none was given."""
