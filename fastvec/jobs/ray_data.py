@@ -81,7 +81,7 @@ def in_ray(count: int | None, load: LoadEncoder = load_encoder) -> Schedule:
     ) -> Iterator[Receipt]:
         logged = set[str]()
         with _connected(), _interrupting(stop_signal), _marked(job, load) as task, _silent_data():
-            actors = _available_actors(job.plan.settings.device, count)
+            actors = actors_of(_nodes(), job.plan.settings.device, count)
             with closing(_answers(task, shards, actors)) as answers:
                 for answer in answers:
                     embedded: Embedded = unpacked(answer)
@@ -149,7 +149,8 @@ def _connected() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with _stdout_closed():
+            ray.shutdown()
 
 
 def _require_reachable(address: str) -> None:
@@ -172,24 +173,6 @@ def _nodes() -> list[Mapping[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _available_actors(device: str, count: int | None) -> Actors:
-    """Return the actors that use the whole cluster, and say so if other work has a part of it."""
-    import ray
-
-    actors, free = actors_of(_nodes(), device, count), ray.available_resources()
-    for name, each in (("GPU", actors.gpus), ("CPU", actors.cpus)):
-        if each and free.get(name, 0) < actors.count * each:
-            logger.warning(
-                "the Ray cluster has %d of the %d %ss free that %d actors need: some wait for the end of other work",
-                free.get(name, 0),
-                actors.count * each,
-                name,
-                actors.count,
-            )
-            break
-    return actors
 
 
 @contextmanager
@@ -226,13 +209,12 @@ def _answers(task: bytes, shards: Sequence[int], actors: Actors) -> Generator[by
         **({"num_gpus": actors.gpus} if actors.gpus else {}),
     )
     batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
-    with open(os.devnull, "w") as nowhere:
-        while True:
-            with redirect_stdout(nowhere):  # on which a thread of Ray reports deaths
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield from batch["answer"].to_pylist()
+    while True:
+        with _stdout_closed():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield from batch["answer"].to_pylist()
 
 
 def _actor_class() -> type:
@@ -314,6 +296,13 @@ def _silent_data() -> Iterator[None]:
         for name, value in before.items():
             setattr(context, name, value)
         log.setLevel(level)
+
+
+@contextmanager
+def _stdout_closed() -> Iterator[None]:
+    """Send to nowhere what is printed in this block: a thread of Ray prints reports about actors that died."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 @contextmanager
