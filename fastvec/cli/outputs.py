@@ -25,11 +25,14 @@ def verify(file: str, as_json: bool) -> None:
     print_report(verify_folder(LocalFolder(path)) if path.is_dir() else verify_file(path), as_json)
 
 
-@click.command(short_help="Show what an output file contains.")
+@click.command(short_help="Show what an output contains.")
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(file: str, as_json: bool) -> None:
-    """Describe an output file: size, model, rows, nulls, dimensions, vector norms, kept columns and inputs."""
-    from fastvec.output.inspect import inspect as run
+    """Describe an output file, or a folder of shards: size, model, rows, nulls, vectors, kept columns and inputs."""
+    from fastvec.output.inspect import inspect as inspect_file
+    from fastvec.shards.folder import LocalFolder
+    from fastvec.shards.inspect import inspect_folder
 
-    print_report(run(file), as_json)
+    path = Path(file)
+    print_report(inspect_folder(LocalFolder(path)) if path.is_dir() else inspect_file(path), as_json)

@@ -16,7 +16,7 @@ from fastvec.output.ownership import errors_path
 from fastvec.output.reader import SHARD, Output
 from fastvec.output.writer import write_errors
 from fastvec.shards.folder import Folder, LocalFolder
-from fastvec.shards.manifest import ERRORS, Manifest
+from fastvec.shards.manifest import Manifest, read_errors
 from fastvec.shards.verify import open_shard, require_manifest
 from fastvec.system.durable_files import draft_path, replacing, sync_folder, translated_os_errors, write_at
 
@@ -50,15 +50,15 @@ def merge_folder(folder: Folder, output: str | Path, *, overwrite: bool = False)
         raise OutputError(f"{output} ends in neither .arrow nor .parquet, the formats that can be written")
     with translated_os_errors(target):
         manifest = require_manifest(folder)
+        errors = read_errors(folder, manifest).decode().splitlines()
         require_replaceable(target, overwrite=overwrite)
         with replacing(target) as fd:
             if target.suffix == ".arrow":
                 _write_arrow(fd, draft_path(target), folder, manifest)
             else:
                 _write_parquet(fd, folder, manifest)
-            errors = [] if manifest.errors_crc32 is None else folder.read(ERRORS).decode().splitlines()
             write_errors(errors_path(target), errors)
-            sync_folder(target.parent)
+            sync_folder(target.parent)  # before the rename, so that a finished output has its errors file
     return Written(output=str(output), rows=manifest.rows, size_bytes=target.stat().st_size)
 
 
