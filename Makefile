@@ -37,7 +37,7 @@ test-isa: $(VENV)/.installed
 # The recipes of docs/integrations.md and what runs on Ray, whose libraries `make test` does not install and skips.
 test-integrations: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations,ray]'
-	$(PYTEST) tests/docs/test_integrations.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py tests/test_ray.py
+	$(PYTEST) tests/docs/test_integrations.py tests/docs/test_reading.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py tests/test_ray.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
