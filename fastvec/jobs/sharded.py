@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.run import report_of
 from fastvec.errors import DiskFullError, InterruptedRunError, RefusedError, RowErrorsError
+from fastvec.fingerprint import fingerprint_differences
 from fastvec.jobs.progress import JobProgress
 from fastvec.jobs.record import RECORD, read_record, require_same_job
 from fastvec.jobs.worker import ShardWorker
@@ -136,7 +137,7 @@ def _begun(
     fingerprint = manifest.fingerprint if manifest is not None else record.fingerprint if record is not None else {}
     if plan.settings.auto_dtype:
         plan = plan.as_begun(fingerprint)
-    if overwrite:
+    if overwrite and (manifest is not None or fingerprint_differences(fingerprint, plan.fingerprint)):
         _clear(folder)
         return plan, None, None
     require_same_job(folder, fingerprint, plan)

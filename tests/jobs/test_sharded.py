@@ -189,9 +189,11 @@ def test_an_unfinished_job_of_other_texts_is_refused(articles: Path, encoder: En
         embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(3))
     with pytest.raises(RefusedError, match='belongs to another job: column was "text", now "title"'):
         embed([articles], f"{folder}/", encoder=encoder, column="title")
+    assert (folder / "_receipts/0.json").exists()
     with pytest.raises(RefusedError, match="was begun with 60 rows a shard, and --shard-rows is 70"):
         embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=70)
-    assert embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=60).rows == 300
+    report = embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=60, overwrite=True)
+    assert (report.rows, report.resumed_rows) == (300, 60)  # unfinished work of the same job is kept
 
 
 def test_a_folder_with_other_files_is_refused(articles: Path, encoder: Encoder, tmp_path: Path) -> None:
