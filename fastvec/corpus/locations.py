@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from glob import escape, glob
 from pathlib import Path
 
@@ -70,20 +70,22 @@ def expanded(given: str, output: Path | None = None) -> list[Path]:
         raise InputError(f"{given}: the folder contains no data file; it is searched for {_WANTED}")
     if not any(character in given for character in "*?["):
         raise InputError(f"{given}: no such file or folder")
-    made = _files_of_run(output)
-    paths = sorted(Path(path) for path in glob(given, recursive=True) if os.path.realpath(path) not in made)
+    is_of_run = _files_of_run(output)
+    paths = sorted(Path(path) for path in glob(given, recursive=True) if not is_of_run(os.path.realpath(path)))
     files = list(dict.fromkeys(file for path in paths for file in _expanded(path, output)))  # ** finds some files twice
     if not files:
         raise InputError(f"{given}: no file matches the pattern")
     return files
 
 
-def _files_of_run(output: Path | None) -> set[str]:
-    """Return the files that a run writes. Patterns skip them, so that a resumed command finds the same inputs."""
+def _files_of_run(output: Path | None) -> Callable[[str], bool]:
+    """Return what says of a real path whether a run writes it: patterns then find the same inputs when it resumes."""
     if output is None:
-        return set()
+        return lambda _: False
     copies = output.parent.glob(f"{escape(output.name)}.input*")  # of stdin, left by a run that was killed
-    return set(map(os.path.realpath, [*files_of_run(output), *copies]))
+    made = set(map(os.path.realpath, [*files_of_run(output), *copies]))
+    shards = os.path.join(os.path.realpath(output), "")
+    return lambda path: path in made or path.startswith(shards)
 
 
 def _expanded(path: Path, output: Path | None) -> list[Path]:
