@@ -1,5 +1,8 @@
 """The commands `fastvec verify` and `fastvec inspect`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from fastvec.cli.streams import print_report
@@ -15,7 +18,7 @@ def verify(file: str, as_json: bool) -> None:
     """
     from fastvec.output.verify import verify as run
 
-    print_report(run(file), as_json)
+    print_report(_of_local(run, file), as_json)
 
 
 @click.command(short_help="Show what an output file contains.")
@@ -25,4 +28,25 @@ def inspect(file: str, as_json: bool) -> None:
     """Describe an output file: size, model, rows, nulls, dimensions, vector norms, kept columns and inputs."""
     from fastvec.output.inspect import inspect as run
 
-    print_report(run(file), as_json)
+    print_report(_of_local(run, file), as_json)
+
+
+def _of_local(run: Callable[[str], Any], file: str) -> Any:
+    """Return what `run` says of a file, or of a copy of a file in a store."""
+    from dataclasses import replace
+
+    from fastvec.errors import OutputError
+    from fastvec.stores.address import Address, is_remote
+    from fastvec.stores.spool import fetched
+
+    if not is_remote(file):
+        return run(file)
+    address = Address.parse(file)
+    try:
+        with fetched(address) as copy:
+            try:
+                return replace(run(str(copy)), path=str(address))
+            except OutputError as error:
+                raise type(error)(str(error).replace(str(copy), str(address))) from error
+    except FileNotFoundError:
+        raise OutputError(f"{address}: no such file or bucket") from None

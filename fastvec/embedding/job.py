@@ -2,17 +2,20 @@
 
 import logging
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvec.corpus.copies import local_inputs
 from fastvec.embedding.options import EmbedOptions
-from fastvec.embedding.plan import EmbedPlan, destination_of, plan_embed
+from fastvec.embedding.plan import EmbedPlan, destination_of, plan_embed, written_path
+from fastvec.embedding.remote_output import RemoteOutput
 from fastvec.embedding.run import Run, report_of
-from fastvec.errors import DiskFullError
+from fastvec.errors import DiskFullError, InterruptedRunError
 from fastvec.output.ownership import beside
 from fastvec.output.writer import Job, Writer, earlier_fingerprint, finished_counts
 from fastvec.report import Progress, Report
@@ -55,11 +58,12 @@ def embed(
 ) -> Report:
     """Embed the text of each row of `inputs` into one Arrow or Parquet file, in order.
 
-    Inputs are files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars, pandas,
-    DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the options from `column` to `chunk_text`.
-    The same call again resumes an unfinished output and leaves a finished one unchanged. If `encoder` is settings, the
-    model is only loaded when there is work to do. `progress` is called after each chunk. Once `stop_signal`, which is
-    called often, returns a signal number, the run stops with InterruptedRunError. Raises FastvecError.
+    Inputs are files, folders and glob patterns, local or in a store as `output` is; `-` for stdin; datasets of the hub;
+    and tables of pyarrow, polars, pandas, DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the
+    options from `column` to `chunk_text`. The same call again resumes an unfinished output and leaves a finished one
+    unchanged. If `encoder` is settings, the model is only loaded when there is work to do. `progress` is called after
+    each chunk. Once `stop_signal`, which is called often, returns a signal, the run stops with InterruptedRunError.
+    Raises FastvecError.
     """
     options = EmbedOptions(
         column=column,
@@ -82,9 +86,18 @@ def embed(
         chunk_text=chunk_text,
     )
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
-    with local_inputs(inputs, destination_of(output), stop_signal) as files:
+    with _written_to(destination_of(output)) as path, local_inputs(inputs, path, stop_signal) as files:
         plan = plan_embed(files, output, settings=settings, options=options)
         return _embed(plan, encoder, batch_tokens, overwrite, progress, stop_signal)
+
+
+@contextmanager
+def _written_to(destination: Path | RemoteOutput) -> Iterator[Path]:
+    try:
+        yield written_path(destination)
+    finally:
+        if isinstance(destination, RemoteOutput):
+            destination.remove_empty_folder()
 
 
 def _embed(
@@ -97,9 +110,17 @@ def _embed(
 ) -> Report:
     """Do what is left to do of a planned job."""
     if isinstance(encoder, EncoderSettings) and encoder.auto_dtype:
-        plan = plan.as_begun(earlier_fingerprint(plan.output, overwrite=overwrite))
+        begun = earlier_fingerprint(plan.output, overwrite=overwrite and plan.remote is None)
+        if not begun and plan.remote is not None and not overwrite:
+            begun = plan.remote.fingerprint()
+        plan = plan.as_begun(begun)
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
-    counts = finished_counts(plan.output, job, overwrite=overwrite)
+    check = partial(_require_no_stop, stop_signal, plan)
+    counts = None
+    if plan.remote is not None:
+        counts = plan.remote.finished_counts(job, overwrite=overwrite, check=check)
+    if counts is None:
+        counts = finished_counts(plan.output, job, overwrite=overwrite)
     if counts is not None:
         return report_of(plan, **counts, already_finished=True)
     _require_space(plan)
@@ -122,7 +143,18 @@ def _embed(
         # the run that is resumed may have halved its budget for lack of memory
         budgets = [budget for budget in (batch_tokens, writer.batch_tokens) if budget is not None]
         with _choices(encoder, writer, plan.text_bytes), encoder.batches_of(min(budgets, default=None)):
-            return Run(plan, encoder, writer, earlier, progress, stop_signal).run()
+            report = Run(plan, encoder, writer, earlier, progress, stop_signal).run()
+    if plan.remote is not None:
+        plan.remote.publish(job, overwrite=overwrite, check=check)
+    return report
+
+
+def _require_no_stop(stop_signal: Callable[[], int | None], plan: EmbedPlan) -> None:
+    if (number := stop_signal()) is not None:
+        name = signal.Signals(number).name
+        raise InterruptedRunError(
+            f"stopped by {name} while {plan.output_name} was uploaded: run the same command again to upload it", number
+        )
 
 
 @contextmanager

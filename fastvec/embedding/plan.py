@@ -18,12 +18,14 @@ from fastvec.corpus.copies import LocalCopy
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import Corpus
 from fastvec.embedding.options import EmbedOptions
+from fastvec.embedding.remote_output import RemoteOutput
 from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
 from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierOutput, EarlierVectors
 from fastvec.output.vector_column import FloatArray, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
+from fastvec.stores.address import Address, is_remote
 from fastvec.system.durable_files import translated_os_errors
 from fastvec.texts.batching import BYTES_A_TOKEN
 from fastvec.texts.tokenizer import is_utf8
@@ -36,10 +38,16 @@ class EmbedPlan:
     """One job: which rows are embedded, with which encoder settings, into which file."""
 
     corpus: Corpus
-    output: Path
+    output: Path  # the file that is written
+    remote: RemoteOutput | None  # where it is uploaded
     settings: EncoderSettings
     options: EmbedOptions
     earlier: EarlierOutput | None  # whose vectors are reused
+
+    @property
+    def output_name(self) -> str:
+        """The output's path or address."""
+        return str(self.output if self.remote is None else self.remote.address)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -169,27 +177,41 @@ def plan_embed(
         instruction_column=options.instruction_column,
         keep=options.keep,
         limit=options.limit,
-        output=destination,
+        output=destination if isinstance(destination, Path) else destination.address,
         output_columns=options.output_columns(given),
     )
+    if is_remote(options.reuse):
+        raise UsageError("--reuse takes a local file, and was given an address: copy the earlier output first")
     earlier = None if options.reuse is None else EarlierOutput(Path(options.reuse))
     if earlier is not None and settings.auto_dtype:
         settings = settings.in_dtype_of(earlier.output.own.get("dtype"))
-    plan = EmbedPlan(corpus=corpus, output=destination, settings=settings, options=options, earlier=earlier)
+    plan = EmbedPlan(
+        corpus=corpus,
+        output=written_path(destination),
+        remote=None if isinstance(destination, Path) else destination,
+        settings=settings,
+        options=options,
+        earlier=earlier,
+    )
     if earlier is not None:
         earlier.require_settings(plan.vectors_fingerprint)
     if options.late and settings.pooling not in ("mean", "weighted_mean"):
         raise UsageError(f"--late needs mean pooling, and this model has {settings.pooling}: leave it out")
     schema = plan.schema()  # raises UsageError for dims that no vector column can have, before the model is loaded
-    if destination.suffix == ".parquet":
+    if plan.output.suffix == ".parquet":
         parquet_file.require_storable(schema)
     return plan
 
 
-def destination_of(output: str | Path) -> Path:
-    """Return the path of the output. Raises OutputError if no output can be written there."""
-    if "://" in str(output):
-        raise OutputError(f"{output} is a remote address: only local files can be written, give -o a path")
+def destination_of(output: str | Path) -> Path | RemoteOutput:
+    """Return the path of the output, or what it is in a store.
+
+    Raises OutputError if no output can be written there, and UsageError for an address with credentials.
+    """
+    if is_remote(output):
+        address = Address.parse(str(output))
+        _require_output_name(str(output) if str(output).endswith("/") else address.name, str(address))
+        return RemoteOutput(address)
     path = Path(output)
     if not is_utf8(str(path)):
         raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow requires of file names: choose another -o")
@@ -197,8 +219,21 @@ def destination_of(output: str | Path) -> Path:
         is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
     if is_folder:
         raise OutputError(f"{path} is a folder: name a file in it, such as {path / 'vecs.arrow'}")
+    _require_output_name(path.name, str(output))
+    if not has_place:
+        raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
+    return path
+
+
+def written_path(destination: Path | RemoteOutput) -> Path:
+    """Return the local file that is written."""
+    return destination if isinstance(destination, Path) else destination.path
+
+
+def _require_output_name(name: str, output: str) -> None:
+    path = Path(name)
     if path.suffix in (".npy", ".lance"):
-        arrow = path.with_suffix(".arrow")
+        arrow = Path(output).with_suffix(".arrow")
         raise OutputError(
             f"{output} cannot be embedded to: embed to {arrow}, then run fastvec convert {arrow} {output}"
         )
@@ -207,9 +242,6 @@ def destination_of(output: str | Path) -> Path:
         if path.name in (".arrow", ".parquet"):
             problem, name = f"has no name before {path.name}", "vecs"
         raise OutputError(f"{output} {problem}: the output is an Arrow IPC or Parquet file, name it {name}.arrow")
-    if not has_place:
-        raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
-    return path
 
 
 def _flag(value: bool) -> str:
