@@ -19,7 +19,11 @@ MAY_IMPORT = {
     "fastvec.stores": {"fastvec.system"},
     "fastvec.output": {"fastvec.stores", "fastvec.system", "fastvec.fingerprint"},
     "fastvec.shards": {"fastvec.stores", "fastvec.system"},
-    "fastvec.corpus": {"fastvec.output", "fastvec.stores", "fastvec.system"},  # output: to exclude its files from the inputs
+    "fastvec.corpus": {
+        "fastvec.output",
+        "fastvec.stores",
+        "fastvec.system",
+    },  # output: to exclude its files from the inputs
     "fastvec.checkpoints": {"fastvec.system"},
     "fastvec.texts": {"fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},

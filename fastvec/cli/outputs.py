@@ -1,7 +1,8 @@
 """The commands `fastvec verify` and `fastvec inspect`."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import click
 
@@ -18,7 +19,10 @@ def verify(file: str, as_json: bool) -> None:
     """
     from fastvec.output.verify import verify as run
 
-    print_report(_of_local(run, file), as_json)
+    with _local(file) as path:
+        report = run(path)
+        checks = tuple(replace(check, detail=check.detail.replace(path, file)) for check in report.checks)
+        print_report(replace(report, path=file, checks=checks), as_json)
 
 
 @click.command(short_help="Show what an output file contains.")
@@ -28,24 +32,25 @@ def inspect(file: str, as_json: bool) -> None:
     """Describe an output file: size, model, rows, nulls, dimensions, vector norms, kept columns and inputs."""
     from fastvec.output.inspect import inspect as run
 
-    print_report(_of_local(run, file), as_json)
+    with _local(file) as path:
+        print_report(replace(run(path), path=file), as_json)
 
 
-def _of_local(run: Callable[[str], Any], file: str) -> Any:
-    """Return what `run` says of a file, or of a copy of a file in a store."""
-    from dataclasses import replace
-
+@contextmanager
+def _local(file: str) -> Iterator[str]:
+    """Yield the path of a file, or of a copy of a file in a store, which errors do not name."""
     from fastvec.errors import OutputError
     from fastvec.stores.address import Address, is_remote
     from fastvec.stores.spool import fetched
 
     if not is_remote(file):
-        return run(file)
+        yield file
+        return
     address = Address.parse(file)
     try:
         with fetched(address) as copy:
             try:
-                return replace(run(str(copy)), path=str(address))
+                yield str(copy)
             except OutputError as error:
                 raise type(error)(str(error).replace(str(copy), str(address))) from error
     except FileNotFoundError:

@@ -184,22 +184,22 @@ def _matching(base: Address, pattern: Sequence[str], given: Address, output: Add
         below = files_below(base)
     except FileNotFoundError:
         below = []
-    start = len(base.path) + 1
-    folders: dict[Address, list[Address]] = {}
-    found: list[Address] = []
     made = [] if output is None else [output, output.with_name(errors_name(output.name))]
+    matched: dict[tuple[str, ...], list[Address]] = {}  # a file alone, or the files below a folder
     for file in below:
-        parts = file.path[start:].split("/")
-        if _matches(parts, pattern):
-            found += [] if file in made else [file]
-        for depth in range(1, len(parts)):
+        parts = tuple(file.path[len(base.path) + 1 :].split("/"))
+        if file not in made and _matches(parts, pattern):
+            matched[parts] = [file]
+        for depth in range(len(parts)):
             if _matches(parts[:depth], pattern):
-                folders.setdefault(base / "/".join(parts[:depth]), []).append(file)
-    for folder, inside in folders.items():
-        found += _files_of_folder(folder, inside, output)
+                matched.setdefault(parts[:depth], []).append(file)
+    found: list[Address] = []
+    for parts, files in sorted(matched.items(), key=lambda item: item[0]):
+        path = "/".join([base.path, *parts])
+        found += files if files[0].path == path else _files_of_folder(Address(base.scheme, path), files, output)
     if not found:
         raise InputError(f"{given}: no file matches the pattern")
-    return sorted(dict.fromkeys(found), key=lambda one: one.sort_key)
+    return list(dict.fromkeys(found))
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

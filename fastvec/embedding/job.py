@@ -61,9 +61,8 @@ def embed(
     Inputs are files, folders and glob patterns, local or in a store as `output` is; `-` for stdin; datasets of the hub;
     and tables of pyarrow, polars, pandas, DuckDB or `datasets`: one of these or a list. `EmbedOptions` describes the
     options from `column` to `chunk_text`. The same call again resumes an unfinished output and leaves a finished one
-    unchanged. If `encoder` is settings, the model is only loaded when there is work to do. `progress` is called after
-    each chunk. Once `stop_signal`, which is called often, returns a signal, the run stops with InterruptedRunError.
-    Raises FastvecError.
+    unchanged. If `encoder` is settings, the model is loaded when there is work to do. `progress` is called after each
+    chunk. Once `stop_signal` returns a signal, the run stops with InterruptedRunError. Raises FastvecError.
     """
     options = EmbedOptions(
         column=column,

@@ -210,7 +210,9 @@ def destination_of(output: str | Path) -> Path | RemoteOutput:
     """
     if is_remote(output):
         address = Address.parse(str(output))
-        _require_output_name(str(output) if str(output).endswith("/") else address.name, str(address))
+        if str(output).endswith("/"):
+            raise OutputError(f"{output} is a folder: name a file in it, such as {address / 'vecs.arrow'}")
+        _require_output_name(address.name, str(address))
         return RemoteOutput(address)
     path = Path(output)
     if not is_utf8(str(path)):

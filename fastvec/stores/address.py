@@ -23,8 +23,8 @@ class Address:
     def parse(cls, url: str) -> "Address":
         """Parse an address. Raises UsageError, which does not repeat them, for credentials and other parameters."""
         match = _SCHEME.match(url)
-        if match is None:
-            raise UsageError(f"{url} is no address of a store: expected one such as s3://bucket/path")
+        if match is None or "::" in url:  # fsspec's way to put one store's files through another
+            raise UsageError("an address is not of the form that is known: expected one such as s3://bucket/path")
         scheme, path = match[1].lower(), url[match.end() :]
         user, at, _ = path.partition("/")[0].rpartition("@")
         if at and (":" in user or not (scheme in _AZURE or scheme in ("sftp", "ssh"))):
