@@ -126,7 +126,7 @@ class RemoteOutput:
     def _published(self) -> tuple[Mapping[str, Json], dict[str, int]] | None:
         """Return the fingerprint and counts of the file at the address; None if there is none."""
         try:
-            entry = find(self.address)
+            entry = find(self.address, OutputError)
         except FileNotFoundError:
             return None
         if entry.is_folder:

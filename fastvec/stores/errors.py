@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastvec.errors import FastvecError, InputError, OutputError
+from fastvec.errors import FastvecError, InputError, OutputError, one_line
 from fastvec.stores.address import Address
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
@@ -45,15 +45,15 @@ def translated_store_errors(address: Address, kind: type[InputError] | type[Outp
     except (FastvecError, FileNotFoundError, FileExistsError):
         raise
     except ImportError as error:
-        raise kind(f"{address}: {_missing_package(address.scheme)}") from error
+        raise kind(f"{address}: {_missing_package(address.scheme, error)}") from error
     except Exception as error:  # each library has errors of its own
         raise kind(f"{address}: {_reason(address, error)}") from error
 
 
-def _missing_package(scheme: str) -> str:
+def _missing_package(scheme: str, error: ImportError) -> str:
     if scheme in EXTRAS:
         return f"{scheme}:// needs a package that is not installed: pip install 'fastvec[{EXTRAS[scheme]}]'"
-    return f"{scheme}:// needs a package that is not installed: install the one that fsspec names for it"
+    return f"{scheme}:// needs a package that is not installed: {one_line(error)}"
 
 
 def _reason(address: Address, error: Exception) -> str:

@@ -51,9 +51,9 @@ def connected(address: Address) -> tuple[Any, str]:
     return system, path
 
 
-def find(address: Address) -> Entry:
-    """Look a file or a folder up. Raises FileNotFoundError, and InputError if the store cannot be asked."""
-    with translated_store_errors(address, InputError):
+def find(address: Address, kind: type[InputError] | type[OutputError] = InputError) -> Entry:
+    """Look a file or a folder up. Raises FileNotFoundError, and an error of the `kind` if the store cannot be asked."""
+    with translated_store_errors(address, kind):
         system, path = connected(address)
         return _entry(system.info(path))
 

@@ -21,7 +21,7 @@ class Faults:
     Attributes:
         refused: How many of the next requests get the answer 503 SlowDown.
         broken: How many of the next answers end after half of what a first block has, with the connection.
-        seconds: The delay before each answer.
+        seconds: The delay before each answer to them.
         down: Whether connections are closed without an answer.
         on_request: Called with the first line of each request.
         requests: The first lines of all requests.
@@ -78,7 +78,7 @@ def _serve(client: socket.socket, port: int, faults: Faults) -> None:
                 head = f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(REFUSAL)}\r\nConnection: close\r\n\r\n"
                 client.sendall(head.encode() + (b"" if line.startswith("HEAD") else REFUSAL))
                 return
-            time.sleep(faults.seconds)
+            time.sleep(faults.seconds if faults.affects(line) else 0)
             with socket.create_connection(("127.0.0.1", port)) as server:
                 server.sendall(_closing(request))
                 if b"100-continue" in request.lower():

@@ -51,8 +51,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     if program is None:
         pytest.skip("there is no S3 server: make test-stores installs SeaweedFS")
     pytest.importorskip("s3fs", reason="s3fs is not installed: it is in the extra s3")
-    names = ("master.port", "volume.port", "filer.port", "s3.port", "master.port.grpc", "volume.port.grpc")
-    names += ("filer.port.grpc", "s3.port.grpc")
+    names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
     identities = [
         {

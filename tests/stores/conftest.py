@@ -49,7 +49,7 @@ def forget_clients() -> None:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def folder(request: pytest.FixtureRequest, spool: Path, tmp_path: Path) -> Iterator[Address]:
     """An empty folder of a store: in this process's memory, and on a real S3 server if there is one."""
     if request.param == "s3":
