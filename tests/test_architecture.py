@@ -16,9 +16,14 @@ MAY_IMPORT = {
     "fastvec.system": set(),
     "fastvec.fingerprint": set(),
     "fastvec.report": set(),
-    "fastvec.output": {"fastvec.system", "fastvec.fingerprint"},
-    "fastvec.shards": {"fastvec.fingerprint", "fastvec.output", "fastvec.system"},
-    "fastvec.corpus": {"fastvec.output", "fastvec.system"},  # output: to exclude its files from the inputs
+    "fastvec.stores": {"fastvec.system"},
+    "fastvec.output": {"fastvec.stores", "fastvec.system", "fastvec.fingerprint"},
+    "fastvec.shards": {"fastvec.fingerprint", "fastvec.output", "fastvec.stores", "fastvec.system"},
+    "fastvec.corpus": {
+        "fastvec.output",  # to exclude its files from the inputs
+        "fastvec.stores",
+        "fastvec.system",
+    },
     "fastvec.checkpoints": {"fastvec.system"},
     "fastvec.texts": {"fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
@@ -46,6 +51,8 @@ MAY_IMPORT = {
         "fastvec.output",
         "fastvec.report",
         "fastvec.settings",
+        "fastvec.shards",
+        "fastvec.stores",
         "fastvec.system",
         "fastvec.texts",
     },
@@ -76,6 +83,7 @@ MAY_IMPORT = {
         "fastvec.report",
         "fastvec.settings",
         "fastvec.shards",
+        "fastvec.stores",
         "fastvec.system",
     },
     "fastvec.cli": {
@@ -86,6 +94,7 @@ MAY_IMPORT = {
         "fastvec.output",
         "fastvec.settings",
         "fastvec.shards",
+        "fastvec.stores",
         "fastvec.training",
     },
     "fastvec.__main__": {"fastvec.cli"},

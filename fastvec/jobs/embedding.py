@@ -1,21 +1,23 @@
 """Embeds a corpus: into one file, or into a folder of shards, by one or several processes."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvec.corpus.copies import local_inputs
+from fastvec.embedding.destination import destination_of
 from fastvec.embedding.job import embed_file
 from fastvec.embedding.options import EmbedOptions
-from fastvec.embedding.plan import destination_of, plan_embed
+from fastvec.embedding.plan import plan_embed
 from fastvec.errors import UsageError
 from fastvec.jobs.devices import parse_devices
 from fastvec.jobs.processes import in_processes
 from fastvec.jobs.sharded import Schedule, embed_shards, in_this_process
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings
-from fastvec.shards.folder import LocalFolder
+from fastvec.stores.address import Address
 
 if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
     from fastvec.encoder import Encoder
@@ -38,9 +40,10 @@ def embed(
     """Embed the text of each row of `inputs` into one Arrow or Parquet file, or a folder of shards, in order.
 
     Args:
-        inputs: Files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars,
-            pandas, DuckDB or `datasets`: one of these or a list.
-        output: A file that ends in `.arrow` or `.parquet`; or a folder, whose name ends in `/` if it does not exist.
+        inputs: Files, folders and glob patterns, local or in a store as `output` is; `-` for stdin; datasets of the
+            hub; and tables of pyarrow, polars, pandas, DuckDB or `datasets`: one of these or a list.
+        output: A file that ends in `.arrow` or `.parquet`; or a folder, whose name ends in `/` if it does not exist;
+            or the address of one.
         encoder: A loaded encoder, or settings, by which the model is loaded when there is work to do.
         batch_tokens: The token budget of a forward pass.
         overwrite: Replace the output of another job.
@@ -54,10 +57,9 @@ def embed(
     The same call again resumes an unfinished output and leaves a finished one unchanged. Raises FastvecError.
     """
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
-    destination = destination_of(output)
-    with local_inputs(inputs, destination, stop_signal) as files:
+    with _written_to(output) as path, local_inputs(inputs, path, stop_signal) as files:
         plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options))
-        if plan.is_file:
+        if plan.folder is None:
             _require_none(plan.output, {"shard": shard, "shard-rows": shard_rows, "devices": devices})
             return embed_file(
                 plan,
@@ -71,7 +73,7 @@ def embed(
             raise UsageError(f"shard-rows {shard_rows} is out of range: the minimum is 1")
         return embed_shards(
             plan,
-            LocalFolder(plan.output),
+            plan.folder,
             _schedule(encoder, devices),
             part=None if shard is None else _part(shard, overwrite=overwrite),
             shard_rows=shard_rows,
@@ -80,6 +82,18 @@ def embed(
             progress=progress,
             stop_signal=stop_signal,
         )
+
+
+@contextmanager
+def _written_to(output: str | Path) -> Iterator[Path]:
+    """Yield the local file or folder that is written; one for an output in a store is deleted if nothing is in it."""
+    destination = destination_of(output)
+    try:
+        yield destination.written
+    finally:
+        if isinstance(destination.place, Address):
+            with suppress(OSError):
+                (destination.written if destination.remote is None else destination.written.parent).rmdir()
 
 
 def _require_none(output: Path, options: Mapping[str, object]) -> None:
