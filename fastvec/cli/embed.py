@@ -188,11 +188,14 @@ def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], i
     from fastvec.corpus.copies import local_inputs
     from fastvec.embedding.estimate import estimate
     from fastvec.embedding.options import EmbedOptions
-    from fastvec.embedding.plan import destination_of, plan_embed, written_path
+    from fastvec.embedding.plan import destination_of, plan_embed, written_to
     from fastvec.encoder import Encoder
 
     batch_tokens, output = options.pop("batch_tokens"), options.pop("output")
     del options["overwrite"]  # nothing is written
-    with local_inputs(options.pop("inputs"), written_path(destination_of(output)), stop_signal) as inputs:
+    with (
+        written_to(destination_of(output)) as path,
+        local_inputs(options.pop("inputs"), path, stop_signal) as inputs,
+    ):
         plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))
         return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

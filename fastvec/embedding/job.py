@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastvec.corpus.copies import local_inputs
 from fastvec.embedding.options import EmbedOptions
-from fastvec.embedding.plan import EmbedPlan, destination_of, plan_embed, written_path
-from fastvec.embedding.remote_output import RemoteOutput
+from fastvec.embedding.plan import EmbedPlan, destination_of, plan_embed, written_to
 from fastvec.embedding.run import Run, report_of
 from fastvec.errors import DiskFullError, InterruptedRunError
 from fastvec.output.ownership import beside
@@ -85,18 +84,9 @@ def embed(
         chunk_text=chunk_text,
     )
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
-    with _written_to(destination_of(output)) as path, local_inputs(inputs, path, stop_signal) as files:
+    with written_to(destination_of(output)) as path, local_inputs(inputs, path, stop_signal) as files:
         plan = plan_embed(files, output, settings=settings, options=options)
         return _embed(plan, encoder, batch_tokens, overwrite, progress, stop_signal)
-
-
-@contextmanager
-def _written_to(destination: Path | RemoteOutput) -> Iterator[Path]:
-    try:
-        yield written_path(destination)
-    finally:
-        if isinstance(destination, RemoteOutput):
-            destination.remove_empty_folder()
 
 
 def _embed(

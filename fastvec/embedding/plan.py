@@ -6,7 +6,8 @@ library versions are left out, because they only change how sums round.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -187,7 +188,7 @@ def plan_embed(
         settings = settings.in_dtype_of(earlier.output.own.get("dtype"))
     plan = EmbedPlan(
         corpus=corpus,
-        output=written_path(destination),
+        output=destination if isinstance(destination, Path) else destination.path,
         remote=None if isinstance(destination, Path) else destination,
         settings=settings,
         options=options,
@@ -227,9 +228,16 @@ def destination_of(output: str | Path) -> Path | RemoteOutput:
     return path
 
 
-def written_path(destination: Path | RemoteOutput) -> Path:
-    """Return the local file that is written."""
-    return destination if isinstance(destination, Path) else destination.path
+@contextmanager
+def written_to(destination: Path | RemoteOutput) -> Iterator[Path]:
+    """Yield the path of the local file that is written. For a store, its folder is deleted if it is empty."""
+    if isinstance(destination, Path):
+        yield destination
+        return
+    try:
+        yield destination.path
+    finally:
+        destination.remove_empty_folder()
 
 
 def _require_output_name(name: str, output: str) -> None:

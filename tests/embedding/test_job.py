@@ -254,13 +254,11 @@ def test_a_disk_that_cannot_hold_it_is_said_at_once(
         ("vecs.lance", r"vecs\.lance cannot be embedded to: embed to .*vecs\.arrow, then run fastvec convert "),
         ("", "is a folder: name a file in it"),
         ("nowhere/vecs.arrow", "is not a folder: make it first"),
-        ("s3://bucket/vecs.arrow", "is a remote address"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused(encoder: Encoder, tmp_path: Path, output_name: str, message: str) -> None:
-    output = output_name if "://" in output_name else str(tmp_path / output_name)
     with pytest.raises(OutputError, match=message):
-        embed([ARTICLES], output, encoder=encoder, column="text")
+        embed([ARTICLES], tmp_path / output_name, encoder=encoder, column="text")
 
 
 @pytest.mark.parametrize(
