@@ -201,7 +201,7 @@ def _device_of(devices: str, device: str) -> str:
 
 def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], int | None]) -> Any:
     from fastvec.corpus.copies import local_inputs
-    from fastvec.embedding.destination import destination_of
+    from fastvec.embedding.destination import written_to
     from fastvec.embedding.estimate import estimate
     from fastvec.embedding.options import EmbedOptions
     from fastvec.embedding.plan import plan_embed
@@ -210,6 +210,6 @@ def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], i
     batch_tokens, output = options.pop("batch_tokens"), options.pop("output")
     for name in ("overwrite", "shard", "shard_rows", "devices"):
         del options[name]  # nothing is written
-    with local_inputs(options.pop("inputs"), destination_of(output).written, stop_signal) as inputs:
+    with written_to(output) as path, local_inputs(options.pop("inputs"), path, stop_signal) as inputs:
         plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))
         return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

@@ -1,5 +1,7 @@
 """Where an output goes: a file or a folder, on a local disk or in a store."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -68,3 +70,15 @@ def _require_name(name: str, output: str, *, is_folder: bool) -> None:
         if path.name in FILE_SUFFIXES:
             problem, stem = f"has no name before {path.name}", "vecs"
         raise OutputError(f"{output} {problem}: name a file, such as {stem}.arrow, or a folder of shards, {stem}/")
+
+
+@contextmanager
+def written_to(output: str | Path) -> Iterator[Path]:
+    """Yield the local file or folder that is written; one for an output in a store is deleted if nothing is in it."""
+    destination = destination_of(output)
+    try:
+        yield destination.written
+    finally:
+        if isinstance(destination.place, Address):
+            with suppress(OSError):
+                (destination.written if destination.remote is None else destination.written.parent).rmdir()

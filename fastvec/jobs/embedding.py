@@ -1,13 +1,12 @@
 """Embeds a corpus: into one file, or into a folder of shards, by one or several processes."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvec.corpus.copies import local_inputs
-from fastvec.embedding.destination import destination_of
+from fastvec.embedding.destination import written_to
 from fastvec.embedding.job import embed_file
 from fastvec.embedding.options import EmbedOptions
 from fastvec.embedding.plan import plan_embed
@@ -17,7 +16,6 @@ from fastvec.jobs.processes import in_processes
 from fastvec.jobs.sharded import Schedule, embed_shards, in_this_process
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings
-from fastvec.stores.address import Address
 
 if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
     from fastvec.encoder import Encoder
@@ -57,7 +55,7 @@ def embed(
     The same call again resumes an unfinished output and leaves a finished one unchanged. Raises FastvecError.
     """
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
-    with _written_to(output) as path, local_inputs(inputs, path, stop_signal) as files:
+    with written_to(output) as path, local_inputs(inputs, path, stop_signal) as files:
         plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options))
         if plan.folder is None:
             _require_none(plan.output, {"shard": shard, "shard-rows": shard_rows, "devices": devices})
@@ -82,18 +80,6 @@ def embed(
             progress=progress,
             stop_signal=stop_signal,
         )
-
-
-@contextmanager
-def _written_to(output: str | Path) -> Iterator[Path]:
-    """Yield the local file or folder that is written; one for an output in a store is deleted if nothing is in it."""
-    destination = destination_of(output)
-    try:
-        yield destination.written
-    finally:
-        if isinstance(destination.place, Address):
-            with suppress(OSError):
-                (destination.written if destination.remote is None else destination.written.parent).rmdir()
 
 
 def _require_none(output: Path, options: Mapping[str, object]) -> None:

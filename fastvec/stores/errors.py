@@ -70,6 +70,8 @@ def _reason(address: Address, error: Exception) -> str:
         return "no credentials were found: set the store's environment variables, or its configuration"
     if isinstance(error, PermissionError) or code in ("403", "401", "AccessDenied"):
         return "the store denies access: the credentials are wrong, or do not permit this"
+    if code in ("ContainerNotFound", "NoSuchBucket"):
+        return "there is no such bucket: make it first, or give another address"
     if code in ("SlowDown", "503", "500", "InternalError", "ServiceUnavailable", "RequestTimeout"):
         return f"the store failed ({code}), also when tried again: run the same command later, it resumes"
     if any(part in name for name in names for part in _UNREACHABLE):

@@ -14,7 +14,7 @@ one commit. In any other store it is written under another name and renamed.
 
 import errno
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,6 @@ def create(address: Address, content: bytes) -> bool:
     """
     with _writing(address) as (system, path):
         return _exclusively(system, path, lambda mode: system.pipe_file(path, content, mode=mode))
-    return False
 
 
 def upload(local: Path, address: Address, *, exclusive: bool = False, check: Callable[[], None] | None = None) -> bool:
@@ -114,6 +113,7 @@ def upload(local: Path, address: Address, *, exclusive: bool = False, check: Cal
     `check` is called after each part, and stops the upload if it raises. The libraries try again what fails, and send
     checksums of what they send; the size is compared at the end. Raises OutputError.
     """
+    want = local.stat().st_size
     with _writing(address) as (system, path):
         if address.scheme == "hf":
             _commit(system, path, local)
@@ -130,7 +130,7 @@ def upload(local: Path, address: Address, *, exclusive: bool = False, check: Cal
             system.put_file(str(local), draft)
             system.mv(draft, path)
         system.invalidate_cache()
-        have, want = _entry(system.info(path)).size, local.stat().st_size
+        have = _entry(system.info(path)).size
         if have != want:
             system.rm_file(path)
             raise OutputError(f"{address}: has {have:,} bytes after its upload, not {want:,}; run the command again")
@@ -138,7 +138,7 @@ def upload(local: Path, address: Address, *, exclusive: bool = False, check: Cal
 
 
 @contextmanager
-def _writing(address: Address) -> Any:
+def _writing(address: Address) -> Iterator[tuple[Any, str]]:
     try:
         with translated_store_errors(address, OutputError):
             yield connected(address)

@@ -62,6 +62,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         ),
         (caused(OSError(5, "planted-secret"), ClientError("SlowDown")), r"the store failed \(SlowDown\)"),
         (caused(OSError(5, "planted-secret"), ClientError("NewCode")), r"the store's answer was an error \(NewCode\)"),
+        (ClientError("ContainerNotFound"), "there is no such bucket"),
         (FileExpired("planted-secret"), "changed while it was being read"),
         (RuntimeError("planted-secret"), r"the store's answer was an error \(RuntimeError\)"),
     ],

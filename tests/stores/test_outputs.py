@@ -152,6 +152,21 @@ def test_an_output_of_another_name_is_refused(
         embed(corpus, f"{folder}/{name}", **options)
 
 
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("s3://key:planted-secret@bucket/vecs.arrow", "contains a user or a password"),
+        ("s3://bucket/vecs.arrow?key=planted-secret", "contains parameters"),
+        ("nowhere://bucket/vecs.arrow", "is not an address that fsspec knows"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(options: dict[str, Any], spool: Path, output: str, message: str) -> None:
+    with pytest.raises((UsageError, OutputError), match=message) as refused:
+        embed([ARTICLES], output, **options)
+    assert "planted-secret" not in str(refused.value)
+    assert not spool.exists() or list(spool.iterdir()) == []
+
+
 def test_vectors_of_an_output_in_a_store_are_not_reused(folder: Address, corpus: str, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--reuse takes a local file"):
         embed(corpus, f"{folder}/vecs.arrow", **options, reuse=f"{folder}/old.arrow")
