@@ -156,6 +156,7 @@ def parse(module: str, arguments: list[str]) -> None:
 
 def masked(text: str) -> str:
     """`text` without what differs from run to run and from machine to machine."""
+    text = re.sub(r"^[\d,]+ of [\d,]+ rows, .*\n", "", text, flags=re.MULTILINE)  # progress, on a slow machine
     text = re.sub(r"int8 is slower than .*\n", "", text.strip())  # on some CPUs
     text = re.sub(r"\b(float32|bfloat16)\b", "DTYPE", text)
     return re.sub(r"\d[\d,.:]*", "#", text)
