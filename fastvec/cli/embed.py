@@ -57,7 +57,11 @@ class TokenBudget(click.ParamType[int | None]):
 @click.command(short_help="Embed a text column into one file of vectors.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", required=True, metavar="OUT", help="An .arrow or .parquet file, or a folder for shards."
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="An .arrow or .parquet file, or a folder for shards; also its address (s3://...).",
 )
 @click.option(
     "--model",
@@ -165,7 +169,8 @@ class TokenBudget(click.ParamType[int | None]):
 def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Embed the texts of Parquet, Arrow, JSON lines, CSV, TSV or text files into one Arrow or Parquet file.
 
-    An INPUT is a file, a folder (searched recursively), a quoted glob pattern, hf://datasets/org/name, or - for stdin.
+    An INPUT is a file, a folder (searched recursively), a quoted glob pattern, one of these in an object store
+    (s3://bucket/folder), hf://datasets/org/name, or - for stdin.
     The output has one row for each input row, in the same order.
 
     Run the same command again to resume an interrupted run.
@@ -201,14 +206,15 @@ def _device_of(devices: str, device: str) -> str:
 
 def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], int | None]) -> Any:
     from fastvec.corpus.copies import local_inputs
+    from fastvec.embedding.destination import written_to
     from fastvec.embedding.estimate import estimate
     from fastvec.embedding.options import EmbedOptions
-    from fastvec.embedding.plan import destination_of, plan_embed
+    from fastvec.embedding.plan import plan_embed
     from fastvec.encoder import Encoder
 
     batch_tokens, output = options.pop("batch_tokens"), options.pop("output")
     for name in ("overwrite", "shard", "shard_rows", "devices", "engine"):
         del options[name]  # nothing is written
-    with local_inputs(options.pop("inputs"), destination_of(output), stop_signal) as inputs:
+    with written_to(output) as path, local_inputs(options.pop("inputs"), path, stop_signal) as inputs:
         plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))
         return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastvec.corpus.copies import local_inputs
+from fastvec.embedding.destination import written_to
 from fastvec.embedding.job import embed_file
 from fastvec.embedding.options import EmbedOptions
-from fastvec.embedding.plan import destination_of, plan_embed
+from fastvec.embedding.plan import plan_embed
 from fastvec.errors import UsageError
 from fastvec.jobs.devices import parse_devices
 from fastvec.jobs.processes import in_processes
@@ -16,7 +17,6 @@ from fastvec.jobs.ray_data import in_ray
 from fastvec.jobs.sharded import Schedule, embed_shards, in_this_process
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings
-from fastvec.shards.folder import LocalFolder
 
 if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
     from fastvec.encoder import Encoder
@@ -40,9 +40,10 @@ def embed(
     """Embed the text of each row of `inputs` into one Arrow or Parquet file, or a folder of shards, in order.
 
     Args:
-        inputs: Files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars,
-            pandas, DuckDB or `datasets`: one of these or a list.
-        output: A file that ends in `.arrow` or `.parquet`; or a folder, whose name ends in `/` if it does not exist.
+        inputs: Files, folders and glob patterns, local or in a store as `output` is; `-` for stdin; datasets of the
+            hub; and tables of pyarrow, polars, pandas, DuckDB or `datasets`: one of these or a list.
+        output: A file that ends in `.arrow` or `.parquet`; or a folder, whose name ends in `/` if it does not exist;
+            or the address of one.
         encoder: A loaded encoder, or settings, by which the model is loaded when there is work to do.
         batch_tokens: The token budget of a forward pass.
         overwrite: Replace the output of another job.
@@ -57,9 +58,9 @@ def embed(
     The same call again resumes an unfinished output and leaves a finished one unchanged. Raises FastvecError.
     """
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
-    with local_inputs(inputs, destination_of(output), stop_signal) as files:
+    with written_to(output) as path, local_inputs(inputs, path, stop_signal) as files:
         plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options))
-        if plan.is_file:
+        if plan.folder is None:
             _require_none(plan.output, {"shard": shard, "shard-rows": shard_rows, "devices": devices, "engine": engine})
             return embed_file(
                 plan,
@@ -72,7 +73,7 @@ def embed(
         _require_rows(shard_rows)
         return embed_shards(
             plan,
-            LocalFolder(plan.output),
+            plan.folder,
             _schedule(encoder, devices, engine),
             part=None if shard is None else _part(shard, overwrite=overwrite),
             shard_rows=shard_rows,

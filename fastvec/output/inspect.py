@@ -57,6 +57,7 @@ class Summary:
     kept: dict[str, str]  # column name to type
     inputs: list[dict[str, Any]]
     counts: dict[str, int]
+    shards: int = 0  # of a folder; the norms are those of the first
 
     @property
     def return_code(self) -> int:
@@ -71,9 +72,10 @@ class Summary:
             files.append(f"and {len(self.inputs) - _SHOWN_INPUTS:,} more")
         normalized, vectors = ", normalized" if self.normalize else "", " and ".join(self.vector_columns)
         passages = f" passages of {self.input_rows:,} rows" if self.passages else ""
+        shards = f"{self.shards:,} shards, " if self.shards else ""
         missing = "of them without a vector" if len(self.vector_columns) == 1 else "vectors missing"
         lines = {
-            "file": f"{self.path}, {self.size_bytes:,} bytes, by fastvec {self.version}",
+            "file": f"{self.path}, {shards}{self.size_bytes:,} bytes, by fastvec {self.version}",
             "model": self.model,
             "revision": self.revision or "none",
             "weights": self.weights[:12],

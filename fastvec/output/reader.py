@@ -61,8 +61,11 @@ class Output:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The job that wrote the output."""
-        fingerprint: dict[str, Any] = json.loads(self.own["fingerprint"])
+        """The job that wrote the output. Raises OutputError if it is damaged."""
+        try:
+            fingerprint: dict[str, Any] = json.loads(self.own["fingerprint"])
+        except (ValueError, KeyError, RecursionError) as error:
+            raise OutputError(f"{self.path} has damaged metadata: {error!r}") from error
         return fingerprint
 
     @property
@@ -133,7 +136,11 @@ def read_output(path: Path) -> Output:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
-            raise OutputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a special file'}, not an output")
+            raise OutputError(
+                f"{path} is a folder: if it is an output in shards, fastvec merge makes one file of it"
+                if stat.S_ISDIR(mode)
+                else f"{path} is a special file, not an output"
+            )
         is_parquet = _starts_with(path, parquet_file.MAGIC)
         schema, promises = read_metadata(path)
         own = {key.removeprefix("fastvec."): text for key, text in _decoded(schema.metadata).items()}

@@ -100,3 +100,16 @@ def read_manifest(folder: Folder) -> Manifest | None:
         errors_crc32=fields["errors_crc32"],
         shards=[Shard(**shard) for shard in fields["shards"]],
     )
+
+
+def read_errors(folder: Folder, manifest: Manifest) -> bytes:
+    """Return the lines of row errors. Raises OutputError if they are missing or damaged."""
+    if manifest.errors_crc32 is None:
+        return b""
+    try:
+        content = folder.read(ERRORS)
+    except FileNotFoundError:
+        raise OutputError(f"{folder.location}/{ERRORS} is missing") from None
+    if f"{zlib.crc32(content):08x}" != manifest.errors_crc32:
+        raise OutputError(f"{folder.location}/{ERRORS} does not match its CRC32")
+    return content

@@ -1,6 +1,5 @@
 """`fastvec verify` of a folder: the manifest, each file that it names, and that together they are the whole output."""
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output.reader import SHARD, Output, read_output
 from fastvec.output.verify import Check, Verification, check, verify
 from fastvec.shards.folder import Folder
-from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, Shard, read_manifest
+from fastvec.shards.manifest import MANIFEST, Manifest, Shard, read_errors, read_manifest
 from fastvec.shards.receipts import is_part
 
 
@@ -91,10 +90,8 @@ def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Check]:
 
 def _check_errors(folder: Folder, manifest: Manifest) -> Check:
     problem = None
-    if manifest.errors_crc32 is not None:
-        try:
-            if f"{zlib.crc32(folder.read(ERRORS)):08x}" != manifest.errors_crc32:
-                problem = f"{ERRORS} does not match its CRC32"
-        except FileNotFoundError:
-            problem = f"{ERRORS} is missing"
+    try:
+        read_errors(folder, manifest)
+    except OutputError as error:
+        problem = str(error)
     return check("row errors", problem, f"{manifest.counts.get('errors', 0):,}")

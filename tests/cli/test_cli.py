@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import pyarrow as pa
@@ -17,33 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.core import ParameterSource
 
-from fastvec.cli.entry import cli, main
+from fastvec.cli.entry import cli
 from tests import ARTICLES, ROOT
+from tests.cli.conftest import Run
 from tests.helpers.processes import environment
-
-Run = Callable[..., "Done"]
-
-
-class Done(NamedTuple):
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def fastvec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command through its entry point, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FASTVEC_EMBED_DEVICE", "cpu")
-
-    def run(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["fastvec", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as done:
-            main()
-        return Done(int(done.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def test_embed_verify_and_inspect(fastvec: Run, tiny_llama: Path) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from fastvec import convert
+from fastvec import Encoder, convert, embed
 from fastvec.output.vector_column import VectorDtype, column_type, ranges_of, ranges_to_json, to_column
 from fastvec.output.writer import Job, Writer
 from tests import ROOT
@@ -171,3 +171,27 @@ def test_binary_is_unpacked(output: Path) -> None:
 
     assert np.array_equal(result["signs"][VALID], np.where(VECTORS[VALID] > 0, 1, -1))
     assert result["distances"][VALID].tolist() == ((VECTORS > 0) != (QUERY > 0)).sum(axis=1)[VALID].tolist()
+
+
+@pytest.fixture
+def shards(output: Path, tiny_llama: Path) -> None:
+    """Ten texts in five shards, one of them null."""
+    texts = pa.table({"text": ["a", "b", None, *"defghij"]})
+    encoder = Encoder.from_pretrained(tiny_llama, device="cpu", dtype="float32")
+    embed(texts, f"{output.parent}/shards/", encoder=encoder, keep=["text"], shard_rows=2)
+
+
+@pytest.mark.usefixtures("shards")
+def test_shards_are_read_as_one_table() -> None:
+    result = run("Open", "Polars", "DuckDB", "LanceDB", "Shards")
+
+    assert sorted(result["vecs"]["row"].to_pylist()) == list(range(ROWS))
+    assert result["frame"]["row"].to_list() == [row for row in range(ROWS) if row != 2]
+    assert (result["count"], result["last"]) == (ROWS - 1, ROWS - 1)
+    assert result["texts"].count_rows() == ROWS - 1
+
+
+@pytest.mark.usefixtures("shards")
+def test_datasets_loads_shards() -> None:
+    pytest.importorskip("datasets")
+    assert run("Shards with Datasets")["dataset"]["row"][:] == list(range(ROWS))

@@ -16,7 +16,7 @@ from fastvec.report import Progress
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.manifest import read_manifest
 from fastvec.shards.verify import verify_folder
-from tests.helpers.corpora import texts, write_parquet
+from tests.helpers.corpora import texts, write_arrow, write_parquet
 from tests.helpers.kills import Killed, kill_after
 from tests.helpers.outputs import read_output
 
@@ -189,9 +189,11 @@ def test_an_unfinished_job_of_other_texts_is_refused(articles: Path, encoder: En
         embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(3))
     with pytest.raises(RefusedError, match='belongs to another job: column was "text", now "title"'):
         embed([articles], f"{folder}/", encoder=encoder, column="title")
+    assert (folder / "_receipts/0.json").exists()
     with pytest.raises(RefusedError, match="was begun with 60 rows a shard, and --shard-rows is 70"):
         embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=70)
-    assert embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=60).rows == 300
+    report = embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=60, overwrite=True)
+    assert (report.rows, report.resumed_rows) == (300, 60)  # unfinished work of the same job is kept
 
 
 def test_a_folder_with_other_files_is_refused(articles: Path, encoder: Encoder, tmp_path: Path) -> None:
@@ -264,3 +266,11 @@ def test_the_manifest_describes_each_shard(articles: Path, encoder: Encoder, fol
     ]
     record = json.loads((folder / "_job.json").read_text())
     assert record["fingerprint"] == manifest.fingerprint
+
+
+def test_a_pattern_does_not_match_the_shards_that_it_makes(articles: Path, encoder: Encoder, tmp_path: Path) -> None:
+    write_arrow(tmp_path / "articles.arrow", pq.read_table(articles))
+    for _ in range(2):
+        report = embed(f"{tmp_path}/**/*.arrow", f"{tmp_path}/vecs/", encoder=encoder, column="text")
+        assert report.rows == 300
+    assert report.already_finished
