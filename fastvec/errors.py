@@ -8,6 +8,7 @@
     │   ├── RefusedError         4    the output exists, or belongs to another job, or to a running one
     │   └── DiskFullError        5    no space left; durable rows are kept; resumable
     ├── RowErrorsError           3    stopped by --on-error fail or --max-errors; resumable
+    ├── LostProcessError         1    another process of a distributed run is gone; resumable
     └── InterruptedRunError  130/143  stopped by a signal; resumable
 
 A message is one line: what was found, what was expected, what to do.
@@ -46,6 +47,10 @@ class DiskFullError(OutputError):
 
 class RowErrorsError(FastvecError):
     exit_code = 3
+
+
+class LostProcessError(FastvecError):
+    pass
 
 
 class InterruptedRunError(FastvecError):

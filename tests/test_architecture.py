@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "fastvec.system": set(),
     "fastvec.fingerprint": set(),
     "fastvec.report": set(),
+    "fastvec.distributed": set(),
     "fastvec.output": {"fastvec.system", "fastvec.fingerprint"},
     "fastvec.shards": {"fastvec.system"},
     "fastvec.corpus": {"fastvec.output", "fastvec.system"},  # output: to exclude its files from the inputs
@@ -59,6 +60,7 @@ MAY_IMPORT = {
         "fastvec.corpus",
         "fastvec.checkpoints",
         "fastvec.decoders",
+        "fastvec.distributed",
         "fastvec.fingerprint",
         "fastvec.report",
         "fastvec.settings",
@@ -68,6 +70,7 @@ MAY_IMPORT = {
     },
     "fastvec.cli": {
         "fastvec.corpus",
+        "fastvec.distributed",
         "fastvec.embedding",
         "fastvec.encoder",
         "fastvec.output",

@@ -13,6 +13,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastvec.distributed.ranks import decided, join_ranks
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
 from fastvec.training.plan import AdaptPlan, plan_adapt
@@ -41,6 +42,7 @@ def adapt(
     eval_every: int | None = None,
     save_every: int | None = None,
     merge: bool = False,
+    fsdp: bool = False,
     overwrite: bool = False,
     progress: Callable[[AdaptProgress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
@@ -49,7 +51,7 @@ def adapt(
     """Train a decoder into a text encoder by one objective, and save it as the folder `output`.
 
     `options` are those of `recipe.Recipe`; None means the objective's default. The same call resumes an interrupted
-    run and leaves a finished output unchanged. `progress` is called every few steps. `stop_signal` is called after
+    run and leaves a finished output unchanged. `fsdp` splits the model over several processes. `progress` is called every few steps. `stop_signal` is called after
     each step (with several processes, every few steps); if it returns a signal, the run stops and can be resumed.
 
     Raises FastvecError: the subclass says what went wrong.
@@ -70,16 +72,18 @@ def adapt(
         eval_every=eval_every,
         save_every=save_every,
         merge=merge,
+        fsdp=fsdp,
         **options,
     )
-    made = finished(plan.output, plan.fingerprint, overwrite=overwrite)
+    join_ranks(plan.settings.device)
+    made = decided(lambda: finished(plan.output, plan.fingerprint, overwrite=overwrite))
     if made is not None:
         if plan.rank == 0:
             tidy(plan.output)
         return _report(plan, {**made, "seconds": 0.0, "already_finished": True})
     place = open_work_folder(plan.output, plan.fingerprint, overwrite=overwrite) if plan.rank == 0 else nullcontext()
     with place:
-        results = whole_results(plan.output) or _run(plan, progress, stop_signal)
+        results = decided(lambda: whole_results(plan.output)) or _run(plan, progress, stop_signal)
         if plan.rank == 0:
             publish(plan.output)
     return _report(plan, results)
@@ -109,16 +113,17 @@ def _run(
                 )
             monitor.finish()
         results = monitor.results()
+        model, dense = learner.take_trained()
         if plan.rank == 0:
             done = Adaptation(
-                model=learner.model,
+                model=model,
                 tokenizer=learner.tokenizer,
                 settings=plan.settings,
                 recipe=plan.recipe,
                 fingerprint=plan.fingerprint,
                 results=results,
                 merge=plan.merge,
-                dense=learner.take_dense(),
+                dense=dense,
             )
             save_adaptation(folder, done)
     read = sum((stream.counts for stream in learner.streams), start=Counter[str]())

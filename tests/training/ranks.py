@@ -1,5 +1,7 @@
 """Trains every objective for a few steps: run by torchrun in several processes, or called in a single one.
 
+    torchrun … -m tests.training.ranks MODEL DATA FOLDER [--fsdp]
+
 The optimizer is SGD, whose step is proportional to the gradient. Adam's is not: if a gradient is only the rounding
 error of a zero, Adam takes a full-size step in a direction that depends on the processor.
 """
@@ -31,7 +33,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 LEARNING_RATE = 0.5
 
 
-def train(objective: str, model: Path, data: Path, folder: Path, *, processes: int) -> None:
+def train(objective: str, model: Path, data: Path, folder: Path, *, processes: int, **options: Any) -> None:
     """Train on eight examples per step, whatever the number of processes."""
     arguments_of = learner._arguments
 
@@ -53,10 +55,10 @@ def train(objective: str, model: Path, data: Path, folder: Path, *, processes: i
             dtype="float32",
             device="cpu",
             save_every=2,
-            **OBJECTIVES[objective],
+            **{**OBJECTIVES[objective], **options},
         )
 
 
 if __name__ == "__main__":
     for name in OBJECTIVES:
-        train(name, *map(Path, sys.argv[1:]), processes=2)
+        train(name, *map(Path, sys.argv[1:4]), processes=2, fsdp=sys.argv[4:] == ["--fsdp"])
