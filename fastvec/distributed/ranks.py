@@ -1,4 +1,4 @@
-"""What the ranks of a job agree on: decisions of rank 0, and which of them reports an error.
+"""What the ranks of a job do together: start, wait for what rank 0 does for all, and report an error once.
 
 A rank that fails does not tell the others. It notes in the store of torchrun that it has failed, prints its error, and
 ends; the others then lose their connection to it, or torchrun ends them. They find the note, and end in silence.
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fastvec.errors import FastvecError, LostProcessError
 
-Decision = TypeVar("Decision")
+Result = TypeVar("Result")
 
 STORE_SECONDS = 10  # to reach the store, which is gone if its host is
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe")  # in errors of a broken connection
@@ -39,20 +39,20 @@ def join_ranks(device: str) -> None:
         dist.init_process_group("gloo")
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl")  # gloo for `decided`
+        dist.init_process_group("cpu:gloo,cuda:nccl")  # gloo for `on_rank_0`
 
 
-def decided(decide: Callable[[], Decision]) -> Decision:
-    """Return, on every rank, what `decide` returns on rank 0, the only rank that calls it. It must be picklable.
+def on_rank_0(call: Callable[[], Result]) -> Result:
+    """Call `call` on rank 0 only, and return its result, which must be picklable, on every rank.
 
-    Files change while ranks look at them, so ranks that look by themselves can find different things.
+    Ranks that look at files by themselves can find different things, because files change meanwhile.
     """
     if number_of_ranks() == 1:
-        return decide()
+        return call()
     import torch
     import torch.distributed as dist
 
-    box = [decide() if own_rank() == 0 else None]
+    box = [call() if own_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]  # type: ignore[return-value]  # rank 0 filled it
 
@@ -85,10 +85,10 @@ def one_report() -> Iterator[None]:
 
 def _is_first_to_fail() -> bool:
     """Count this rank's failure in the store; without a store, every rank counts as the first."""
-    from torch.distributed import DistError, TCPStore
+    from torch import distributed as dist
 
     try:
-        store = TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]  # public, but compiled
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
@@ -96,7 +96,7 @@ def _is_first_to_fail() -> bool:
             timeout=timedelta(seconds=STORE_SECONDS),
         )
         failures: int = store.add(f"fastvec/failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1)
-    except (DistError, RuntimeError, KeyError):
+    except (RuntimeError, KeyError):
         return True
     return failures == 1
 

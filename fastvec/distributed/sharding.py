@@ -80,7 +80,8 @@ def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Every rank of a split model must call this.
     """
-    return {name: tensor.contiguous() for name, tensor in get_model_state_dict(model, options=_TRAINED).items()}
+    found: dict[str, Any] = get_model_state_dict(model, options=_TRAINED)
+    return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
 def load_trained_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

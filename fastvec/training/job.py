@@ -13,7 +13,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvec.distributed.ranks import decided, join_ranks
+from fastvec.distributed.ranks import join_ranks, on_rank_0
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
 from fastvec.training.plan import AdaptPlan, plan_adapt
@@ -51,8 +51,9 @@ def adapt(
     """Train a decoder into a text encoder by one objective, and save it as the folder `output`.
 
     `options` are those of `recipe.Recipe`; None means the objective's default. The same call resumes an interrupted
-    run and leaves a finished output unchanged. `fsdp` splits the model over several processes. `progress` is called every few steps. `stop_signal` is called after
-    each step (with several processes, every few steps); if it returns a signal, the run stops and can be resumed.
+    run and leaves a finished output unchanged. `fsdp` splits the model over the processes that torchrun started.
+    `progress` is called every few steps. `stop_signal` is called after each step (with several processes, every few
+    steps); if it returns a signal, the run stops and can be resumed.
 
     Raises FastvecError: the subclass says what went wrong.
     """
@@ -76,16 +77,14 @@ def adapt(
         **options,
     )
     join_ranks(plan.settings.device)
-    made = decided(lambda: finished(plan.output, plan.fingerprint, overwrite=overwrite))
+    made = on_rank_0(lambda: finished(plan.output, plan.fingerprint, overwrite=overwrite))
     if made is not None:
-        if plan.rank == 0:
-            tidy(plan.output)
+        on_rank_0(lambda: tidy(plan.output))
         return _report(plan, {**made, "seconds": 0.0, "already_finished": True})
     place = open_work_folder(plan.output, plan.fingerprint, overwrite=overwrite) if plan.rank == 0 else nullcontext()
     with place:
-        results = decided(lambda: whole_results(plan.output)) or _run(plan, progress, stop_signal)
-        if plan.rank == 0:
-            publish(plan.output)
+        results = on_rank_0(lambda: whole_results(plan.output)) or _run(plan, progress, stop_signal)
+        on_rank_0(lambda: publish(plan.output))
     return _report(plan, results)
 
 

@@ -130,7 +130,7 @@ class Learner:
         if self._held_out:
             # without noise, SimCSE's two encodings of a text would be equal
             look = noisy if plan.recipe.objective == "simcse" else still
-            found = self.task.evaluate(self._held_out, look, size=plan.recipe.batch_size)
+            found = self.task.evaluate(self._held_out, look, size=plan.global_batch_size)
             measured = {f"held_out_{name}": value for name, value in found.items()}
         if plan.pairs is not None:
             measured["spearman"] = similarity(plan.pairs, self._pairs_tokenizer, self.readout, still)

@@ -43,6 +43,11 @@ class AdaptPlan:
     vector_width: int | None = None  # of the teacher's vectors
 
     @property
+    def global_batch_size(self) -> int:
+        """The examples of a step, over all ranks."""
+        return self.recipe.batch_size * self.ranks
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """The values that identify the job; the evaluation and save intervals are not among them.
 
@@ -50,12 +55,13 @@ class AdaptPlan:
         """
         recipe = self.recipe.to_json()
         recipe.pop("grad_cache")  # changes memory, not the gradient
-        recipe["global_batch_size"] = recipe.pop("batch_size") * self.ranks
+        recipe.pop("batch_size")
         return {
             **recipe,
             **self.settings.fingerprint(self.recipe.instruction, None),
             "data": [[[file.uri, file.size, file.version] for file in corpus.files] for corpus in self.corpora],
             "column": self.corpora[0].columns[0],
+            "global_batch_size": self.global_batch_size,
             "merge": self.merge,
         }
 
@@ -77,7 +83,7 @@ def plan_adapt(
     eval_every: int | None,
     save_every: int | None,
     merge: bool,
-    fsdp: bool,
+    fsdp: bool = False,
     **options: Any,
 ) -> AdaptPlan:
     """Open and check every input and resolve the options. Raises FastvecError before anything is written."""

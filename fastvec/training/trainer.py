@@ -2,8 +2,8 @@
 
 The Trainer handles optimizer, schedule, ranks and checkpoints; fastvec computes the loss and gradients of each step.
 A checkpoint is the Trainer's checkpoint folder, with files of our own that do not depend on the number of ranks: the
-trained weights, the states of optimizer and schedule, and, written last, `fastvec_place.json`, which says where the data
-resumes. A folder without that is ignored: the run ended before the checkpoint was complete.
+trained weights, the states of optimizer and schedule, and, written last, `fastvec_place.json`, which says where the
+data resumes. A folder without that is ignored: the run ended before the checkpoint was complete.
 """
 
 import json
@@ -149,9 +149,7 @@ class PackedTrainer(Trainer):
         super().__init__(model=model, args=args, callbacks=[_PlaceKeeper(batches)])
         self.split = split
         if split:  # accelerate's own FSDP runs on no CPU; a model to evaluate is one that it does not wrap
-            self.accelerator.prepare_model = partial(  # type: ignore[method-assign]
-                self.accelerator.prepare_model, evaluation_mode=True
-            )
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.task, self.batches, self.noise, self.attention_dropout = task, batches, noise, attention_dropout
         self.taken: list[CompletedStep] = []  # steps whose losses were not yet read
 
@@ -193,24 +191,33 @@ class PackedTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained weights of a checkpoint."""
-        weights = trained_weights(self.model)
+        model: Any = self.model
+        weights = trained_weights(model)
         if self.args.should_save:
             Path(str(output_dir)).mkdir(exist_ok=True)
             save_file(weights, Path(str(output_dir), WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained_weights(self.model, load_file(Path(resume_from_checkpoint, WEIGHTS)))
+        model = self.model
+        load_trained_weights(model, load_file(Path(resume_from_checkpoint, WEIGHTS)))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        state = optimizer_state(self.model, self.optimizer.optimizer)
+        model, optimizer, schedule = self._parts()
+        state = optimizer_state(model, optimizer)
         if self.args.should_save:
-            torch.save({"optimizer": state, "scheduler": self.lr_scheduler.state_dict()}, Path(output_dir, OPTIMIZER))
+            torch.save({"optimizer": state, "schedule": schedule.state_dict()}, Path(output_dir, OPTIMIZER))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
+            model, optimizer, schedule = self._parts()
             saved = torch.load(Path(checkpoint, OPTIMIZER), map_location="cpu", weights_only=True)
-            load_optimizer_state(self.model, self.optimizer.optimizer, saved["optimizer"])
-            self.lr_scheduler.load_state_dict(saved["scheduler"])
+            load_optimizer_state(model, optimizer, saved["optimizer"])
+            schedule.load_state_dict(saved["schedule"])
+
+    def _parts(self) -> tuple[Any, Any, Any]:
+        """Return model, optimizer (without accelerate's wrapper) and schedule of a training that runs."""
+        wrapped: Any = self.optimizer
+        return self.model, wrapped.optimizer, self.lr_scheduler
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Do nothing: nothing random in a step comes from a generator."""

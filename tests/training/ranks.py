@@ -6,6 +6,7 @@ The optimizer is SGD, whose step is proportional to the gradient. Adam's is not:
 error of a zero, Adam takes a full-size step in a direction that depends on the processor.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,4 @@ def train(objective: str, model: Path, data: Path, folder: Path, *, processes: i
 if __name__ == "__main__":
     for name in OBJECTIVES:
         train(name, *map(Path, sys.argv[1:4]), processes=2, fsdp=sys.argv[4:] == ["--fsdp"])
+    os._exit(0)  # as the command ends: without tearing down libraries that still have threads

@@ -22,7 +22,7 @@ class LanguageHead:
         """Take the head of `causal`, and move it to `device` if that is given."""
         self._causal = copy.copy(causal)
         self._causal._modules = {**causal._modules, causal.base_model_prefix: _Given()}
-        self._causal.to(device=device)
+        nn.Module.to(self._causal, device=device)
         self.vocabulary = int(causal.config.vocab_size)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
