@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fastvec.distributed.ranks import join_ranks, on_rank_0
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
+from fastvec.system.durable_files import translated_library_errors
 from fastvec.training.plan import AdaptPlan, plan_adapt
 from fastvec.training.work_folder import finished, open_work_folder, part_of, publish, tidy, whole_results
 
@@ -82,7 +83,7 @@ def adapt(
         on_rank_0(lambda: tidy(plan.output))
         return _report(plan, {**made, "seconds": 0.0, "already_finished": True})
     place = open_work_folder(plan.output, plan.fingerprint, overwrite=overwrite) if plan.rank == 0 else nullcontext()
-    with place:
+    with place, translated_library_errors(part_of(plan.output)):
         results = on_rank_0(lambda: whole_results(plan.output)) or _run(plan, progress, stop_signal)
         on_rank_0(lambda: publish(plan.output))
     return _report(plan, results)

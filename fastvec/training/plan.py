@@ -61,7 +61,7 @@ class AdaptPlan:
             **self.settings.fingerprint(self.recipe.instruction, None),
             "data": [[[file.uri, file.size, file.version] for file in corpus.files] for corpus in self.corpora],
             "column": self.corpora[0].columns[0],
-            "global_batch_size": self.global_batch_size,
+            "batch_size_of_all_processes": self.global_batch_size,
             "merge": self.merge,
         }
 

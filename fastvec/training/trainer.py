@@ -205,7 +205,8 @@ class PackedTrainer(Trainer):
         model, optimizer, schedule = self._parts()
         state = optimizer_state(model, optimizer)
         if self.args.should_save:
-            torch.save({"optimizer": state, "schedule": schedule.state_dict()}, Path(output_dir, OPTIMIZER))
+            with Path(output_dir, OPTIMIZER).open("wb") as file:  # an error in writing then says what is wrong
+                torch.save({"optimizer": state, "schedule": schedule.state_dict()}, file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
