@@ -48,16 +48,14 @@ def self_check(decoder: Checked) -> None:
         states, moved_states = (
             decoder(pack([before, x, after], device=decoder.device)).float() for x in (middle, changed)
         )
-    kind = decoder.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else decoder.dtype
     found = f"the states of this {decoder.family} model"
     if not (states.isfinite().all() and moved_states.isfinite().all()):
-        raise ModelError(f"{found} are not finite in {dtype}: its weights are damaged, or need float32")
+        raise ModelError(f"{found} are not finite in {decoder.dtype}: its weights are damaged, or need float32")
     movement = (moved_states - states).norm(dim=-1) / states.norm(dim=-1)
     # the median over a sequence: a router may send a token with nearly equal scores to a different expert
     outside = max(movement[:6].median().item(), movement[14:].median().item())
     ahead = movement[6:10].median().item()
-    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+    tolerance = TOLERANCE.get(decoder.dtype, TOLERANCE[torch.float32])
     if outside > tolerance:
         raise ModelError(f"{found} depend on other texts of the batch: change {outside:.2g}; please report this")
     if decoder.bidirectional and ahead <= max(TOLERANCE[torch.float32], 2 * outside):

@@ -65,9 +65,7 @@ class Learner:
             self._sharding.split_model(self.model)
         decoder.model = self.model  # a split model runs only as a whole
         with torch.no_grad(), kernel_check():
-            # the layers of a split model have bfloat16 weights if `narrow`, and may get float32 states
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow and plan.fsdp):
-                self_check(decoder)
+            self_check(decoder)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
                 call_kernels(decoder, decoder.vocabulary, settings.max_length, self.device)
         # not on a CPU: it has enough memory, and gradient checkpointing would add a third to the computation
