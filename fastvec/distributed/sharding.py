@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -28,41 +28,29 @@ _TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_froze
 
 
 class Sharding:
-    """Splits modules over all ranks, on `device`. Computation is in bfloat16 if `narrow`, in the weights' dtype else.
+    """Splits modules over all ranks, on `device`. Weights are gathered in their own dtype, so nothing else changes.
 
     Every rank must run every forward and every backward, because each of them gathers weights from all ranks.
     """
 
-    def __init__(self, device: torch.device, ranks: int, *, narrow: bool) -> None:
+    def __init__(self, device: torch.device, ranks: int) -> None:
         self._mesh: DeviceMesh = init_device_mesh(device.type, (ranks,))
-        self._ranks, self._narrow = ranks, narrow
 
     def split_model(self, model: nn.Module) -> None:
         """Split a decoder in place, and move it to the device; its layers are gathered one at a time.
 
-        With autocast, each layer's weights are gathered in bfloat16: autocast would otherwise make a copy of every
-        weight, and keep it. Raises ModelError for a trained tensor of which some rank would get nothing.
+        Raises ModelError for a weight that is a single number.
         """
         for name, weight in model.named_parameters():
-            if weight.requires_grad and not splits(weight.shape[0] if weight.dim() else 1, self._ranks):
-                raise ModelError(f"{name} {tuple(weight.shape)} cannot be split over {self._ranks} ranks: omit --fsdp")
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if self._narrow else None,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # some families compute their rotary embeddings in float32
-        )
+            if weight.dim() == 0:
+                raise ModelError(f"{name} is a single number, which cannot be split over processes: omit --fsdp")
         for layer in layers(model):
-            fully_shard(layer, mesh=self._mesh, mp_policy=policy)
+            self.split(layer)
         self.split(model)
 
     def split(self, module: nn.Module) -> None:
-        """Split a module in place, except what is split already; its weights are gathered in their own dtype."""
+        """Split a module in place, except what is split already."""
         fully_shard(module, mesh=self._mesh, reshard_after_forward=True)
-
-
-def splits(rows: int, ranks: int) -> bool:
-    """Whether each of `ranks` gets at least one of `rows`, in parts of equal size except the last."""
-    return -(-rows // ranks) * (ranks - 1) < rows
 
 
 def layers(model: nn.Module) -> list[nn.Module]:

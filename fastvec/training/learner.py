@@ -56,8 +56,7 @@ class Learner:
         self.arguments = _arguments(plan, folder)
         self.device = self.arguments.device
         self.tokenizer = tokenizer_from_transformers(settings.checkpoint)
-        narrow = settings.dtype == "bfloat16"
-        self._sharding = Sharding(self.device, plan.ranks, narrow=narrow) if plan.fsdp else None
+        self._sharding = Sharding(self.device, plan.ranks) if plan.fsdp else None
         loaded, decoder, self.model = self._load("cpu" if plan.fsdp else self.device)
         self._embeddings = len(decoder.embeddings)
         require_embeddings(self.tokenizer, self._embeddings, settings.checkpoint.name)
@@ -66,7 +65,7 @@ class Learner:
         decoder.model = self.model  # a split model runs only as a whole
         with torch.no_grad(), kernel_check():
             self_check(decoder)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
                 call_kernels(decoder, decoder.vocabulary, settings.max_length, self.device)
         # not on a CPU: it has enough memory, and gradient checkpointing would add a third to the computation
         can: Any = loaded.base_model
@@ -338,5 +337,6 @@ def _arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,  # the filter reads every loss, and so waits for the device
         ignore_data_skip=True,
         disable_tqdm=True,
+        log_level_replica="error",  # as `quiet_libraries` sets it in the first process
         report_to=[],
     )

@@ -166,11 +166,6 @@ def _check_fsdp(recipe: Recipe, settings: EncoderSettings, ranks: int) -> None:
             "--fsdp splits the model over several processes, and this is one: start them with torchrun "
             "--nproc-per-node N -m fastvec adapt …, or omit --fsdp"
         )
-    if not recipe.full and -(-recipe.lora_r // ranks) * (ranks - 1) >= recipe.lora_r:
-        raise UsageError(
-            f"--fsdp cannot split an adapter of --lora-r {recipe.lora_r} over {ranks} processes: give --lora-r {ranks} "
-            "or a multiple of it"
-        )
     # the head and the embeddings would be one tensor in two modules, only one of which is split
     base = settings.checkpoint.base
     if recipe.full and recipe.objective == "mntp" and read_json(base / "config.json").get("tie_word_embeddings", True):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -150,6 +151,8 @@ class PackedTrainer(Trainer):
         self.split = split
         if split:  # accelerate's own FSDP runs on no CPU; a model to evaluate is one that it does not wrap
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            # autocast would keep a bfloat16 copy of each trained weight to the end of the forward, whole
+            self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.task, self.batches, self.noise, self.attention_dropout = task, batches, noise, attention_dropout
         self.taken: list[CompletedStep] = []  # steps whose losses were not yet read
 
