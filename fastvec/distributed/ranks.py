@@ -14,6 +14,7 @@ from fastvec.errors import FastvecError, LostProcessError
 
 Result = TypeVar("Result")
 
+PATIENCE = timedelta(minutes=30)  # of ranks that wait while the first one evaluates or saves
 STORE_SECONDS = 10  # to reach the store, which is gone if its host is
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe")  # in errors of a broken connection
 
@@ -36,10 +37,10 @@ def join_ranks(device: str) -> None:
     if dist.is_initialized():  # by an earlier job of this process
         return
     if device == "cpu":
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl")  # gloo for `on_rank_0`
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)  # gloo for `on_rank_0`
 
 
 def on_rank_0(call: Callable[[], Result]) -> Result:

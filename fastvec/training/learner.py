@@ -67,9 +67,8 @@ class Learner:
             self_check(decoder)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
                 call_kernels(decoder, decoder.vocabulary, settings.max_length, self.device)
-        # not on a CPU: it has enough memory, and gradient checkpointing would add a third to the computation
-        can: Any = loaded.base_model
-        self.arguments.gradient_checkpointing = self.device.type != "cpu" and can.supports_gradient_checkpointing
+        for name in ("gradient_checkpointing", "activation_checkpointing"):  # renamed in transformers 5
+            setattr(self.arguments, name, _saves_activations(self.device, loaded.base_model))
         self.noise = control_noise(self.model)
         self.readout = Readout(settings.pooling, self._dense())
         _log_what_is_trained(self.model, plan)
@@ -299,6 +298,11 @@ def _with_lora(model: PreTrainedModel, plan: AdaptPlan) -> PeftModel:
         raise ModelError(f"{plan.settings.checkpoint.name} cannot get a LoRA adapter: {error}") from None
     tuned.peft_config["default"].base_model_name_or_path = None  # otherwise peft compares each checkpoint with the hub
     return tuned
+
+
+def _saves_activations(device: torch.device, model: Any) -> bool:
+    """Whether layers run again in the backward. A CPU has enough memory, and computation would grow by a third."""
+    return device.type != "cpu" and bool(model.supports_gradient_checkpointing)
 
 
 def _log_what_is_trained(model: nn.Module, plan: AdaptPlan) -> None:
