@@ -51,10 +51,9 @@ def adapt(
 ) -> AdaptReport:
     """Train a decoder into a text encoder by one objective, and save it as the folder `output`.
 
-    `options` are those of `recipe.Recipe`; None means the objective's default. The same call resumes an interrupted
-    run and leaves a finished output unchanged. `fsdp` splits the model over the processes that torchrun started.
-    `progress` is called every few steps. `stop_signal` is called after each step (with several processes, every few
-    steps); if it returns a signal, the run stops and can be resumed.
+    `options` are those of `recipe.Recipe`; None means the objective's default. `fsdp` splits the model over torchrun's
+    processes. The same call resumes an interrupted run and leaves a finished output unchanged. `progress` is called
+    every few steps, and `stop_signal` too, or after each; if it returns a signal, the run stops and can be resumed.
 
     Raises FastvecError: the subclass says what went wrong.
     """

@@ -88,10 +88,8 @@ def plan_adapt(
 ) -> AdaptPlan:
     """Open and check every input and resolve the options. Raises FastvecError before anything is written."""
     recipe = resolve_recipe(objective, **options)
-    ranks = number_of_ranks()
     _check(recipe, data=data, column=column, adapters=adapters, dtype=dtype, merge=merge)
-    if recipe.objective in ("simcse", "contrastive") and not recipe.negatives and ranks * recipe.batch_size < 2:
-        raise UsageError("--batch-size 1 leaves no other text as a negative: give 2 or more")
+    _check_batch(recipe)
     if recipe.objective == "mntp" and bidirectional is False:
         raise UsageError("--objective mntp trains bidirectional attention: omit --causal")
     for name, value in {"eval-every": eval_every, "save-every": save_every}.items():
@@ -108,8 +106,7 @@ def plan_adapt(
         bidirectional=True if objective == "mntp" else bidirectional,
         eos=eos,
     )
-    if fsdp:
-        _check_fsdp(recipe, settings, ranks)
+    _check_fsdp(fsdp, recipe, settings)
     settings = _for_training(settings, recipe, asked="max_length" in options and options["max_length"] is not None)
     corpora = _open_data(recipe, data, column)
     _warn(recipe)
@@ -126,7 +123,7 @@ def plan_adapt(
         merge=merge,
         fsdp=fsdp,
         rank=own_rank(),
-        ranks=ranks,
+        ranks=number_of_ranks(),
         vector_width=width,
     )
 
@@ -159,9 +156,17 @@ def _check(
         raise UsageError("no data was given: name Parquet, Arrow or text files with --data")
 
 
-def _check_fsdp(recipe: Recipe, settings: EncoderSettings, ranks: int) -> None:
-    """Raise UsageError if the model cannot be split over the ranks."""
-    if ranks < 2:
+def _check_batch(recipe: Recipe) -> None:
+    alone = number_of_ranks() * recipe.batch_size < 2
+    if recipe.objective in ("simcse", "contrastive") and not recipe.negatives and alone:
+        raise UsageError("--batch-size 1 leaves no other text as a negative: give 2 or more")
+
+
+def _check_fsdp(fsdp: bool, recipe: Recipe, settings: EncoderSettings) -> None:
+    """Raise UsageError if the model is to be split over the ranks, and cannot be."""
+    if not fsdp:
+        return
+    if number_of_ranks() < 2:
         raise UsageError(
             "--fsdp splits the model over several processes, and this is one: start them with torchrun "
             "--nproc-per-node N -m fastvec adapt …, or omit --fsdp"

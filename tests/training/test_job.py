@@ -278,11 +278,6 @@ def test_two_runs_are_kept_from_one_output(tiny_llama: Path, tmp_path: Path) -> 
         ({"full": True, "lora_r": 4}, UsageError, "--lora-r and --full were both given"),
         ({"full": True, "merge": True}, UsageError, "--full and --merge were both given"),
         ({"adapters": ["some/adapter"]}, UsageError, "an adapter can name only one base, .* or the adapter as --model"),
-        (
-            {"fsdp": True},
-            UsageError,
-            "--fsdp splits the model over several processes, and this is one: start them with",
-        ),
         ({"lr": -1.0}, UsageError, "--lr -1.0 is out of range: give 0.0 or more"),
         ({"hold_out": 0.9}, UsageError, "--hold-out 0.9 is out of range: give 0.0 to 0.5"),
         ({"schedule": "steps"}, UsageError, "--schedule 'steps' is not known: choose linear, cosine"),

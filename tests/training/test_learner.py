@@ -79,7 +79,14 @@ def test_gradient_checkpointing_reaches_the_layers_and_changes_no_loss(
     monkeypatch.setattr(Learner, "take_trained", look)
     for on in (False, True):  # as on a CPU, as on a GPU
         monkeypatch.setattr(learner, "_saves_activations", lambda *_, on=on: on)
-        options = {"steps": 3, "batch_size": 4, "max_length": 32, "dtype": "float32", "device": "cpu", "lr": 1e-2}
+        options: dict[str, Any] = {
+            "steps": 3,
+            "batch_size": 4,
+            "max_length": 32,
+            "dtype": "float32",
+            "device": "cpu",
+            "lr": 1e-2,
+        }
         data = [ROOT / "tests" / "data" / "articles.parquet"]
         fastvec.adapt(
             objective="mntp", model=tiny_llama, data=data, column="text", output=tmp_path / f"{on}", **options

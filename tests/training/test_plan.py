@@ -14,7 +14,7 @@ def plan(model: Path, **options: Any) -> AdaptPlan:
     unset = dict.fromkeys(("revision", "eval_pairs", "eval_every", "save_every"))
     defaults = {"objective": "mntp", "data": [ROOT / "tests/data/articles.parquet"], "column": "text", "adapters": ()}
     places = {"model": model, "output": Path("out"), "device": "cpu", "dtype": "float32", "merge": False}
-    return plan_adapt(**{**defaults, **places, **unset, **options})  # type: ignore[arg-type]
+    return plan_adapt(**{**defaults, **places, **unset, **options})
 
 
 def test_a_job_is_the_same_in_any_number_of_processes_if_its_batches_are(
@@ -28,7 +28,9 @@ def test_a_job_is_the_same_in_any_number_of_processes_if_its_batches_are(
         assert fingerprint_differences(alone, plan(tiny_llama, batch_size=2, **options).fingerprint) == []
 
 
-def test_tied_embeddings_are_not_split_for_mntp_of_all_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_split_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--fsdp splits the model over several processes, and this is one: start them"):
+        plan(llama, fsdp=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert plan(llama, fsdp=True, full=True).fsdp
     config = json.loads((llama / "config.json").read_text())
