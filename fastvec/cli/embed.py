@@ -158,6 +158,9 @@ class TokenBudget(click.ParamType[int | None]):
 @click.option(
     "--devices", metavar="all|0,1|cpu:N", help="Embed shards in a process for each GPU, or in N processes on the CPU."
 )
+@click.option(
+    "--engine", type=click.Choice(["ray"]), help="Embed shards on a Ray cluster (RAY_ADDRESS) or this machine."
+)
 @click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
 @shared.overwrite
 @click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")
@@ -173,6 +176,7 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     Run the same command again to resume an interrupted run.
     """
     from fastvec.jobs.embedding import embed as run
+    from fastvec.jobs.ray_data import resolve_in_ray
     from fastvec.settings import resolve_settings
 
     log_to_stderr(quiet)
@@ -182,7 +186,8 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
         options["keep"] = None
     if options["devices"] is not None:
         options["device"] = _device_of(options["devices"], options["device"])
-    settings = resolve_settings(**{name: options.pop(name) for name in ENCODER_OPTIONS})
+    resolve = resolve_settings if options["engine"] is None or dry_run else resolve_in_ray
+    settings = resolve(**{name: options.pop(name) for name in ENCODER_OPTIONS})
     with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
         if dry_run:
             result: Any = _dry_run(settings, options, stop_signal)
@@ -208,7 +213,7 @@ def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], i
     from fastvec.encoder import Encoder
 
     batch_tokens, output = options.pop("batch_tokens"), options.pop("output")
-    for name in ("overwrite", "shard", "shard_rows", "devices"):
+    for name in ("overwrite", "shard", "shard_rows", "devices", "engine"):
         del options[name]  # nothing is written
     with written_to(output) as path, local_inputs(options.pop("inputs"), path, stop_signal) as inputs:
         plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))

@@ -96,6 +96,11 @@ class Corpus:
         """The text columns, or the template, by which the vectors of a row are told apart."""
         return tuple(template.name for template in self.templates)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The local files that are read."""
+        return [source.path for source in self._sources if isinstance(source.path, Path)]
+
     def log_text_column(self) -> None:
         """Log which text column was chosen, and why, if none was given."""
         if self.column_reason:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastvec.corpus.copies import local_inputs
 from fastvec.embedding.destination import written_to
@@ -13,6 +13,7 @@ from fastvec.embedding.plan import plan_embed
 from fastvec.errors import UsageError
 from fastvec.jobs.devices import parse_devices
 from fastvec.jobs.processes import in_processes
+from fastvec.jobs.ray_data import in_ray
 from fastvec.jobs.sharded import Schedule, embed_shards, in_this_process
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings
@@ -31,6 +32,7 @@ def embed(
     shard: str | None = None,
     shard_rows: int | None = None,
     devices: str | None = None,
+    engine: Literal["ray"] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
     **options: Any,
@@ -48,6 +50,7 @@ def embed(
         shard: `i/N`: only the shards of process i, from 0, of N that divide the job; the last one finishes it.
         shard_rows: About how many rows a shard has.
         devices: `all` GPUs, GPUs by number as `0,2`, or `cpu:4`: each has a process, which loads its own model.
+        engine: `ray` embeds shards on the Ray cluster at RAY_ADDRESS, or else on this machine; see docs/scale.md.
         progress: Called after each chunk.
         stop_signal: Called often; once it returns a signal number, the run stops with InterruptedRunError.
         options: Those of `EmbedOptions`: what is embedded of each row, and how it is written.
@@ -58,7 +61,7 @@ def embed(
     with written_to(output) as path, local_inputs(inputs, path, stop_signal) as files:
         plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options))
         if plan.folder is None:
-            _require_none(plan.output, {"shard": shard, "shard-rows": shard_rows, "devices": devices})
+            _require_none(plan.output, {"shard": shard, "shard-rows": shard_rows, "devices": devices, "engine": engine})
             return embed_file(
                 plan,
                 encoder,
@@ -67,12 +70,11 @@ def embed(
                 progress=progress,
                 stop_signal=stop_signal,
             )
-        if shard_rows is not None and shard_rows < 1:
-            raise UsageError(f"shard-rows {shard_rows} is out of range: the minimum is 1")
+        _require_rows(shard_rows)
         return embed_shards(
             plan,
             plan.folder,
-            _schedule(encoder, devices),
+            _schedule(encoder, devices, engine),
             part=None if shard is None else _part(shard, overwrite=overwrite),
             shard_rows=shard_rows,
             batch_tokens=batch_tokens,
@@ -89,6 +91,12 @@ def _require_none(output: Path, options: Mapping[str, object]) -> None:
             raise UsageError(f"--{name} needs an output in shards: name a folder, such as -o {output.stem}/")
 
 
+def _require_rows(shard_rows: int | None) -> None:
+    """Raise UsageError if shards cannot have so many rows."""
+    if shard_rows is not None and shard_rows < 1:
+        raise UsageError(f"shard-rows {shard_rows} is out of range: the minimum is 1")
+
+
 def _part(given: str, *, overwrite: bool) -> tuple[int, int]:
     """Parse `i/N`. Raises UsageError."""
     match = re.fullmatch(r"(\d+)/(\d+)", given)
@@ -99,12 +107,27 @@ def _part(given: str, *, overwrite: bool) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _schedule(encoder: "Encoder | EncoderSettings", devices: str | None) -> Schedule:
+def _schedule(encoder: "Encoder | EncoderSettings", devices: str | None, engine: str | None) -> Schedule:
     """Return what embeds the shards. Raises UsageError."""
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
+    if engine is not None:
+        return _schedule_in_ray(settings, devices, engine)
     found = None if devices is None else parse_devices(devices)
     if found is None:
         return in_this_process(None if isinstance(encoder, EncoderSettings) else encoder)
     if found.kind != settings.device:
         raise UsageError(f"--devices {devices} and --device {settings.device} contradict each other: leave one out")
     return in_processes(found.environments)
+
+
+def _schedule_in_ray(settings: EncoderSettings, devices: str | None, engine: str) -> Schedule:
+    if engine != "ray":
+        raise UsageError(f"engine {engine!r} is not known: give ray, or leave it out")
+    match = re.fullmatch(r"cpu:([1-9]\d*)|all", devices or "all")
+    if match is None:
+        raise UsageError(
+            f"--devices {devices} is not for --engine ray, which uses all GPUs: leave it out or give cpu:4"
+        )
+    if match[1] and settings.device != "cpu":
+        raise UsageError(f"--devices {devices} and --device {settings.device} contradict each other: leave one out")
+    return in_ray(int(match[1]) if match[1] else None)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 from fastvec.stores import store
 from fastvec.stores.address import Address, is_remote
@@ -74,7 +75,9 @@ class LocalFolder:
         with translated_os_errors(path):
             make_folder(path.parent)
             make_folder(self.work)
-            draft = self.work / f"{path.name}.{os.getpid()}.tmp"  # several processes may create the same file
+            draft = (
+                self.work / f"{path.name}.{uuid4().hex}.tmp"
+            )  # processes of several machines may create the same file
             fd = open_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 write_at(fd, 0, content)
