@@ -5,6 +5,7 @@ ends; the others then lose their connection to it, or torchrun ends them. They f
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -69,13 +70,11 @@ def one_report() -> Iterator[None]:
         return
     try:
         yield
-    except FastvecError as error:
-        if not _is_first_to_fail():
-            raise SystemExit(error.exit_code) from None
-        raise
     except Exception as error:
+        # torchrun sends it as soon as a process is gone; this one ends anyway, after it has said why
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not _is_first_to_fail():
-            raise SystemExit(1) from None
+            raise SystemExit(error.exit_code if isinstance(error, FastvecError) else 1) from None
         if _is_lost_connection(error):
             raise LostProcessError(
                 f"rank {own_rank()} lost its connection to another rank, whose process or machine ended: run the same "

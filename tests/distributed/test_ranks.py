@@ -1,3 +1,5 @@
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +17,9 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "RANK": 1, "WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
+    before = signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, before)
     del store
 
 
@@ -44,10 +48,15 @@ def test_a_rank_that_lost_another_says_so_in_one_line() -> None:
     with pytest.raises(LostProcessError, match=r"rank 1 lost .* run the same command again") as caught, one_report():
         raise GONE
     assert "\n" not in str(caught.value)
+    os.kill(
+        os.getpid(), signal.SIGTERM
+    )  # torchrun sends it at once, and it must not end the process before the message
 
 
 def test_without_a_store_every_rank_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    before = signal.getsignal(signal.SIGTERM)
     for _ in range(2):
         with pytest.raises(InputError), one_report():
             raise InputError("no such file")
+    signal.signal(signal.SIGTERM, before)
