@@ -37,8 +37,8 @@ test-isa: $(VENV)/.installed
 # The recipes of docs/integrations.md and what runs on Ray, whose libraries `make test` does not install and skips.
 test-integrations: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations,ray]'
-	$(PYTEST) tests/docs/test_integrations.py tests/docs/test_reading.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py tests/test_ray.py \
-		tests/jobs/test_ray_data.py
+	$(PYTEST) tests/docs/test_integrations.py tests/docs/test_reading.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py \
+		tests/test_ray.py tests/jobs/test_ray_data.py
 
 # Inputs and outputs in object stores, on a real S3 server of this machine, which `make test` does not install and skips.
 test-stores: $(VENV)/.installed

@@ -9,6 +9,7 @@
     │   └── DiskFullError        5    no space left; durable rows are kept; resumable
     ├── WorkerError              1    processes that embed shards died; resumable
     ├── RowErrorsError           3    stopped by --on-error fail or --max-errors; resumable
+    ├── LostProcessError         1    another process of a distributed run is gone; resumable
     └── InterruptedRunError  130/143  stopped by a signal; resumable
 
 A message is one line: what was found, what was expected, what to do.
@@ -51,6 +52,10 @@ class WorkerError(FastvecError):
 
 class RowErrorsError(FastvecError):
     exit_code = 3
+
+
+class LostProcessError(FastvecError):
+    pass
 
 
 class InterruptedRunError(FastvecError):

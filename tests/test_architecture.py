@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "fastvec.system": set(),
     "fastvec.fingerprint": set(),
     "fastvec.report": set(),
+    "fastvec.distributed": set(),
     "fastvec.stores": {"fastvec.system"},
     "fastvec.output": {"fastvec.stores", "fastvec.system", "fastvec.fingerprint"},
     "fastvec.shards": {"fastvec.fingerprint", "fastvec.output", "fastvec.stores", "fastvec.system"},
@@ -67,6 +68,7 @@ MAY_IMPORT = {
         "fastvec.corpus",
         "fastvec.checkpoints",
         "fastvec.decoders",
+        "fastvec.distributed",
         "fastvec.fingerprint",
         "fastvec.report",
         "fastvec.settings",
@@ -87,6 +89,7 @@ MAY_IMPORT = {
     },
     "fastvec.cli": {
         "fastvec.corpus",
+        "fastvec.distributed",
         "fastvec.embedding",
         "fastvec.encoder",
         "fastvec.jobs",

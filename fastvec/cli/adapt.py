@@ -1,6 +1,5 @@
 """The command `fastvec adapt`."""
 
-import os
 from typing import Any
 
 import click
@@ -112,6 +111,11 @@ from fastvec.cli.streams import end_job, log_to_stderr
     is_flag=True,
     help="Merge the adapter and save all weights, for transformers, vLLM and sentence-transformers.",
 )
+@click.option(
+    "--fsdp",
+    is_flag=True,
+    help="Split the model over the processes that torchrun starts, instead of a copy in each.",
+)
 @shared.overwrite
 @shared.quiet
 @shared.as_json
@@ -125,11 +129,13 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
 
     Run the same command again to resume an interrupted run.
     """
+    from fastvec.distributed.ranks import one_report, own_rank
     from fastvec.training.job import adapt as run
 
-    first = os.environ.get("RANK", "0") == "0"  # under torchrun, only rank 0 logs and reports
+    first = own_rank() == 0  # only rank 0 logs and reports
     quiet, as_json = quiet or not first, as_json and first
     log_to_stderr(quiet)
-    with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
+    show = progress_display(quiet=quiet or as_json)
+    with one_report(), stop_on_signal() as stop_signal, show as progress:
         report = run(**options, progress=progress, stop_signal=stop_signal)
     end_job(report, as_json=as_json, quiet=quiet)

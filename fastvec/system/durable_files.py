@@ -5,13 +5,14 @@ An embedding output is changed only by calls to functions of `os`, so that a tes
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastvec.errors import DiskFullError, OutputError, RefusedError
+from fastvec.errors import DiskFullError, FastvecError, OutputError, RefusedError
 
 if sys.platform != "win32":
     import fcntl
@@ -31,6 +32,23 @@ def translated_os_errors(output: Path, safe_rows: int = 0) -> Iterator[None]:
             message = f"no space left for {output}{safe}: make room and run the same command again"
             raise DiskFullError(message) from error
         raise OutputError(f"{error.filename or output}: {error.strerror or error}{safe}") from error
+
+
+@contextmanager
+def translated_library_errors(output: Path) -> Iterator[None]:
+    """Do what `translated_os_errors` does, also for libraries that hide an OSError in an error of their own."""
+    with translated_os_errors(output):
+        try:
+            yield
+        except FastvecError:
+            raise
+        except Exception as error:
+            code = re.search(r"\(os error (\d+)\)", str(error))  # of libraries in Rust, such as safetensors
+            if isinstance(error.__context__, OSError):  # torch.save, after a write that failed
+                raise error.__context__ from None
+            if code is not None:
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
+            raise
 
 
 def open_file(path: Path, flags: int) -> int:

@@ -13,8 +13,10 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastvec.distributed.ranks import join_ranks, on_rank_0
 from fastvec.errors import InterruptedRunError, ModelError
 from fastvec.report import AdaptProgress, AdaptReport, peak_memory_bytes
+from fastvec.system.durable_files import translated_library_errors
 from fastvec.training.plan import AdaptPlan, plan_adapt
 from fastvec.training.work_folder import finished, open_work_folder, part_of, publish, tidy, whole_results
 
@@ -41,6 +43,7 @@ def adapt(
     eval_every: int | None = None,
     save_every: int | None = None,
     merge: bool = False,
+    fsdp: bool = False,
     overwrite: bool = False,
     progress: Callable[[AdaptProgress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
@@ -48,9 +51,9 @@ def adapt(
 ) -> AdaptReport:
     """Train a decoder into a text encoder by one objective, and save it as the folder `output`.
 
-    `options` are those of `recipe.Recipe`; None means the objective's default. The same call resumes an interrupted
-    run and leaves a finished output unchanged. `progress` is called every few steps. `stop_signal` is called after
-    each step (with several processes, every few steps); if it returns a signal, the run stops and can be resumed.
+    `options` are those of `recipe.Recipe`; None means the objective's default. `fsdp` splits the model over torchrun's
+    processes. The same call resumes an interrupted run and leaves a finished output unchanged. `progress` is called
+    every few steps, and `stop_signal` too, or after each; if it returns a signal, the run stops and can be resumed.
 
     Raises FastvecError: the subclass says what went wrong.
     """
@@ -70,18 +73,18 @@ def adapt(
         eval_every=eval_every,
         save_every=save_every,
         merge=merge,
+        fsdp=fsdp,
         **options,
     )
-    made = finished(plan.output, plan.fingerprint, overwrite=overwrite)
+    join_ranks(plan.settings.device)
+    made = on_rank_0(lambda: finished(plan.output, plan.fingerprint, overwrite=overwrite))
     if made is not None:
-        if plan.rank == 0:
-            tidy(plan.output)
+        on_rank_0(lambda: tidy(plan.output))
         return _report(plan, {**made, "seconds": 0.0, "already_finished": True})
     place = open_work_folder(plan.output, plan.fingerprint, overwrite=overwrite) if plan.rank == 0 else nullcontext()
-    with place:
-        results = whole_results(plan.output) or _run(plan, progress, stop_signal)
-        if plan.rank == 0:
-            publish(plan.output)
+    with place, translated_library_errors(part_of(plan.output)):
+        results = on_rank_0(lambda: whole_results(plan.output)) or _run(plan, progress, stop_signal)
+        on_rank_0(lambda: publish(plan.output))
     return _report(plan, results)
 
 
@@ -109,16 +112,17 @@ def _run(
                 )
             monitor.finish()
         results = monitor.results()
+        model, dense = learner.take_trained()
         if plan.rank == 0:
             done = Adaptation(
-                model=learner.model,
+                model=model,
                 tokenizer=learner.tokenizer,
                 settings=plan.settings,
                 recipe=plan.recipe,
                 fingerprint=plan.fingerprint,
                 results=results,
                 merge=plan.merge,
-                dense=learner.take_dense(),
+                dense=dense,
             )
             save_adaptation(folder, done)
     read = sum((stream.counts for stream in learner.streams), start=Counter[str]())

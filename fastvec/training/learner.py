@@ -18,6 +18,7 @@ from fastvec.decoders.kernel_check import call_kernels, kernel_check
 from fastvec.decoders.load import load_dense
 from fastvec.decoders.packed_transformers import Decoder
 from fastvec.decoders.self_check import self_check
+from fastvec.distributed.sharding import Sharding, load_trained_weights, trained_weights
 from fastvec.errors import ModelError, UsageError
 from fastvec.texts.from_transformers import tokenizer_from_transformers
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer, require_embeddings
@@ -31,10 +32,11 @@ from fastvec.training.objectives.noise import control_noise
 from fastvec.training.objectives.readout import Readout
 from fastvec.training.plan import AdaptPlan
 from fastvec.training.stream import ExampleStream
-from fastvec.training.trainer import DENSE, Batches, PackedTrainer
+from fastvec.training.trainer import Batches, PackedTrainer
 
 logger = logging.getLogger(__name__)
 
+DENSE = "fastvec_dense"  # the name of the trained layer after the pooling in the model
 HELD_OUT_EXAMPLES = 256
 # a token that a vocabulary reserves for later use: <|reserved_special_token_0|>, <unused0>, <extra_id_0>, [unused1]
 RESERVED = re.compile(r"[<\[].*(reserved|unused|extra|placeholder).*[>\]]")
@@ -54,24 +56,19 @@ class Learner:
         self.arguments = _arguments(plan, folder)
         self.device = self.arguments.device
         self.tokenizer = tokenizer_from_transformers(settings.checkpoint)
-        # full fine-tuning keeps the weights in float32: bfloat16 would round away the update of one step
-        stored = torch.float32 if recipe.full else getattr(torch, settings.dtype)
-        loaded = load_model(settings.checkpoint, dtype=stored, device=self.device, headed=recipe.objective == "mntp")
-        inner: Any = loaded.base_model
-        decoder = Decoder(inner, bidirectional=settings.bidirectional)
-        if decoder.longest is not None and settings.max_length > decoder.longest:
-            raise UsageError(
-                f"--max-length {settings.max_length}: {settings.checkpoint.name} takes at most {decoder.longest}"
-            )
+        self._sharding = Sharding(self.device, plan.ranks) if plan.fsdp else None
+        loaded, decoder, self.model = self._load("cpu" if plan.fsdp else self.device)
         self._embeddings = len(decoder.embeddings)
         require_embeddings(self.tokenizer, self._embeddings, settings.checkpoint.name)
+        if self._sharding is not None:
+            self._sharding.split_model(self.model)
+        decoder.model = self.model  # a split model runs only as a whole
         with torch.no_grad(), kernel_check():
             self_check(decoder)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
                 call_kernels(decoder, decoder.vocabulary, settings.max_length, self.device)
-        # not on a CPU: it has enough memory, and gradient checkpointing would add a third to the computation
-        self.arguments.gradient_checkpointing = self.device.type != "cpu" and inner.supports_gradient_checkpointing
-        self.model = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, plan)
+        for name in ("gradient_checkpointing", "activation_checkpointing"):  # renamed in transformers 5
+            setattr(self.arguments, name, _saves_activations(self.device, loaded.base_model))
         self.noise = control_noise(self.model)
         self.readout = Readout(settings.pooling, self._dense())
         _log_what_is_trained(self.model, plan)
@@ -91,14 +88,35 @@ class Learner:
             batches=self.batches,
             noise=self.noise,
             attention_dropout=recipe.attention_dropout,
+            split=plan.fsdp,
         )
         self.trainer.remove_callback(PrinterCallback)
         # created before batches are read ahead: creating it modifies the tokenizer, which another thread then uses
         self._pairs_tokenizer = self._texts()
         self._held_out: list[Any] | None = None
 
+    def _load(self, device: torch.device | str) -> tuple[PreTrainedModel, Decoder, Any]:
+        """Return the loaded model, with its LM head for mntp; its decoder; and what is trained, which has the adapter.
+
+        Raises what the constructor raises.
+        """
+        recipe, settings = self.plan.recipe, self.plan.settings
+        # full fine-tuning keeps the weights in float32: bfloat16 would round away the update of one step
+        stored = torch.float32 if recipe.full else getattr(torch, settings.dtype)
+        loaded = load_model(settings.checkpoint, dtype=stored, device=device, headed=recipe.objective == "mntp")
+        decoder = Decoder(loaded.base_model, bidirectional=settings.bidirectional)  # type: ignore[arg-type]
+        if decoder.longest is not None and settings.max_length > decoder.longest:
+            raise UsageError(
+                f"--max-length {settings.max_length}: {settings.checkpoint.name} takes at most {decoder.longest}"
+            )
+        trained = decoder.model.requires_grad_(True) if recipe.full else _with_lora(decoder.model, self.plan)
+        return loaded, decoder, trained
+
     def measure(self) -> dict[str, float]:
-        """Return the held-out measures, and Spearman's correlation on the scored pairs if there are any."""
+        """Return the held-out measures, and Spearman's correlation on the scored pairs if there are any.
+
+        Every rank must call this if the model is split.
+        """
         plan = self.plan
         if self._held_out is None:
             share = -(-HELD_OUT_EXAMPLES // len(self.streams))
@@ -110,17 +128,33 @@ class Learner:
         if self._held_out:
             # without noise, SimCSE's two encodings of a text would be equal
             look = noisy if plan.recipe.objective == "simcse" else still
-            found = self.task.evaluate(self._held_out, look, size=plan.recipe.batch_size)
+            found = self.task.evaluate(self._held_out, look, size=plan.global_batch_size)
             measured = {f"held_out_{name}": value for name, value in found.items()}
         if plan.pairs is not None:
             measured["spearman"] = similarity(plan.pairs, self._pairs_tokenizer, self.readout, still)
         return measured
 
-    def take_dense(self) -> nn.Linear | None:
-        """Detach the Dense layer, if any, from the model, so that each can be saved separately, and return it."""
-        if self.readout.dense is not None:
-            delattr(self.model, DENSE)
-        return self.readout.dense
+    def take_trained(self) -> tuple[Any, nn.Linear | None]:
+        """Return the trained model, and the Dense layer, if any, detached from it, so that each can be saved.
+
+        Every rank must call this if the model is split. Rank 0 then gets a whole model on the CPU, others nothing new.
+        """
+        dense = self.readout.dense
+        if self._sharding is None:
+            if dense is not None:
+                delattr(self.model, DENSE)
+            return self.model, dense
+        weights = trained_weights(self.model)
+        if self.plan.rank != 0:
+            return self.model, dense
+        _, _, model = self._load("cpu")
+        if dense is not None:
+            dense = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias is not None)
+            model.add_module(DENSE, dense)
+        load_trained_weights(model, weights)
+        if dense is not None:
+            delattr(model, DENSE)
+        return model, dense
 
     def _look(self) -> EvaluationPass:
         return EvaluationPass(model=self.model, device=self.device, narrow=self.plan.settings.dtype == "bfloat16")
@@ -153,6 +187,8 @@ class Learner:
             (stream,) = self._streams(self._distil_task(bare))
             dense = fitted_dense(list(islice(stream.examples(), FIT_TEXTS)), bare, self._look())
         self.model.add_module(DENSE, dense)
+        if self._sharding is not None:
+            self._sharding.split(dense)
         return dense
 
     def _texts(self, instruction: str | None = None) -> TextTokenizer:
@@ -180,7 +216,7 @@ class Learner:
         )
         return TokenTask(
             TextTokenizer(self.tokenizer, TextRecipe(max_length=1 << 30), embeddings=self._embeddings),
-            LanguageHead(causal),
+            LanguageHead(causal, self.device),
             lambda ids, random: mask_tokens(ids, rule, random),
             max_length=self.plan.settings.max_length,
             at_once=recipe.grad_cache,
@@ -264,6 +300,11 @@ def _with_lora(model: PreTrainedModel, plan: AdaptPlan) -> PeftModel:
     return tuned
 
 
+def _saves_activations(device: torch.device, model: Any) -> bool:
+    """Whether layers run again in the backward. A CPU has enough memory, and computation would grow by a third."""
+    return device.type != "cpu" and bool(model.supports_gradient_checkpointing)
+
+
 def _log_what_is_trained(model: nn.Module, plan: AdaptPlan) -> None:
     weights = list(model.parameters())
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
@@ -300,5 +341,6 @@ def _arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,  # the filter reads every loss, and so waits for the device
         ignore_data_skip=True,
         disable_tqdm=True,
+        log_level_replica="error",  # as `quiet_libraries` sets it in the first process
         report_to=[],
     )

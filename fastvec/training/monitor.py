@@ -48,7 +48,7 @@ class Monitor(TrainerCallback):
         learner.trainer.add_callback(self)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._metrics is not None and state.global_step == 0 and not self._measured_at(0):
+        if state.global_step == 0:
             self._measure(0)
         self._started = time.perf_counter()
 
@@ -62,14 +62,13 @@ class Monitor(TrainerCallback):
                 self._look()
             if stop:
                 control.should_save = control.should_training_stop = True
-        if measure and self._metrics is not None:
+        if measure:
             self._measure(step)
 
     def finish(self) -> None:
         """Evaluate after the last step and draw the curves."""
+        self._measure(self._plan.recipe.steps)
         if self._metrics is not None:
-            if not self._measured_at(self._plan.recipe.steps):
-                self._measure(self._plan.recipe.steps)
             self._metrics.draw()
 
     def close(self) -> None:
@@ -131,15 +130,23 @@ class Monitor(TrainerCallback):
             self._show(rows[-1]["step"], rows[-1]["loss"])
 
     def _measure(self, step: int) -> None:
-        if self._metrics is not None:
-            measured = self._learner.measure()
-            _require_finite("held-out loss", measured.get("held_out_loss", 0.0), step)
-            # the correlation is NaN if all cosines are equal, and JSON has no NaN
-            row: dict[str, Any] = {name: x for name, x in measured.items() if math.isfinite(x)}
-            if self._pairs is not None:
-                row["pairs"] = self._pairs
-            if row:
-                self._metrics.add([{"step": step, **row}])
+        """Evaluate after `step`, unless an earlier run did, and record it.
+
+        The first rank evaluates; if the model is split over the ranks, all of them do, on the same data.
+        """
+        due = self._metrics is not None and not self._measured_at(step)
+        if self._plan.fsdp:
+            due = self._agreed(due)
+        if not due:
+            return
+        measured = self._learner.measure()
+        _require_finite("held-out loss", measured.get("held_out_loss", 0.0), step)
+        # the correlation is NaN if all cosines are equal, and JSON has no NaN
+        row: dict[str, Any] = {name: x for name, x in measured.items() if math.isfinite(x)}
+        if self._pairs is not None:
+            row["pairs"] = self._pairs
+        if row and self._metrics is not None:
+            self._metrics.add([{"step": step, **row}])
 
     def _measured_at(self, step: int) -> bool:
         return self._metrics is not None and any(
@@ -161,11 +168,11 @@ class Monitor(TrainerCallback):
             )
         )
 
-    def _agreed(self, stop: bool) -> bool:
-        """Return whether any rank was asked to stop."""
+    def _agreed(self, own: bool) -> bool:
+        """Return whether `own` is true on any rank."""
         if self._plan.ranks == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self._learner.device)
+            return own
+        flag = torch.tensor(float(own), device=self._learner.device)
         dist.all_reduce(flag)
         return bool(flag.item() > 0)
 

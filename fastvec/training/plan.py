@@ -9,9 +9,11 @@ from typing import Any
 
 from pyarrow import types
 
+from fastvec.checkpoints.model_files import read_json
 from fastvec.corpus.columns import is_string
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import ChunkLimits, Corpus
+from fastvec.distributed.ranks import number_of_ranks, own_rank
 from fastvec.errors import InputError, ModelError, UsageError
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.training.recipe import Recipe, resolve_recipe
@@ -35,21 +37,31 @@ class AdaptPlan:
     eval_every: int
     save_every: int
     merge: bool
+    fsdp: bool  # split the model over the ranks
     rank: int  # of this process, below `ranks`
     ranks: int
     vector_width: int | None = None  # of the teacher's vectors
 
     @property
+    def global_batch_size(self) -> int:
+        """The examples of a step, over all ranks."""
+        return self.recipe.batch_size * self.ranks
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
-        """The values that identify the job; the evaluation and save intervals are not among them."""
+        """The values that identify the job; the evaluation and save intervals are not among them.
+
+        Nor is how the job is spread over processes: a step depends only on the examples of all of them.
+        """
         recipe = self.recipe.to_json()
         recipe.pop("grad_cache")  # changes memory, not the gradient
+        recipe.pop("batch_size")
         return {
             **recipe,
             **self.settings.fingerprint(self.recipe.instruction, None),
             "data": [[[file.uri, file.size, file.version] for file in corpus.files] for corpus in self.corpora],
             "column": self.corpora[0].columns[0],
-            "processes": self.ranks,
+            "batch_size_of_all_processes": self.global_batch_size,
             "merge": self.merge,
         }
 
@@ -71,14 +83,13 @@ def plan_adapt(
     eval_every: int | None,
     save_every: int | None,
     merge: bool,
+    fsdp: bool = False,
     **options: Any,
 ) -> AdaptPlan:
     """Open and check every input and resolve the options. Raises FastvecError before anything is written."""
     recipe = resolve_recipe(objective, **options)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun, like RANK
     _check(recipe, data=data, column=column, adapters=adapters, dtype=dtype, merge=merge)
-    if recipe.objective in ("simcse", "contrastive") and not recipe.negatives and ranks * recipe.batch_size < 2:
-        raise UsageError("--batch-size 1 leaves no other text as a negative: give 2 or more")
+    _check_batch(recipe)
     if recipe.objective == "mntp" and bidirectional is False:
         raise UsageError("--objective mntp trains bidirectional attention: omit --causal")
     for name, value in {"eval-every": eval_every, "save-every": save_every}.items():
@@ -95,6 +106,7 @@ def plan_adapt(
         bidirectional=True if objective == "mntp" else bidirectional,
         eos=eos,
     )
+    _check_fsdp(fsdp, recipe, settings)
     settings = _for_training(settings, recipe, asked="max_length" in options and options["max_length"] is not None)
     corpora = _open_data(recipe, data, column)
     _warn(recipe)
@@ -109,8 +121,9 @@ def plan_adapt(
         eval_every=eval_every or max(1, recipe.steps // EVALUATIONS),
         save_every=save_every or min(SAVE_EVERY, recipe.steps),
         merge=merge,
-        rank=int(os.environ.get("RANK", "0")),
-        ranks=ranks,
+        fsdp=fsdp,
+        rank=own_rank(),
+        ranks=number_of_ranks(),
         vector_width=width,
     )
 
@@ -141,6 +154,30 @@ def _check(
         )
     if not data:
         raise UsageError("no data was given: name Parquet, Arrow or text files with --data")
+
+
+def _check_batch(recipe: Recipe) -> None:
+    alone = number_of_ranks() * recipe.batch_size < 2
+    if recipe.objective in ("simcse", "contrastive") and not recipe.negatives and alone:
+        raise UsageError("--batch-size 1 leaves no other text as a negative: give 2 or more")
+
+
+def _check_fsdp(fsdp: bool, recipe: Recipe, settings: EncoderSettings) -> None:
+    """Raise UsageError if the model is to be split over the ranks, and cannot be."""
+    if not fsdp:
+        return
+    if number_of_ranks() < 2:
+        raise UsageError(
+            "--fsdp splits the model over several processes, and this is one: start them with torchrun "
+            "--nproc-per-node N -m fastvec adapt …, or omit --fsdp"
+        )
+    # the head and the embeddings would be one tensor in two modules, only one of which is split
+    base = settings.checkpoint.base
+    if recipe.full and recipe.objective == "mntp" and read_json(base / "config.json").get("tie_word_embeddings", True):
+        raise UsageError(
+            f"--fsdp cannot train all weights of {settings.checkpoint.name} by mntp, because its embeddings are also "
+            "its LM head: omit --full to train an adapter, or omit --fsdp"
+        )
 
 
 def _warn(recipe: Recipe) -> None:

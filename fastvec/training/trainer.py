@@ -1,26 +1,35 @@
 """Runs transformers' Trainer on packed batches.
 
 The Trainer handles optimizer, schedule, ranks and checkpoints; fastvec computes the loss and gradients of each step.
-A checkpoint is the Trainer's checkpoint folder with one more file, written last: `fastvec_place.json`, which says where
-the data resumes. A folder without this file is ignored: the run ended before the checkpoint was complete.
+A checkpoint is the Trainer's checkpoint folder, with files of our own that do not depend on the number of ranks: the
+trained weights, the states of optimizer and schedule, and, written last, `fastvec_place.json`, which says where the
+data resumes. A folder without that is ignored: the run ended before the checkpoint was complete.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastvec.decoders.packed_transformers import Noise, derived_seed, forward_packed
+from fastvec.distributed.sharding import (
+    load_optimizer_state,
+    load_trained_weights,
+    optimizer_state,
+    trained_weights,
+    whole,
+)
 from fastvec.system.durable_files import sync_tree, write_durably
 from fastvec.system.pipeline import Pipeline
 from fastvec.texts.packing import Packed
@@ -29,7 +38,7 @@ from fastvec.training.objectives.task import Batch
 from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.work_folder import PLACE
 
-DENSE = "fastvec_dense"  # the name of the trained layer after the pooling, if the model has one
+WEIGHTS, OPTIMIZER = "fastvec_weights.safetensors", "fastvec_optimizer.pt"
 BATCHES_AHEAD = 4  # read and tokenized while steps run
 
 
@@ -116,8 +125,11 @@ class _Step:
         return context
 
     def part(self, *, last: bool) -> AbstractContextManager[None]:
+        # split gradients are averaged in each part: until then, each rank would store them whole
+        if last or self.trainer.split:
+            return nullcontext()
         context: AbstractContextManager[None] = self.trainer.accelerator.no_sync(self.model)
-        return nullcontext() if last else context
+        return context
 
 
 class PackedTrainer(Trainer):
@@ -132,8 +144,15 @@ class PackedTrainer(Trainer):
         batches: Batches,
         noise: NoiseSource,
         attention_dropout: float = 0.0,
+        split: bool = False,
     ) -> None:
+        """Make the trainer; the model is `split` over the ranks already, or else DistributedDataParallel wraps it."""
         super().__init__(model=model, args=args, callbacks=[_PlaceKeeper(batches)])
+        self.split = split
+        if split:  # accelerate's own FSDP runs on no CPU; a model to evaluate is one that it does not wrap
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            # autocast would keep a bfloat16 copy of each trained weight to the end of the forward, whole
+            self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.task, self.batches, self.noise, self.attention_dropout = task, batches, noise, attention_dropout
         self.taken: list[CompletedStep] = []  # steps whose losses were not yet read
 
@@ -169,23 +188,46 @@ class PackedTrainer(Trainer):
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        norm = whole(super()._clip_grad_norm(model))  # type: ignore[no-untyped-call]
         self.taken[-1].gradient_norm = norm
         return norm
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights of a checkpoint."""
         model: Any = self.model
+        weights = trained_weights(model)
         if self.args.should_save:
-            # otherwise peft compares the vocabulary with that of the base model on the hub
-            extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-            model.save_pretrained(output_dir, state_dict=state_dict, **extra)
-            if (dense := getattr(model, DENSE, None)) is not None:  # a PeftModel saves only its adapter
-                save_file(dense.state_dict(), Path(str(output_dir), f"{DENSE}.safetensors"))
+            Path(str(output_dir)).mkdir(exist_ok=True)
+            save_file(weights, Path(str(output_dir), WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if (dense := getattr(self.model, DENSE, None)) is not None:
-            dense.load_state_dict(load_file(Path(resume_from_checkpoint, f"{DENSE}.safetensors")))
+        model = self.model
+        load_trained_weights(model, load_file(Path(resume_from_checkpoint, WEIGHTS)))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        model, optimizer, schedule = self._parts()
+        state = optimizer_state(model, optimizer)
+        if self.args.should_save:
+            with Path(output_dir, OPTIMIZER).open("wb") as file:  # an error in writing then says what is wrong
+                torch.save({"optimizer": state, "schedule": schedule.state_dict()}, file)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            model, optimizer, schedule = self._parts()
+            saved = torch.load(Path(checkpoint, OPTIMIZER), map_location="cpu", weights_only=True)
+            load_optimizer_state(model, optimizer, saved["optimizer"])
+            schedule.load_state_dict(saved["schedule"])
+
+    def _parts(self) -> tuple[Any, Any, Any]:
+        """Return model, optimizer (without accelerate's wrapper) and schedule of a training that runs."""
+        wrapped: Any = self.optimizer
+        return self.model, wrapped.optimizer, self.lr_scheduler
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Do nothing: nothing random in a step comes from a generator."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Do nothing, like `_save_rng_state`."""
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0

@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,17 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
+import fastvec
 from fastvec.checkpoints.families import FAMILIES
 from fastvec.decoders.packed_transformers import Decoder, Noise, forward_packed
 from fastvec.errors import UsageError
 from fastvec.system.libraries import quiet_libraries
 from fastvec.texts.packing import pack
-from fastvec.training.learner import lora_targets, mask_id
+from fastvec.training import learner
+from fastvec.training.learner import Learner, lora_targets, mask_id
+from fastvec.training.metrics import read_metrics
 from fastvec.training.objectives.noise import control_noise
+from tests import ROOT
 from tests.decoders.test_packed_transformers import random_sequences
 from tests.helpers.tiny_families import tiny_config, tiny_model
 
@@ -59,6 +64,35 @@ def test_every_family_takes_an_adapter_whose_every_weight_learns(model_type: str
     assert silent == []
     if model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"):
         assert targets == LLAMA
+
+
+def test_gradient_checkpointing_reaches_the_layers_and_changes_no_loss(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeated = []
+    take = Learner.take_trained
+
+    def look(own: Learner) -> Any:
+        repeated.append(any(getattr(module, "gradient_checkpointing", False) for module in own.model.modules()))
+        return take(own)
+
+    monkeypatch.setattr(Learner, "take_trained", look)
+    for on in (False, True):  # as on a CPU, as on a GPU
+        monkeypatch.setattr(learner, "_saves_activations", lambda *_, on=on: on)
+        options: dict[str, Any] = {
+            "steps": 3,
+            "batch_size": 4,
+            "max_length": 32,
+            "dtype": "float32",
+            "device": "cpu",
+            "lr": 1e-2,
+        }
+        data = [ROOT / "tests" / "data" / "articles.parquet"]
+        fastvec.adapt(
+            objective="mntp", model=tiny_llama, data=data, column="text", output=tmp_path / f"{on}", **options
+        )
+    assert repeated == [False, True]
+    assert read_metrics(tmp_path / "True" / "metrics.jsonl") == read_metrics(tmp_path / "False" / "metrics.jsonl")
 
 
 def test_the_mask_token_is_the_one_asked_for_the_tokenizers_or_an_underscore(

@@ -80,6 +80,7 @@ class ContrastTask:
             model,
             lambda vectors: self._loss(layout, vectors),
             at_once=self._at_once,
+            most=layout.queries + max(layout.documents),
         )
 
     def tokens(self, batch: Batch[Group]) -> int:

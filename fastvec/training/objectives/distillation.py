@@ -94,7 +94,7 @@ class DistilTask:
             every = gather(vectors, [len(own)] * batch.ranks, batch.rank)
             return distillation(vectors, targets[share], every, targets)
 
-        return self._readout.learn(own, batch.own, model, loss_of, at_once=self._at_once)
+        return self._readout.learn(own, batch.own, model, loss_of, at_once=self._at_once, most=len(own))
 
     def tokens(self, batch: Batch[DistilExample]) -> int:
         """Return the number of tokens in `batch`, on all ranks."""

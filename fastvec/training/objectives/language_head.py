@@ -18,9 +18,11 @@ class LanguageHead:
     the causal model that shares its weights. In the copy, a module that returns its input replaces the decoder.
     """
 
-    def __init__(self, causal: PreTrainedModel) -> None:
+    def __init__(self, causal: PreTrainedModel, device: torch.device | None = None) -> None:
+        """Take the head of `causal`, and move it to `device` if that is given."""
         self._causal = copy.copy(causal)
         self._causal._modules = {**causal._modules, causal.base_model_prefix: _Given()}
+        nn.Module.to(self._causal, device=device)
         self.vocabulary = int(causal.config.vocab_size)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:

@@ -69,13 +69,19 @@ class Readout:
         return dense
 
     def encode_in_parts(
-        self, texts: Sequence[Text], numbers: Sequence[int], model: Pass, *, at_once: int | None
+        self,
+        texts: Sequence[Text],
+        numbers: Sequence[int],
+        model: Pass,
+        *,
+        at_once: int | None,
+        most: int | None = None,
     ) -> torch.Tensor:
         """Return the vectors [n, D] of texts, in order, from forwards of at most `at_once` texts of similar length.
 
-        None means one forward for all texts.
+        None means one forward for all texts. There are as many forwards as `most` texts take, by default just enough.
         """
-        parts = split_by_length([len(text.ids) for text in texts], at_once)
+        parts = split_by_length([len(text.ids) for text in texts], at_once, most)
         vectors = torch.cat([self._part(texts, numbers, part, model) for part in parts])
         return vectors[to_device(np.argsort(np.concatenate(parts)), model.device)]
 
@@ -87,11 +93,15 @@ class Readout:
         loss_of: Callable[[torch.Tensor], torch.Tensor],
         *,
         at_once: int | None,
+        most: int,
     ) -> torch.Tensor:
-        """Backpropagate `loss_of` the vectors [n, D] of texts, and return it; several parts use gradient caching."""
-        parts = split_by_length([len(text.ids) for text in texts], at_once)
+        """Backpropagate `loss_of` the vectors [n, D] of texts, and return it; several parts use gradient caching.
+
+        `most` is the largest n of all ranks, so that they take the same number of parts.
+        """
+        parts = split_by_length([len(text.ids) for text in texts], at_once, most)
         with torch.set_grad_enabled(len(parts) == 1):
-            vectors = self.encode_in_parts(texts, numbers, model, at_once=at_once)
+            vectors = self.encode_in_parts(texts, numbers, model, at_once=at_once, most=most)
         if len(parts) == 1:
             loss = loss_of(vectors)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -99,13 +109,15 @@ class Readout:
         loss = loss_of(vectors.requires_grad_())
         (gradients,) = torch.autograd.grad(loss, [vectors])
         for index, part in enumerate(parts):
-            gradient = gradients[to_device(np.array(part), model.device)]
+            gradient = gradients[to_device(np.array(part, dtype=np.int64), model.device)]
             with model.part(last=index == len(parts) - 1):
                 self._part(texts, numbers, part, model).backward(gradient)  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _part(self, texts: Sequence[Text], numbers: Sequence[int], part: Sequence[int], model: Pass) -> torch.Tensor:
-        return self.encode([texts[i] for i in part], [numbers[i] for i in part], model)
+        """Return the vectors of a part. An empty part runs a text all the same, because other ranks run theirs."""
+        run = part or [0]
+        return self.encode([texts[i] for i in run], [numbers[i] for i in run], model)[: len(part)]
 
 
 def gather(vectors: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:

@@ -54,13 +54,17 @@ class Pass(Protocol):
     def part(self, *, last: bool) -> AbstractContextManager[None]:
         """Return the context for a part's forward and backward; only the `last` part averages gradients over ranks.
 
-        Otherwise ranks with different numbers of parts would wait for each other. The context must enclose both,
-        because DistributedDataParallel decides in the forward whether its backward averages.
+        All ranks take the same number of parts, because those of a model that is split over ranks run together. The
+        context must enclose forward and backward: DistributedDataParallel decides in the forward whether its backward
+        averages.
         """
 
 
-def split_by_length(lengths: Sequence[int], at_once: int | None) -> list[list[int]]:
-    """Return groups of at most `at_once` sequence indices, longest sequences first; each has similar lengths."""
+def split_by_length(lengths: Sequence[int], at_once: int | None, most: int | None = None) -> list[list[int]]:
+    """Return groups of at most `at_once` sequence indices, longest sequences first; each has similar lengths.
+
+    There are as many groups as `most` sequences would have, by default just enough; some may be empty.
+    """
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
-    groups = 1 if at_once is None else -(-len(order) // at_once)
+    groups = 1 if at_once is None else -(-(most or len(order)) // at_once)
     return [list(map(int, part)) for part in np.array_split(order, groups)]

@@ -120,6 +120,20 @@ def test_pairs_with_hard_negatives_count_every_other_document(tiny_llama: Path, 
     assert_same_gradients(found, gradients(model.model), 1e-5)
 
 
+def test_a_rank_with_fewer_texts_than_parts_runs_every_part(tiny_llama: Path) -> None:
+    """Else ranks that split the model would wait for it; the parts without a text of their own change no gradient."""
+    examples = groups(tiny_llama, pairs=True)
+    model = PlainPass(headed_model(tiny_llama).model)
+    texts = [group.query for group in examples]
+    found = []
+    for most in (4, 11):
+        begun = len(model.forwards)
+        Readout("mean").learn(texts, range(4), model, lambda x: x.square().sum(), at_once=2, most=most)
+        assert model.forwards[begun:] == 2 * ([2, 2] if most == 4 else [1] * 6)
+        found.append(gradients(model.model))
+    assert_same_gradients(found[1], found[0], 1e-5)
+
+
 def test_evaluation_in_batches_is_the_mean_over_all(tiny_llama: Path) -> None:
     examples = groups(tiny_llama, pairs=True)
     model = PlainPass(headed_model(tiny_llama).model)

@@ -111,3 +111,9 @@ def test_a_head_that_is_sure_and_right_has_no_loss(tiny_llama: Path) -> None:
 @pytest.mark.parametrize(("at_once", "groups"), [(None, [[2, 0, 3, 1]]), (2, [[2, 0], [3, 1]]), (3, [[2, 0], [3, 1]])])
 def test_sequences_go_together_by_length(at_once: int | None, groups: list[list[int]]) -> None:
     assert split_by_length([5, 1, 9, 5], at_once) == groups
+
+
+def test_there_are_as_many_groups_as_the_longest_list_of_sequences_needs() -> None:
+    assert split_by_length([5, 1, 9, 5], 2, 5) == [[2, 0], [3], [1]]
+    assert split_by_length([5, 1], 2, 6) == [[0], [1], []]
+    assert split_by_length([5, 1], None, 6) == [[0, 1]]

@@ -1,0 +1,40 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastvec.errors import RefusedError, UsageError
+from fastvec.fingerprint import fingerprint_differences, refuse_another_job
+from fastvec.training.plan import AdaptPlan, plan_adapt
+from tests import ROOT
+
+
+def plan(model: Path, **options: Any) -> AdaptPlan:
+    unset = dict.fromkeys(("revision", "eval_pairs", "eval_every", "save_every"))
+    defaults = {"objective": "mntp", "data": [ROOT / "tests/data/articles.parquet"], "column": "text", "adapters": ()}
+    places = {"model": model, "output": Path("out"), "device": "cpu", "dtype": "float32", "merge": False}
+    return plan_adapt(**{**defaults, **places, **unset, **options})
+
+
+def test_a_job_is_the_same_in_any_number_of_processes_if_its_batches_are(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = plan(tiny_llama, batch_size=4).fingerprint
+    with pytest.raises(RefusedError, match="another job: batch_size_of_all_processes was 4, now 2; replace it"):
+        refuse_another_job(Path("out"), alone, plan(tiny_llama, batch_size=2).fingerprint)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for options in ({}, {"fsdp": True}, {"grad_cache": 1}):
+        assert fingerprint_differences(alone, plan(tiny_llama, batch_size=2, **options).fingerprint) == []
+
+
+def test_what_cannot_be_split_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--fsdp splits the model over several processes, and this is one: start them"):
+        plan(llama, fsdp=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert plan(llama, fsdp=True, full=True).fsdp
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(UsageError, match=r"cannot train all weights .*, because its embeddings are also its LM head"):
+        plan(llama, fsdp=True, full=True)
+    assert plan(llama, fsdp=True).fsdp
