@@ -186,11 +186,13 @@ def _matching(base: Address, pattern: Sequence[str], given: Address, output: Add
         below = files_below(base)
     except FileNotFoundError:
         below = []
-    made = [] if output is None else [output, output.with_name(errors_name(output.name))]
+    errors = None if output is None else output.with_name(errors_name(output.name))
     matched: dict[tuple[str, ...], list[Address]] = {}  # a file alone, or the files below a folder
     for file in below:
         parts = tuple(file.path[len(base.path) + 1 :].split("/"))
-        if file not in made and _matches(parts, pattern):
+        if output is not None and (file == errors or file.is_inside(output)):  # a folder of shards has several
+            continue
+        if _matches(parts, pattern):
             matched[parts] = [file]
         for depth in range(len(parts)):
             if _matches(parts[:depth], pattern):

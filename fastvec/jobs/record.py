@@ -7,7 +7,6 @@ them.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvec.corpus.reader import ChunkLimits
@@ -80,4 +79,4 @@ def make_record(
 
 def require_same_job(folder: Folder, fingerprint: Mapping[str, Json], plan: EmbedPlan) -> None:
     """Raise RefusedError with the differences if the folder is that of another job."""
-    refuse_another_job(Path(folder.location), fingerprint, plan.fingerprint)
+    refuse_another_job(folder.location, fingerprint, plan.fingerprint)

@@ -60,12 +60,14 @@ def open_shard(path: Path, manifest: Manifest, shard: Shard) -> Output:
 
 def _problems(folder: Folder, manifest: Manifest, shard: Shard) -> Iterator[Check]:
     """Yield the failed checks of a shard's file."""
+    local = shard.file
     try:
         with folder.fetched(shard.file) as path:
+            local = str(path)
             open_shard(path, manifest, shard)
             checks = verify(path).checks
     except (OutputError, OSError) as error:
-        yield check(shard.file, str(error), "")
+        yield check(shard.file, str(error).replace(local, shard.file), "")  # it may be a copy, which is deleted
     else:
         yield from (check(shard.file, f"{one.name}: {one.detail}", "") for one in checks if not one.passed)
 

@@ -7,6 +7,7 @@ import pytest
 
 from fastvec import Encoder, embed, merge
 from fastvec.errors import OutputError, RefusedError
+from fastvec.settings import resolve_settings
 from fastvec.shards.folder import RemoteFolder
 from fastvec.shards.inspect import inspect_folder
 from fastvec.shards.verify import verify_folder
@@ -87,3 +88,39 @@ def test_another_job_is_refused(folder: Address, options: dict[str, Any], spool:
         embed(ARTICLES, f"{folder}/other/", **options)
     report = embed(ARTICLES, f"{folder}/vecs/", **{**options, "column": "title"}, overwrite=True)
     assert (report.rows, report.already_finished) == (60, False)
+
+
+def test_a_pattern_leaves_out_the_shards_of_the_run(folder: Address, options: dict[str, Any]) -> None:
+    store.create(folder / "a.parquet", ARTICLES.read_bytes())
+    for finished in (False, True):
+        report = embed(f"{folder}/**/*.[ap]*", f"{folder}/vecs/", **options)
+        assert report.already_finished == finished
+
+
+def test_a_damaged_shard_is_named_and_not_its_copy(folder: Address, options: dict[str, Any], spool: Path) -> None:
+    embed(ARTICLES, f"{folder}/vecs/", **options)
+    store.remove(folder / "vecs/part-00001.arrow")
+    store.create(folder / "vecs/part-00001.arrow", b"ARROW1\0\0")
+    found = verify_folder(RemoteFolder(folder / "vecs"))
+    assert found.return_code == 1
+    assert "part-00001.arrow starts as an Arrow IPC file but has no valid footer" in str(found)
+    assert str(spool) not in str(found)
+
+
+def test_another_job_is_refused_by_the_address(folder: Address, options: dict[str, Any]) -> None:
+    embed(ARTICLES, f"{folder}/vecs/", **options)
+    with pytest.raises(RefusedError, match=f"^{folder}/vecs belongs to another job: rows was 60, now 50"):
+        embed(ARTICLES, f"{folder}/vecs/", **{**options, "limit": 50})
+
+
+@pytest.mark.slow
+def test_several_processes_write_one_folder(
+    folder: Address, options: dict[str, Any], local: Path, tiny_llama: Path
+) -> None:
+    if folder.scheme == "memory":
+        pytest.skip("processes do not share a memory")
+    settings = resolve_settings(tiny_llama, device="cpu", dtype="float32")
+    report = embed(ARTICLES, f"{folder}/vecs/", **{**options, "encoder": settings}, devices="cpu:2")
+    assert (report.rows, report.missing_shards) == (60, 0)
+    assert set(store.sizes_in(folder / "vecs")) == {path.name for path in local.iterdir() if path.is_file()}
+    assert verify_folder(RemoteFolder(folder / "vecs")).return_code == 0
