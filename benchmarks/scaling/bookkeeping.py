@@ -66,17 +66,18 @@ class Stage:
 
 def stages(folder: Path, shards: int) -> Iterator[Stage]:
     """Run all stages in `folder`, which must be empty, each in a process of its own."""
-    texts = pa.table({"text": pa.array(["x"] * shards)})
-    pq.write_table(texts, folder / "texts.parquet", row_group_size=ROW_GROUP)
-    write_receipts(folder / "vecs", shards)
+    prepare(folder, shards)
     for name in STAGES:
         command = [sys.executable, "-m", "benchmarks.scaling.bookkeeping", name, str(folder), str(shards)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         yield Stage(**json.loads(done.stdout))
 
 
-def write_receipts(output: Path, shards: int) -> None:
-    """Write the receipts of shards of one row each."""
+def prepare(folder: Path, shards: int) -> None:
+    """Write the input, of one row for each shard, and the receipts of all shards."""
+    texts = pa.table({"text": pa.array(["x"] * shards)})
+    pq.write_table(texts, folder / "texts.parquet", row_group_size=ROW_GROUP)
+    output = folder / "vecs"
     (output / RECEIPTS).mkdir(parents=True)
     for shard in range(shards):
         (output / receipt_name(shard)).write_text(json.dumps(asdict(receipt_of(shard)), separators=(",", ":")) + "\n")
