@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test test-slow test-isa test-integrations check lint aot docs clean
+.PHONY: demo test test-slow test-isa test-integrations test-stores check lint aot docs clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -37,7 +37,13 @@ test-isa: $(VENV)/.installed
 # The recipes of docs/integrations.md and what runs on Ray, whose libraries `make test` does not install and skips.
 test-integrations: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations,ray]'
-	$(PYTEST) tests/docs/test_integrations.py tests/docs/test_reading.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py tests/test_ray.py
+	$(PYTEST) tests/docs/test_integrations.py tests/docs/test_reading.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py tests/test_ray.py \
+		tests/jobs/test_ray_data.py
+
+# Inputs and outputs in object stores, on a real S3 server of this machine, which `make test` does not install and skips.
+test-stores: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[stores]'
+	$(PYTEST) -m '' tests/stores
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@
 
 - `processes`: jobs of several processes whose encoder only waits as long as a GPU would compute. All else is real: they
   read, tokenize, write, publish shards and receipts. A job has as much work as its workers do in `--seconds`; so the
-  rate of n workers should be n times that of one. It is also extrapolated to a job of ten minutes.
+  rate of n workers should be n times that of one. It is also extrapolated to a job of ten minutes. With `--engine ray`
+  the workers are actors of a Ray cluster, which this machine is if RAY_ADDRESS is not set.
 - `receipts`: planning, receipts, progress and manifest of a job of `--shards` shards, of which nothing is embedded.
 - `cost`: what a billion texts take with a model of 0.6 and of 8 billion parameters. The rate of a GPU is computed, see
   `benchmarks.scaling.cost`; what a text takes the CPU is measured with an encoder that does not wait.
@@ -26,7 +27,7 @@ from benchmarks.engines.models import MODEL_SHAPES
 from benchmarks.reporting.results import environment, write_json
 from benchmarks.scaling import bookkeeping
 from benchmarks.scaling.cost import cost_of, token_seconds
-from benchmarks.scaling.processes import TEXT_TOKENS, Timing, measured, processes, texts_of_length
+from benchmarks.scaling.processes import TEXT_TOKENS, Timing, measured, texts_of_length, workers_of
 
 PARTS = ("processes", "receipts", "cost")
 TEN_MINUTES = 600.0
@@ -38,6 +39,7 @@ AT_ONCE = 1e12  # tokens a second: an encoder that does not wait
 @click.argument("corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--column", default="text", show_default=True)
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Repeat for more. [default: all]")
+@click.option("--engine", type=click.Choice(["processes", "ray"]), default="processes", show_default=True)
 @click.option("--model", type=click.Choice(["0.6B", "8B"]), default="8B", show_default=True)
 @click.option("--workers", multiple=True, type=click.IntRange(1), default=(1, 2, 8), show_default=True)
 @click.option("--seconds", default=60.0, show_default=True, help="Of work for each worker.")
@@ -45,9 +47,9 @@ AT_ONCE = 1e12  # tokens a second: an encoder that does not wait
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path))
 def main(corpus: Path, column: str, parts: Sequence[str], output: Path | None, **options: Any) -> None:
     """Print every result, and write those of each part as JSON."""
-    model, workers, seconds = options["model"], options["workers"], options["seconds"]
+    job = [options[name] for name in ("engine", "model", "workers", "seconds")]
     results = {
-        "processes": lambda: by_workers(corpus, column, model, workers, seconds),
+        "processes": lambda: by_workers(corpus, column, *job),
         "receipts": lambda: of_shards(options["shards"]),
         "cost": lambda: costs(corpus, column),
     }
@@ -59,7 +61,7 @@ def main(corpus: Path, column: str, parts: Sequence[str], output: Path | None, *
 
 
 def by_workers(
-    corpus: Path, column: str, model: str, workers: Sequence[int], seconds: float
+    corpus: Path, column: str, engine: str, model: str, workers: Sequence[int], seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Run a job for each number of workers; their rates are compared with that of the first."""
     shape = MODEL_SHAPES[model]
@@ -69,7 +71,7 @@ def by_workers(
     for count in workers:
         rows = max(int(count * seconds * rate / TEXT_TOKENS), count)
         texts = texts_of_length(corpus, column)
-        found = measured(texts, processes(count), rows=rows, workers=count, shape=shape, rate=rate)
+        found = measured(texts, workers_of(engine, count), rows=rows, workers=count, shape=shape, rate=rate)
         first = first or found
         ratios = {
             "whole": found.rate / first.rate,
@@ -95,7 +97,7 @@ def costs(corpus: Path, column: str) -> Iterator[dict[str, Any]]:
     text_bytes = sum(len(text.encode()) for text in sample) / len(sample)
     for model in ("0.6B", "8B"):
         shape = MODEL_SHAPES[model]
-        cpu = measured(iter(sample), processes(1), rows=len(sample), workers=1, shape=shape, rate=AT_ONCE)
+        cpu = measured(iter(sample), workers_of("processes", 1), rows=len(sample), workers=1, shape=shape, rate=AT_ONCE)
         cost = cost_of(model, cpu, text_bytes)
         click.echo(cost)
         yield asdict(cost)

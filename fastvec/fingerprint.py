@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from fastvec.errors import RefusedError
@@ -13,7 +12,7 @@ REMEDY = "replace it with --overwrite, or choose another -o"
 SHOWN_DIFFERENCES = 5
 
 
-def refuse_another_job(path: Path, begun: Mapping[str, Json], asked: Mapping[str, Any]) -> None:
+def refuse_another_job(path: object, begun: Mapping[str, Json], asked: Mapping[str, Any]) -> None:
     """Raise RefusedError with the differences if the files at `path` are of the job `begun`, not of the one `asked`."""
     if found := fingerprint_differences(begun, asked):
         rest = len(found) - SHOWN_DIFFERENCES

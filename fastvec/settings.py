@@ -79,6 +79,22 @@ class EncoderSettings:
         same = (replace(self, dtype=dtype) for dtype in get_args(Dtype))
         return next((settings for settings in same if settings.arithmetic == arithmetic), self)
 
+    def on_this_machine(self) -> "EncoderSettings":
+        """Return these settings, made on another machine, with the paths that the model's files have on this one.
+
+        A model of the hub that is not in this machine's cache is downloaded, at the same commit.
+        Raises ModelError if the model is not here, or another one has its name.
+        """
+        there = self.checkpoint
+        paths = (there.base, there.tokenizer, *there.adapters, *(layer.weights for layer in there.dense))
+        if all(path.exists() for path in paths):
+            return self
+        here = resolve(there.name, adapters=there.added, revision=there.revision)
+        if (here.weights_hash, here.tokenizer_hash) != (there.weights_hash, there.tokenizer_hash):
+            raise ModelError(f"{there.name} is another model here: put the same files under this name")
+        found = replace(there, base=here.base, tokenizer=here.tokenizer, adapters=here.adapters, dense=here.dense)
+        return replace(self, checkpoint=found)
+
     @property
     def pooled_tokens(self) -> str:
         """The tokens that are pooled; `last` and `first` pooling use the whole sequence, including EOS and BOS."""

@@ -16,9 +16,14 @@ MAY_IMPORT = {
     "fastvec.system": set(),
     "fastvec.fingerprint": set(),
     "fastvec.report": set(),
-    "fastvec.output": {"fastvec.system", "fastvec.fingerprint"},
-    "fastvec.shards": {"fastvec.fingerprint", "fastvec.output", "fastvec.system"},
-    "fastvec.corpus": {"fastvec.output", "fastvec.system"},  # output: to exclude its files from the inputs
+    "fastvec.stores": {"fastvec.system"},
+    "fastvec.output": {"fastvec.stores", "fastvec.system", "fastvec.fingerprint"},
+    "fastvec.shards": {"fastvec.fingerprint", "fastvec.output", "fastvec.stores", "fastvec.system"},
+    "fastvec.corpus": {
+        "fastvec.output",  # to exclude its files from the inputs
+        "fastvec.stores",
+        "fastvec.system",
+    },
     "fastvec.checkpoints": {"fastvec.system"},
     "fastvec.texts": {"fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
     "fastvec.decoders": {"fastvec.texts", "fastvec.checkpoints", "fastvec.system", "fastvec_kernels"},
@@ -46,6 +51,8 @@ MAY_IMPORT = {
         "fastvec.output",
         "fastvec.report",
         "fastvec.settings",
+        "fastvec.shards",
+        "fastvec.stores",
         "fastvec.system",
         "fastvec.texts",
     },
@@ -86,6 +93,7 @@ MAY_IMPORT = {
         "fastvec.output",
         "fastvec.settings",
         "fastvec.shards",
+        "fastvec.stores",
         "fastvec.training",
     },
     "fastvec.__main__": {"fastvec.cli"},
@@ -178,9 +186,9 @@ def functions(source: str) -> Iterator[tuple[str, int]]:
                 yield node.name, lines
 
 
-def test_a_job_is_planned_without_torch() -> None:
+def test_a_job_is_planned_without_torch_and_fsspec() -> None:
     modules = "fastvec.embedding.job, fastvec.output.verify, fastvec.training.job"
-    script = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    script = f"import sys, {modules}; sys.exit(not {{'torch', 'fsspec'}}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 

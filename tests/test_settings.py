@@ -1,11 +1,14 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastvec.errors import ModelError
 from fastvec.settings import _cpu_multiplies_bfloat16, resolve_settings
+from tests.helpers.checkpoints import edit_json, save_adapter, save_to_hub_cache, use_hub_cache
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,37 @@ def test_the_fingerprint_follows_the_rules_of_the_checkpoint(tiny_llama: Path, t
         (folder / "llm2vec_config.json").write_text(json.dumps({"pooling_mode": "mean", "doc_max_length": limit}))
         found.append(resolve_settings(folder, device="cpu").fingerprint(None, None))
     assert [name for name in found[0] if found[0][name] != found[1][name]] == ["text_max_length"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute that transformers renamed
+def test_a_model_of_the_hub_is_found_in_the_cache_of_another_machine(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = save_adapter(tiny_llama, tmp_path / "adapter")
+    found = []
+    for machine in ("there", "here"):
+        save_to_hub_cache(tiny_llama, tmp_path / machine)
+        save_to_hub_cache(adapter, tmp_path / machine, "org/adapter")
+        use_hub_cache(tmp_path / machine, monkeypatch)
+        found.append(resolve_settings("org/tiny", adapters=["org/adapter"], device="cpu", dtype="float32", eos=True))
+    there, here = found
+    assert there.checkpoint.base.is_relative_to(tmp_path / "there")
+    assert there.on_this_machine() is there  # this machine has that path too
+    shutil.rmtree(tmp_path / "there")
+    assert there.on_this_machine() == here
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute that transformers renamed
+def test_a_model_that_is_not_on_this_machine_or_another_one(llama: Path, tmp_path: Path) -> None:
+    settings = resolve_settings(llama, device="cpu", dtype="float32")
+    llama.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="llama: no such folder"):
+        settings.on_this_machine()
+
+    adapter = save_adapter(tmp_path / "moved", tmp_path / "adapter")
+    settings = resolve_settings(tmp_path / "moved", adapters=[adapter], device="cpu", dtype="float32")
+    moved = replace(settings, checkpoint=replace(settings.checkpoint, base=tmp_path / "gone"))
+    assert moved.on_this_machine() == settings
+    edit_json(tmp_path / "moved" / "tokenizer.json", truncation=None, version="2.0")
+    with pytest.raises(ModelError, match="moved is another model here: put the same files under this name"):
+        moved.on_this_machine()

@@ -23,6 +23,7 @@ from fastvec.embedding.options import EmbedOptions
 from fastvec.embedding.plan import EmbedPlan, plan_embed
 from fastvec.jobs.devices import parse_devices
 from fastvec.jobs.processes import in_processes
+from fastvec.jobs.ray_data import in_ray
 from fastvec.jobs.sharded import Schedule, embed_shards
 from fastvec.jobs.worker import LoadEncoder
 from fastvec.settings import resolve_settings
@@ -91,7 +92,7 @@ def measured(
 
     Raises ClickException if the output does not pass `fastvec verify`.
     """
-    settings = replace(resolve_settings(None, device="cpu"), device="cuda", dims=shape.hidden)
+    settings = replace(resolve_settings(None, device="cpu"), dims=shape.hidden)
     options = EmbedOptions(column="text", vector_dtype="float16")
     with tempfile.TemporaryDirectory() as name:
         folder, log = Path(name), Path(name, "log")
@@ -127,9 +128,11 @@ def timing(logs: Sequence[DeviceLog], started: float, ended: float, *, cpu: floa
     )
 
 
-def processes(workers: int) -> Callable[[LoadEncoder], Schedule]:
-    """Return the schedule of so many processes, each with its part of this machine's cores."""
-    devices = parse_devices(f"cpu:{workers}")
+def workers_of(engine: str, count: int) -> Callable[[LoadEncoder], Schedule]:
+    """Return what embeds shards in so many processes, each with its part of this machine's cores, or actors of Ray."""
+    if engine == "ray":
+        return partial(in_ray, count)
+    devices = parse_devices(f"cpu:{count}")
     return partial(in_processes, () if devices is None else devices.environments)
 
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class SleepingEncoder(Encoder):
     def __init__(self, settings: EncoderSettings, *, rate: float, parameters: int, log: Path) -> None:
         self._log = log / f"{os.getpid()}.jsonl"
         self._note(loading=time.monotonic(), cpu=time.process_time())
-        self.settings, self.parameters, self.agreement = settings, parameters, None
+        self.settings = replace(settings, device="cuda")  # a run then has the stages that it has with a GPU
+        self.parameters, self.agreement = parameters, None
         self.batch_tokens = token_budget("cuda", parameters, 2)
         self._tokenizer = load_tokenizer(settings.checkpoint)
         self._rate = rate

@@ -57,7 +57,11 @@ class TokenBudget(click.ParamType[int | None]):
 @click.command(short_help="Embed a text column into one file of vectors.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", required=True, metavar="OUT", help="An .arrow or .parquet file, or a folder for shards."
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="An .arrow or .parquet file, or a folder for shards; also its address (s3://...).",
 )
 @click.option(
     "--model",
@@ -154,6 +158,9 @@ class TokenBudget(click.ParamType[int | None]):
 @click.option(
     "--devices", metavar="all|0,1|cpu:N", help="Embed shards in a process for each GPU, or in N processes on the CPU."
 )
+@click.option(
+    "--engine", type=click.Choice(["ray"]), help="Embed shards on a Ray cluster (RAY_ADDRESS) or this machine."
+)
 @click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
 @shared.overwrite
 @click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")
@@ -162,12 +169,14 @@ class TokenBudget(click.ParamType[int | None]):
 def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Embed the texts of Parquet, Arrow, JSON lines, CSV, TSV or text files into one Arrow or Parquet file.
 
-    An INPUT is a file, a folder (searched recursively), a quoted glob pattern, hf://datasets/org/name, or - for stdin.
+    An INPUT is a file, a folder (searched recursively), a quoted glob pattern, one of these in an object store
+    (s3://bucket/folder), hf://datasets/org/name, or - for stdin.
     The output has one row for each input row, in the same order.
 
     Run the same command again to resume an interrupted run.
     """
     from fastvec.jobs.embedding import embed as run
+    from fastvec.jobs.ray_data import resolve_in_ray
     from fastvec.settings import resolve_settings
 
     log_to_stderr(quiet)
@@ -177,7 +186,8 @@ def embed(quiet: bool, as_json: bool, dry_run: bool, **options: Any) -> None:
         options["keep"] = None
     if options["devices"] is not None:
         options["device"] = _device_of(options["devices"], options["device"])
-    settings = resolve_settings(**{name: options.pop(name) for name in ENCODER_OPTIONS})
+    resolve = resolve_settings if options["engine"] is None or dry_run else resolve_in_ray
+    settings = resolve(**{name: options.pop(name) for name in ENCODER_OPTIONS})
     with stop_on_signal() as stop_signal, progress_display(quiet=quiet or as_json) as progress:
         if dry_run:
             result: Any = _dry_run(settings, options, stop_signal)
@@ -196,14 +206,15 @@ def _device_of(devices: str, device: str) -> str:
 
 def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], int | None]) -> Any:
     from fastvec.corpus.copies import local_inputs
+    from fastvec.embedding.destination import written_to
     from fastvec.embedding.estimate import estimate
     from fastvec.embedding.options import EmbedOptions
-    from fastvec.embedding.plan import destination_of, plan_embed
+    from fastvec.embedding.plan import plan_embed
     from fastvec.encoder import Encoder
 
     batch_tokens, output = options.pop("batch_tokens"), options.pop("output")
-    for name in ("overwrite", "shard", "shard_rows", "devices"):
+    for name in ("overwrite", "shard", "shard_rows", "devices", "engine"):
         del options[name]  # nothing is written
-    with local_inputs(options.pop("inputs"), destination_of(output), stop_signal) as inputs:
+    with written_to(output) as path, local_inputs(options.pop("inputs"), path, stop_signal) as inputs:
         plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))
         return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

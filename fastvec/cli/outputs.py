@@ -1,6 +1,8 @@
 """The commands `fastvec verify` and `fastvec inspect`."""
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import click
 
@@ -18,11 +20,15 @@ def verify(file: str, as_json: bool) -> None:
     The exit code is 1 if a check fails.
     """
     from fastvec.output.verify import verify as verify_file
-    from fastvec.shards.folder import LocalFolder
+    from fastvec.shards.folder import is_folder, open_folder
     from fastvec.shards.verify import verify_folder
 
-    path = Path(file)
-    print_report(verify_folder(LocalFolder(path)) if path.is_dir() else verify_file(path), as_json)
+    if is_folder(file):
+        print_report(verify_folder(open_folder(file)), as_json)
+    with _local(file) as path:
+        report = verify_file(path)
+        checks = tuple(replace(check, detail=check.detail.replace(path, file)) for check in report.checks)
+        print_report(replace(report, path=file, checks=checks), as_json)
 
 
 @click.command(short_help="Show what an output contains.")
@@ -31,8 +37,31 @@ def verify(file: str, as_json: bool) -> None:
 def inspect(file: str, as_json: bool) -> None:
     """Describe an output file, or a folder of shards: size, model, rows, nulls, vectors, kept columns and inputs."""
     from fastvec.output.inspect import inspect as inspect_file
-    from fastvec.shards.folder import LocalFolder
+    from fastvec.shards.folder import is_folder, open_folder
     from fastvec.shards.inspect import inspect_folder
 
-    path = Path(file)
-    print_report(inspect_folder(LocalFolder(path)) if path.is_dir() else inspect_file(path), as_json)
+    if is_folder(file):
+        print_report(inspect_folder(open_folder(file)), as_json)
+    with _local(file) as path:
+        print_report(replace(inspect_file(path), path=file), as_json)
+
+
+@contextmanager
+def _local(file: str) -> Iterator[str]:
+    """Yield the path of a file, or of a copy of a file in a store, which errors do not name."""
+    from fastvec.errors import OutputError
+    from fastvec.stores.address import Address, is_remote
+    from fastvec.stores.spool import fetched
+
+    if not is_remote(file):
+        yield file
+        return
+    address = Address.parse(file)
+    try:
+        with fetched(address) as copy:
+            try:
+                yield str(copy)
+            except OutputError as error:
+                raise type(error)(str(error).replace(str(copy), str(address))) from error
+    except FileNotFoundError:
+        raise OutputError(f"{address}: no such file or bucket") from None

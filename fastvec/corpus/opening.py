@@ -9,12 +9,14 @@ from pyarrow import types
 
 from fastvec.corpus.columns import field_at, holds_text, is_binary, is_string, path_to, plain_type
 from fastvec.corpus.copies import STDIN, LocalCopy
+from fastvec.corpus.formats.files import for_each
 from fastvec.corpus.formats.source import Source, open_source
 from fastvec.corpus.locations import find_files
 from fastvec.corpus.reader import Corpus, InputFile
 from fastvec.corpus.template import Template, can_render
 from fastvec.corpus.text_column import columns_of, text_column
 from fastvec.errors import InputError, UsageError
+from fastvec.stores.address import Address
 
 
 def open_corpus(
@@ -25,13 +27,13 @@ def open_corpus(
     instruction_column: str | None = None,
     keep: Sequence[str] | None = (),
     limit: int | None = None,
-    output: Path | None = None,
+    output: Path | Address | None = None,
     output_columns: Sequence[str] = (),
 ) -> Corpus:
     """Open and check every input file, before any chunk is read.
 
     Args:
-        inputs: One or several files, folders or glob patterns.
+        inputs: One or several files, folders or glob patterns, local or in a store.
         column: The text column, or several; None chooses one by type and name.
         template: What the text is put together by, instead of a column; see `Template`.
         instruction_column: A column of instructions, one for each row's texts.
@@ -46,7 +48,9 @@ def open_corpus(
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     copies = {one.path: one for one in given if isinstance(one, LocalCopy)}
     paths = find_files([one.path if isinstance(one, LocalCopy) else one for one in given], output=output, copies=copies)
-    sources = [open_source(path, text_otherwise=path in copies and copies[path].name == STDIN) for path in paths]
+    stdin = {path for path, copy in copies.items() if copy.name == STDIN}
+    local = all(isinstance(path, Path) for path in paths)
+    sources = for_each(lambda path: open_source(path, text_otherwise=path in stdin), paths, local=local)
     templates, reason = _templates(sources[0], column, template)
     instructions = [] if instruction_column is None else [instruction_column]
     kept_schema = _kept_schema(sources, keep, output_columns)
@@ -113,8 +117,8 @@ def _files(sources: Sequence[Source], copies: Mapping[Path, LocalCopy], limit: i
     first_row = 0
     for source in sources:
         rows = source.rows if limit is None else min(source.rows, limit - first_row)
-        copy = copies.get(source.path)
-        uri, version = (str(source.path), source.mtime_ns) if copy is None else (copy.name, copy.version)
+        copy = copies.get(source.path) if isinstance(source.path, Path) else None
+        uri, version = (str(source.path), source.version) if copy is None else (copy.name, copy.version)
         files.append(InputFile(uri=uri, size=source.size, version=version, first_row=first_row, rows=rows))
         first_row += rows
     return tuple(files)

@@ -8,12 +8,14 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from fastvec.corpus.columns import decoded, is_string, repaired, row_bytes, with_bad_rows
+from fastvec.corpus.formats.files import for_each
 from fastvec.corpus.formats.source import Source
 from fastvec.corpus.shard_ranges import shard_ranges
 from fastvec.corpus.template import Template
@@ -66,7 +68,8 @@ class Chunk:
 class InputFile:
     """One file of a corpus. Its first `rows` rows are used; the first of them is row `first_row` of the corpus.
 
-    `version` is the modification time in ns, or the hash of the content of an input that is no file.
+    `version` is the modification time in ns; in a store the etag, or what it has instead; of an input that is no file
+    the hash of its content.
     """
 
     uri: str
@@ -93,6 +96,11 @@ class Corpus:
         """The text columns, or the template, by which the vectors of a row are told apart."""
         return tuple(template.name for template in self.templates)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The local files that are read."""
+        return [source.path for source in self._sources if isinstance(source.path, Path)]
+
     def log_text_column(self) -> None:
         """Log which text column was chosen, and why, if none was given."""
         if self.column_reason:
@@ -103,9 +111,9 @@ class Corpus:
 
         Raises InputError if a file cannot be read.
         """
-        for file, source in zip(self.files, self._sources, strict=True):
-            if file.rows:
-                next(source.batches(self._columns), None)
+        used = [source for file, source in zip(self.files, self._sources, strict=True) if file.rows]
+        local = all(isinstance(source.path, Path) for source in used)
+        for_each(lambda source: next(source.batches(self._columns), None), used, local=local)
 
     def chunks(
         self, limits: ChunkLimits, *, first_row: int = 0, first_index: int = 0, end_row: int | None = None

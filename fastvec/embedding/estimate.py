@@ -84,7 +84,7 @@ def estimate(plan: EmbedPlan, encoder: "Encoder") -> Estimate:
         output_bytes=plan.output_bytes * made // max(rows, 1),  # a row may become several passages
         seconds=tokens / rate if rate else 0.0,
         tokens_per_second=rate,
-        output=str(plan.output),
+        output=plan.output_name,
         model=plan.settings.checkpoint.name,
         device=plan.settings.device,
     )

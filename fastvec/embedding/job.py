@@ -2,14 +2,16 @@
 
 import logging
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.run import Run, report_of
-from fastvec.errors import DiskFullError
+from fastvec.errors import DiskFullError, InterruptedRunError
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.ownership import beside
 from fastvec.output.vector_column import FloatArray
@@ -35,9 +37,17 @@ def embed_file(
 ) -> Report:
     """Do what is left to do of a job whose output is one file. Raises FastvecError."""
     if isinstance(encoder, EncoderSettings) and encoder.auto_dtype:
-        plan = plan.as_begun(earlier_fingerprint(plan.output, overwrite=overwrite))
+        begun = earlier_fingerprint(plan.output, overwrite=overwrite and plan.remote is None)
+        if not begun and plan.remote is not None and not overwrite:
+            begun = plan.remote.fingerprint()
+        plan = plan.as_begun(begun)
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
-    counts = finished_counts(plan.output, job, overwrite=overwrite)
+    check = partial(_require_no_stop, stop_signal, plan)
+    counts = None
+    if plan.remote is not None:
+        counts = plan.remote.finished_counts(job, overwrite=overwrite, check=check)
+    if counts is None:
+        counts = finished_counts(plan.output, job, overwrite=overwrite)
     if counts is not None:
         return report_of(plan, **counts, already_finished=True)
     require_space(plan)
@@ -49,7 +59,7 @@ def embed_file(
         encoder = Encoder(plan.settings)
     limits = chunk_limits(plan, encoder, plan.shard_rows)
     job = replace(job, environment=encoder.environment, limits=limits)
-    return write_file(
+    report = write_file(
         plan,
         encoder,
         job,
@@ -59,6 +69,9 @@ def embed_file(
         progress=progress,
         stop_signal=stop_signal,
     )
+    if plan.remote is not None:
+        plan.remote.publish(job, overwrite=overwrite, check=check)
+    return report
 
 
 def write_file(
@@ -81,6 +94,14 @@ def write_file(
         budgets = [budget for budget in (batch_tokens, writer.batch_tokens) if budget is not None]
         with _choices(encoder, writer, plan.text_bytes), encoder.batches_of(min(budgets, default=None)):
             return Run(plan, encoder, writer, earlier, progress, stop_signal, ranges=ranges).run()
+
+
+def _require_no_stop(stop_signal: Callable[[], int | None], plan: EmbedPlan) -> None:
+    if (number := stop_signal()) is not None:
+        name = signal.Signals(number).name
+        raise InterruptedRunError(
+            f"stopped by {name} while {plan.output_name} was uploaded: run the same command again to upload it", number
+        )
 
 
 def chunk_limits(plan: EmbedPlan, encoder: "Encoder", shard_rows: int) -> dict[str, int]:

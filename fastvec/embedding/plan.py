@@ -18,19 +18,20 @@ from fastvec.corpus.copies import LocalCopy
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import Corpus
 from fastvec.corpus.shard_ranges import default_shard_rows
+from fastvec.embedding.destination import destination_of
 from fastvec.embedding.options import EmbedOptions
-from fastvec.errors import OutputError, UsageError
+from fastvec.embedding.remote_output import RemoteOutput
+from fastvec.errors import UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
 from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierOutput, EarlierVectors
 from fastvec.output.reader import SHARD
 from fastvec.output.vector_column import FloatArray, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
-from fastvec.system.durable_files import translated_os_errors
+from fastvec.shards.folder import Folder
+from fastvec.stores.address import is_remote
 from fastvec.texts.batching import BYTES_A_TOKEN
-from fastvec.texts.tokenizer import is_utf8
 
-FILE_SUFFIXES, CONVERTED_SUFFIXES = (".arrow", ".parquet"), (".npy", ".lance")
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
 
 
@@ -42,11 +43,20 @@ class EmbedPlan:
     """
 
     corpus: Corpus
-    output: Path
+    output: Path  # the local file or folder that is written
+    remote: RemoteOutput | None  # where the file is uploaded
+    folder: Folder | None  # of shards
     settings: EncoderSettings
     options: EmbedOptions
     earlier: EarlierOutput | None  # whose vectors are reused
     shard: range | None = None
+
+    @property
+    def output_name(self) -> str:
+        """The output's path or address."""
+        if self.folder is not None:
+            return self.folder.location if self.shard is None else f"{self.folder.location}/{self.output.name}"
+        return str(self.output if self.remote is None else self.remote.address)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -70,11 +80,6 @@ class EmbedPlan:
     def rows(self) -> range:
         """The rows of the corpus that are embedded."""
         return range(self.corpus.rows) if self.shard is None else self.shard
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the output is one file, and not a folder of shards."""
-        return self.output.suffix in FILE_SUFFIXES
 
     @property
     def shard_rows(self) -> int:
@@ -199,49 +204,31 @@ def plan_embed(
         instruction_column=options.instruction_column,
         keep=options.keep,
         limit=options.limit,
-        output=destination,
+        output=destination.place,
         output_columns=options.output_columns(given),
     )
+    if is_remote(options.reuse):
+        raise UsageError("--reuse takes a local file, and was given an address: copy the earlier output first")
     earlier = None if options.reuse is None else EarlierOutput(Path(options.reuse))
     if earlier is not None and settings.auto_dtype:
         settings = settings.in_dtype_of(earlier.output.own.get("dtype"))
-    plan = EmbedPlan(corpus=corpus, output=destination, settings=settings, options=options, earlier=earlier)
+    plan = EmbedPlan(
+        corpus=corpus,
+        output=destination.written,
+        remote=destination.remote,
+        folder=destination.folder,
+        settings=settings,
+        options=options,
+        earlier=earlier,
+    )
     if earlier is not None:
         earlier.require_settings(plan.vectors_fingerprint)
     if options.late and settings.pooling not in ("mean", "weighted_mean"):
         raise UsageError(f"--late needs mean pooling, and this model has {settings.pooling}: leave it out")
     schema = plan.schema()  # raises UsageError for dims that no vector column can have, before the model is loaded
-    if destination.suffix == ".parquet":
+    if plan.output.suffix == ".parquet":
         parquet_file.require_storable(schema)
     return plan
-
-
-def destination_of(output: str | Path) -> Path:
-    """Return the path of the output, a file or a folder. Raises OutputError if no output can be written there."""
-    if "://" in str(output):
-        raise OutputError(f"{output} is a remote address: only local files can be written, give -o a path")
-    path = Path(output)
-    if not is_utf8(str(path)):
-        raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow requires of file names: choose another -o")
-    with translated_os_errors(path):
-        is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
-    if not has_place:
-        raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")
-    if is_folder and path.suffix not in (*FILE_SUFFIXES, *CONVERTED_SUFFIXES):
-        return path
-    if is_folder:
-        raise OutputError(f"{path} is a folder with the name of a file: give -o another name, such as {path.stem}/")
-    if path.suffix in CONVERTED_SUFFIXES:
-        arrow = path.with_suffix(".arrow")
-        raise OutputError(
-            f"{output} cannot be embedded to: embed to {arrow}, then run fastvec convert {arrow} {output}"
-        )
-    if path.suffix not in FILE_SUFFIXES:
-        problem, name = "ends in neither .arrow nor .parquet", path.stem
-        if path.name in FILE_SUFFIXES:
-            problem, name = f"has no name before {path.name}", "vecs"
-        raise OutputError(f"{output} {problem}: name a file, such as {name}.arrow, or a folder of shards, {name}/")
-    return path
 
 
 def _flag(value: bool) -> str:

@@ -60,7 +60,7 @@ class Run:
     def run(self) -> Report:
         writer, plan = self._writer, self._plan
         if self._rows:
-            logger.info("resuming %s at row %s of %s", plan.output, f"{self._rows:,}", f"{len(plan.rows):,}")
+            logger.info("resuming %s at row %s of %s", plan.output_name, f"{self._rows:,}", f"{len(plan.rows):,}")
         limits = ChunkLimits(**writer.limits)
         if plan.shard is not None:  # none ends inside; to find where a million end takes seconds
             limits = replace(limits, shard_rows=None)
@@ -224,7 +224,7 @@ def _described(place: Mapping[str, int]) -> str:
 def report_of(plan: EmbedPlan, *, rows: int, **fields: object) -> Report:
     checkpoint = plan.settings.checkpoint
     return Report(
-        output=str(plan.output),
+        output=plan.output_name,
         model=checkpoint.name,
         device=plan.settings.device,
         rows=rows,

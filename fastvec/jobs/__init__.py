@@ -4,5 +4,6 @@
 - `sharded` finds the shards that are missing, has them embedded, and publishes the manifest;
 - `record` is what all shards of a job share;
 - `worker` embeds one shard after another with one encoder;
-- `processes` runs workers in processes of this machine, each of which is a `worker_process`; `devices` says which.
+- `processes` runs workers in processes of this machine, each of which is a `worker_process`; `devices` says which;
+- `ray_data` runs workers in the actors of a Ray cluster, each of which is a `ray_actor`.
 """

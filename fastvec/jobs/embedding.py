@@ -3,19 +3,20 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastvec.corpus.copies import local_inputs
+from fastvec.embedding.destination import written_to
 from fastvec.embedding.job import embed_file
 from fastvec.embedding.options import EmbedOptions
-from fastvec.embedding.plan import destination_of, plan_embed
+from fastvec.embedding.plan import plan_embed
 from fastvec.errors import UsageError
 from fastvec.jobs.devices import parse_devices
 from fastvec.jobs.processes import in_processes
+from fastvec.jobs.ray_data import in_ray
 from fastvec.jobs.sharded import Schedule, embed_shards, in_this_process
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings
-from fastvec.shards.folder import LocalFolder
 
 if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
     from fastvec.encoder import Encoder
@@ -31,6 +32,7 @@ def embed(
     shard: str | None = None,
     shard_rows: int | None = None,
     devices: str | None = None,
+    engine: Literal["ray"] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     stop_signal: Callable[[], int | None] = lambda: None,
     **options: Any,
@@ -38,15 +40,17 @@ def embed(
     """Embed the text of each row of `inputs` into one Arrow or Parquet file, or a folder of shards, in order.
 
     Args:
-        inputs: Files, folders, glob patterns, `-` for stdin, datasets of the hub, and tables of pyarrow, polars,
-            pandas, DuckDB or `datasets`: one of these or a list.
-        output: A file that ends in `.arrow` or `.parquet`; or a folder, whose name ends in `/` if it does not exist.
+        inputs: Files, folders and glob patterns, local or in a store as `output` is; `-` for stdin; datasets of the
+            hub; and tables of pyarrow, polars, pandas, DuckDB or `datasets`: one of these or a list.
+        output: A file that ends in `.arrow` or `.parquet`; or a folder, whose name ends in `/` if it does not exist;
+            or the address of one.
         encoder: A loaded encoder, or settings, by which the model is loaded when there is work to do.
         batch_tokens: The token budget of a forward pass.
         overwrite: Replace the output of another job.
         shard: `i/N`: only the shards of process i, from 0, of N that divide the job; the last one finishes it.
         shard_rows: About how many rows a shard has.
         devices: `all` GPUs, GPUs by number as `0,2`, or `cpu:4`: each has a process, which loads its own model.
+        engine: `ray` embeds shards on the Ray cluster at RAY_ADDRESS, or else on this machine; see docs/scale.md.
         progress: Called after each chunk.
         stop_signal: Called often; once it returns a signal number, the run stops with InterruptedRunError.
         options: Those of `EmbedOptions`: what is embedded of each row, and how it is written.
@@ -54,11 +58,10 @@ def embed(
     The same call again resumes an unfinished output and leaves a finished one unchanged. Raises FastvecError.
     """
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
-    destination = destination_of(output)
-    with local_inputs(inputs, destination, stop_signal) as files:
+    with written_to(output) as path, local_inputs(inputs, path, stop_signal) as files:
         plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options))
-        if plan.is_file:
-            _require_none(plan.output, {"shard": shard, "shard-rows": shard_rows, "devices": devices})
+        if plan.folder is None:
+            _require_none(plan.output, {"shard": shard, "shard-rows": shard_rows, "devices": devices, "engine": engine})
             return embed_file(
                 plan,
                 encoder,
@@ -67,12 +70,11 @@ def embed(
                 progress=progress,
                 stop_signal=stop_signal,
             )
-        if shard_rows is not None and shard_rows < 1:
-            raise UsageError(f"shard-rows {shard_rows} is out of range: the minimum is 1")
+        _require_rows(shard_rows)
         return embed_shards(
             plan,
-            LocalFolder(plan.output),
-            _schedule(encoder, devices),
+            plan.folder,
+            _schedule(encoder, devices, engine),
             part=None if shard is None else _part(shard, overwrite=overwrite),
             shard_rows=shard_rows,
             batch_tokens=batch_tokens,
@@ -89,6 +91,12 @@ def _require_none(output: Path, options: Mapping[str, object]) -> None:
             raise UsageError(f"--{name} needs an output in shards: name a folder, such as -o {output.stem}/")
 
 
+def _require_rows(shard_rows: int | None) -> None:
+    """Raise UsageError if shards cannot have so many rows."""
+    if shard_rows is not None and shard_rows < 1:
+        raise UsageError(f"shard-rows {shard_rows} is out of range: the minimum is 1")
+
+
 def _part(given: str, *, overwrite: bool) -> tuple[int, int]:
     """Parse `i/N`. Raises UsageError."""
     match = re.fullmatch(r"(\d+)/(\d+)", given)
@@ -99,12 +107,27 @@ def _part(given: str, *, overwrite: bool) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _schedule(encoder: "Encoder | EncoderSettings", devices: str | None) -> Schedule:
+def _schedule(encoder: "Encoder | EncoderSettings", devices: str | None, engine: str | None) -> Schedule:
     """Return what embeds the shards. Raises UsageError."""
     settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
+    if engine is not None:
+        return _schedule_in_ray(settings, devices, engine)
     found = None if devices is None else parse_devices(devices)
     if found is None:
         return in_this_process(None if isinstance(encoder, EncoderSettings) else encoder)
     if found.kind != settings.device:
         raise UsageError(f"--devices {devices} and --device {settings.device} contradict each other: leave one out")
     return in_processes(found.environments)
+
+
+def _schedule_in_ray(settings: EncoderSettings, devices: str | None, engine: str) -> Schedule:
+    if engine != "ray":
+        raise UsageError(f"engine {engine!r} is not known: give ray, or leave it out")
+    match = re.fullmatch(r"cpu:([1-9]\d*)|all", devices or "all")
+    if match is None:
+        raise UsageError(
+            f"--devices {devices} is not for --engine ray, which uses all GPUs: leave it out or give cpu:4"
+        )
+    if match[1] and settings.device != "cpu":
+        raise UsageError(f"--devices {devices} and --device {settings.device} contradict each other: leave one out")
+    return in_ray(int(match[1]) if match[1] else None)

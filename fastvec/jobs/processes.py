@@ -72,6 +72,8 @@ class _Worker:
         self._messages.put((self, None))
 
     def send(self, *message: Any) -> None:
+        if self._stdin.closed:  # the job was stopped while the process loaded its model
+            return
         with suppress(OSError):  # it has ended, of which its last message tells
             self._stdin.write(pickle.dumps(message))
             self._stdin.flush()

@@ -26,7 +26,7 @@ from fastvec.jobs.progress import JobProgress
 from fastvec.jobs.record import RECORD, read_record, require_same_job
 from fastvec.jobs.worker import ShardWorker
 from fastvec.report import Progress, Report, peak_memory_bytes
-from fastvec.shards.folder import Folder
+from fastvec.shards.folder import Folder, LocalFolder
 from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, read_manifest, write_manifest
 from fastvec.shards.receipts import RECEIPTS, Receipt, Receipts, finished_shards, is_part
 
@@ -103,7 +103,9 @@ def embed_shards(
     receipts = Receipts(folder, len(ranges))
     receipts.read([shard for shard in mine if shard in finished])
     missing = [shard for shard in mine if shard not in finished]
-    _require_space(job, sum(len(ranges[shard]) for shard in missing))
+    sizes = [len(ranges[shard]) for shard in missing]
+    # shards of a folder in a store are deleted here when they are uploaded
+    _require_space(job, sum(sizes) if isinstance(folder, LocalFolder) else max(sizes, default=0))
     if missing:
         plan.corpus.log_text_column()
     rows = sum(len(ranges[shard]) for shard in mine)
@@ -172,7 +174,7 @@ def _clear(folder: Folder) -> None:
 
 
 def _require_space(job: ShardedJob, rows: int) -> None:
-    """Raise DiskFullError if the vectors of so many rows do not fit on the disk."""
+    """Raise DiskFullError if the vectors of so many rows do not fit on the disk where shards are written."""
     place = job.folder.work
     while not place.exists():
         place = place.parent

@@ -6,17 +6,21 @@ An output `vecs.arrow` has three companion files: `vecs.arrow.part` and `vecs.ar
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+import pyarrow as pa
 
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import REMEDY, Json, fingerprint_differences, refuse_another_job
 from fastvec.output.journal import Job, Journal
 from fastvec.output.reader import read_metadata
+from fastvec.stores.address import Address
 from fastvec.system.durable_files import draft_path, sync_folder, translated_os_errors
 
 ERRORS_SUFFIX = ".errors.jsonl"
+FIRST_LINE_BYTES = 10_000
 
 
 def finished_counts(output: Path, job: Job, *, overwrite: bool = False) -> dict[str, int] | None:
@@ -64,8 +68,12 @@ def beside(output: Path, suffix: str) -> Path:
 
 
 def errors_path(output: Path) -> Path:
-    stem = output.stem if output.suffix == ".arrow" else output.name  # both formats may be in one folder
-    return output.with_name(stem + ERRORS_SUFFIX)
+    return output.with_name(errors_name(output.name))
+
+
+def errors_name(name: str) -> str:
+    """Return the name of the errors file of an output of this name."""
+    return name.removesuffix(".arrow") + ERRORS_SUFFIX  # both formats may be in one folder
 
 
 def files_of_run(output: Path) -> tuple[Path, ...]:
@@ -97,10 +105,10 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
         raise RefusedError(f"{part} has no journal, so its job is unknown; {REMEDY}")
     unfinished = None if journal is None else journal.unfinished
     if unfinished is not None:
-        _refuse_another(part, unfinished.fingerprint, job)
+        refuse_another(part, unfinished.fingerprint, job)
     if output.exists():
         fingerprint, counts = _published(output)
-        _refuse_another(output, fingerprint, job)
+        refuse_another(output, fingerprint, job)
         if unfinished is None or not part.exists():  # else an interrupted --overwrite of the same job resumes
             return counts
     if not is_errors_file(errors_path(output)):
@@ -110,15 +118,22 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
 
 def _published(output: Path) -> tuple[Mapping[str, Json], dict[str, int]]:
     """Read the fingerprint and counts of a finished output; raises RefusedError if it is not one."""
+    return promised(output, lambda: read_metadata(output))
+
+
+def promised(
+    output: Path | Address, read: Callable[[], tuple[pa.Schema, Mapping[str, str]]]
+) -> tuple[Mapping[str, Json], dict[str, int]]:
+    """Return the fingerprint and counts in the metadata that `read` returns; raises RefusedError if it has none."""
     try:
-        schema, promises = read_metadata(output)
+        schema, promises = read()
         counts = {"rows": int(promises["fastvec.rows"]), **json.loads(promises["fastvec.counts"])}
         return json.loads(schema.metadata[b"fastvec.fingerprint"]), counts
     except (KeyError, TypeError, ValueError, RecursionError) as error:  # ArrowInvalid is a ValueError
         raise RefusedError(f"{output} is not a finished fastvec output; {REMEDY}") from error
 
 
-def _refuse_another(path: Path, begun: Mapping[str, Json], job: Job) -> None:
+def refuse_another(path: Path | Address, begun: Mapping[str, Json], job: Job) -> None:
     rows, asked = begun.get("rows"), job.fingerprint.get("rows")
     only_one = len(fingerprint_differences(begun, job.fingerprint)) == 1
     if only_one and isinstance(rows, int) and isinstance(asked, int) and rows != asked:
@@ -134,9 +149,13 @@ def is_errors_file(path: Path) -> bool:
     if not path.is_file():  # opening a pipe would wait for its other end
         return not path.exists()
     with path.open("rb") as file:
-        first = file.readline(10_000)
+        return is_row_error(file.readline(FIRST_LINE_BYTES))
+
+
+def is_row_error(line: bytes) -> bool:
+    """Return whether the first line of a file is a row error, or the file is empty."""
     try:
-        record = json.loads(first or b'{"row": 0}')
+        record = json.loads(line or b'{"row": 0}')
     except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and "row" in record

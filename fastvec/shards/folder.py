@@ -1,7 +1,8 @@
 """The folder of an output in shards: how its files are listed, read and published.
 
 Every file appears whole or not at all. A shard is written elsewhere, in `work`, and published when it is complete; so
-the same code serves a local disk, where that is a rename, and an object store, where it is an upload.
+the same code serves a local disk, where that is a rename, and an object store, where it is an upload. `open_folder`
+opens either by its path or address.
 """
 
 import os
@@ -9,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
+from fastvec.stores import store
+from fastvec.stores.address import Address, is_remote
+from fastvec.stores.spool import fetched, spool_folder
 from fastvec.system.durable_files import make_folder, open_file, sync_folder, translated_os_errors, write_at
 
 
@@ -71,7 +76,9 @@ class LocalFolder:
         with translated_os_errors(path):
             make_folder(path.parent)
             make_folder(self.work)
-            draft = self.work / f"{path.name}.{os.getpid()}.tmp"  # several processes may create the same file
+            draft = (
+                self.work / f"{path.name}.{uuid4().hex}.tmp"
+            )  # processes of several machines may create the same file
             fd = open_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 write_at(fd, 0, content)
@@ -104,3 +111,51 @@ class LocalFolder:
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
         yield self.path / name
+
+
+class RemoteFolder:
+    """A folder in an object store.
+
+    Of several writers of one file, only one creates it where the store can tell (S3, Google Cloud Storage, Azure);
+    elsewhere, the last one replaces the file of the others. Files are written in a local folder, which is found again
+    by the address.
+    """
+
+    def __init__(self, address: Address) -> None:
+        """Make the local folder. Raises OutputError or DiskFullError."""
+        self.address = address
+        self.location = str(address)
+        self.work = spool_folder(address)
+
+    def names(self, inside: str = "") -> dict[str, int]:
+        return store.sizes_in(self.address / inside if inside else self.address)
+
+    def read(self, name: str) -> bytes:
+        return store.read(self.address / name)
+
+    def create(self, name: str, content: bytes) -> bool:
+        return store.create(self.address / name, content)
+
+    def publish(self, path: Path, name: str) -> None:
+        store.upload(path, self.address / name)
+        os.unlink(path)
+
+    def remove(self, name: str) -> None:
+        store.remove(self.address / name)
+
+    def fetched(self, name: str) -> AbstractContextManager[Path]:
+        return fetched(self.address / name)
+
+
+def open_folder(location: str | Path) -> Folder:
+    """Return the folder at a path or address. Raises UsageError for an address with credentials, and OutputError."""
+    if is_remote(location):
+        return RemoteFolder(Address.parse(str(location)))
+    return LocalFolder(Path(location))
+
+
+def is_folder(location: str | Path) -> bool:
+    """Return whether a path is that of a folder; an address is, unless it has the suffix of an output file."""
+    if is_remote(location):
+        return Address.parse(str(location)).suffix not in (".arrow", ".parquet")
+    return Path(location).is_dir()

@@ -15,7 +15,7 @@ from fastvec.output.merge import merge_files
 from fastvec.output.ownership import errors_path
 from fastvec.output.reader import SHARD, Output
 from fastvec.output.writer import write_errors
-from fastvec.shards.folder import Folder, LocalFolder
+from fastvec.shards.folder import Folder, is_folder, open_folder
 from fastvec.shards.manifest import Manifest, read_errors
 from fastvec.shards.verify import open_shard, require_manifest
 from fastvec.system.durable_files import draft_path, replacing, sync_folder, translated_os_errors, write_at
@@ -29,12 +29,12 @@ def merge(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = 
     See `merge_files` for outputs of several jobs, and `merge_folder` for a folder. Raises what these raise, and
     UsageError for a folder beside other outputs.
     """
-    folders = [path for path in paths if Path(path).is_dir()]
+    folders = [path for path in paths if is_folder(path)]
     if not folders:
         return merge_files(paths, output, overwrite=overwrite)
     if len(paths) > 1:
         raise UsageError(f"{folders[0]} is a folder, which is merged alone: merge each folder into a file first")
-    return merge_folder(LocalFolder(Path(folders[0])), output, overwrite=overwrite)
+    return merge_folder(open_folder(folders[0]), output, overwrite=overwrite)
 
 
 def merge_folder(folder: Folder, output: str | Path, *, overwrite: bool = False) -> Written:

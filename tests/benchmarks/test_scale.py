@@ -75,7 +75,7 @@ def test_the_cost_of_a_billion_texts() -> None:
 
 def here(dims: int) -> Callable[[LoadEncoder], Schedule]:
     """Run the job of a benchmark in this process."""
-    settings = replace(resolve_settings(None, device="cpu"), device="cuda", dims=dims)
+    settings = replace(resolve_settings(None, device="cpu"), dims=dims)
     return lambda load: in_this_process(load(settings))
 
 

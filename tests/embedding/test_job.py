@@ -255,9 +255,9 @@ def test_a_disk_that_cannot_hold_it_is_said_at_once(
             r"ends in neither \.arrow nor \.parquet: name a file, such as vecs\.arrow, or a folder of shards, vecs/$",
         ),
         ("vecs.lance", r"vecs\.lance cannot be embedded to: embed to .*vecs\.arrow, then run fastvec convert "),
-        ("folder.arrow/", r"is a folder with the name of a file: give -o another name, such as folder/$"),
+        ("folder.arrow/", r"is a folder with the name of a file: give -o another name, as folder/$"),
         ("nowhere/vecs.arrow", "is not a folder: make it first"),
-        ("s3://bucket/vecs.arrow", "is a remote address"),
+        ("s3://bucket/vecs.csv", r"s3://bucket/vecs.csv ends in neither \.arrow nor \.parquet"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused(encoder: Encoder, tmp_path: Path, output_name: str, message: str) -> None:

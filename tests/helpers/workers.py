@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,28 @@ def _die(file: Path, deaths: int) -> None:
         except FileExistsError:
             continue
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def waiting(seconds: float) -> LoadEncoder:
+    """Return what loads an encoder that takes so many seconds longer for each chunk."""
+    return partial(_load_waiting, seconds)
+
+
+def _load_waiting(seconds: float, settings: EncoderSettings) -> Encoder:
+    encoder = Encoder(settings)
+    begin = encoder.begin
+
+    def begin_later(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return begin(*arguments)
+
+    encoder.begin = begin_later  # type: ignore[method-assign,assignment]
+    return encoder
+
+
+def wrong(settings: EncoderSettings) -> Encoder:
+    """Fail as a program does that has a mistake."""
+    raise ZeroDivisionError
 
 
 def failing(settings: EncoderSettings) -> Encoder:

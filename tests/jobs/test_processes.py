@@ -13,9 +13,10 @@ import pytest
 from fastvec import Encoder, embed
 from fastvec.embedding.options import EmbedOptions
 from fastvec.embedding.plan import plan_embed
-from fastvec.errors import ModelError, WorkerError
+from fastvec.errors import InterruptedRunError, ModelError, WorkerError
 from fastvec.jobs.processes import TRIES, in_processes
-from fastvec.jobs.sharded import Schedule, embed_shards
+from fastvec.jobs.progress import JobProgress
+from fastvec.jobs.sharded import Schedule, ShardedJob, embed_shards
 from fastvec.report import Progress, Report
 from fastvec.shards.folder import LocalFolder
 from tests.helpers.processes import environment
@@ -140,6 +141,15 @@ def wait_for_end_of(pids: Sequence[int]) -> None:
         while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_job_that_is_stopped_before_a_model_is_loaded(articles: Path, encoder: Encoder, folder: Path) -> None:
+    plan = plan_embed([articles], f"{folder}/", settings=encoder.settings, options=EmbedOptions(column="text"))
+    job = ShardedJob(plan=plan, folder=LocalFolder(folder), shard_rows=60, batch_tokens=None)
+    shards = in_processes([ONE_THREAD] * 2)(job, range(5), JobProgress(300, 0, lambda _: None), lambda: signal.SIGTERM)
+    with pytest.raises(InterruptedRunError):
+        list(shards)
+    assert parts_of_nothing(folder)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from fastvec.report import Progress
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.manifest import read_manifest
 from fastvec.shards.verify import verify_folder
-from tests.helpers.corpora import texts, write_parquet
+from tests.helpers.corpora import texts, write_arrow, write_parquet
 from tests.helpers.kills import Killed, kill_after
 from tests.helpers.outputs import read_output
 
@@ -281,3 +281,11 @@ def test_the_manifest_describes_each_shard(articles: Path, encoder: Encoder, fol
     ]
     record = json.loads((folder / "_job.json").read_text())
     assert record["fingerprint"] == manifest.fingerprint
+
+
+def test_a_pattern_does_not_match_the_shards_that_it_makes(articles: Path, encoder: Encoder, tmp_path: Path) -> None:
+    write_arrow(tmp_path / "articles.arrow", pq.read_table(articles))
+    for _ in range(2):
+        report = embed(f"{tmp_path}/**/*.arrow", f"{tmp_path}/vecs/", encoder=encoder, column="text")
+        assert report.rows == 300
+    assert report.already_finished

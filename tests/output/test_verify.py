@@ -145,7 +145,7 @@ def test_files_that_are_no_output_are_told_in_one_line(output: Path) -> None:
     assert only_problem() == "starts as an Arrow IPC file but has no valid footer: it is truncated or damaged"
     output.unlink()
     output.mkdir()
-    assert only_problem() == "is a folder, not an output"
+    assert only_problem() == "is a folder: if it is an output in shards, fastvec merge makes one file of it"
     output.rmdir()
     os.mkfifo(output)
     assert only_problem() == "is a special file, not an output"

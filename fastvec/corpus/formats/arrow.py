@@ -1,4 +1,4 @@
-"""Reads Arrow IPC files and streams. Both are memory-mapped; a compressed record batch is always decoded whole.
+"""Reads Arrow IPC files and streams. Local ones are memory-mapped; a compressed record batch is decoded whole.
 
 A stream, as `datasets.save_to_disk` writes it, has no footer: its record batches are counted by going through it once,
 which reads only their headers and one narrow column.
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from pyarrow import ipc
 
 from fastvec.corpus.columns import paths_to, select
 from fastvec.corpus.formats.errors import as_input_errors
+from fastvec.corpus.formats.files import File, as_native, open_random
 from fastvec.corpus.formats.parquet import groups_of
 from fastvec.errors import InputError
 
@@ -28,13 +28,13 @@ class ArrowRows:
     """The rows of an Arrow IPC file, or of a stream if `stream`; record batches are its groups."""
 
     marks_bad_rows: ClassVar[bool] = False
-    path: Path
+    path: File
     stream: bool
     schema: pa.Schema
     group_rows: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: Path, *, stream: bool) -> "ArrowRows":
+    def open(cls, path: File, *, stream: bool) -> "ArrowRows":
         """Read the schema and the rows of each record batch.
 
         pyarrow reads a batch to tell its row count. Only one column is included, of a primitive type if there is one,
@@ -42,7 +42,7 @@ class ArrowRows:
         Raises InputError for a stream without an end marker: nothing else tells a truncated one from a whole one.
         """
         if stream:
-            with path.open("rb") as file:
+            with open_random(path) as file:
                 file.seek(-len(END_OF_STREAM), os.SEEK_END)
                 if file.read() != END_OF_STREAM:
                     raise InputError(
@@ -74,12 +74,12 @@ class ArrowRows:
 
 @contextmanager
 def _batches(
-    path: Path, stream: bool, fields: list[int] | None, first: int = 0
+    path: File, stream: bool, fields: list[int] | None, first: int = 0
 ) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
     """Open the file, with these fields or all, and yield its schema and its batches from `first` on."""
     options = ipc.IpcReadOptions() if fields is None else ipc.IpcReadOptions(included_fields=fields)
     opened = ipc.open_stream if stream else ipc.open_file
-    with pa.memory_map(os.fsencode(path)) as memory, opened(memory, options=options) as reader:
+    with as_native(path, stream=stream) as native, opened(native, options=options) as reader:
         if stream:
             yield reader.schema, islice(reader, first, None)
         else:

@@ -13,7 +13,6 @@ from csv import field_size_limit, reader
 from dataclasses import dataclass, replace
 from functools import partial
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from fastvec.corpus.columns import with_bad_rows
+from fastvec.corpus.formats.files import File
 from fastvec.corpus.formats.lines import Compression, open_bytes
 from fastvec.errors import InputError
 
@@ -35,7 +35,7 @@ class Delimited:
     """The records of a CSV or TSV file, as one group of rows."""
 
     marks_bad_rows: ClassVar[bool] = True
-    path: Path
+    path: File
     compression: Compression | None
     delimiter: str
     quoted: bool
@@ -44,7 +44,7 @@ class Delimited:
     group_rows: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: Path, compression: Compression | None, *, tabs: bool) -> "Delimited":
+    def open(cls, path: File, compression: Compression | None, *, tabs: bool) -> "Delimited":
         """Read the first record and count the others. With `tabs`, the delimiter is a tab.
 
         Raises InputError for a record that is longer than 128 MiB, and for quotes that are open at the end.
@@ -153,7 +153,7 @@ def _with_gaps(batch: pa.RecordBatch, first_row: int, bad: list[int]) -> pa.Reco
     return with_bad_rows(batch, is_bad)
 
 
-def _is_quoted(path: Path, compression: Compression | None) -> bool:
+def _is_quoted(path: File, compression: Compression | None) -> bool:
     """Return whether a TSV file follows the rules of quoting, and has quotes at all.
 
     By its standard TSV has no quotes, and `"` is a part of the text; many tools write it as CSV with tabs.

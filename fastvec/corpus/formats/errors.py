@@ -3,17 +3,17 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow as pa
 
+from fastvec.corpus.formats.files import File
 from fastvec.errors import InputError
 
 ENCRYPTED = "encrypted Parquet; write it without encryption"
 
 
 @contextmanager
-def as_input_errors(path: Path, group: int | None = None) -> Iterator[None]:
+def as_input_errors(path: File, group: int | None = None) -> Iterator[None]:
     """Turn read errors into a one-line InputError that names the file and, if given, the row group."""
     try:
         yield

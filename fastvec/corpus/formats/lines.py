@@ -16,12 +16,12 @@ from typing import BinaryIO, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 
+from fastvec.corpus.formats.files import READ_BYTES, File, open_stream
 from fastvec.errors import InputError
 
 COLUMN = "text"
 GROUP_LINES = 16_384
 BATCH_LINES, BATCH_BYTES = 1024, 1 << 20
-READ_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 29  # a file without line ends is not read into memory
 
 Compression = Literal["gzip", "zstd"]
@@ -36,31 +36,32 @@ class Group(NamedTuple):
     line: int
 
 
-def plain_suffix(path: Path) -> str:
+def plain_suffix(path: File) -> str:
     """Return the suffix of a file in lower case, without that of a compression."""
     name = Path(path.name.lower())
     return Path(name.stem).suffix if name.suffix in COMPRESSED_SUFFIXES else name.suffix
 
 
-def open_bytes(path: Path, compression: Compression | None) -> BinaryIO:
+def open_bytes(path: File, compression: Compression | None) -> BinaryIO:
     """Open a file for reading its bytes, decompressed."""
     if compression is None:
-        return path.open("rb", buffering=READ_BYTES)
-    return BufferedReader(pa.CompressedInputStream(pa.OSFile(os.fsencode(path)), compression), READ_BYTES)
+        return open_stream(path)
+    source = pa.OSFile(os.fsencode(path)) if isinstance(path, Path) else pa.PythonFile(open_stream(path), mode="r")
+    return BufferedReader(pa.CompressedInputStream(source, compression), READ_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class LineFile:
     """The lines of a file; with `skip_blank`, lines of white space alone are no rows."""
 
-    path: Path
+    path: File
     compression: Compression | None
     skip_blank: bool
     groups: tuple[Group, ...]
     lines: int  # blank ones too
 
     @classmethod
-    def open(cls, path: Path, compression: Compression | None, *, skip_blank: bool) -> "LineFile":
+    def open(cls, path: File, compression: Compression | None, *, skip_blank: bool) -> "LineFile":
         """Go through the file once, to count its rows. Raises InputError for a line above MAX_LINE_BYTES."""
         groups: list[Group] = []
         rows = position = number = 0

@@ -8,6 +8,7 @@ read delta encodings. A page is always decoded whole.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,12 +18,14 @@ import pyarrow.parquet as pq
 
 from fastvec.corpus.columns import paths_to, row_bytes, select
 from fastvec.corpus.formats.errors import as_input_errors
+from fastvec.corpus.formats.files import File, as_native
 from fastvec.errors import InputError
 
 FIRST_READ_ROWS = 16  # before any row's size is known
 MAX_READ_ROWS = 256  # limits memory if huge rows follow small ones; larger reads are no faster
 READ_BYTES = 8 << 20  # target decoded size of one read
-BUFFER_BYTES = 1 << 20  # compressed bytes buffered per column chunk; otherwise pyarrow reads the whole chunk
+# compressed bytes buffered per column chunk, which are one request to a store; otherwise pyarrow reads the whole chunk
+BUFFER_BYTES, REQUEST_BYTES = 1 << 20, 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +33,14 @@ class ParquetRows:
     """The rows of a Parquet file."""
 
     marks_bad_rows: ClassVar[bool] = False
-    path: Path
+    path: File
     schema: pa.Schema
     group_rows: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: Path) -> "ParquetRows":
+    def open(cls, path: File) -> "ParquetRows":
         """Read the file's footer."""
-        with pq.ParquetFile(path) as file:
+        with _opened(path) as file:
             metadata = file.metadata
             rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
             return cls(path, file.schema_arrow, rows)
@@ -46,9 +49,7 @@ class ParquetRows:
         """Yield the named columns, from row `skip` of row group `first_group` on."""
         paths = paths_to(self.schema, columns)
         rows = FIRST_READ_ROWS
-        with pq.ParquetFile(
-            self.path, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-        ) as file:
+        with _opened(self.path) as file:
             for group in range(first_group, len(self.group_rows)):
                 with as_input_errors(self.path, group):
                     missing = self.group_rows[group]
@@ -67,6 +68,20 @@ class ParquetRows:
     def places(self, rows: Sequence[int]) -> Iterator[dict[str, int]]:
         """Yield the row group of each of `rows`, which ascend."""
         return ({"row_group": group} for group in groups_of(self.group_rows, rows))
+
+
+@contextmanager
+def _opened(path: File) -> Iterator[pq.ParquetFile]:
+    options = {"pre_buffer": False, "page_checksum_verification": True}
+    if isinstance(path, Path):
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, **options) as file:
+            yield file
+    else:
+        with (
+            as_native(path, stream=False) as native,
+            pq.ParquetFile(native, buffer_size=REQUEST_BYTES, **options) as file,
+        ):
+            yield file
 
 
 def groups_of(group_rows: Sequence[int], rows: Sequence[int]) -> Iterator[int]:

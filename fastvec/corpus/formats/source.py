@@ -1,6 +1,7 @@
 """Opens one input file: detects its format by its first bytes and its suffix, and reads its rows in record batches."""
 
 import re
+import time
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import pyarrow as pa
 from fastvec.corpus.formats.arrow import ArrowRows
 from fastvec.corpus.formats.delimited import Delimited
 from fastvec.corpus.formats.errors import ENCRYPTED, as_input_errors
+from fastvec.corpus.formats.files import File, identity, open_random, require_unchanged
 from fastvec.corpus.formats.json_lines import JsonLines
 from fastvec.corpus.formats.lines import Compression, LineFile, TextLines, open_bytes, plain_suffix
 from fastvec.corpus.formats.parquet import ParquetRows, groups_of
@@ -22,6 +24,7 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt",)
 TAB_SUFFIXES = (".tsv", ".tab")
 HEAD_BYTES = 64
+CHECK_SECONDS = 10.0  # between two requests that ask whether a file of a store is unchanged
 JSON_ARRAY = re.compile(rb"\[\s*[{\[]")  # refused by the reader of JSON lines, with a remedy
 
 
@@ -47,9 +50,9 @@ class Rows(Protocol):
 class Source:
     """An opened input file."""
 
-    path: Path
+    path: File
     size: int
-    mtime_ns: int
+    version: int | str
     content: Rows
 
     @property
@@ -81,41 +84,42 @@ class Source:
         group = next(groups_of(group_rows, [first_row]))
         skip = first_row - sum(group_rows[:group])
         with as_input_errors(self.path):
+            checked = time.monotonic()
             for batch in self.content.read(columns, group, skip):
-                self.require_unchanged()
+                if isinstance(self.path, Path) or time.monotonic() - checked > CHECK_SECONDS:
+                    self.require_unchanged()
+                    checked = time.monotonic()
                 yield batch
 
     def require_unchanged(self) -> None:
-        """Raise InputError if the file's size or modification time changed since it was opened."""
+        """Raise InputError if the file's size, modification time or version changed since it was opened."""
         with as_input_errors(self.path):
-            stat = self.path.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise InputError(f"{self.path}: changed while it was being read; run the command again")
+            require_unchanged(self.path, self.size, self.version)
 
 
-def open_source(path: Path, *, text_otherwise: bool = False) -> Source:
+def open_source(path: File, *, text_otherwise: bool = False) -> Source:
     """Open a file: read its footer, or count its rows. With `text_otherwise`, a file of no known format is text.
 
     Raises InputError, which names the file, if it is incomplete, of no known format, or repeats a column name.
     """
     with as_input_errors(path):
-        stat = path.stat()
-        content = _opened(path, stat.st_size, text_otherwise)
+        size, version = identity(path)
+        content = _opened(path, size, text_otherwise)
         if min(content.group_rows, default=0) < 0:
             raise InputError(f"{path}: the footer has a negative row count: the file is corrupt")
         names = Counter(content.schema.names)
     for name, count in names.items():
         if count > 1:
             raise InputError(f"{path}: {count} columns are named {name!r}; rename all but one")
-    return Source(path=path, size=stat.st_size, mtime_ns=stat.st_mtime_ns, content=content)
+    return Source(path=path, size=size, version=version, content=content)
 
 
-def _opened(path: Path, size: int, text_otherwise: bool) -> Rows:
-    if not path.is_file():
+def _opened(path: File, size: int, text_otherwise: bool) -> Rows:
+    if isinstance(path, Path) and not path.is_file():
         raise InputError(f"{path}: neither a file nor a folder")
     if size == 0 and plain_suffix(path) not in TEXT_SUFFIXES:
         raise InputError(f"{path}: the file is empty (0 bytes)")
-    with path.open("rb") as file:
+    with open_random(path) as file:
         head = file.read(HEAD_BYTES)
         file.seek(max(size - 6, 0))
         tail = file.read(6)
@@ -128,7 +132,7 @@ def _opened(path: Path, size: int, text_otherwise: bool) -> Rows:
     compression = _compression(head)
     with open_bytes(path, compression) as text:
         start = text.read(HEAD_BYTES)
-    problem = _why_no_text(path, start, tail, compressed=compression is not None)
+    problem = _why_no_text(path, size, start, tail, compressed=compression is not None)
     if problem is None:
         suffix, shown = plain_suffix(path), start.removeprefix(BOM_UTF8).lstrip()
         if suffix in TEXT_SUFFIXES:
@@ -149,14 +153,14 @@ def _compression(head: bytes) -> Compression | None:
     return "zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else None
 
 
-def _why_no_text(path: Path, start: bytes, tail: bytes, *, compressed: bool) -> str | None:
+def _why_no_text(path: File, size: int, start: bytes, tail: bytes, *, compressed: bool) -> str | None:
     """Return why a file that is neither Parquet nor Arrow is not read as text either."""
     if start.startswith(b"PARE") or tail.endswith(b"PARE"):
         return ENCRYPTED
     if start.startswith((b"PAR1", b"ARROW1")):
         if compressed:
             return "a compressed Parquet or Arrow file; decompress it"
-        return f"no footer at its end ({path.stat().st_size} bytes): the file is truncated, or still being written"
+        return f"no footer at its end ({size} bytes): the file is truncated, or still being written"
     if start.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
     if start.startswith(b"FEA1"):
@@ -170,7 +174,7 @@ def _why_no_text(path: Path, start: bytes, tail: bytes, *, compressed: bool) -> 
     return None
 
 
-def _unknown(path: Path, start: bytes) -> str:
+def _unknown(path: File, start: bytes) -> str:
     if plain_suffix(path) in (".parquet", ".arrow"):
         return f"neither Parquet nor Arrow, despite its suffix (it starts with {start[:8]!r}); download it again"
     return (

@@ -1,0 +1,50 @@
+"""Local folders for files of a store: what is not uploaded yet, and copies that are read.
+
+They are in `~/.cache/fastvec/spool`, or where the environment variable FASTVEC_SPOOL says. The folder of an output is
+named by its address, so that the same command finds unfinished work again.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+
+from fastvec.stores.address import Address
+from fastvec.stores.store import download
+from fastvec.system.durable_files import translated_os_errors
+
+VARIABLE = "FASTVEC_SPOOL"
+
+
+def spool_folder(address: Address) -> Path:
+    """Return the folder for the unfinished files of an output, which is made. Raises OutputError or DiskFullError."""
+    folder = _root() / blake2b(str(address).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    with translated_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def fetched(address: Address) -> Iterator[Path]:
+    """Yield the path of a copy of a remote file, for the time of the block.
+
+    Raises FileNotFoundError, OutputError or DiskFullError.
+    """
+    root = _root()
+    with translated_os_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="copy-", dir=root)
+    with folder as inside:
+        path = Path(inside, address.name)
+        download(address, path)
+        yield path
+
+
+def _root() -> Path:
+    given = os.environ.get(VARIABLE)
+    if given:
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return Path(cache or Path.home() / ".cache") / "fastvec" / "spool"

@@ -1,0 +1,89 @@
+"""An output in shards in a store: the files of a local folder, resumable, by one process or a job array."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastvec import Encoder, embed, merge
+from fastvec.errors import OutputError, RefusedError
+from fastvec.shards.folder import RemoteFolder
+from fastvec.shards.inspect import inspect_folder
+from fastvec.shards.verify import verify_folder
+from fastvec.stores import store
+from fastvec.stores.address import Address
+from tests import ARTICLES
+from tests.helpers.kills import Killed, kill_after
+
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
+
+@pytest.fixture
+def options(encoder: Encoder) -> dict[str, Any]:
+    return {"encoder": encoder, "column": "text", "limit": 60, "shard_rows": 10}
+
+
+@pytest.fixture
+def local(options: dict[str, Any], tmp_path: Path) -> Path:
+    embed(ARTICLES, f"{tmp_path}/local/", **options)
+    return tmp_path / "local"
+
+
+def require_equal(folder: Address, local: Path) -> None:
+    """Assert that the store has the files of the local folder, and their content."""
+    assert set(store.sizes_in(folder)) == {path.name for path in local.iterdir() if path.is_file()}
+    assert set(store.sizes_in(folder / "_receipts")) == {path.name for path in (local / "_receipts").iterdir()}
+    for path in local.glob("[p_]*.*"):
+        assert store.read(folder / path.name) == path.read_bytes(), path.name
+
+
+def test_the_files_are_those_of_a_local_folder(
+    folder: Address, options: dict[str, Any], local: Path, spool: Path, tmp_path: Path
+) -> None:
+    report = embed(ARTICLES, f"{folder}/vecs/", **options)
+    require_equal(folder / "vecs", local)
+    assert (report.output, report.rows, report.shards) == (f"{folder}/vecs", 60, 6)
+    assert list(spool.iterdir()) == []
+
+    assert embed(ARTICLES, f"{folder}/vecs/", **options).already_finished
+    assert verify_folder(RemoteFolder(folder / "vecs")).return_code == 0
+    assert inspect_folder(RemoteFolder(folder / "vecs")).rows == 60
+    merge([f"{folder}/vecs/"], tmp_path / "merged.arrow")
+    merge([local], tmp_path / "expected.arrow")
+    assert (tmp_path / "merged.arrow").read_bytes() == (tmp_path / "expected.arrow").read_bytes()
+
+
+def test_a_killed_run_and_a_job_array(folder: Address, options: dict[str, Any], local: Path) -> None:
+    with pytest.raises(Killed):
+        embed(ARTICLES, f"{folder}/vecs/", **options, shard="0/2", progress=kill_after(3))
+    assert 0 < len(store.sizes_in(folder / "vecs/_receipts")) < 3
+    for part in ("1/2", "0/2"):
+        report = embed(ARTICLES, f"{folder}/vecs/", **options, shard=part)
+    assert report.missing_shards == 0
+    require_equal(folder / "vecs", local)
+
+
+def test_a_shard_whose_upload_fails_is_uploaded_by_the_same_command(
+    folder: Address, options: dict[str, Any], local: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OutputError("the store does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "upload", fail)
+        with pytest.raises(OutputError, match="the store does not answer"):
+            embed(ARTICLES, f"{folder}/vecs/", **options)
+    assert embed(ARTICLES, f"{folder}/vecs/", **options).rows == 60
+    require_equal(folder / "vecs", local)
+
+
+def test_another_job_is_refused(folder: Address, options: dict[str, Any], spool: Path) -> None:
+    embed(ARTICLES, f"{folder}/vecs/", **options)
+    with pytest.raises(RefusedError, match='vecs belongs to another job: column was "text", now "title"'):
+        embed(ARTICLES, f"{folder}/vecs/", **{**options, "column": "title"})
+    assert list(spool.iterdir()) == []
+    store.create(folder / "other/notes.txt", b"mine")
+    with pytest.raises(RefusedError, match=r"has other files, such as notes.txt"):
+        embed(ARTICLES, f"{folder}/other/", **options)
+    report = embed(ARTICLES, f"{folder}/vecs/", **{**options, "column": "title"}, overwrite=True)
+    assert (report.rows, report.already_finished) == (60, False)
