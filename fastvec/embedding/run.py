@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,8 +61,11 @@ class Run:
         writer, plan = self._writer, self._plan
         if self._rows:
             logger.info("resuming %s at row %s of %s", plan.output_name, f"{self._rows:,}", f"{len(plan.rows):,}")
+        limits = ChunkLimits(**writer.limits)
+        if plan.shard is not None:  # none ends inside; to find where a million end takes seconds
+            limits = replace(limits, shard_rows=None)
         chunks = plan.corpus.chunks(
-            ChunkLimits(**writer.limits),
+            limits,
             first_row=plan.rows.start + self._rows,
             first_index=writer.chunks,
             end_row=plan.rows.stop,

@@ -68,7 +68,8 @@ class LocalFolder:
         return {}
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        with open(f"{self.location}/{name}", "rb", buffering=0) as file:  # without a Path, in half the time
+            return file.readall()
 
     def create(self, name: str, content: bytes) -> bool:
         path = self.path / name

@@ -4,7 +4,10 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
+
+import pyarrow as pa
+from pyarrow.json import ParseOptions, read_json
 
 from fastvec.errors import OutputError
 from fastvec.fingerprint import Json
@@ -14,6 +17,20 @@ from fastvec.shards.receipts import Receipts, part_name
 MANIFEST, ERRORS = "_manifest.json", "_errors.jsonl"
 _FORMAT = 1
 _SEAL = b',\n"crc32":"'
+_LIST, _LIST_END = b',\n"shards":[', b"\n]"
+_LINES = 4096  # written or read at a time
+
+
+_COLUMNS = pa.schema(
+    [
+        ("file", pa.string()),
+        ("first_row", pa.int64()),
+        ("input_rows", pa.int64()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("checksum", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +49,31 @@ class Shard:
         return range(self.first_row, self.first_row + self.input_rows)
 
 
+class Shards(Sequence[Shard]):
+    """The files of an output, kept as columns: a million of them take 60 MB, and as objects ten times that."""
+
+    def __init__(self, lines: bytes) -> None:
+        """Parse a manifest's list of shards, a line for each and a comma between two."""
+        separate = pa.BufferReader(lines.replace(b"},\n", b"}\n"))
+        self._table = read_json(separate, parse_options=ParseOptions(explicit_schema=_COLUMNS))
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, number: int) -> Shard: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Shard]: ...
+    def __getitem__(self, number: int | slice) -> Shard | Sequence[Shard]:
+        if isinstance(number, slice):
+            return [Shard(**fields) for fields in self._table[number].to_pylist()]
+        return Shard(**{name: self._table[name][number].as_py() for name in _COLUMNS.names})
+
+    def __iter__(self) -> Iterator[Shard]:
+        for batch in self._table.to_batches(max_chunksize=_LINES):
+            yield from (Shard(**fields) for fields in batch.to_pylist())
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """The whole of an output: its job, sums over its shards, its files in the order of rows.
@@ -40,13 +82,10 @@ class Manifest:
     """
 
     fingerprint: Mapping[str, Json]
+    rows: int
     counts: Mapping[str, int]
     errors_crc32: str | None
     shards: Sequence[Shard]
-
-    @property
-    def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
 
 
 def write_manifest(
@@ -66,20 +105,26 @@ def write_manifest(
         "errors_crc32": f"{zlib.crc32(errors):08x}" if errors else None,
         "fingerprint": fingerprint,
     }
-    body = b"".join(_text(head, ranges, receipts))
-    folder.create(MANIFEST, b'%b%b%08x"}\n' % (body, _SEAL, zlib.crc32(body)))
+    pieces, crc32 = [], 0
+    for piece in _text(head, ranges, receipts):
+        crc32 = zlib.crc32(piece, crc32)
+        pieces.append(piece)
+    folder.create(MANIFEST, b"".join([*pieces, _SEAL, b'%08x"}\n' % crc32]))
 
 
 def _text(head: Mapping[str, Json], ranges: Sequence[range], receipts: Receipts) -> Iterator[bytes]:
     """Yield the manifest as JSON with a line for each shard, without its end."""
-    yield json.dumps(head, sort_keys=True).encode()[:-1] + b',\n"shards":['
-    shards = zip(ranges, receipts.rows.tolist(), receipts.bytes.tolist(), receipts.checksums.tolist(), strict=True)
-    for number, (rows, written, size, checksum) in enumerate(shards):
-        yield (
-            f'{"," if number else ""}\n{{"file":"{part_name(number, len(ranges))}","first_row":{rows.start},'
+    yield json.dumps(head, sort_keys=True).encode()[:-1] + _LIST
+    for begin in range(0, len(ranges), _LINES):
+        some = slice(begin, begin + _LINES)
+        columns = (receipts.rows[some].tolist(), receipts.bytes[some].tolist(), receipts.checksums[some].tolist())
+        lines = [
+            f'\n{{"file":"{part_name(begin + number, len(ranges))}","first_row":{rows.start},'
             f'"input_rows":{len(rows)},"rows":{written},"bytes":{size},"checksum":"{checksum:08x}"}}'
-        ).encode()
-    yield b"\n]"
+            for number, (rows, written, size, checksum) in enumerate(zip(ranges[some], *columns, strict=True))
+        ]
+        yield (("," if begin else "") + ",".join(lines)).encode()
+    yield _LIST_END
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
@@ -88,17 +133,18 @@ def read_manifest(folder: Folder) -> Manifest | None:
         content = folder.read(MANIFEST)
     except FileNotFoundError:
         return None
-    body, seal, crc32 = content.rpartition(_SEAL)
-    if not seal or crc32 != b'%08x"}\n' % zlib.crc32(body):
+    begin, end = content.find(_LIST), content.rfind(_SEAL)
+    if min(begin, end) < 0 or content[end:] != b'%b%08x"}\n' % (_SEAL, zlib.crc32(memoryview(content)[:end])):
         raise OutputError(f"{folder.location}/{MANIFEST} is damaged: it does not match its CRC32")
-    fields: dict[str, Any] = json.loads(body + b"}")
+    fields: dict[str, Any] = json.loads(content[:begin] + b"}")
     if fields["fastvec_manifest"] != _FORMAT:
         raise OutputError(f"{folder.location}/{MANIFEST} is from another version of fastvec: use that version")
     return Manifest(
         fingerprint=fields["fingerprint"],
+        rows=fields["rows"],
         counts=fields["counts"],
         errors_crc32=fields["errors_crc32"],
-        shards=[Shard(**shard) for shard in fields["shards"]],
+        shards=Shards(content[begin + len(_LIST) : end - len(_LIST_END)]),
     )
 
 

@@ -6,7 +6,8 @@ A shard is published first and its receipt second, so that a file without a rece
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastvec.shards.folder import Folder
 
 RECEIPTS = "_receipts"
 _DIGITS = 5  # of a shard's number in names, at least
+READERS, READ_AHEAD = 16, 64  # threads, which wait for an object store; and how many receipts each reads at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,10 +97,18 @@ class Receipts:
         if receipt.errors:
             self._with_errors.add(shard)
 
-    def read(self, shards: Sequence[int]) -> None:
-        """Add the receipts of `shards` from the folder."""
-        for shard in shards:
-            self.add(read_receipt(self._folder, receipt_name(shard)))
+    def read(self, shards: Iterable[int]) -> None:
+        """Add the receipts of `shards` from the folder, unless they are already there."""
+        missing = [shard for shard in shards if not self.has[shard]]
+        with ThreadPoolExecutor(READERS) as pool:
+            for begin in range(0, len(missing), READERS * READ_AHEAD):
+                some = missing[begin : begin + READERS * READ_AHEAD]
+                for receipts in pool.map(self._read_some, (some[reader::READERS] for reader in range(READERS))):
+                    for receipt in receipts:
+                        self.add(receipt)
+
+    def _read_some(self, shards: Sequence[int]) -> list[Receipt]:
+        return [read_receipt(self._folder, receipt_name(shard)) for shard in shards]
 
     def error_lines(self) -> Iterator[str]:
         """Yield the lines of all row errors, in the order of rows."""

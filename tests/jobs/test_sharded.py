@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastvec import Encoder, embed, merge
+from fastvec.corpus.reader import Corpus
 from fastvec.errors import InterruptedRunError, OutputError, RefusedError, RowErrorsError, UsageError
 from fastvec.jobs.worker import ShardWorker
 from fastvec.report import Progress
@@ -125,6 +126,20 @@ def test_more_processes_than_shards(articles: Path, encoder: Encoder, folder: Pa
     reports = [embed([articles], f"{folder}/", encoder=encoder, column="text", shard=f"{i}/7") for i in range(7)]
     assert [report.missing_shards for report in reports] == [4, 3, 2, 1, 0, 0, 0]
     assert [report.already_finished for report in reports] == [False] * 5 + [True] * 2
+
+
+def test_the_corpus_is_divided_once_not_for_every_shard(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divide, divided = Corpus.shards, []
+
+    def counted(self: Corpus, shard_rows: int) -> list[range]:
+        divided.append(shard_rows)
+        return divide(self, shard_rows)
+
+    monkeypatch.setattr(Corpus, "shards", counted)
+    assert embed([articles], f"{folder}/", encoder=encoder, column="text").shards == 5
+    assert divided == [60, 60]  # by the job and by its worker
 
 
 def test_a_killed_run_does_only_what_is_missing(
