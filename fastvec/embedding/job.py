@@ -36,7 +36,7 @@ def embed_file(
     stop_signal: Callable[[], int | None],
 ) -> Report:
     """Do what is left to do of a job whose output is one file. Raises FastvecError."""
-    if isinstance(encoder, EncoderSettings) and encoder.auto_dtype:
+    if plan.settings.auto_dtype:
         begun = earlier_fingerprint(plan.output, overwrite=overwrite and plan.remote is None)
         if not begun and plan.remote is not None and not overwrite:
             begun = plan.remote.fingerprint()

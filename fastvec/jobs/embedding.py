@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,7 +58,8 @@ def embed(
 
     The same call again resumes an unfinished output and leaves a finished one unchanged. Raises FastvecError.
     """
-    settings = encoder if isinstance(encoder, EncoderSettings) else encoder.settings
+    # a loaded encoder has its dtype, and does not take that of earlier work
+    settings = encoder if isinstance(encoder, EncoderSettings) else replace(encoder.settings, auto_dtype=False)
     with written_to(output) as path, local_inputs(inputs, path, stop_signal) as files:
         plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options))
         if plan.folder is None:

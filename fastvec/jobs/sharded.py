@@ -162,15 +162,16 @@ def _require_own(folder: Folder) -> None:
 
 
 def _clear(folder: Folder) -> None:
-    """Delete the files of a job, the manifest first: without it the rest is not an output."""
-    for name in (MANIFEST, RECORD, ERRORS):
-        folder.remove(name)
+    """Delete the files of a job: the manifest first, a receipt before its shard, and last what says whose they are."""
+    folder.remove(MANIFEST)
     for name in folder.names(RECEIPTS):
         folder.remove(f"{RECEIPTS}/{name}")
     for name in folder.names():
         if is_part(name):
             folder.remove(name)
     shutil.rmtree(folder.work, ignore_errors=True)
+    folder.remove(ERRORS)
+    folder.remove(RECORD)
 
 
 def _require_space(job: ShardedJob, rows: int) -> None:

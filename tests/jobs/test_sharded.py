@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastvec.corpus.reader import Corpus
 from fastvec.errors import InterruptedRunError, OutputError, RefusedError, RowErrorsError, UsageError
 from fastvec.jobs.worker import ShardWorker
 from fastvec.report import Progress
+from fastvec.settings import resolve_settings
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.manifest import read_manifest
 from fastvec.shards.verify import verify_folder
@@ -289,3 +291,48 @@ def test_a_pattern_does_not_match_the_shards_that_it_makes(articles: Path, encod
         report = embed(f"{tmp_path}/**/*.arrow", f"{tmp_path}/vecs/", encoder=encoder, column="text")
         assert report.rows == 300
     assert report.already_finished
+
+
+def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(limit: int, *, overwrite: bool = False) -> int:
+        return embed(articles, f"{folder}/", encoder=encoder, column="text", limit=limit, overwrite=overwrite).rows
+
+    remove, calls = LocalFolder.remove, list[str]()
+
+    def killed(self: LocalFolder, name: str) -> None:
+        if len(calls) == kill_at:
+            raise Killed
+        calls.append(name)
+        remove(self, name)
+
+    for kill_at in range(0, 14, 3):  # of the calls that delete a manifest, five receipts, five shards, and two files
+        shutil.rmtree(folder, ignore_errors=True)
+        job(290)
+        calls.clear()
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(LocalFolder, "remove", killed)
+            job(300, overwrite=True)
+        with pytest.raises(RefusedError, match="rows was 290, now 300"):
+            job(300)
+        assert job(300, overwrite=True) == 300
+        assert verify_folder(LocalFolder(folder)).return_code == 0
+
+
+def test_a_loaded_encoder_does_not_take_the_dtype_of_earlier_work(
+    articles: Path, tiny_llama: Path, encoder: Encoder, folder: Path
+) -> None:
+    settings = resolve_settings(tiny_llama, device="cpu")
+    other = "bfloat16" if settings.dtype == "float32" else "float32"
+    with pytest.raises(Killed):
+        embed(
+            articles,
+            f"{folder}/",
+            encoder=replace(settings, dtype=other, auto_dtype=False),
+            column="text",
+            progress=kill_after(2),
+        )
+    with pytest.raises(RefusedError, match="dtype was"):
+        embed(articles, f"{folder}/", encoder=Encoder(settings), column="text")
+    assert embed(articles, f"{folder}/", encoder=settings, column="text").rows == 300
