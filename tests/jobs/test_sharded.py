@@ -293,8 +293,10 @@ def test_a_pattern_does_not_match_the_shards_that_it_makes(articles: Path, encod
     assert report.already_finished
 
 
+# of the calls that delete a manifest, five receipts, five shards, and two files
+@pytest.mark.parametrize("kill_at", range(0, 14, 4))
 def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
-    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     def job(limit: int, *, overwrite: bool = False) -> int:
         return embed(articles, f"{folder}/", encoder=encoder, column="text", limit=limit, overwrite=overwrite).rows
@@ -307,17 +309,15 @@ def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
         calls.append(name)
         remove(self, name)
 
-    for kill_at in range(0, 14, 3):  # of the calls that delete a manifest, five receipts, five shards, and two files
-        shutil.rmtree(folder, ignore_errors=True)
-        job(290)
-        calls.clear()
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(LocalFolder, "remove", killed)
+    job(290)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "remove", killed)
+        with pytest.raises(Killed):
             job(300, overwrite=True)
-        with pytest.raises(RefusedError, match="rows was 290, now 300"):
-            job(300)
-        assert job(300, overwrite=True) == 300
-        assert verify_folder(LocalFolder(folder)).return_code == 0
+    with pytest.raises(RefusedError, match="rows was 290, now 300"):
+        job(300)
+    assert job(300, overwrite=True) == 300
+    assert verify_folder(LocalFolder(folder)).return_code == 0
 
 
 def test_a_loaded_encoder_does_not_take_the_dtype_of_earlier_work(
