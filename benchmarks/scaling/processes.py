@@ -72,10 +72,13 @@ class Timing:
     def __str__(self) -> str:
         parts = {name: getattr(self, name) / self.seconds for name in ("start", "busy", "between", "end")}
         shares = ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
+        cpu = ""
+        if self.cpu > 0:  # Ray's actors are no children of this process, so that it does not know their times
+            a_token, cores = self.cpu / self.tokens * 1e6, self.cpu / self.seconds
+            cpu = f"; after that the CPU {a_token:.2f} µs a token, {cores:.2f} cores"
         return (
             f"{self.workers} workers: {self.rate:,.0f} tokens/s in {self.seconds:.1f} s ({shares}); imports took "
-            f"{self.imported:.1f} s; after that the CPU {self.cpu / self.tokens * 1e6:.2f} µs a token, "
-            f"{self.cpu / self.seconds:.2f} cores"
+            f"{self.imported:.1f} s{cpu}"
         )
 
 
