@@ -46,7 +46,10 @@ class RemoteOutput:
     def __init__(self, address: Address) -> None:
         """Make the local folder. Raises OutputError or DiskFullError."""
         self.address = address
-        self.path = spool_folder(address) / address.name
+        folder = spool_folder(address)
+        with translated_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / address.name
 
     def fingerprint(self) -> Mapping[str, Json]:
         """Return the fingerprint of the file at the address; empty if there is none, or it is not fastvec's."""

@@ -17,6 +17,8 @@ from fastvec.stores.address import Address, is_remote
 from fastvec.stores.spool import fetched, spool_folder
 from fastvec.system.durable_files import make_folder, open_file, sync_folder, translated_os_errors, write_at
 
+TRIES = 3  # to create a file, while other processes delete the folder where it is written
+
 
 class Folder(Protocol):
     """A folder, of local files or in an object store. Names are relative to it, with `/`.
@@ -63,39 +65,52 @@ class LocalFolder:
         self.work = path / "_work"
 
     def names(self, inside: str = "") -> dict[str, int]:
-        with suppress(FileNotFoundError), os.scandir(self.path / inside) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        return {}
+        found: dict[str, int] = {}
+        with _translated(self.path / inside), suppress(FileNotFoundError), os.scandir(self.path / inside) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # another process deleted it since the folder was read
+                    if entry.is_file():
+                        found[entry.name] = entry.stat().st_size
+        return found
 
     def read(self, name: str) -> bytes:
-        with open(f"{self.location}/{name}", "rb", buffering=0) as file:  # without a Path, in half the time
+        path = f"{self.location}/{name}"  # without a Path, in half the time
+        with _translated(path), open(path, "rb", buffering=0) as file:
             return file.readall()
 
     def create(self, name: str, content: bytes) -> bool:
+        """Write a file, unless one of that name exists, which returns False. It is durable when this returns.
+
+        Only one of several writers creates it, where the file system has hard links. Where it has none (exFAT,
+        gcsfuse, some SMB mounts), the last of those that write at the same moment replaces the file of the others,
+        and each returns True. Raises OutputError or DiskFullError.
+        """
         path = self.path / name
         with translated_os_errors(path):
-            make_folder(path.parent)
-            make_folder(self.work)
-            draft = (
-                self.work / f"{path.name}.{uuid4().hex}.tmp"
-            )  # processes of several machines may create the same file
-            fd = open_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            try:
-                write_at(fd, 0, content)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            try:
-                os.link(draft, path)  # a rename would replace another process's file
-                os.unlink(draft)
-            except FileExistsError:
-                os.unlink(draft)
-                return False
-            except FileNotFoundError:  # the process that has finished the job deleted `work`
-                if not path.exists():
-                    raise
-                return False
-            sync_folder(path.parent)
+            tries = 1
+            while True:
+                try:
+                    return self._create(path, content)
+                except FileNotFoundError:  # another process finished the job and deleted `work`
+                    if path.exists():
+                        return False
+                    if tries == TRIES:
+                        raise
+                    tries += 1
+
+    def _create(self, path: Path, content: bytes) -> bool:
+        make_folder(path.parent)
+        make_folder(self.work)
+        draft = self.work / f"{path.name}.{uuid4().hex}.tmp"  # processes of several machines may create the same file
+        fd = open_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_at(fd, 0, content)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if not _renamed(draft, path):
+            return False
+        sync_folder(path.parent)
         return True
 
     def publish(self, path: Path, name: str) -> None:
@@ -105,7 +120,7 @@ class LocalFolder:
             sync_folder(path.parent)
 
     def remove(self, name: str) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), _translated(self.path / name):
             os.unlink(self.path / name)
 
     @contextmanager
@@ -118,11 +133,10 @@ class RemoteFolder:
 
     Of several writers of one file, only one creates it where the store can tell (S3, Google Cloud Storage, Azure);
     elsewhere, the last one replaces the file of the others. Files are written in a local folder, which is found again
-    by the address.
+    by the address; who writes there makes it.
     """
 
     def __init__(self, address: Address) -> None:
-        """Make the local folder. Raises OutputError or DiskFullError."""
         self.address = address
         self.location = str(address)
         self.work = spool_folder(address)
@@ -148,14 +162,48 @@ class RemoteFolder:
 
 
 def open_folder(location: str | Path) -> Folder:
-    """Return the folder at a path or address. Raises UsageError for an address with credentials, and OutputError."""
+    """Return the folder at a path or address. Raises UsageError for an address with credentials."""
     if is_remote(location):
         return RemoteFolder(Address.parse(str(location)))
     return LocalFolder(Path(location))
 
 
 def is_folder(location: str | Path) -> bool:
-    """Return whether a path is that of a folder; an address is, unless it has the suffix of an output file."""
+    """Return whether a path is that of a folder; an address is, unless it has the suffix of an output file.
+
+    Raises OutputError if that cannot be found out, and UsageError for an address with credentials.
+    """
     if is_remote(location):
         return Address.parse(str(location)).suffix not in (".arrow", ".parquet")
-    return Path(location).is_dir()
+    with translated_os_errors(Path(location)):
+        return Path(location).is_dir()
+
+
+@contextmanager
+def _translated(path: str | Path) -> Iterator[None]:
+    """Do what `translated_os_errors` does, except that FileNotFoundError passes."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError:
+        with translated_os_errors(Path(path)):
+            raise
+
+
+def _renamed(draft: Path, path: Path) -> bool:
+    """Rename the file `draft` to `path`, unless there is a file of that name: return False, and delete the draft."""
+    try:
+        os.link(draft, path)  # a rename would replace another process's file
+        is_first = True
+    except FileExistsError:
+        is_first = False
+    except FileNotFoundError:
+        raise
+    except OSError:  # file systems without hard links differ in their error codes
+        is_first = not path.exists()
+        if is_first:
+            os.replace(draft, path)
+    with suppress(FileNotFoundError):  # it was renamed, or another process deleted its folder
+        os.unlink(draft)
+    return is_first

@@ -19,11 +19,8 @@ VARIABLE = "FASTVEC_SPOOL"
 
 
 def spool_folder(address: Address) -> Path:
-    """Return the folder for the unfinished files of an output, which is made. Raises OutputError or DiskFullError."""
-    folder = _root() / blake2b(str(address).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-    with translated_os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Return the folder for the unfinished files of an output, which may not exist yet."""
+    return _root() / blake2b(str(address).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 @contextmanager

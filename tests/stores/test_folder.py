@@ -23,7 +23,7 @@ def check_promises(shards: Folder) -> None:
     assert shards.create("_receipts/0.json", b"{}")
     assert not shards.create("_receipts/0.json", b"[]")
     assert shards.read("_receipts/0.json") == b"{}"
-    shards.work.mkdir(exist_ok=True)
+    shards.work.mkdir(parents=True, exist_ok=True)
     for content in (b"first", b"second!"):
         part = shards.work / "shard-0.arrow"
         part.write_bytes(content)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from fastvec import Encoder, embed, merge
@@ -49,9 +50,17 @@ def test_the_files_are_those_of_a_local_folder(
     assert embed(ARTICLES, f"{folder}/vecs/", **options).already_finished
     assert verify_folder(RemoteFolder(folder / "vecs")).return_code == 0
     assert inspect_folder(RemoteFolder(folder / "vecs")).rows == 60
+    assert list(spool.iterdir()) == []
     merge([f"{folder}/vecs/"], tmp_path / "merged.arrow")
     merge([local], tmp_path / "expected.arrow")
     assert (tmp_path / "merged.arrow").read_bytes() == (tmp_path / "expected.arrow").read_bytes()
+    assert list(spool.iterdir()) == []
+
+
+def test_a_table_goes_into_shards(folder: Address, options: dict[str, Any], spool: Path) -> None:
+    embed(pa.table({"text": ["one", "two"]}), f"{folder}/vecs/", **options)
+    assert verify_folder(RemoteFolder(folder / "vecs")).return_code == 0
+    assert list(spool.iterdir()) == []
 
 
 def test_a_killed_run_and_a_job_array(folder: Address, options: dict[str, Any], local: Path) -> None:
