@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 from fastvec.errors import InputError, OutputError
 from fastvec.stores.address import Address
@@ -29,6 +30,7 @@ from fastvec.system.durable_files import translated_os_errors
 PARTS_AT_ONCE = 3
 # what a store calls the version of a file, the most telling first
 _VERSIONS = ("ETag", "etag", "xet_hash", "blob_id", "generation", "md5", "sha256")
+_DRAFT = ".upload"  # the end of a name; it begins with a dot
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 
@@ -79,15 +81,23 @@ def files_below(folder: Address) -> list[Address]:
 
 
 def sizes_in(folder: Address) -> dict[str, int]:
-    """Return the names of the files in a folder, with their sizes; none if there is no such folder."""
+    """Return the names of the files in a folder, with their sizes; none if there is no such folder.
+
+    Files that a killed process did not rename are left out.
+    """
     try:
         with translated_store_errors(folder, OutputError):
             system, path = connected(folder)
             entries = system.ls(path, detail=True)
     except FileNotFoundError:
         return {}
-    named = [(posixpath.basename(one["name"].rstrip("/")), one) for one in entries if one["type"] == "file"]
-    return {name: int(one["size"] or 0) for name, one in named if name and one["name"].rstrip("/") != path.rstrip("/")}
+    files = [one for one in entries if one["type"] == "file" and one["name"].rstrip("/") != path.rstrip("/")]
+    named = [(posixpath.basename(one["name"].rstrip("/")), one) for one in files]
+    return {name: int(one["size"] or 0) for name, one in named if name and not _is_draft(name)}
+
+
+def _is_draft(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_DRAFT)
 
 
 def read(address: Address, begin: int | None = None, end: int | None = None) -> bytes:
@@ -104,7 +114,22 @@ def create(address: Address, content: bytes) -> bool:
     those that write at the same time wins.
     """
     with _writing(address) as (system, path):
-        return _exclusively(system, path, lambda mode: system.pipe_file(path, content, mode=mode))
+        if _writes_whole_files(system, address):
+            return _exclusively(system, path, lambda mode: system.pipe_file(path, content, mode=mode))
+        if system.exists(path):
+            return False
+        folder = posixpath.dirname(path)
+        draft = posixpath.join(folder, f".{uuid4().hex}{_DRAFT}")  # fsspec's mv would take [1] in a name for a pattern
+        system.makedirs(folder, exist_ok=True)
+        system.pipe_file(draft, content)
+        try:
+            system.mv(draft, path)
+        except Exception:  # each library has errors of its own for a file that exists
+            if not system.exists(path):
+                raise
+            system.rm_file(draft)
+            return False
+    return True
 
 
 def upload(local: Path, address: Address, *, exclusive: bool = False, check: Callable[[], None] | None = None) -> bool:
@@ -117,7 +142,7 @@ def upload(local: Path, address: Address, *, exclusive: bool = False, check: Cal
     with _writing(address) as (system, path):
         if address.scheme == "hf":
             _commit(system, path, local)
-        elif getattr(system, "async_impl", False):  # the libraries of stores
+        elif _writes_whole_files(system, address):
             options = {"callback": _callback(check)} if check is not None else {}
             if not exclusive:
                 system.put_file(str(local), path, **options)
@@ -126,7 +151,7 @@ def upload(local: Path, address: Address, *, exclusive: bool = False, check: Cal
         else:
             if exclusive and system.exists(path):
                 return False
-            draft = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.upload")
+            draft = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}{_DRAFT}")
             system.put_file(str(local), draft)
             system.mv(draft, path)
         system.invalidate_cache()
@@ -135,6 +160,11 @@ def upload(local: Path, address: Address, *, exclusive: bool = False, check: Cal
             system.rm_file(path)
             raise OutputError(f"{address}: has {have:,} bytes after its upload, not {want:,}; run the command again")
     return True
+
+
+def _writes_whole_files(system: Any, address: Address) -> bool:
+    """Return whether a store names a file at the end of its upload; in another one, a kill can leave half of it."""
+    return address.scheme == "hf" or getattr(system, "async_impl", False)  # the latter are the libraries of stores
 
 
 @contextmanager

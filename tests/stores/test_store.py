@@ -30,6 +30,49 @@ def test_files_are_created_once_and_listed_with_their_sizes(folder: Address) -> 
         store.read(folder / "b")
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_file_is_created_whole_where_a_store_has_no_such_call(
+    spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """A local disk through fsspec: what was written when the process was killed is not under the file's name."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Killed(BaseException):
+        pass
+
+    def killed(system: LocalFileSystem, path: str, content: bytes, **_: object) -> None:
+        Path(path).write_bytes(content if is_late else content[:3])
+        raise Killed
+
+    folder = Address("file", str(tmp_path / "store"))
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "pipe_file", killed)
+        with pytest.raises(Killed):
+            store.create(folder / "deep/a.json", b"content")
+    assert len(list((tmp_path / "store/deep").iterdir())) == 1
+    assert store.sizes_in(folder / "deep") == {}
+    assert store.create(folder / "deep/a.json", b"content")
+    assert not store.create(folder / "deep/a.json", b"another")
+    assert store.read(folder / "deep/a.json") == b"content"
+
+
+def test_a_store_that_renames_over_no_file(folder: Address, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def refuse(system: MemoryFileSystem, draft: str, path: str) -> None:
+        if path.endswith("theirs"):
+            system.store[path] = system.store[draft]
+        raise OSError("Rename destination already exists")
+
+    if folder.scheme != "memory":
+        pytest.skip("S3 creates a file under its name")
+    monkeypatch.setattr(MemoryFileSystem, "mv", refuse)
+    assert not store.create(folder / "theirs", b"content")
+    assert [path for path in MemoryFileSystem.store if "upload" in path] == []
+    with pytest.raises(OutputError, match="the store's answer was an error"):
+        store.create(folder / "mine", b"content")
+
+
 def test_an_upload_replaces_a_file_unless_it_is_exclusive(folder: Address, tmp_path: Path) -> None:
     local = tmp_path / "local"
     local.write_bytes(os.urandom(1000))
