@@ -1,32 +1,36 @@
 """Makes local files of inputs that are none: stdin, tables, and datasets of the Hugging Face hub.
 
 Rows are counted before the model is loaded, and read again when a run resumes, which takes a file. Stdin and tables are
-copied to a file beside the output while a job runs. It is known by the hash of its content, so the same command with
-the same input resumes an unfinished output. Datasets are downloaded into the hub's cache, and known by their commit.
+copied to a file beside the output while a job runs; each process that writes shards has its own. It is known by the
+hash of its content, so the same command with the same input resumes an unfinished output. Datasets are downloaded into
+the hub's cache, and known by their commit.
 """
 
 import os
 import re
 import select
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
+from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import dataset, ipc
 
 from fastvec.corpus.formats.lines import COMPRESSED_SUFFIXES
 from fastvec.corpus.locations import KINDS, expanded
-from fastvec.errors import InputError, InterruptedRunError, UsageError, one_line
+from fastvec.errors import InputError, InterruptedRunError, RefusedError, UsageError, one_line
 from fastvec.output.ownership import beside
-from fastvec.system.durable_files import open_locked, translated_os_errors
+from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors
 from fastvec.system.hub import HubError, snapshot
 
 STDIN, HUB = "-", "hf://datasets/"
@@ -72,10 +76,9 @@ def local_inputs(
             elif isinstance(one, str | Path) and str(one) != STDIN:
                 found.append(one)
             else:
-                path = beside(output, f".input{number}")
                 name = STDIN if isinstance(one, str | Path) else type(one).__name__
                 with translated_os_errors(output):
-                    file = copies.enter_context(_locked_file(path))
+                    path, file = copies.enter_context(_empty_file(output, f".input{number}"))
                     version = _copy_stdin(file, stop_signal) if name == STDIN else _copy_table(one, file)
                 found.append(LocalCopy(path, name, version))
         try:
@@ -114,15 +117,46 @@ def _of_hub(url: str) -> Iterator[LocalCopy]:
 
 
 @contextmanager
-def _locked_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield an empty file, which is locked in this block and deleted at its end."""
-    with os.fdopen(open_locked(path), "r+b") as file:
+def _empty_file(output: Path, suffix: str) -> Iterator[tuple[Path, BinaryIO]]:
+    """Yield an empty file beside `output`, with its path. It is locked in this block and deleted at its end."""
+    make_folder(output.parent)  # that of an output in a store is not made yet
+    path = beside(output, suffix)
+    if output.suffix in (".arrow", ".parquet"):
+        fd = open_locked(path)
+    else:
+        fd, path = _open_own(path)
+    with os.fdopen(fd, "r+b") as file:
         file.truncate()
         try:
-            yield file
+            yield path, file
         finally:
-            with suppress(OSError):  # Windows deletes no open file; the next run overwrites it
+            if sys.platform == "win32":  # which deletes no open file
+                file.close()
+            with suppress(OSError):
                 path.unlink()
+
+
+def _open_own(path: Path) -> tuple[int, Path]:
+    """Open a locked file with a name of its own, which begins with `path`; several processes write shards at a time.
+
+    Those that killed processes of this machine left are deleted, unless the file system has no locks, by which they are
+    known.
+    """
+    prefix = f"{path.name}.{socket.gethostname()}."  # not all file systems show the locks of another machine
+    while True:
+        own = path.with_name(f"{prefix}{uuid4().hex}")
+        with suppress(RefusedError):  # another process tries just now whether this file was left
+            fd = open_locked(own)
+            break
+    try:
+        os.close(open_locked(own, create=False))
+    except RefusedError:
+        for other in path.parent.glob(f"{escape(prefix)}{'?' * 32}"):
+            with suppress(RefusedError, FileNotFoundError):
+                left = open_locked(other, create=False)
+                other.unlink()
+                os.close(left)
+    return fd, own
 
 
 def _copy_stdin(file: BinaryIO, stop_signal: Callable[[], int | None]) -> str:

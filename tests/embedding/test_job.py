@@ -1,7 +1,11 @@
+import errno
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +17,8 @@ from fastvec import Encoder, embed
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, UsageError
 from fastvec.output.vector_column import ranges_from_json
 from fastvec.output.verify import verify
-from fastvec.report import Progress
+from fastvec.report import Progress, Report
+from fastvec.system.durable_files import locked
 from tests import ARTICLES
 from tests.helpers.corpora import texts, write_parquet
 from tests.helpers.outputs import read_output
@@ -245,6 +250,43 @@ def test_a_disk_that_cannot_hold_it_is_said_at_once(
     with pytest.raises(DiskFullError, match="needs at least 79,200 bytes and 1,000 are free"):
         embed([ARTICLES], output, encoder=encoder, column="text")
     assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_tasks_of_a_job_array_may_copy_a_table_at_the_same_time(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_locks: bool
+) -> None:
+    """What a killed task left is deleted if locks tell that it is not in use, and its machine is this one."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def embed_part(part: str, progress: Callable[[Progress], None]) -> Report:
+        table = pa.concat_tables([pa.table({"text": [text]}) for text in ("a sea", "stars", "a wood", "rain")])
+        return embed(table, f"{tmp_path}/vecs/", encoder=encoder, shard=part, shard_rows=1, progress=progress)
+
+    if not has_locks:
+        monkeypatch.setattr("fcntl.flock", refuse)
+    left = tmp_path / f"vecs.input0.{socket.gethostname()}.{uuid4().hex}"
+    elsewhere = tmp_path / f"vecs.input0.elsewhere.{uuid4().hex}"
+    left.touch()
+    elsewhere.touch()
+    others: list[Report] = []
+    own = embed_part("0/2", lambda _: others.append(embed_part("1/2", lambda _: None)))
+    assert {one.rows for one in (own, *others)} == {2}
+    assert own.missing_shards == 0
+    assert set(tmp_path.iterdir()) == {tmp_path / "vecs", elsewhere, *([] if has_locks else [left])}
+
+
+def test_a_task_whose_new_copy_is_looked_at_takes_another_name(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [uuid4() for _ in range(2)]
+    looked_at = tmp_path / f"vecs.input0.{socket.gethostname()}.{names[0].hex}"
+    monkeypatch.setattr("fastvec.corpus.copies.uuid4", iter(names).__next__)
+    with locked(looked_at):
+        assert embed(pa.table({"text": ["a sea"]}), f"{tmp_path}/vecs/", encoder=encoder).rows == 1
+    assert set(tmp_path.iterdir()) == {tmp_path / "vecs", looked_at}
 
 
 @pytest.mark.parametrize(
