@@ -37,6 +37,8 @@ def destination_of(output: str | Path) -> Destination:
         raise OutputError(f"{str(path)!r} is not UTF-8, which Arrow requires of file names: choose another -o")
     with translated_os_errors(path):
         is_folder, has_place = path.is_dir() or str(output).endswith("/"), path.parent.is_dir()
+        if is_folder and path.exists() and not path.is_dir():
+            raise OutputError(f"{path} is not a folder, and -o {output} names one: choose another -o")
     _require_name(path.name, str(output), is_folder=is_folder)
     if not has_place:
         raise OutputError(f"{path.parent} is not a folder: make it first, or choose another -o")

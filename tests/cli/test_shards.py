@@ -64,10 +64,13 @@ def test_a_shard_alone_is_an_output_but_not_the_whole(fastvec: Run, arguments: t
         (("embed", ARTICLES, "-o", "a.arrow", "--devices", "cpu:2"), "--devices needs an output in shards: name a fol"),
         (("embed", ARTICLES, "-o", "vecs/", "--devices", "gpu"), "devices 'gpu' are not known"),
         (("embed", ARTICLES, "-o", "nowhere/vecs/"), "nowhere is not a folder: make it first"),
+        (("embed", ARTICLES, "-o", "plain/"), "plain is not a folder, and -o plain/ names one: choose another -o"),
+        (("embed", ARTICLES, "-o", "plain/vecs/"), "plain is not a folder: make it first"),
     ],
 )
 def test_mistakes(fastvec: Run, command: tuple[str | Path, ...], message: str) -> None:
     Path("vecs").mkdir()
+    Path("plain").touch()
     done = fastvec(*command)
     assert done.exit_code != 0
     assert message in done.stdout + done.stderr
