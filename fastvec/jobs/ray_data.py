@@ -29,7 +29,7 @@ from fastvec.jobs.ray_actor import Embedded, Task, answered, unpacked
 from fastvec.jobs.sharded import Schedule, ShardedJob
 from fastvec.jobs.worker import LoadEncoder, load_encoder
 from fastvec.settings import EncoderSettings, resolve_settings
-from fastvec.shards.receipts import Receipt
+from fastvec.shards.receipts import RECEIPTS, Receipt
 
 CONNECT_SECONDS = 5.0  # Ray itself tries a wrong address for minutes
 # Shards are handed out in blocks, which cost the driver 6 ms each; with more shards than this a block has several.
@@ -183,7 +183,7 @@ def _marked(job: ShardedJob, load: LoadEncoder) -> Iterator[bytes]:
         job=job,
         load=load,
         run=run,
-        mark=f"{job.folder.work.name}/{run}.ray",
+        mark=f"{RECEIPTS}/{run}.ray",
         folder=os.getcwd(),
         log_level=logging.getLogger("fastvec").getEffectiveLevel(),
     )
