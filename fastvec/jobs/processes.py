@@ -147,7 +147,8 @@ class _Pool:
         level = logging.getLogger("fastvec").getEffectiveLevel()
         # what a model's loading logs is the same in all processes
         level = max(level, logging.WARNING) if self._workers else level
-        worker.send(self._job, self._load, level, 2 * END_SECONDS)  # it is killed before, unless this process is dead
+        # long after this process would have killed it: for when this process is dead
+        worker.send(self._job, self._load, level, END_SECONDS + 60)
         self._workers.add(worker)
 
     def _handle(self, worker: _Worker, kind: str, value: Any) -> Receipt | None:
