@@ -129,7 +129,7 @@ def start(articles: Path, model: Path, folder: Path) -> "subprocess.Popen[str]":
         command(articles, model, folder), env={**environment(), **ONE_THREAD}, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not list(folder.glob("_receipts/*.json")):
+    while not list(folder.glob("_receipts/*/*.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
