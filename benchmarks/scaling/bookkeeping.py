@@ -30,10 +30,11 @@ from fastvec.report import peak_memory_bytes
 from fastvec.settings import resolve_settings
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.manifest import MANIFEST
-from fastvec.shards.receipts import RECEIPTS, Receipt, receipt_name
+from fastvec.shards.receipts import RECEIPTS, Receipt, part_name, receipt_name
 from fastvec.shards.verify import require_manifest
 
 ROW_GROUP = 1024
+SHARD_BYTES = 1 << 28
 COUNTS = {
     "input_rows": 1,
     "nulls": 0,
@@ -77,10 +78,27 @@ def prepare(folder: Path, shards: int) -> None:
     """Write the input, of one row for each shard, and the receipts of all shards."""
     texts = pa.table({"text": pa.array(["x"] * shards)})
     pq.write_table(texts, folder / "texts.parquet", row_group_size=ROW_GROUP)
-    output = folder / "vecs"
-    (output / RECEIPTS).mkdir(parents=True)
+    output, job = folder / "vecs", record_of(planned(folder)).id
+    (output / RECEIPTS / job).mkdir(parents=True)
     for shard in range(shards):
-        (output / receipt_name(shard)).write_text(json.dumps(asdict(receipt_of(shard)), separators=(",", ":")) + "\n")
+        receipt = json.dumps(asdict(receipt_of(shard)), separators=(",", ":"))
+        (output / receipt_name(job, shard)).write_text(f"{receipt}\n")
+
+
+def record_of(plan: EmbedPlan) -> Record:
+    return Record(fingerprint=plan.fingerprint, limits={"shard_rows": 1}, choices=None, ranges=None)
+
+
+class Pretended(LocalFolder):
+    """A folder that lists files of shards, which are not there."""
+
+    def __init__(self, path: Path, shards: int) -> None:
+        super().__init__(path)
+        self._shards = shards
+
+    def names(self, inside: str = "") -> dict[str, int]:
+        parts = {} if inside else {part_name(shard, self._shards): SHARD_BYTES for shard in range(self._shards)}
+        return parts | super().names(inside)
 
 
 def receipt_of(shard: int) -> Receipt:
@@ -89,7 +107,7 @@ def receipt_of(shard: int) -> Receipt:
         first_row=shard,
         input_rows=1,
         rows=1,
-        bytes=1 << 28,
+        bytes=SHARD_BYTES,
         checksum=f"{shard:08x}",
         counts=COUNTS,
         errors=[],
@@ -99,7 +117,7 @@ def receipt_of(shard: int) -> Receipt:
 def planned(folder: Path) -> EmbedPlan:
     settings = resolve_settings(None, device="cpu")
     options = EmbedOptions(column="text")
-    return plan_embed([folder / "texts.parquet"], folder / "vecs", settings=settings, options=options)
+    return plan_embed([folder / "texts.parquet"], f"{folder}/vecs/", settings=settings, options=options)
 
 
 def reporting_all(
@@ -119,7 +137,7 @@ def run(folder: Path, schedule: Schedule) -> None:
     plan = planned(folder)
     report = embed_shards(
         plan,
-        LocalFolder(plan.output),
+        Pretended(plan.output, plan.corpus.rows),
         schedule,
         part=None,
         shard_rows=1,
@@ -135,8 +153,7 @@ def run(folder: Path, schedule: Schedule) -> None:
 def begin(folder: Path) -> None:
     """Run a job of which no receipt is there until its workers report them."""
     plan, hidden = planned(folder), folder / "receipts"
-    record = Record(fingerprint=plan.fingerprint, limits={"shard_rows": 1}, choices=None, ranges=None)
-    (plan.output / RECORD).write_text(json.dumps({"fastvec_job": 1, **asdict(record)}))
+    (plan.output / RECORD).write_text(json.dumps({"fastvec_job": 1, **asdict(record_of(plan))}))
     receipts = plan.output / RECEIPTS
     receipts.rename(hidden)
 

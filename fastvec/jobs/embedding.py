@@ -43,8 +43,7 @@ def embed(
     Args:
         inputs: Files, folders and glob patterns, local or in a store as `output` is; `-` for stdin; datasets of the
             hub; and tables of pyarrow, polars, pandas, DuckDB or `datasets`: one of these or a list.
-        output: A file that ends in `.arrow` or `.parquet`; or a folder, whose name ends in `/` if it does not exist;
-            or the address of one.
+        output: A file that ends in `.arrow` or `.parquet`; a folder, which exists or ends in `/`; or its address.
         encoder: A loaded encoder, or settings, by which the model is loaded when there is work to do.
         batch_tokens: The token budget of a forward pass.
         overwrite: Replace the output of another job.

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -51,6 +52,7 @@ class _Worker:
     def __init__(self, environment: Mapping[str, str], messages: "queue.SimpleQueue[Any]") -> None:
         self.environment = environment
         self.shard: int | None = None
+        self.told_to_end = False
         paths = os.pathsep.join(map(os.path.abspath, sys.path))
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fastvec.jobs.worker_process"],
@@ -66,10 +68,16 @@ class _Worker:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        with suppress(EOFError, OSError, pickle.UnpicklingError), self._stdout:  # cut off when the process dies
-            while True:
-                self._messages.put((self, pickle.load(self._stdout)))
-        self._messages.put((self, None))
+        try:
+            with self._stdout:
+                while True:
+                    self._messages.put((self, pickle.load(self._stdout)))
+        except (EOFError, OSError, pickle.UnpicklingError):
+            pass  # cut off when the process dies
+        except Exception as error:  # unpickling can raise anything; the caller's thread raises it
+            self._messages.put((self, ("failed", error)))
+        finally:
+            self._messages.put((self, None))
 
     def send(self, *message: Any) -> None:
         if self._stdin.closed:  # the job was stopped while the process loaded its model
@@ -80,15 +88,17 @@ class _Worker:
 
     def close(self) -> None:
         """Let the process commit its work and end."""
+        self.told_to_end = True
         with suppress(OSError):
             self._stdin.close()
 
-    def end(self) -> str:
-        """Wait for the end of the process, kill it if that takes too long, and return how it ended."""
+    def end(self, deadline: float) -> str:
+        """Wait for the end of the process, kill it at `deadline` (`time.monotonic`), and return how it ended."""
         self.close()
         try:
-            code = self.process.wait(END_SECONDS)
+            code = self.process.wait(max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
+            logger.warning("a worker process did not end within %g seconds and is killed", END_SECONDS)
             self.process.kill()
             code = self.process.wait()
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -104,6 +114,7 @@ class _Pool:
         self._beginner: _Worker | None = None
         self._begun = False
         self._deaths: Counter[int | None] = Counter()  # by shard; None: before a shard was given
+        self._stop_deadline: float | None = None
 
     def run(
         self, environments: Sequence[Mapping[str, str]], stop_signal: Callable[[], int | None]
@@ -117,6 +128,9 @@ class _Pool:
                 self._waiting.clear()
                 for worker in self._workers:
                     worker.close()
+                self._stop_deadline = time.monotonic() + END_SECONDS
+            if self._stop_deadline is not None and time.monotonic() > self._stop_deadline:
+                break  # `end` kills the processes that are left
             try:
                 worker, message = self._messages.get(timeout=POLL_SECONDS)
             except queue.Empty:
@@ -132,7 +146,9 @@ class _Pool:
         worker = _Worker(environment, self._messages)
         level = logging.getLogger("fastvec").getEffectiveLevel()
         # what a model's loading logs is the same in all processes
-        worker.send(self._job, self._load, max(level, logging.WARNING) if self._workers else level)
+        level = max(level, logging.WARNING) if self._workers else level
+        # long after this process would have killed it: for when this process is dead
+        worker.send(self._job, self._load, level, END_SECONDS + 60)
         self._workers.add(worker)
 
     def _handle(self, worker: _Worker, kind: str, value: Any) -> Receipt | None:
@@ -146,6 +162,7 @@ class _Pool:
             self._loaded.append(worker)
         elif kind == "begun":
             self._begun = True
+            self._deaths.pop(None, None)
             self._give(worker)
         while self._loaded and (self._begun or self._beginner is None):
             self._beginner = self._loaded.popleft()
@@ -169,8 +186,9 @@ class _Pool:
         self._workers.remove(worker)
         if worker in self._loaded:
             self._loaded.remove(worker)
-        how, shard = worker.end(), worker.shard
-        idle = shard is None and (self._begun and not self._waiting)
+        shard = worker.shard
+        idle = shard is None and (worker.told_to_end or (self._begun and not self._waiting))
+        how = worker.end(self._deadline())
         if stopped is not None or idle:
             return
         if worker is self._beginner and not self._begun:
@@ -188,9 +206,14 @@ class _Pool:
             self._waiting.appendleft(shard)
         self._start(worker.environment)
 
+    def _deadline(self) -> float:
+        """Return when processes are killed that are told to end now."""
+        return time.monotonic() + END_SECONDS if self._stop_deadline is None else self._stop_deadline
+
     def end(self) -> None:
         """End all processes, after they have committed their work."""
         for worker in self._workers:  # so that they end at the same time
             worker.close()
+        deadline = self._deadline()
         for worker in self._workers:
-            worker.end()
+            worker.end(deadline)

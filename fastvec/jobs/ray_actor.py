@@ -20,8 +20,9 @@ from typing import Any
 from fastvec import errors
 from fastvec.errors import FastvecError, InputError, ModelError, OutputError, RefusedError, WorkerError
 from fastvec.jobs.processes import TRIES
+from fastvec.jobs.record import read_record
 from fastvec.jobs.sharded import ShardedJob
-from fastvec.jobs.worker import LoadEncoder, ShardWorker
+from fastvec.jobs.worker import LoadEncoder, ShardWorker, draft_of
 from fastvec.output.ownership import beside
 from fastvec.report import Progress
 from fastvec.shards.receipts import Receipt, part_name
@@ -86,8 +87,10 @@ class ShardActor:
         task, seen = self._task, list[Progress]()
         if self._worker is None:
             self._worker = self._begun()
-        path = task.job.folder.work / part_name(shard, self._shards)
-        with _claimed(path, task.run):
+        folder = task.job.folder
+        path, record = folder.work / part_name(shard, self._shards), read_record(folder)
+        draft = path if record is None else draft_of(folder, record, shard, self._shards)
+        with _claimed(path, beside(draft, ".journal"), task.run):
             receipt = self._worker(shard, progress=lambda state: seen.__setitem__(slice(None), [state]))
         return Embedded(receipt=receipt, progress=seen[0] if seen else None, log=self._log.taken())
 
@@ -149,8 +152,8 @@ def _require_visible(task: Task) -> None:
 
 
 @contextmanager
-def _claimed(path: Path, run: str) -> Iterator[None]:
-    """Have the shard that is written at `path` in this block, and no other actor.
+def _claimed(path: Path, journal: Path, run: str) -> Iterator[None]:
+    """Have the shard of this name in the work folder in this block, and no other actor.
 
     Raises WorkerError if that many actors of this run died at it without getting any further; RefusedError if another
     process keeps it.
@@ -159,7 +162,6 @@ def _claimed(path: Path, run: str) -> Iterator[None]:
         make_folder(path.parent)
         fd = _locked(beside(path, ".claim"))
     try:
-        journal = beside(path, ".journal")
         begun = {"run": run, "journal_bytes": journal.stat().st_size if journal.exists() else 0}
         earlier = _read(fd)
         tries = earlier.pop("tries", 0) if earlier.items() >= begun.items() else 0

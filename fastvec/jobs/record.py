@@ -4,6 +4,7 @@ So the shards are cut into the same chunks, computed in the same way and stored 
 them.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +39,11 @@ class Record:
     def shard_rows(self) -> int:
         return self.limits["shard_rows"]
 
+    @property
+    def id(self) -> str:
+        """A hash of all this, for the names of receipts and work: those of another job are not this one's."""
+        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
+
 
 def read_record(folder: Folder) -> Record | None:
     """Return the record of the folder's job; None if none was begun. Raises OutputError if it is damaged."""
@@ -53,7 +59,13 @@ def read_record(folder: Folder) -> Record | None:
 
 
 def make_record(
-    plan: EmbedPlan, encoder: "Encoder", earlier: EarlierVectors | None, folder: Folder, shard_rows: int
+    plan: EmbedPlan,
+    encoder: "Encoder",
+    earlier: EarlierVectors | None,
+    folder: Folder,
+    *,
+    shard_rows: int,
+    batch_tokens: int | None,
 ) -> Record:
     """Decide what all shards share, and publish it; returns the record of another process if that was first.
 
@@ -64,7 +76,8 @@ def make_record(
     encoder.measure_for(plan.text_bytes)
     ranges = None
     if plan.options.vector_dtype == "int8" and earlier is None:
-        first = ChunkEmbedder(plan, encoder, earlier).first_ranges(ChunkLimits(**limits))
+        with encoder.batches_of(batch_tokens):  # which decides how sums round
+            first = ChunkEmbedder(plan, encoder, earlier).first_ranges(ChunkLimits(**limits))
         ranges = [float(value) for value in first]
     own = Record(fingerprint=plan.fingerprint, limits=limits, choices=encoder.choices, ranges=ranges)
     content = json.dumps({"fastvec_job": _FORMAT, **asdict(own)}, separators=(",", ":")) + "\n"

@@ -1,9 +1,9 @@
 """Embeds a planned job into a folder of shards: finds what is missing, has it embedded, and publishes the manifest.
 
     vecs/_job.json            what all shards share; made by the first worker
-    vecs/_work/               shards that are being written, each with its journal
+    vecs/_work/ID/            shards that are being written, each with its journal; ID is a hash of _job.json
     vecs/part-00000.arrow     a finished shard, renamed or uploaded as a whole
-    vecs/_receipts/0.json     says so
+    vecs/_receipts/ID/0.json  says so
     vecs/_manifest.json       lists all shards; written by whoever finds that all have a receipt
     vecs/_errors.jsonl        the row errors of all shards, if there are any
 
@@ -20,15 +20,23 @@ from typing import TYPE_CHECKING
 
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.run import report_of
-from fastvec.errors import DiskFullError, InterruptedRunError, RefusedError, RowErrorsError
+from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, RowErrorsError
 from fastvec.fingerprint import fingerprint_differences
 from fastvec.jobs.progress import JobProgress
-from fastvec.jobs.record import RECORD, read_record, require_same_job
+from fastvec.jobs.record import RECORD, Record, read_record, require_same_job
 from fastvec.jobs.worker import ShardWorker
 from fastvec.report import Progress, Report, peak_memory_bytes
 from fastvec.shards.folder import Folder, LocalFolder
 from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, read_manifest, write_manifest
-from fastvec.shards.receipts import RECEIPTS, Receipt, Receipts, finished_shards, is_part
+from fastvec.shards.receipts import (
+    RECEIPTS,
+    Receipt,
+    Receipts,
+    finished_shards,
+    is_part,
+    part_name,
+    receipt_name,
+)
 
 if TYPE_CHECKING:
     from fastvec.encoder import Encoder
@@ -85,27 +93,20 @@ def embed_shards(
 
     `part` (i, N) is this process's part of the shards: those whose number is i modulo N. Raises FastvecError.
     """
-    plan, manifest, begun_rows = _begun(plan, folder, shard_rows, overwrite=overwrite)
+    plan, manifest, record = _begun(plan, folder, shard_rows, overwrite=overwrite)
     if manifest is not None:
         shutil.rmtree(folder.work, ignore_errors=True)  # of a run that was killed after it published the manifest
         counts = dict(manifest.counts)
         return report_of(plan, rows=manifest.rows, shards=len(manifest.shards), **counts, already_finished=True)
-    job = ShardedJob(
-        plan=plan,
-        folder=folder,
-        shard_rows=begun_rows or shard_rows or plan.shard_rows,
-        batch_tokens=batch_tokens,
-    )
+    rows = shard_rows or plan.shard_rows if record is None else record.shard_rows
+    job = ShardedJob(plan=plan, folder=folder, shard_rows=rows, batch_tokens=batch_tokens)
     ranges = plan.corpus.shards(job.shard_rows)
-    finished = finished_shards(folder)
     index, parts = part or (0, 1)
     mine = range(index, len(ranges), parts)
-    receipts = Receipts(folder, len(ranges))
-    receipts.read([shard for shard in mine if shard in finished])
-    missing = [shard for shard in mine if shard not in finished]
-    sizes = [len(ranges[shard]) for shard in missing]
-    # shards of a folder in a store are deleted here when they are uploaded
-    _require_space(job, sum(sizes) if isinstance(folder, LocalFolder) else max(sizes, default=0))
+    receipts = _earlier(job, record, mine, len(ranges))
+    missing = [shard for shard in mine if not receipts.has[shard]]
+    _require_space(job, record, [len(ranges[shard]) for shard in missing])
+    _check_errors(job, receipts)
     if missing:
         plan.corpus.log_text_column()
     rows = sum(len(ranges[shard]) for shard in mine)
@@ -127,9 +128,10 @@ def embed_shards(
 
 def _begun(
     plan: EmbedPlan, folder: Folder, shard_rows: int | None, *, overwrite: bool
-) -> tuple[EmbedPlan, Manifest | None, int | None]:
-    """Return the plan in the dtype of earlier work, the manifest of a finished job, the shard rows of a begun one.
+) -> tuple[EmbedPlan, Manifest | None, Record | None]:
+    """Return the plan in the dtype of earlier work, the manifest of a finished job, and the record of a begun one.
 
+    A finished job of which a file is missing is one that is begun.
     Raises RefusedError if the folder has another job, or other files than a job's.
     """
     manifest, record = read_manifest(folder), read_record(folder)
@@ -140,7 +142,7 @@ def _begun(
     if plan.settings.auto_dtype:
         plan = plan.as_begun(fingerprint)
     if overwrite and (manifest is not None or fingerprint_differences(fingerprint, plan.fingerprint)):
-        _clear(folder)
+        _clear(folder, record)
         return plan, None, None
     require_same_job(folder, fingerprint, plan)
     if record is not None and shard_rows not in (None, record.shard_rows):
@@ -148,7 +150,31 @@ def _begun(
             f"{folder.location} was begun with {record.shard_rows:,} rows a shard, and --shard-rows is {shard_rows:,}: "
             "leave it out, or choose another -o"
         )
-    return plan, manifest, None if record is None else record.shard_rows
+    if manifest is not None and record is not None:
+        sizes = folder.names()
+        if any(sizes.get(shard.file) != shard.bytes for shard in manifest.shards):
+            folder.remove(MANIFEST)
+            manifest = None
+    return plan, manifest, record
+
+
+def _earlier(job: ShardedJob, record: Record | None, mine: Sequence[int], shards: int) -> Receipts:
+    """Return the receipts of those of the shards `mine` that earlier runs finished, and whose files are there."""
+    if record is None:
+        return Receipts(job.folder, "", shards)
+    finished = finished_shards(job.folder, record.id)
+    wrong: set[int] = set()
+    while True:
+        receipts = Receipts(job.folder, record.id, shards)
+        receipts.read(shard for shard in mine if shard in finished - wrong)
+        lost = receipts.without_file(job.folder.names())
+        if not lost:
+            return receipts
+        for shard in lost:
+            name = part_name(shard, shards)
+            logger.warning("%s/%s is missing or was cut: it is embedded again", job.folder.location, name)
+            job.folder.remove(receipt_name(record.id, shard))
+        wrong.update(lost)
 
 
 def _require_own(folder: Folder) -> None:
@@ -161,11 +187,12 @@ def _require_own(folder: Folder) -> None:
         )
 
 
-def _clear(folder: Folder) -> None:
+def _clear(folder: Folder, record: Record | None) -> None:
     """Delete the files of a job: the manifest first, a receipt before its shard, and last what says whose they are."""
     folder.remove(MANIFEST)
-    for name in folder.names(RECEIPTS):
-        folder.remove(f"{RECEIPTS}/{name}")
+    for inside in (RECEIPTS, *([] if record is None else [f"{RECEIPTS}/{record.id}"])):
+        for name in folder.names(inside):
+            folder.remove(f"{inside}/{name}")
     for name in folder.names():
         if is_part(name):
             folder.remove(name)
@@ -174,12 +201,16 @@ def _clear(folder: Folder) -> None:
     folder.remove(RECORD)
 
 
-def _require_space(job: ShardedJob, rows: int) -> None:
-    """Raise DiskFullError if the vectors of so many rows do not fit on the disk where shards are written."""
-    place = job.folder.work
+def _require_space(job: ShardedJob, record: Record | None, rows: Sequence[int]) -> None:
+    """Raise DiskFullError if shards of so many rows do not fit on the disk where they are written."""
+    place, begun = job.folder.work, 0
+    if record is not None and (place / record.id).is_dir():
+        begun = sum(path.stat().st_size for path in (place / record.id).iterdir())
     while not place.exists():
         place = place.parent
-    free, needed = shutil.disk_usage(place).free, rows * job.plan.row_bytes
+    # shards of a folder in a store are deleted here when they are uploaded
+    most = sum(rows) if isinstance(job.folder, LocalFolder) else max(rows, default=0)
+    free, needed = shutil.disk_usage(place).free, most * job.plan.row_bytes - begun
     if free < needed:
         raise DiskFullError(
             f"{job.folder.location} needs at least {needed:,} bytes more and {free:,} are free: make room, or choose "
@@ -201,10 +232,15 @@ def _finished(
     job: ShardedJob, ranges: Sequence[range], receipts: Receipts, state: Progress, resumed: int, *, only: int | None
 ) -> Report:
     """Publish the manifest if all shards have a receipt, and report on the shards of this process."""
-    counts, rows = dict(receipts.counts), int(receipts.rows.sum())
-    finished = finished_shards(job.folder)
-    if len(finished) == len(ranges):
-        receipts.read(sorted(finished))
+    counts, rows, record = dict(receipts.counts), int(receipts.rows.sum()), read_record(job.folder)
+    finished = set() if record is None else finished_shards(job.folder, record.id)
+    if record is not None and len(finished) == len(ranges):
+        receipts.job = record.id
+        receipts.read(finished)
+        _check_errors(job, receipts)
+        for shard in receipts.without_file(job.folder.names()):
+            part = f"{job.folder.location}/{part_name(shard, len(ranges))}"
+            raise OutputError(f"{part} disappeared after it was finished: run the same command again")
         write_manifest(job.folder, job.plan.fingerprint, ranges, receipts)
         shutil.rmtree(job.folder.work, ignore_errors=True)
     return report_of(

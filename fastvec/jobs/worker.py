@@ -1,6 +1,8 @@
 """Embeds shards of a job, one after another, with one encoder."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +11,17 @@ import numpy as np
 
 from fastvec.embedding.job import write_file
 from fastvec.embedding.plan import EmbedPlan
+from fastvec.errors import OutputError
 from fastvec.jobs.record import Record, make_record, read_record, require_same_job
 from fastvec.output.earlier import EarlierVectors
-from fastvec.output.ownership import errors_path
+from fastvec.output.ownership import beside, errors_path
 from fastvec.output.reader import read_output
 from fastvec.output.writer import Job, finished_counts
 from fastvec.report import Progress
 from fastvec.settings import EncoderSettings
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipt, part_name, read_receipt, receipt_name
-from fastvec.system.durable_files import make_folder, translated_os_errors
+from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors
 
 if TYPE_CHECKING:  # the encoder is loaded when it is needed
     from fastvec.encoder import Encoder
@@ -72,7 +75,14 @@ class ShardWorker:
             record = read_record(self._folder)
             if record is None:
                 encoder = self.load()
-                record = make_record(self._plan, encoder, self._earlier, self._folder, self._shard_rows)
+                record = make_record(
+                    self._plan,
+                    encoder,
+                    self._earlier,
+                    self._folder,
+                    shard_rows=self._shard_rows,
+                    batch_tokens=self._batch_tokens,
+                )
             else:
                 require_same_job(self._folder, record.fingerprint, self._plan)
             self._record, self._shards = record, self._plan.corpus.shards(record.shard_rows)
@@ -85,33 +95,77 @@ class ShardWorker:
         progress: Callable[[Progress], None] = lambda _: None,
         stop_signal: Callable[[], int | None] = lambda: None,
     ) -> Receipt:
-        """Embed a shard, or what is missing of it, publish it, and return its receipt. Raises FastvecError."""
-        try:
-            return read_receipt(self._folder, receipt_name(shard))
-        except FileNotFoundError:
-            record = self.begin()
-        rows, name = self._shards[shard], part_name(shard, len(self._shards))
-        plan = replace(self._plan, output=self._folder.work / name, shard=rows)
-        with translated_os_errors(plan.output):
-            make_folder(plan.output.parent)
+        """Embed a shard, or what is missing of it, publish it, and return its receipt.
+
+        Raises FastvecError; RefusedError if another process is writing the shard.
+        """
+        record = self.begin()
+        receipt = receipt_name(record.id, shard)
+        with suppress(FileNotFoundError):
+            return read_receipt(self._folder, receipt)
+        self.load()  # takes long, and another process may finish the shard meanwhile
+        draft = draft_of(self._folder, record, shard, len(self._shards))
+        with _locked(beside(draft, ".lock")):
+            with suppress(FileNotFoundError):
+                return read_receipt(self._folder, receipt)
+            self._write(shard, draft, progress, stop_signal)
+            return self._published(shard, draft)
+
+    def _write(
+        self, shard: int, draft: Path, progress: Callable[[Progress], None], stop_signal: Callable[[], int | None]
+    ) -> None:
+        """Write the file of a shard, unless an earlier run has finished it and not published it."""
+        record, plan = self.begin(), replace(self._plan, output=draft, shard=self._shards[shard])
         job = Job(fingerprint=plan.fingerprint, environment={}, limits=record.limits, choices=record.choices)
-        if finished_counts(plan.output, job) is None:  # else a run ended before it published the shard
-            encoder = self.load()
-            write_file(
-                plan,
-                encoder,
-                replace(job, environment=encoder.environment),
-                self._earlier,
-                batch_tokens=self._batch_tokens,
-                ranges=None if record.ranges is None else np.array(record.ranges, dtype=np.float32),
-                progress=progress,
-                stop_signal=stop_signal,
+        if finished_counts(draft, job) is not None:
+            return
+        encoder = self.load()
+        write_file(
+            plan,
+            encoder,
+            replace(job, environment=encoder.environment),
+            self._earlier,
+            batch_tokens=self._batch_tokens,
+            ranges=None if record.ranges is None else np.array(record.ranges, dtype=np.float32),
+            progress=progress,
+            stop_signal=stop_signal,
+        )
+
+    def _published(self, shard: int, draft: Path) -> Receipt:
+        """Publish a shard's file and its receipt. Raises OutputError if another process did so with other bytes."""
+        name = receipt_name(self.begin().id, shard)
+        own = _receipt(shard, self._shards[shard], draft)
+        with suppress(FileNotFoundError):  # of a process on another machine: stores and some file systems have no locks
+            return read_receipt(self._folder, name)
+        self._folder.publish(draft, part_name(shard, len(self._shards)))
+        receipt = own.write(self._folder, name)
+        if receipt.checksum != own.checksum:
+            self._folder.remove(name)
+            raise OutputError(
+                f"{self._folder.location}: shard {shard} was embedded by two processes at the same time, and their "
+                "bytes differ: run the same command again, which embeds it once more"
             )
-        receipt = _receipt(shard, rows, plan.output)
-        self._folder.publish(plan.output, name)
-        receipt = receipt.write(self._folder, receipt_name(shard))
-        errors_path(plan.output).unlink(missing_ok=True)
+        errors_path(draft).unlink(missing_ok=True)
         return receipt
+
+
+def draft_of(folder: Folder, record: Record, shard: int, shards: int) -> Path:
+    """Return the path at which a shard is written."""
+    return folder.work / record.id / part_name(shard, shards)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock on a file in this block, and delete it. Raises RefusedError if another process holds it."""
+    with translated_os_errors(path):
+        make_folder(path.parent)
+        fd = open_locked(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+        os.close(fd)
 
 
 def _receipt(shard: int, rows: range, path: Path) -> Receipt:

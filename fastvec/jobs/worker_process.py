@@ -1,7 +1,8 @@
 """A process that embeds shards, for `processes`: it reads commands from stdin and writes messages to stdout.
 
 Both are pickles, of the process that started this one. When stdin ends, which the death of that process also causes,
-the work is committed and the process ends.
+the work is committed and the process ends. Nothing else stops it: schedulers such as Slurm and systemd send SIGTERM to
+all processes of a job, and this one must commit first.
 """
 
 import logging
@@ -11,6 +12,8 @@ import queue
 import signal
 import sys
 import threading
+import time
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from fastvec.errors import FastvecError, InterruptedRunError
@@ -20,21 +23,25 @@ from fastvec.report import Progress
 
 
 class _Commands:
-    """Commands from stdin, read by a thread. `ended` is set when there will be no more."""
+    """Commands from stdin, read by a thread. `ended` is set when there will be no more.
 
-    def __init__(self, stdin: BinaryIO) -> None:
+    If the process is still there `end_seconds` later, because it is stuck, the thread ends it: nobody else may do so.
+    """
+
+    def __init__(self, stdin: BinaryIO, end_seconds: float) -> None:
         self.ended = threading.Event()
-        self._stdin = stdin
+        self._stdin, self._end_seconds = stdin, end_seconds
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        try:
+        with suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
                 self._queue.put(pickle.load(self._stdin))
-        except (EOFError, OSError, pickle.UnpicklingError):
-            self.ended.set()
-            self._queue.put(None)
+        self.ended.set()
+        self._queue.put(None)
+        time.sleep(self._end_seconds)
+        os._exit(1)
 
     def get(self) -> Any:
         """Return the next command, or None at the end."""
@@ -45,16 +52,22 @@ class _Commands:
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print
-    commands = _Commands(sys.stdin.buffer)
 
     def send(kind: str, value: Any = None) -> None:
-        pickle.dump((kind, value), messages)
-        messages.flush()
+        with suppress(BrokenPipeError):  # the other process is dead; stdin ends too, which stops the work
+            messages.write(pickle.dumps((kind, value)))
+            messages.flush()
 
     try:
-        job, load, level = commands.get()
+        job, load, level, end_seconds = pickle.load(sys.stdin.buffer)
+    except (EOFError, pickle.UnpicklingError):  # the other process has ended already
+        return
+    try:
+        commands = _Commands(sys.stdin.buffer, end_seconds)
         log = logging.getLogger("fastvec")
         log.setLevel(level)
         log.addHandler(logging.StreamHandler())
@@ -63,6 +76,8 @@ def main() -> None:
         pass
     except FastvecError as error:
         send("failed", error)
+    sys.stderr.flush()
+    os._exit(0)  # tearing down torch takes up to 0.4 s, and `messages` may have bytes for a dead process
 
 
 def _work(job: ShardedJob, load: LoadEncoder, commands: _Commands, send: Any) -> None:
@@ -86,5 +101,3 @@ def _work(job: ShardedJob, load: LoadEncoder, commands: _Commands, send: Any) ->
 
 if __name__ == "__main__":
     main()
-    sys.stderr.flush()
-    os._exit(0)  # tearing down torch takes up to 0.4 s

@@ -71,9 +71,13 @@ def _whole_schema(output: Output) -> pa.Schema:
 
 def _opened(folder: Folder, manifest: Manifest) -> Iterator[Output]:
     """Yield each shard, opened, of which only one is fetched at a time."""
+    first = None
     for shard in manifest.shards:
         with folder.fetched(shard.file) as path:
             output = open_shard(path, manifest, shard)
+            own = output.schema.remove_metadata(), output.own.get("ranges")
+            if own != (first := first or own):
+                raise OutputError(f"{path.name} has other columns or ranges than {manifest.shards[0].file}")
             if output.promises != arrow_file.footer_metadata(output.schema, output.counts, output.blocks):
                 raise OutputError(f"{path.name} is damaged: its footer does not match its checksum")
             yield output

@@ -50,8 +50,9 @@ def is_part(name: str) -> bool:
     return re.fullmatch(r"part-\d{5,}\.arrow", name) is not None
 
 
-def receipt_name(shard: int) -> str:
-    return f"{RECEIPTS}/{shard}.json"
+def receipt_name(job: str, shard: int) -> str:
+    """Return the name of a shard's receipt; `job` is the id of the job's record."""
+    return f"{RECEIPTS}/{job}/{shard}.json"
 
 
 def read_receipt(folder: Folder, name: str) -> Receipt:
@@ -62,9 +63,9 @@ def read_receipt(folder: Folder, name: str) -> Receipt:
         raise OutputError(f"{folder.location}/{name} is damaged: delete it, and run the command again") from error
 
 
-def finished_shards(folder: Folder) -> set[int]:
-    """Return the numbers of the shards that have a receipt."""
-    names = (name.removesuffix(".json") for name in folder.names(RECEIPTS) if name.endswith(".json"))
+def finished_shards(folder: Folder, job: str) -> set[int]:
+    """Return the numbers of the shards of a job that have a receipt."""
+    names = (name.removesuffix(".json") for name in folder.names(f"{RECEIPTS}/{job}") if name.endswith(".json"))
     return {int(name) for name in names if name.isdecimal()}
 
 
@@ -72,16 +73,18 @@ class Receipts:
     """The receipts of a job's shards, a million of which take 40 MB. Error lines are left in the folder.
 
     Attributes:
+        job: The id of the job's record; it may be set when the first receipts, of a job that begins, are added.
         counts: The sums of the shards' counts.
         has: Which shards have a receipt [n].
         rows, bytes, checksums: Of each shard [n].
     """
 
-    def __init__(self, folder: Folder, shards: int) -> None:
+    def __init__(self, folder: Folder, job: str, shards: int) -> None:
         self.counts: Counter[str] = Counter()
         self.has = np.zeros(shards, dtype=np.bool_)
         self.rows, self.bytes = np.zeros((2, shards), dtype=np.int64)
         self.checksums: npt.NDArray[np.uint32] = np.zeros(shards, dtype=np.uint32)
+        self.job = job
         self._folder = folder
         self._with_errors: set[int] = set()
 
@@ -108,9 +111,18 @@ class Receipts:
                         self.add(receipt)
 
     def _read_some(self, shards: Sequence[int]) -> list[Receipt]:
-        return [read_receipt(self._folder, receipt_name(shard)) for shard in shards]
+        return [read_receipt(self._folder, receipt_name(self.job, shard)) for shard in shards]
+
+    def without_file(self, sizes: Mapping[str, int]) -> list[int]:
+        """Return the shards whose file is not among these names, or has another size than its receipt says."""
+        shards = len(self.has)
+        return [
+            int(shard)
+            for shard in np.flatnonzero(self.has)
+            if sizes.get(part_name(int(shard), shards)) != self.bytes[shard]
+        ]
 
     def error_lines(self) -> Iterator[str]:
         """Yield the lines of all row errors, in the order of rows."""
         for shard in sorted(self._with_errors):
-            yield from read_receipt(self._folder, receipt_name(shard)).errors
+            yield from read_receipt(self._folder, receipt_name(self.job, shard)).errors

@@ -80,7 +80,7 @@ def _check_ranges(manifest: Manifest) -> Check:
         row = shard.rows_of_inputs.stop
     if problem is None and row != manifest.fingerprint["rows"]:
         problem = f"the last shard ends with row {row - 1:,}, and the job has {manifest.fingerprint['rows']} rows"
-    return check("ranges", problem, f"rows 0 to {row - 1:,}, without a gap")
+    return check("ranges", problem, f"rows 0 to {row - 1:,}, without a gap" if row else "no rows")
 
 
 def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Check]:

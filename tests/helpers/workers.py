@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvec import Encoder
-from fastvec.errors import ModelError
+from fastvec.errors import FastvecError, ModelError
 from fastvec.jobs.worker import LoadEncoder
 from fastvec.settings import EncoderSettings
 
@@ -59,6 +59,37 @@ def _load_waiting(seconds: float, settings: EncoderSettings) -> Encoder:
 
     encoder.begin = begin_later  # type: ignore[method-assign,assignment]
     return encoder
+
+
+def stuck(folder: Path) -> LoadEncoder:
+    """Return what loads an encoder for 20 s: it makes the file `stuck` in `folder` before, and `moves` after that."""
+    return partial(_load_stuck, folder)
+
+
+def _load_stuck(folder: Path, settings: EncoderSettings) -> Encoder:
+    (folder / "stuck").touch()
+    time.sleep(20)
+    (folder / "moves").touch()
+    return Encoder(settings)
+
+
+def signalled(settings: EncoderSettings) -> Encoder:
+    """Load an encoder in a process that gets the signals which a scheduler sends to all processes of a job."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    return Encoder(settings)
+
+
+class UnreadableError(FastvecError):
+    """An error that can be pickled but not unpickled."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(f"{name} {number}")
+
+
+def unreadable(settings: EncoderSettings) -> Encoder:
+    """Fail with an error that another process cannot read."""
+    raise UnreadableError("model", 1)
 
 
 def wrong(settings: EncoderSettings) -> Encoder:

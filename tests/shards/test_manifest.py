@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> LocalFolder:
 
 def write(folder: LocalFolder, shards: int) -> list[Shard]:
     """Write a manifest, whose shards have 10 rows of the inputs each; returns what it should list."""
-    receipts = Receipts(folder, shards)
+    receipts = Receipts(folder, "0123", shards)
     receipts.rows[:], receipts.bytes[:] = 7, 1 << 40
     receipts.checksums[:] = np.arange(shards)
     receipts.counts.update(tokens=3)

@@ -8,6 +8,7 @@ from fastvec.shards.folder import LocalFolder
 from fastvec.shards.receipts import Receipt, Receipts, receipt_name
 
 SHARDS = 30
+JOB = "0123"
 
 
 class Counting(LocalFolder):
@@ -39,7 +40,7 @@ def receipt(shard: int) -> Receipt:
 def folder(tmp_path: Path) -> Counting:
     folder = Counting(tmp_path)
     for shard in range(SHARDS):
-        receipt(shard).write(folder, receipt_name(shard))
+        receipt(shard).write(folder, receipt_name(JOB, shard))
     return folder
 
 
@@ -51,10 +52,10 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_receipt_is_read_once(folder: Counting) -> None:
-    receipts = Receipts(folder, SHARDS)
+    receipts = Receipts(folder, JOB, SHARDS)
     receipts.add(receipt(7))
     receipts.read(range(20))
-    assert sorted(folder.reads) == sorted(receipt_name(shard) for shard in range(20) if shard != 7)
+    assert sorted(folder.reads) == sorted(receipt_name(JOB, shard) for shard in range(20) if shard != 7)
     receipts.read(range(SHARDS))
     assert len(folder.reads) == SHARDS - 1
 
@@ -67,6 +68,6 @@ def test_every_receipt_is_read_once(folder: Counting) -> None:
 
 
 def test_a_damaged_receipt_is_named(folder: Counting) -> None:
-    (folder.path / receipt_name(13)).write_text("{")
-    with pytest.raises(OutputError, match=r"_receipts/13.json is damaged: delete it, and run the command again"):
-        Receipts(folder, SHARDS).read(range(SHARDS))
+    (folder.path / receipt_name(JOB, 13)).write_text("{")
+    with pytest.raises(OutputError, match=r"_receipts/0123/13.json is damaged: delete it, and run the command again"):
+        Receipts(folder, JOB, SHARDS).read(range(SHARDS))

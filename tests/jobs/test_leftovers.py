@@ -1,0 +1,194 @@
+"""What other runs, other processes and people leave in a folder never becomes a wrong output."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+
+from fastvec import Encoder, embed
+from fastvec.errors import DiskFullError, OutputError, RefusedError, RowErrorsError
+from fastvec.jobs.worker import ShardWorker
+from fastvec.shards.folder import LocalFolder
+from fastvec.shards.verify import verify_folder
+from fastvec.system.durable_files import locked
+from tests.helpers.kills import Killed, kill_after
+from tests.jobs.test_sharded import contents
+
+pytestmark = pytest.mark.usefixtures("small_chunks", "small_shards")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("_receipts/*/1.json", b"{", r"/1.json is damaged: delete it, and run the command again"),
+        ("_job.json", b"[]", r"_job.json is damaged: remove the folder"),
+        ("_job.json", b'{"fastvec_job":99}', r"is from another version of fastvec"),
+    ],
+)
+def test_damaged_files_of_an_unfinished_job(
+    articles: Path, encoder: Encoder, folder: Path, name: str, content: bytes, message: str
+) -> None:
+    embed([articles], f"{folder}/", encoder=encoder, column="text", shard="1/2")
+    next(folder.glob(name)).write_bytes(content)
+    with pytest.raises(OutputError, match=message):
+        embed([articles], f"{folder}/", encoder=encoder, column="text")
+
+
+def test_max_errors_is_not_passed_by_running_again_or_in_a_job_array(
+    encoder: Encoder, folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join('{"text": "good"}' if row % 50 else "{broken" for row in range(300)))
+    for _ in range(3):
+        with pytest.raises(RowErrorsError, match="6 texts have no vector and --max-errors 5 stops there"):
+            embed([source], f"{folder}/", encoder=encoder, max_errors=5)
+    assert not (folder / "_manifest.json").exists()
+    array = folder.with_name("array")
+    embed([source], f"{array}/", encoder=encoder, max_errors=5, shard="0/2")
+    with pytest.raises(RowErrorsError, match="6 texts have no vector and --max-errors 5 stops there"):
+        embed([source], f"{array}/", encoder=encoder, max_errors=5, shard="1/2")
+    assert embed([source], f"{array}/", encoder=encoder, max_errors=6, shard="1/2").missing_shards == 0
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_shard_whose_file_is_gone_is_embedded_again(
+    articles: Path, encoder: Encoder, folder: Path, finished: bool, encoded: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    embed([articles], f"{folder}/", encoder=encoder, column="text")
+    expected = contents(folder)
+    (folder / "part-00001.arrow").unlink()
+    (folder / "part-00003.arrow").write_bytes(b"cut")
+    if not finished:
+        (folder / "_manifest.json").unlink()
+    encoded.clear()
+    caplog.clear()
+    report = embed([articles], f"{folder}/", encoder=encoder, column="text")
+    assert contents(folder) == expected
+    assert (report.rows, report.resumed_rows, sum(encoded)) == (300, 180, 120)
+    assert [message.partition(" is missing")[0] for message in caplog.messages] == [
+        f"{folder}/part-0000{shard}.arrow" for shard in (1, 3)
+    ]
+
+
+def test_what_was_left_of_another_job_is_not_of_this_one(articles: Path, encoder: Encoder, folder: Path) -> None:
+    """Its receipts and its unfinished work stay if its other files are deleted by hand."""
+    embed([articles], f"{folder}/", encoder=encoder, column="title")
+    with pytest.raises(Killed):
+        embed([articles], f"{folder}/", encoder=encoder, column="title", overwrite=True, progress=kill_after(4))
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    assert list(folder.glob("_receipts/*/*.json"))
+    assert list(folder.glob("_work/*/*"))
+    embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=70)
+    assert verify_folder(LocalFolder(folder)).return_code == 0
+    assert pa.dataset.dataset(folder, format="ipc").count_rows() == 300
+
+
+def test_a_resume_needs_no_room_for_what_is_there(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 100
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "publish", fail_to_publish)
+        with pytest.raises(OutputError, match="no"):
+            embed([articles], f"{folder}/", encoder=encoder, column="text", limit=60)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    with pytest.raises(DiskFullError, match="needs at least 15,840 bytes more and 100 are free"):
+        embed([articles], f"{folder.parent}/other/", encoder=encoder, column="text", limit=60)
+    assert embed([articles], f"{folder}/", encoder=encoder, column="text", limit=60).rows == 60
+
+
+def fail_to_publish(self: LocalFolder, path: Path, name: str) -> None:
+    raise OutputError("no")
+
+
+def test_a_shard_that_another_process_finishes_meanwhile_is_theirs(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While this one loads its model; and, where nothing locks, while it writes."""
+    job = partial(embed, [articles], f"{folder}/", encoder=encoder, column="text", shard="0/5")
+    embed([articles], f"{folder}/", encoder=encoder, column="text")
+    (receipt,) = folder.glob("_receipts/*/0.json")
+    theirs, manifest = receipt.read_bytes(), folder / "_manifest.json"
+    for moment in ("load", "_write"):
+        manifest.unlink()
+        receipt.unlink()
+        own = getattr(ShardWorker, moment)
+
+        def meanwhile(self: ShardWorker, *arguments: Any, own: Callable[..., Any] = own) -> Any:
+            result = own(self, *arguments)
+            receipt.write_bytes(theirs)
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardWorker, moment, meanwhile)
+            patch.setattr(LocalFolder, "publish", fail_to_publish)
+            assert job().missing_shards == 0
+        assert verify_folder(LocalFolder(folder)).return_code == 0
+
+
+def test_a_shard_that_two_processes_published_with_other_bytes_is_done_again(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed([articles], f"{folder}/", encoder=encoder, column="text")
+    (receipt,) = folder.glob("_receipts/*/0.json")
+    theirs = json.dumps({**json.loads(receipt.read_text()), "checksum": "0badc0de"})
+    (folder / "_manifest.json").unlink()
+    receipt.unlink()
+    publish = LocalFolder.publish
+
+    def publish_both(self: LocalFolder, path: Path, name: str) -> None:
+        publish(self, path, name)
+        receipt.write_text(theirs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "publish", publish_both)
+        with pytest.raises(OutputError, match="shard 0 was embedded by two processes at the same time"):
+            embed([articles], f"{folder}/", encoder=encoder, column="text")
+    assert embed([articles], f"{folder}/", encoder=encoder, column="text").rows == 300
+    assert verify_folder(LocalFolder(folder)).return_code == 0
+
+
+def test_a_shard_that_another_process_writes_is_refused(articles: Path, encoder: Encoder, folder: Path) -> None:
+    (folder.parent / "other").mkdir()
+    with pytest.raises(Killed):
+        embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(1))
+    (work,) = (folder / "_work").iterdir()
+    with locked(work / "part-00000.arrow.lock"), pytest.raises(RefusedError, match="is locked by a running process"):
+        embed([articles], f"{folder}/", encoder=encoder, column="text")
+    assert embed([articles], f"{folder}/", encoder=encoder, column="text").rows == 300
+
+
+# of the calls that delete a manifest, five receipts, five shards, and two files
+@pytest.mark.parametrize("kill_at", range(0, 14, 4))
+def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    def job(limit: int, *, overwrite: bool = False) -> int:
+        return embed(articles, f"{folder}/", encoder=encoder, column="text", limit=limit, overwrite=overwrite).rows
+
+    remove, calls = LocalFolder.remove, list[str]()
+
+    def killed(self: LocalFolder, name: str) -> None:
+        if len(calls) == kill_at:
+            raise Killed
+        calls.append(name)
+        remove(self, name)
+
+    job(290)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "remove", killed)
+        with pytest.raises(Killed):
+            job(300, overwrite=True)
+    with pytest.raises(RefusedError, match="rows was 290, now 300"):
+        job(300)
+    assert job(300, overwrite=True) == 300
+    assert verify_folder(LocalFolder(folder)).return_code == 0
