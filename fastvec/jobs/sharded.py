@@ -243,6 +243,8 @@ def _finished(
             raise OutputError(f"{part} disappeared after it was finished: run the same command again")
         write_manifest(job.folder, job.plan.fingerprint, ranges, receipts)
         shutil.rmtree(job.folder.work, ignore_errors=True)
+        for name in job.folder.names(RECEIPTS):  # marks of runs on Ray that were killed
+            job.folder.remove(f"{RECEIPTS}/{name}")
     return report_of(
         job.plan,
         rows=rows,
