@@ -99,10 +99,10 @@ class Report:
     def __str__(self) -> str:
         if self.already_finished:
             errors = f", {self.errors:,} of them without a vector because of an error" if self.errors else ""
-            shards = f" in {self.shards:,} shards" if self.shards else ""
+            shards = f" in {_shards(self.shards)}" if self.shards else ""
             return f"{self.output} is already finished: {self.rows:,} rows{shards}{errors}"
         rows = f"{self.rows:,} passages of {self.input_rows:,} rows" if self.input_rows else f"{self.rows:,} rows"
-        shards = f" in {self.shards:,} shards" if self.shards else ""
+        shards = f" in {_shards(self.shards)}" if self.shards else ""
         parts = [f"{rows}{shards} to {self.output} in {self.seconds:.1f} s"]
         if self.resumed_rows:
             parts.append(f"{self.resumed_rows:,} of them from an earlier run")
@@ -110,7 +110,7 @@ class Report:
         counted = ("nulls", "empty", "truncated", "repaired", "duplicates", "reused", "errors")
         parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
         if self.missing_shards:
-            parts.append(f"not finished yet: {self.missing_shards:,} shards of other processes")
+            parts.append(f"not finished yet: {_shards(self.missing_shards)} of other processes")
         if self.bottleneck:
             parts.append(f"bottleneck: {self.bottleneck}")
         if self.torch_ops:
@@ -200,6 +200,10 @@ class AdaptReport:
                 parts.append(f"{name} {before:.3f} to {after:.3f}")
         parts += [f"{getattr(self, name):,} {name}" for name in ("nulls", "repaired") if getattr(self, name)]
         return "; ".join(parts)
+
+
+def _shards(number: int) -> str:
+    return f"{number:,} shard{'s' if number > 1 else ''}"
 
 
 def _left(seconds: float | None) -> str:

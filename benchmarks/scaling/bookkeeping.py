@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 from fastvec.embedding.options import EmbedOptions
 from fastvec.embedding.plan import EmbedPlan, plan_embed
 from fastvec.jobs.progress import JobProgress
-from fastvec.jobs.record import RECORD, Record
+from fastvec.jobs.record import Record
 from fastvec.jobs.sharded import Schedule, ShardedJob, embed_shards
 from fastvec.report import peak_memory_bytes
 from fastvec.settings import resolve_settings
 from fastvec.shards.folder import LocalFolder
-from fastvec.shards.manifest import MANIFEST
+from fastvec.shards.manifest import MANIFEST, RECORD
 from fastvec.shards.receipts import RECEIPTS, Receipt, part_name, receipt_name
 from fastvec.shards.verify import require_manifest
 
@@ -86,7 +86,7 @@ def prepare(folder: Path, shards: int) -> None:
 
 
 def record_of(plan: EmbedPlan) -> Record:
-    return Record(fingerprint=plan.fingerprint, limits={"shard_rows": 1}, choices=None, ranges=None)
+    return Record(id="0", fingerprint=plan.fingerprint, limits={"shard_rows": 1}, choices=None, ranges=None)
 
 
 class Pretended(LocalFolder):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 # A row group is divided when it is this many times larger than a shard should be: each part of it is read from the
 # beginning of the group.
-LARGEST_GROUP = 4
+LARGEST_GROUP = 2
 FEWEST_ROWS = 4096  # a shard has at least a few chunks
 SHARDS = 64  # so many, if they are not too small: then eight processes finish within 2 % of each other's time
 MOST_BYTES = 256 << 20  # of vectors

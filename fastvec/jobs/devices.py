@@ -26,6 +26,8 @@ def parse_devices(given: str) -> Devices | None:
     among the processes, unless the environment says how many threads a process has.
     Raises UsageError for anything else, and for a GPU that does not exist.
     """
+    if not isinstance(given, str):
+        raise UsageError(f"devices {given!r} are not a string: give 'all', '0,1' or 'cpu:4'")
     if match := re.fullmatch(r"cpu:([1-9]\d*)", given):
         return _divided("cpu", [{"CUDA_VISIBLE_DEVICES": ""}] * int(match[1]))
     if given != "all" and not re.fullmatch(r"\d+(,\d+)*", given):

@@ -94,13 +94,13 @@ def _require_none(output: Path, options: Mapping[str, object]) -> None:
 
 def _require_rows(shard_rows: int | None) -> None:
     """Raise UsageError if shards cannot have so many rows."""
-    if shard_rows is not None and shard_rows < 1:
-        raise UsageError(f"shard-rows {shard_rows} is out of range: the minimum is 1")
+    if shard_rows is not None and (not isinstance(shard_rows, int) or shard_rows < 1):
+        raise UsageError(f"shard-rows {shard_rows!r} is out of range: give a number from 1 on")
 
 
 def _part(given: str, *, overwrite: bool) -> tuple[int, int]:
     """Parse `i/N`. Raises UsageError."""
-    match = re.fullmatch(r"(\d+)/(\d+)", given)
+    match = re.fullmatch(r"(\d+)/(\d+)", given) if isinstance(given, str) else None
     if match is None or int(match[1]) >= int(match[2]):
         raise UsageError(f"shard {given!r} is not known: give i/N for process i of N, from 0/N to N-1/N")
     if overwrite:

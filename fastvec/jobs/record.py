@@ -4,11 +4,11 @@ So the shards are cut into the same chunks, computed in the same way and stored 
 them.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from fastvec.corpus.reader import ChunkLimits
 from fastvec.embedding.encoded_chunks import ChunkEmbedder
@@ -18,18 +18,23 @@ from fastvec.errors import OutputError
 from fastvec.fingerprint import Json, refuse_another_job
 from fastvec.output.earlier import EarlierVectors
 from fastvec.shards.folder import Folder
+from fastvec.shards.manifest import RECORD
 
 if TYPE_CHECKING:  # a finished or refused job must not import torch
     from fastvec.encoder import Encoder
 
-RECORD = "_job.json"
 _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """The job of a folder, and what its first worker decided."""
+    """The job of a folder, and what its first worker decided.
 
+    `id` is in the names of receipts and work, so that what is left of another job, or of an earlier time that this one
+    was begun, is not taken for this one's.
+    """
+
+    id: str
     fingerprint: Mapping[str, Json]
     limits: Mapping[str, int]  # of chunks, and of shards
     choices: Mapping[str, Json] | None  # what CPUs compute by
@@ -39,10 +44,9 @@ class Record:
     def shard_rows(self) -> int:
         return self.limits["shard_rows"]
 
-    @property
-    def id(self) -> str:
-        """A hash of all this, for the names of receipts and work: those of another job are not this one's."""
-        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
+
+def new_id() -> str:
+    return uuid4().hex[:16]
 
 
 def read_record(folder: Folder) -> Record | None:
@@ -79,7 +83,7 @@ def make_record(
         with encoder.batches_of(batch_tokens):  # which decides how sums round
             first = ChunkEmbedder(plan, encoder, earlier).first_ranges(ChunkLimits(**limits))
         ranges = [float(value) for value in first]
-    own = Record(fingerprint=plan.fingerprint, limits=limits, choices=encoder.choices, ranges=ranges)
+    own = Record(id=new_id(), fingerprint=plan.fingerprint, limits=limits, choices=encoder.choices, ranges=ranges)
     content = json.dumps({"fastvec_job": _FORMAT, **asdict(own)}, separators=(",", ":")) + "\n"
     if folder.create(RECORD, content.encode()):
         return own

@@ -1,7 +1,7 @@
 """Embeds a planned job into a folder of shards: finds what is missing, has it embedded, and publishes the manifest.
 
     vecs/_job.json            what all shards share; made by the first worker
-    vecs/_work/ID/            shards that are being written, each with its journal; ID is a hash of _job.json
+    vecs/_work/ID/            shards that are being written, each with its journal; ID is in _job.json
     vecs/part-00000.arrow     a finished shard, renamed or uploaded as a whole
     vecs/_receipts/ID/0.json  says so
     vecs/_manifest.json       lists all shards; written by whoever finds that all have a receipt
@@ -23,11 +23,11 @@ from fastvec.embedding.run import report_of
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, RowErrorsError
 from fastvec.fingerprint import fingerprint_differences
 from fastvec.jobs.progress import JobProgress
-from fastvec.jobs.record import RECORD, Record, read_record, require_same_job
+from fastvec.jobs.record import Record, read_record, require_same_job
 from fastvec.jobs.worker import ShardWorker
 from fastvec.report import Progress, Report, peak_memory_bytes
 from fastvec.shards.folder import Folder, LocalFolder
-from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, read_manifest, write_manifest
+from fastvec.shards.manifest import ERRORS, MANIFEST, RECORD, Manifest, read_manifest, write_manifest
 from fastvec.shards.receipts import (
     RECEIPTS,
     Receipt,
@@ -37,6 +37,7 @@ from fastvec.shards.receipts import (
     part_name,
     receipt_name,
 )
+from fastvec.system.durable_files import locked, translated_os_errors
 
 if TYPE_CHECKING:
     from fastvec.encoder import Encoder
@@ -123,7 +124,7 @@ def embed_shards(
             f"stopped by {name}: {done:,} of {len(mine):,} shards are finished; run the same command again to resume",
             stopped.exit_code - 128,
         ) from None
-    return _finished(job, ranges, receipts, state.state, resumed, only=None if part is None else len(mine))
+    return _finished(job, ranges, receipts, state.state, only=None if part is None else len(mine))
 
 
 def _begun(
@@ -150,9 +151,15 @@ def _begun(
             f"{folder.location} was begun with {record.shard_rows:,} rows a shard, and --shard-rows is {shard_rows:,}: "
             "leave it out, or choose another -o"
         )
-    if manifest is not None and record is not None:
+    if manifest is not None:
         sizes = folder.names()
-        if any(sizes.get(shard.file) != shard.bytes for shard in manifest.shards):
+        lost = next((shard.file for shard in manifest.shards if sizes.get(shard.file) != shard.bytes), None)
+        if lost is not None and record is None:
+            raise OutputError(
+                f"{folder.location}/{lost} is missing or was cut, and so is {RECORD}, without which it cannot be made "
+                "again: repeat the command with --overwrite"
+            )
+        if lost is not None:
             folder.remove(MANIFEST)
             manifest = None
     return plan, manifest, record
@@ -188,7 +195,13 @@ def _require_own(folder: Folder) -> None:
 
 
 def _clear(folder: Folder, record: Record | None) -> None:
-    """Delete the files of a job: the manifest first, a receipt before its shard, and last what says whose they are."""
+    """Delete the files of a job: the manifest first, a receipt before its shard, and last what says whose they are.
+
+    Raises RefusedError if a process of this machine, or of one that shares locks, is writing a shard.
+    """
+    for path in folder.work.glob("*/*.lock"):
+        with translated_os_errors(path), locked(path):
+            pass
     folder.remove(MANIFEST)
     for inside in (RECEIPTS, *([] if record is None else [f"{RECEIPTS}/{record.id}"])):
         for name in folder.names(inside):
@@ -229,7 +242,7 @@ def _check_errors(job: ShardedJob, receipts: Receipts) -> None:
 
 
 def _finished(
-    job: ShardedJob, ranges: Sequence[range], receipts: Receipts, state: Progress, resumed: int, *, only: int | None
+    job: ShardedJob, ranges: Sequence[range], receipts: Receipts, state: Progress, *, only: int | None
 ) -> Report:
     """Publish the manifest if all shards have a receipt, and report on the shards of this process."""
     counts, rows, record = dict(receipts.counts), int(receipts.rows.sum()), read_record(job.folder)
@@ -251,7 +264,8 @@ def _finished(
         shards=len(ranges) if only is None else only,
         missing_shards=len(ranges) - len(finished),
         **counts,
-        resumed_rows=resumed,
+        resumed_rows=state.rows - state.new_rows,
+        choices=None if record is None else record.choices,
         seconds=state.seconds,
         rows_per_second=state.rows_per_second,
         tokens_per_second=state.tokens_per_second,

@@ -39,7 +39,7 @@ class Verification:
         return {"passed": self.return_code == 0, **asdict(self)}
 
     def __str__(self) -> str:
-        lines = [f"{'ok' if check.passed else 'FAILED':<8}{check.name:<12}{check.detail}" for check in self.checks]
+        lines = [f"{'ok' if check.passed else 'FAILED':<8}{check.name:<11} {check.detail}" for check in self.checks]
         failed = sum(not check.passed for check in self.checks)
         verdict = f"{failed} of {len(lines)} checks failed" if failed else f"all {len(lines)} checks passed"
         return "\n".join(map(printable, [*lines, f"{self.path}: {verdict}"]))

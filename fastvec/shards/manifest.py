@@ -14,7 +14,7 @@ from fastvec.fingerprint import Json
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipts, part_name
 
-MANIFEST, ERRORS = "_manifest.json", "_errors.jsonl"
+MANIFEST, ERRORS, RECORD = "_manifest.json", "_errors.jsonl", "_job.json"
 _FORMAT = 1
 _SEAL = b',\n"crc32":"'
 _LIST, _LIST_END = b',\n"shards":[', b"\n]"
@@ -135,7 +135,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
         return None
     begin, end = content.find(_LIST), content.rfind(_SEAL)
     if min(begin, end) < 0 or content[end:] != b'%b%08x"}\n' % (_SEAL, zlib.crc32(memoryview(content)[:end])):
-        raise OutputError(f"{folder.location}/{MANIFEST} is damaged: it does not match its CRC32")
+        raise OutputError(f"{folder.location}/{MANIFEST} is damaged: delete it, and run fastvec embed again")
     fields: dict[str, Any] = json.loads(content[:begin] + b"}")
     if fields["fastvec_manifest"] != _FORMAT:
         raise OutputError(f"{folder.location}/{MANIFEST} is from another version of fastvec: use that version")

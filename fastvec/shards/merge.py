@@ -17,7 +17,7 @@ from fastvec.output.reader import SHARD, Output
 from fastvec.output.writer import write_errors
 from fastvec.shards.folder import Folder, is_folder, open_folder
 from fastvec.shards.manifest import Manifest, read_errors
-from fastvec.shards.verify import open_shard, require_manifest
+from fastvec.shards.verify import REMEDY, open_shard, require_manifest
 from fastvec.system.durable_files import draft_path, replacing, sync_folder, translated_os_errors, write_at
 
 _READ_BYTES = 1 << 20
@@ -77,10 +77,15 @@ def _opened(folder: Folder, manifest: Manifest) -> Iterator[Output]:
             output = open_shard(path, manifest, shard)
             own = output.schema.remove_metadata(), output.own.get("ranges")
             if own != (first := first or own):
-                raise OutputError(f"{path.name} has other columns or ranges than {manifest.shards[0].file}")
+                first_file = manifest.shards[0].file
+                raise OutputError(f"{folder.location}/{shard.file} has other columns or ranges than {first_file}")
             if output.promises != arrow_file.footer_metadata(output.schema, output.counts, output.blocks):
-                raise OutputError(f"{path.name} is damaged: its footer does not match its checksum")
+                raise _damaged(folder, output, "its footer does not match its checksum")
             yield output
+
+
+def _damaged(folder: Folder, output: Output, problem: str) -> OutputError:
+    return OutputError(f"{folder.location}/{output.path.name} is damaged: {problem}; {REMEDY}")
 
 
 def _write_arrow(fd: int, path: Path, folder: Folder, manifest: Manifest) -> None:
@@ -100,7 +105,7 @@ def _write_arrow(fd: int, path: Path, folder: Folder, manifest: Manifest) -> Non
                     write_at(fd, end, piece)
                     begin, end = begin + len(piece), end + len(piece)
                 if own_crc32 != block.crc32:
-                    raise OutputError(f"{output.path.name} is damaged: a record batch does not match its CRC32")
+                    raise _damaged(folder, output, "a record batch does not match its CRC32")
                 blocks.append(Block(rows=block.rows, end_offset=end, crc32=crc32))
                 own_crc32 = crc32 = 0
     counts = manifest.counts
@@ -115,7 +120,7 @@ def _write_parquet(fd: int, folder: Folder, manifest: Manifest) -> None:
     def batches() -> Iterator[pa.RecordBatch]:
         for output in _opened(folder, manifest):
             if (damaged := arrow_file.first_damaged(output.path, output.blocks)) is not None:
-                raise OutputError(f"{output.path.name} is damaged: batch {damaged} does not match its CRC32")
+                raise _damaged(folder, output, f"batch {damaged} does not match its CRC32")
             yield from (batch.replace_schema_metadata(schema.metadata) for batch in output.stored_batches())
 
     parquet_file.write(fd, schema, batches(), columns, manifest.counts)

@@ -8,8 +8,10 @@ from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output.reader import SHARD, Output, read_output
 from fastvec.output.verify import Check, Verification, check, verify
 from fastvec.shards.folder import Folder
-from fastvec.shards.manifest import MANIFEST, Manifest, Shard, read_errors, read_manifest
+from fastvec.shards.manifest import MANIFEST, RECORD, Manifest, Shard, read_errors, read_manifest
 from fastvec.shards.receipts import is_part
+
+REMEDY = "delete it, and run fastvec embed again to make it anew"
 
 
 def verify_folder(folder: Folder) -> Verification:
@@ -31,9 +33,11 @@ def verify_folder(folder: Folder) -> Verification:
 def require_manifest(folder: Folder) -> Manifest:
     """Return the manifest of a finished output. Raises OutputError if there is none, or it is damaged."""
     manifest = read_manifest(folder)
-    if manifest is None:
-        raise OutputError(f"{folder.location} has no {MANIFEST}: it is unfinished, or no output in shards")
-    return manifest
+    if manifest is not None:
+        return manifest
+    if RECORD in folder.names():
+        raise OutputError(f"{folder.location} is unfinished: run the same fastvec embed again to resume it")
+    raise OutputError(f"{folder.location} has no {MANIFEST}, so it is no output in shards")
 
 
 def open_shard(path: Path, manifest: Manifest, shard: Shard) -> Output:
@@ -67,9 +71,10 @@ def _problems(folder: Folder, manifest: Manifest, shard: Shard) -> Iterator[Chec
             open_shard(path, manifest, shard)
             checks = verify(path).checks
     except (OutputError, OSError) as error:
-        yield check(shard.file, str(error).replace(local, shard.file), "")  # it may be a copy, which is deleted
+        problem = str(error).replace(local, shard.file)  # it may be a copy, which is deleted
+        yield check(shard.file, f"{problem}; {REMEDY}", "")
     else:
-        yield from (check(shard.file, f"{one.name}: {one.detail}", "") for one in checks if not one.passed)
+        yield from (check(shard.file, f"{one.name}: {one.detail}; {REMEDY}", "") for one in checks if not one.passed)
 
 
 def _check_ranges(manifest: Manifest) -> Check:

@@ -26,6 +26,8 @@ class Address:
         if match is None or "::" in url:  # fsspec's way to put one store's files through another
             raise UsageError("an address is not of the form that is known: expected one such as s3://bucket/path")
         scheme, path = match[1].lower(), url[match.end() :]
+        if scheme in ("file", "local"):
+            raise UsageError(f"the address of a local file was given ({scheme}://): give its path")
         user, at, _ = path.partition("/")[0].rpartition("@")
         if at and (":" in user or not (scheme in _AZURE or scheme in ("sftp", "ssh"))):
             raise UsageError(f"the {scheme}:// address contains a user or a password: {CREDENTIALS}")

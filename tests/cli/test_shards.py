@@ -35,11 +35,11 @@ def test_embed_verify_inspect_and_merge(fastvec: Run, arguments: tuple[str | Pat
 def test_a_job_array(fastvec: Run, arguments: tuple[str | Path, ...]) -> None:
     first = fastvec(*arguments, "--shard", "1/2")
     assert first.exit_code == 0
-    assert "100 rows in 1 shards to vecs in " in first.stderr
+    assert "100 rows in 1 shard to vecs in " in first.stderr
     assert "not finished yet: 2 shards of other processes" in first.stderr
     unfinished = fastvec("verify", "vecs")
     assert unfinished.exit_code == 1
-    assert "vecs has no _manifest.json: it is unfinished, or no output in shards" in unfinished.stdout
+    assert "vecs is unfinished: run the same fastvec embed again to resume it" in unfinished.stdout
     last = fastvec(*arguments, "--shard", "0/2", "--json")
     assert [json.loads(last.stdout)[name] for name in ("rows", "shards", "missing_shards")] == [200, 2, 0]
     assert fastvec("verify", "vecs").exit_code == 0

@@ -51,3 +51,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Encoder, "begin", counted)
     return counts
+
+
+@pytest.fixture
+def same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give all jobs the same id, so that their files can be compared."""
+    monkeypatch.setattr("fastvec.jobs.record.new_id", lambda: "0123456789abcdef")

@@ -18,7 +18,7 @@ if sys.platform == "win32":
 
 from tests.helpers.machine import POWER_CUTS, Files, Machine
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.usefixtures("same_ids")]
 PUBLISHED = "vecs/_manifest.json"
 
 

@@ -192,3 +192,24 @@ def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
         job(300)
     assert job(300, overwrite=True) == 300
     assert verify_folder(LocalFolder(folder)).return_code == 0
+
+
+def test_an_overwrite_is_refused_while_another_process_writes(articles: Path, encoder: Encoder, folder: Path) -> None:
+    with pytest.raises(Killed):
+        embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(4))
+    before = contents(folder)
+    (work,) = (folder / "_work").iterdir()
+    with locked(work / "part-00001.arrow.lock"), pytest.raises(RefusedError, match="is locked by a running process"):
+        embed([articles], f"{folder}/", encoder=encoder, column="title", overwrite=True)
+    assert contents(folder).keys() == before.keys() | {f"_work/{work.name}/part-00001.arrow.lock"}
+    assert embed([articles], f"{folder}/", encoder=encoder, column="title", overwrite=True).rows == 300
+
+
+def test_a_shard_and_the_record_are_gone(articles: Path, encoder: Encoder, folder: Path) -> None:
+    embed([articles], f"{folder}/", encoder=encoder, column="text")
+    for name in ("_job.json", "part-00002.arrow"):
+        (folder / name).unlink()
+    with pytest.raises(OutputError, match=r"part-00002.arrow is missing or was cut, and so is _job.json"):
+        embed([articles], f"{folder}/", encoder=encoder, column="text")
+    assert embed([articles], f"{folder}/", encoder=encoder, column="text", overwrite=True).rows == 300
+    assert verify_folder(LocalFolder(folder)).return_code == 0

@@ -203,7 +203,7 @@ def start(cluster: Any, articles: Path, model: Path, folder: Path) -> "subproces
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not list(folder.glob("_receipts/*.json")):
+    while not list(folder.glob("_receipts/*/*.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -222,7 +222,7 @@ def test_a_signal_stops_the_command_without_a_word_of_ray(
     assert last.startswith(f"fastvec: stopped by {number.name}: ")
     assert last.endswith(" of 5 shards are finished; run the same command again to resume")
     assert [line for line in others if " rows/s" not in line] == []
-    assert list(folder.glob("_receipts/*.json"))
+    assert list(folder.glob("_receipts/*/*.json"))
 
 
 def test_a_command_that_is_killed_resumes(

@@ -23,7 +23,7 @@ from tests.helpers.corpora import texts, write_arrow, write_parquet
 from tests.helpers.kills import Killed, kill_after
 from tests.helpers.outputs import read_output
 
-pytestmark = pytest.mark.usefixtures("small_chunks", "small_shards")
+pytestmark = pytest.mark.usefixtures("small_chunks", "small_shards", "same_ids")
 
 Contents = dict[str, bytes]
 
@@ -116,7 +116,7 @@ def test_the_last_process_of_a_job_array_publishes_the_manifest(
     assert [report.missing_shards for report in reports] == [5 - reports[0].shards, 5 - sum(r.shards for r in reports)]
     assert not (folder / "_manifest.json").exists()
     assert verify_folder(LocalFolder(folder)).return_code == 1
-    with pytest.raises(OutputError, match=r"has no _manifest.json: it is unfinished, or no output in shards"):
+    with pytest.raises(OutputError, match="is unfinished: run the same fastvec embed again to resume it"):
         merge([folder], folder.with_name("merged.arrow"))
     last = embed([articles], f"{folder}/", encoder=encoder, column="text", shard=f"{order[2]}/3")
 
@@ -254,7 +254,10 @@ def test_the_empty_input(encoder: Encoder, folder: Path, tmp_path: Path) -> None
     [
         ({"shard": "2/2"}, "shard '2/2' is not known: give i/N for process i of N, from 0/N to N-1/N"),
         ({"shard": "one"}, "shard 'one' is not known"),
-        ({"shard_rows": 0}, "shard-rows 0 is out of range: the minimum is 1"),
+        ({"shard_rows": 0}, "shard-rows 0 is out of range: give a number from 1 on"),
+        ({"shard_rows": "60"}, "shard-rows '60' is out of range"),
+        ({"shard": (1, 2)}, r"shard \(1, 2\) is not known"),
+        ({"devices": [0, 1]}, r"devices \[0, 1\] are not a string: give 'all', '0,1' or 'cpu:4'"),
     ],
 )
 def test_options_that_cannot_be(

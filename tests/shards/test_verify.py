@@ -84,4 +84,6 @@ def test_a_manifest_that_was_rewritten(folder: LocalFolder) -> None:
     path = folder.path / "_manifest.json"
     fields = json.loads(path.read_text())
     path.write_text(json.dumps(fields))
-    assert failed(folder) == [("manifest", f"{folder.location}/_manifest.json is damaged: it does not match its CRC32")]
+    assert failed(folder) == [
+        ("manifest", f"{folder.location}/_manifest.json is damaged: delete it, and run fastvec embed again")
+    ]

@@ -23,6 +23,11 @@ def test_an_address_is_a_scheme_and_a_path(url: str, path: str, name: str) -> No
     assert address.scheme == url.partition(":")[0].lower()
 
 
+def test_a_local_file_has_no_address() -> None:
+    with pytest.raises(UsageError, match=r"the address of a local file was given \(file://\): give its path"):
+        Address.parse("file:///tmp/vecs.arrow")
+
+
 @pytest.mark.parametrize(
     "url",
     [

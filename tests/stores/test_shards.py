@@ -20,6 +20,11 @@ from tests.helpers.kills import Killed, kill_after
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
+@pytest.fixture(autouse=True)
+def same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastvec.jobs.record.new_id", lambda: "0123456789abcdef")
+
+
 @pytest.fixture
 def options(encoder: Encoder) -> dict[str, Any]:
     return {"encoder": encoder, "column": "text", "limit": 60, "shard_rows": 10}
