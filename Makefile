@@ -29,7 +29,7 @@ test-slow: $(VENV)/.installed
 # What is computed, as a processor with fewer instructions computes it: SSE4.1 alone, then AVX2. One that has no more than
 # these runs the second as it runs `make test`.
 NUMERIC := tests/kernels tests/operators tests/training tests/decoders tests/test_encoder.py tests/test_sentence_transformers.py \
-	tests/checkpoints/test_remote_code.py tests/embedding/test_first_texts.py tests/output/test_vector_column.py
+	tests/checkpoints/test_remote_code.py tests/embedding/test_first_texts.py tests/output/test_vector_column.py --ignore=tests/training/test_ranks.py
 test-isa: $(VENV)/.installed
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)

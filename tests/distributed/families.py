@@ -1,4 +1,7 @@
-"""Compares a tiny model of every family whole and split, all weights trained: run by torchrun in two processes."""
+"""Compares tiny models whole and split, all weights trained: run by torchrun in two processes, with names of families.
+
+Without names, every family is compared.
+"""
 
 import os
 import sys
@@ -40,7 +43,7 @@ def largest_errors(model_type: str) -> tuple[float, float]:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    for name in FAMILIES:
+    for name in sys.argv[1:] or FAMILIES:
         if name in CONFIG_MAPPING:
             with quiet_libraries():
                 found = largest_errors(name)
