@@ -54,7 +54,7 @@ def require_right(machine: Machine, expected: Files) -> None:
         assert verify_folder(LocalFolder(machine.folder / "vecs")).return_code == 0
 
 
-@pytest.mark.parametrize("offset", range(1 if THOROUGH else 3))
+@pytest.mark.parametrize("offset", range(1 if THOROUGH else 2))
 def test_killed_at_every_system_call(machine: Machine, encoder: Encoder, sources: list[Path], offset: int) -> None:
     job: Callable[[], object] = partial(embed, sources, f"{machine.folder}/vecs/", encoder=encoder, shard_rows=2)
     job()

@@ -168,7 +168,7 @@ def test_a_shard_that_another_process_writes_is_refused(articles: Path, encoder:
 
 
 # of the calls that delete a manifest, five receipts, five shards, and two files
-@pytest.mark.parametrize("kill_at", range(0, 14, 4))
+@pytest.mark.parametrize("kill_at", range(0, 14, 6))
 def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
     articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:

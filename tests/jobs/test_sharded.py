@@ -233,7 +233,13 @@ def test_max_errors_counts_over_all_shards(encoder: Encoder, folder: Path, tmp_p
 def test_int8_ranges_depend_on_the_batches_as_those_of_a_single_file_do(
     articles: Path, encoder: Encoder, folder: Path
 ) -> None:
-    options: dict[str, Any] = {"encoder": encoder, "column": "text", "vector_dtype": "int8", "batch_tokens": 64}
+    options: dict[str, Any] = {
+        "encoder": encoder,
+        "column": "text",
+        "vector_dtype": "int8",
+        "batch_tokens": 64,
+        "limit": 120,
+    }
     embed([articles], f"{folder}/", **options)
     embed([articles], folder.with_suffix(".arrow"), **options)
     merge([folder], folder.with_name("merged.arrow"))

@@ -25,12 +25,7 @@ from tests.training.ranks import RUNS, train
 
 ARTICLES = ROOT / "tests" / "data" / "articles.parquet"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-DAILY = ("split", "contrastive")  # has everything: passages of other ranks, and unequal numbers of parts
-CASES = [
-    pytest.param(how, name, marks=() if (how, name) == DAILY else pytest.mark.slow)
-    for how in ("copies", "split")
-    for name in RUNS
-]
+CASES = [(how, name) for how in ("copies", "split") for name in RUNS]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +68,7 @@ def assert_close(found: Path, expected: Path, *, metrics: float, tensors: float)
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=tensors * tensor.abs().max().item(), msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "name"), CASES)
 def test_two_processes_equal_one_with_the_double_batch(
     tiny_llama: Path, data: Path, tmp_path: Path, how: str, name: str
