@@ -136,7 +136,7 @@ class _Pool:
             except queue.Empty:
                 continue
             if message is None:
-                self._replace(worker, stopped)
+                self._replace(worker)
             elif (receipt := self._handle(worker, *message)) is not None:
                 yield receipt
         if stopped is not None:
@@ -181,7 +181,7 @@ class _Pool:
         else:
             worker.send("embed", worker.shard)
 
-    def _replace(self, worker: _Worker, stopped: int | None) -> None:
+    def _replace(self, worker: _Worker) -> None:
         """Forget a process that has ended; if it died at its work, start another one. Raises WorkerError."""
         self._workers.remove(worker)
         if worker in self._loaded:
@@ -189,7 +189,7 @@ class _Pool:
         shard = worker.shard
         idle = shard is None and (worker.told_to_end or (self._begun and not self._waiting))
         how = worker.end(self._deadline())
-        if stopped is not None or idle:
+        if self._stop_deadline is not None or idle:
             return
         if worker is self._beginner and not self._begun:
             self._beginner = None

@@ -99,20 +99,20 @@ def embed_shards(
         shutil.rmtree(folder.work, ignore_errors=True)  # of a run that was killed after it published the manifest
         counts = dict(manifest.counts)
         return report_of(plan, rows=manifest.rows, shards=len(manifest.shards), **counts, already_finished=True)
-    rows = shard_rows or plan.shard_rows if record is None else record.shard_rows
-    job = ShardedJob(plan=plan, folder=folder, shard_rows=rows, batch_tokens=batch_tokens)
+    size = shard_rows or plan.shard_rows if record is None else record.shard_rows
+    job = ShardedJob(plan=plan, folder=folder, shard_rows=size, batch_tokens=batch_tokens)
     ranges = plan.corpus.shards(job.shard_rows)
     index, parts = part or (0, 1)
     mine = range(index, len(ranges), parts)
     receipts = _earlier(job, record, mine, len(ranges))
     missing = [shard for shard in mine if not receipts.has[shard]]
-    _require_space(job, record, [len(ranges[shard]) for shard in missing])
+    missing_rows = [len(ranges[shard]) for shard in missing]
+    _require_space(job, record, missing_rows)
     _check_errors(job, receipts)
     if missing:
         plan.corpus.log_text_column()
     rows = sum(len(ranges[shard]) for shard in mine)
-    resumed = rows - sum(len(ranges[shard]) for shard in missing)
-    state = JobProgress(rows, resumed, progress)
+    state = JobProgress(rows, rows - sum(missing_rows), progress)
     try:
         for receipt in schedule(job, missing, state, stop_signal) if missing else ():
             receipts.add(receipt)
@@ -169,19 +169,14 @@ def _earlier(job: ShardedJob, record: Record | None, mine: Sequence[int], shards
     """Return the receipts of those of the shards `mine` that earlier runs finished, and whose files are there."""
     if record is None:
         return Receipts(job.folder, "", shards)
-    finished = finished_shards(job.folder, record.id)
-    wrong: set[int] = set()
-    while True:
-        receipts = Receipts(job.folder, record.id, shards)
-        receipts.read(shard for shard in mine if shard in finished - wrong)
-        lost = receipts.without_file(job.folder.names())
-        if not lost:
-            return receipts
-        for shard in lost:
-            name = part_name(shard, shards)
-            logger.warning("%s/%s is missing or was cut: it is embedded again", job.folder.location, name)
-            job.folder.remove(receipt_name(record.id, shard))
-        wrong.update(lost)
+    receipts, finished = Receipts(job.folder, record.id, shards), finished_shards(job.folder, record.id)
+    receipts.read(shard for shard in mine if shard in finished)
+    lost = receipts.without_file(job.folder.names())
+    for shard in lost:
+        name = part_name(shard, shards)
+        logger.warning("%s/%s is missing or was cut: it is embedded again", job.folder.location, name)
+        job.folder.remove(receipt_name(record.id, shard))
+    return _earlier(job, record, mine, shards) if lost else receipts
 
 
 def _require_own(folder: Folder) -> None:

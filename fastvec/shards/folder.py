@@ -74,7 +74,7 @@ class LocalFolder:
         return found
 
     def read(self, name: str) -> bytes:
-        path = f"{self.location}/{name}"  # without a Path, in half the time
+        path = f"{self.location}/{name}"  # without a Path, in 0.6 of the time
         with _translated(path), open(path, "rb", buffering=0) as file:
             return file.readall()
 

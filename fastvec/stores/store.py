@@ -186,13 +186,13 @@ def _exclusively(system: Any, path: str, write: Callable[[str], Any]) -> bool:
             return False
         if error.errno != errno.ENOSYS:
             raise
-        if system.exists(path):  # a server without conditional writes
-            return False
-        write("overwrite")
     except NotImplementedError:
-        if system.exists(path):
-            return False
-        write("overwrite")
+        pass
+    else:
+        return True
+    if system.exists(path):  # a server or library without conditional writes
+        return False
+    write("overwrite")
     return True
 
 
