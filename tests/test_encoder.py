@@ -107,11 +107,6 @@ def test_causal_when_asked_for(tiny_llama: Path) -> None:
     assert np.abs(encoder.encode(TEXTS) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_llama: Path) -> Encoder:
-    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
-
-
 @pytest.mark.parametrize("others", [[], ["a"] * 50, ["of flour and salt " * 60] * 5], ids=["alone", "short", "long"])
 def test_a_vector_does_not_depend_on_its_neighbours(encoder: Encoder, others: list[str]) -> None:
     among = encoder.encode([*others, SENTENCES[0], *others])[len(others)]

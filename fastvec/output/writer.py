@@ -33,7 +33,7 @@ from fastvec.output.arrow_file import Block
 from fastvec.output.journal import Chunk, Job, Journal, RowError
 from fastvec.output.ownership import beside, earlier_fingerprint, finished_counts
 from fastvec.output.reader import read_output
-from fastvec.system.durable_files import open_file, replacing, sync_folder, translated_os_errors, write_at
+from fastvec.system.durable_files import open_file, replacing, sync_folder, translated_os_errors, write_at, write_file
 
 __all__ = ["Job", "Json", "RowError", "Writer", "earlier_fingerprint", "finished_counts"]
 
@@ -263,10 +263,5 @@ def write_errors(path: Path, lines: Iterable[str]) -> None:
         if ownership.is_errors_file(path):
             path.unlink(missing_ok=True)
         return
-    fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        write_at(fd, 0, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_file(temporary, data)
     os.replace(temporary, path)

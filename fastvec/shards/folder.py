@@ -15,7 +15,7 @@ from uuid import uuid4
 from fastvec.stores import store
 from fastvec.stores.address import Address, is_remote
 from fastvec.stores.spool import fetched, spool_folder
-from fastvec.system.durable_files import make_folder, open_file, sync_folder, translated_os_errors, write_at
+from fastvec.system.durable_files import make_folder, sync_folder, translated_os_errors, write_file
 
 TRIES = 3  # to create a file, while other processes delete the folder where it is written
 
@@ -102,12 +102,7 @@ class LocalFolder:
         make_folder(path.parent)
         make_folder(self.work)
         draft = self.work / f"{path.name}.{uuid4().hex}.tmp"  # processes of several machines may create the same file
-        fd = open_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            write_at(fd, 0, content)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        write_file(draft, content)
         if not _renamed(draft, path):
             return False
         sync_folder(path.parent)

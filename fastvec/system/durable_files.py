@@ -155,13 +155,20 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, over an older one; its content is durable when this returns, but not its name. Raises OSError."""
+    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        write_at(fd, 0, content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def write_durably(path: Path, text: str) -> None:
     """Replace `path` atomically: after a power cut, it has either its old content or all of `text`."""
     draft = draft_path(path)
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_file(draft, text.encode())
     os.replace(draft, path)
 
 

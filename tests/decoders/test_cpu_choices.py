@@ -157,11 +157,6 @@ def test_dtypes_are_compared_on_one_thread_which_is_not_kept(monkeypatch: pytest
         torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_llama: Path) -> Encoder:
-    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
-
-
 def fused(encoder: Encoder) -> FusedDecoder:
     decoder = encoder._forward._fused
     assert decoder is not None

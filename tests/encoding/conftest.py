@@ -1,13 +1,6 @@
-from pathlib import Path
-
 import pytest
 
 from fastvec import Encoder
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_llama: Path) -> Encoder:
-    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
 
 
 @pytest.fixture

@@ -1,24 +1,12 @@
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from fastvec import Encoder
-from fastvec.texts.tokenized import TokenizedTexts
+from fastvec import Encoder, embed
 from tests import ARTICLES
 from tests.helpers.corpora import write_parquet
-
-
-@pytest.fixture(scope="session")
-def encoder(tiny_llama: Path) -> Encoder:
-    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limit chunks to 40 rows, so that a shard has several."""
-    monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 40, "bytes": 16_000})
+from tests.helpers.shards import parts_of
 
 
 @pytest.fixture
@@ -39,18 +27,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "output" / "vecs"
 
 
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many texts each chunk gave to the encoder."""
-    counts: list[int] = []
-    begin = Encoder.begin
-
-    def counted(self: Encoder, texts: TokenizedTexts, *arguments: Any) -> Any:
-        counts.append(len(texts))
-        return begin(self, texts, *arguments)
-
-    monkeypatch.setattr(Encoder, "begin", counted)
-    return counts
+@pytest.fixture(scope="module")
+def expected(articles: Path, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("expected") / "vecs"
+    embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=60)
+    return parts_of(folder)
 
 
 @pytest.fixture

@@ -20,44 +20,18 @@ from fastvec.errors import InterruptedRunError, ModelError, WorkerError
 from fastvec.jobs import processes
 from fastvec.jobs.processes import TRIES, in_processes
 from fastvec.jobs.progress import JobProgress
-from fastvec.jobs.sharded import Schedule, ShardedJob, embed_shards
+from fastvec.jobs.sharded import ShardedJob
 from fastvec.jobs.worker import load_encoder
-from fastvec.report import Progress, Report
+from fastvec.report import Progress
 from fastvec.shards.folder import LocalFolder
 from tests.helpers.processes import environment
+from tests.helpers.shards import parts_of, run_sharded
 from tests.helpers.workers import dying, failing, signalled, stuck, unreadable
 
 if sys.platform == "win32":
     pytest.skip("needs signals", allow_module_level=True)
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-@pytest.fixture(scope="module")
-def expected(articles: Path, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("expected") / "vecs"
-    embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=60)
-    return parts_of(folder)
-
-
-def parts_of(folder: Path) -> dict[str, bytes]:
-    names = [*folder.glob("part-*"), folder / "_manifest.json"]
-    return {path.name: path.read_bytes() for path in names}
-
-
-def run(articles: Path, encoder: Encoder, folder: Path, schedule: Schedule, progress: Any = lambda _: None) -> Report:
-    plan = plan_embed([articles], f"{folder}/", settings=encoder.settings, options=EmbedOptions(column="text"))
-    return embed_shards(
-        plan,
-        LocalFolder(folder),
-        schedule,
-        part=None,
-        shard_rows=60,
-        batch_tokens=None,
-        overwrite=False,
-        progress=progress,
-        stop_signal=lambda: None,
-    )
 
 
 def test_two_processes_write_the_bytes_of_one(
@@ -87,7 +61,7 @@ def test_the_shard_of_a_process_that_dies_is_done_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     schedule = in_processes([ONE_THREAD], dying(tmp_path / "death", TRIES - 1))
-    assert run(articles, encoder, folder, schedule).rows == 300
+    assert run_sharded(articles, encoder.settings, folder, schedule).rows == 300
     warning = "a worker process was killed by SIGKILL at part-00000.arrow; another one takes its place"
     assert caplog.messages == [warning] * (TRIES - 1)
     assert parts_of(folder) == expected
@@ -105,12 +79,12 @@ def test_a_shard_that_ends_every_process_ends_the_job(
 ) -> None:
     schedule = in_processes([ONE_THREAD], dying(tmp_path / "death", 100, at_load=at_load))
     with pytest.raises(WorkerError, match=message):
-        run(articles, encoder, folder, schedule)
+        run_sharded(articles, encoder.settings, folder, schedule)
 
 
 def test_an_error_of_a_process_is_the_error_of_the_job(articles: Path, encoder: Encoder, folder: Path) -> None:
     with pytest.raises(ModelError, match="is broken: choose another"):
-        run(articles, encoder, folder, in_processes([ONE_THREAD] * 2, failing))
+        run_sharded(articles, encoder.settings, folder, in_processes([ONE_THREAD] * 2, failing))
     assert parts_of_nothing(folder)
 
 
@@ -224,14 +198,14 @@ def test_a_process_whose_messages_nobody_reads_ends_quietly(articles: Path, enco
 def test_signals_to_a_process_do_not_end_it(
     articles: Path, encoder: Encoder, folder: Path, expected: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert run(articles, encoder, folder, in_processes([ONE_THREAD], signalled)).rows == 300
+    assert run_sharded(articles, encoder.settings, folder, in_processes([ONE_THREAD], signalled)).rows == 300
     assert caplog.messages == []
     assert parts_of(folder) == expected
 
 
 def test_a_message_that_cannot_be_read_ends_the_job(articles: Path, encoder: Encoder, folder: Path) -> None:
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'number'"):
-        run(articles, encoder, folder, in_processes([ONE_THREAD], unreadable))
+        run_sharded(articles, encoder.settings, folder, in_processes([ONE_THREAD], unreadable))
 
 
 class ScriptedWorker(processes._Worker):

@@ -14,18 +14,16 @@ from typing import Any
 import pytest
 
 from fastvec import Encoder, embed
-from fastvec.embedding.options import EmbedOptions
-from fastvec.embedding.plan import plan_embed
 from fastvec.errors import InputError, ModelError, UsageError, WorkerError
 from fastvec.jobs.processes import TRIES
 from fastvec.jobs.ray_data import Actors, actors_of, in_ray, resolve_in_ray
-from fastvec.jobs.sharded import embed_shards
 from fastvec.jobs.worker import LoadEncoder, load_encoder
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.verify import verify_folder
 from tests.helpers.processes import environment
+from tests.helpers.shards import parts_of, run_sharded
 from tests.helpers.workers import dying, failing, waiting, wrong
 
 # Ray's own warnings, and its connections that a killed process leaves
@@ -71,18 +69,6 @@ def connected(cluster: Any) -> Any:
     return cluster
 
 
-@pytest.fixture(scope="module")
-def expected(articles: Path, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("expected") / "vecs"
-    embed([articles], f"{folder}/", encoder=encoder, column="text", shard_rows=60)
-    return parts_of(folder)
-
-
-def parts_of(folder: Path) -> dict[str, bytes]:
-    names = [*folder.glob("part-*"), folder / "_manifest.json"]
-    return {path.name: path.read_bytes() for path in names}
-
-
 def run(
     articles: Path,
     settings: EncoderSettings,
@@ -91,19 +77,7 @@ def run(
     progress: Callable[[Progress], None] = lambda _: None,
     planned: Callable[[], object] = lambda: None,
 ) -> Report:
-    plan = plan_embed([articles], f"{folder}/", settings=settings, options=EmbedOptions(column="text"))
-    planned()
-    return embed_shards(
-        plan,
-        LocalFolder(folder),
-        in_ray(None, load),
-        part=None,
-        shard_rows=60,
-        batch_tokens=None,
-        overwrite=False,
-        progress=progress,
-        stop_signal=lambda: None,
-    )
+    return run_sharded(articles, settings, folder, in_ray(None, load), progress, planned)
 
 
 def test_two_nodes_write_the_bytes_of_one_process(

@@ -63,11 +63,6 @@ def folder(request: pytest.FixtureRequest, spool: Path, tmp_path: Path) -> Itera
     MemoryFileSystem.store.clear()
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_llama: Path) -> Encoder:
-    return Encoder.from_pretrained(tiny_llama, dtype="float32", device="cpu")
-
-
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit chunks to nine rows."""
