@@ -10,7 +10,8 @@
     ├── WorkerError              1    processes that embed shards died; resumable
     ├── RowErrorsError           3    stopped by --on-error fail or --max-errors; resumable
     ├── LostProcessError         1    another process of a distributed run is gone; resumable
-    └── InterruptedRunError  130/143  stopped by a signal; resumable
+    ├── OutOfMemoryError         1    this process gets no more memory; resumable
+    └── InterruptedRunError  128+n    stopped by signal n, SIGHUP, SIGINT or SIGTERM; resumable
 
 A message is one line: what was found, what was expected, what to do.
 """
@@ -55,6 +56,10 @@ class RowErrorsError(FastvecError):
 
 
 class LostProcessError(FastvecError):
+    pass
+
+
+class OutOfMemoryError(FastvecError):
     pass
 
 

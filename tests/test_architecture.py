@@ -97,6 +97,7 @@ MAY_IMPORT = {
         "fastvec.settings",
         "fastvec.shards",
         "fastvec.stores",
+        "fastvec.system",
         "fastvec.training",
     },
     "fastvec.__main__": {"fastvec.cli"},

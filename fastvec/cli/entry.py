@@ -17,6 +17,7 @@ from fastvec.cli.embed import embed
 from fastvec.cli.outputs import inspect, verify
 from fastvec.cli.streams import fail, open_closed_streams
 from fastvec.errors import FastvecError
+from fastvec.system.memory import translated_memory_errors
 
 # between two garbage collections; with Python's 700, collections take a tenth of the time of importing torch
 ALLOCATIONS = 50_000
@@ -65,7 +66,8 @@ def main() -> NoReturn:
     gc.set_threshold(ALLOCATIONS)
     open_closed_streams()
     try:
-        cli(prog_name="fastvec", standalone_mode=False)
+        with translated_memory_errors():
+            cli(prog_name="fastvec", standalone_mode=False)
     except FastvecError as error:
         fail(str(error), error.exit_code)
     except click.exceptions.Abort:

@@ -4,10 +4,9 @@ So the shards are cut into the same chunks, computed in the same way and stored 
 them.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastvec.corpus.reader import ChunkLimits
@@ -17,6 +16,7 @@ from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import OutputError
 from fastvec.fingerprint import Json, refuse_another_job
 from fastvec.output.earlier import EarlierVectors
+from fastvec.output.journal import seal, unseal
 from fastvec.shards.folder import Folder
 from fastvec.shards.manifest import RECORD
 
@@ -40,6 +40,10 @@ class Record:
     choices: Mapping[str, Json] | None  # what CPUs compute by
     ranges: Sequence[float] | None  # [D], of int8 vectors
 
+    def to_line(self) -> bytes:
+        """Return the content of the file."""
+        return seal({"fastvec_job": _FORMAT, **asdict(self)})
+
     @property
     def shard_rows(self) -> int:
         return self.limits["shard_rows"]
@@ -52,14 +56,14 @@ def new_id() -> str:
 def read_record(folder: Folder) -> Record | None:
     """Return the record of the folder's job; None if none was begun. Raises OutputError if it is damaged."""
     try:
-        fields: dict[str, Any] = json.loads(folder.read(RECORD))
-        if fields.pop("fastvec_job") == _FORMAT:
-            return Record(**fields)
+        fields = unseal(folder.read(RECORD).removesuffix(b"\n"))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise OutputError(f"{folder.location}/{RECORD} is damaged: remove the folder, or choose another -o") from error
-    raise OutputError(f"{folder.location} is from another version of fastvec: finish it with that")
+    if fields is None:
+        raise OutputError(f"{folder.location}/{RECORD} is damaged: remove the folder, or choose another -o")
+    if fields.pop("fastvec_job", None) != _FORMAT:
+        raise OutputError(f"{folder.location} is from another version of fastvec: finish it with that")
+    return Record(**fields)
 
 
 def make_record(
@@ -84,8 +88,7 @@ def make_record(
             first = ChunkEmbedder(plan, encoder, earlier).first_ranges(ChunkLimits(**limits))
         ranges = [float(value) for value in first]
     own = Record(id=new_id(), fingerprint=plan.fingerprint, limits=limits, choices=encoder.choices, ranges=ranges)
-    content = json.dumps({"fastvec_job": _FORMAT, **asdict(own)}, separators=(",", ":")) + "\n"
-    if folder.create(RECORD, content.encode()):
+    if folder.create(RECORD, own.to_line()):
         return own
     found = read_record(folder)
     if found is None:

@@ -86,7 +86,7 @@ class Journal:
         with self.path.open("rb") as file:
             data = file.read()
         *lines, _torn = data.split(b"\n")
-        records = [_unseal(line) for line in lines]
+        records = [unseal(line) for line in lines]
         whole = next((i for i, record in enumerate(records) if record is None), len(records))
         if any(records[whole:]):
             raise OutputError(
@@ -115,13 +115,13 @@ class Journal:
         """Clear the journal and write a new header, which is durable when this returns."""
         os.ftruncate(self._fd, 0)
         self.job, self.chunks, self._end = job, [], 0
-        self._append([_seal({"fastvec_journal": _FORMAT, **_fields(job)})])
+        self._append([seal({"fastvec_journal": _FORMAT, **_fields(job)})])
         sync_folder(self.path.parent)
 
     def append(self, chunks: Sequence[Chunk]) -> None:
         """Append a line for each chunk, overwriting torn lines of a crash; durable when this returns."""
         first = len(self.chunks)
-        self._append(_seal({"chunk": first + i, **_record(chunk)}) for i, chunk in enumerate(chunks))
+        self._append(seal({"chunk": first + i, **_record(chunk)}) for i, chunk in enumerate(chunks))
         self.chunks += chunks
 
     def _append(self, lines: Iterable[bytes]) -> None:
@@ -153,13 +153,14 @@ def _delete_hint(path: Path) -> str:
     return f"delete it and {path.with_suffix('.part').name}, and run the command again"
 
 
-def _seal(record: Mapping[str, Json]) -> bytes:
+def seal(record: Mapping[str, Json]) -> bytes:
+    """Return a record as a line of JSON that ends with its own CRC32."""
     body = json.dumps(record, separators=(",", ":")).encode()[:-1]
     return b'%b%b%08x"}\n' % (body, _SEAL, zlib.crc32(body))
 
 
-def _unseal(line: bytes) -> dict[str, Any] | None:
-    """Return the record of a line, or None if its CRC32 does not match."""
+def unseal(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line, without its line feed, or None if its CRC32 does not match."""
     body, seal, crc32 = line.rpartition(_SEAL)
     if not seal or crc32 != b'%08x"}' % zlib.crc32(body):
         return None

@@ -3,7 +3,6 @@
 A shard is published first and its receipt second, so that a file without a receipt is work that is not finished.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvec.errors import OutputError
+from fastvec.output.journal import seal, unseal
 from fastvec.shards.folder import Folder
 
 RECEIPTS = "_receipts"
@@ -36,8 +36,7 @@ class Receipt:
 
     def write(self, folder: Folder, name: str) -> "Receipt":
         """Publish the receipt; returns that of another process if it was first."""
-        content = json.dumps(asdict(self), separators=(",", ":")) + "\n"
-        return self if folder.create(name, content.encode()) else read_receipt(folder, name)
+        return self if folder.create(name, seal(asdict(self))) else read_receipt(folder, name)
 
 
 def part_name(shard: int, shards: int) -> str:
@@ -57,10 +56,10 @@ def receipt_name(job: str, shard: int) -> str:
 
 def read_receipt(folder: Folder, name: str) -> Receipt:
     """Read a receipt. Raises OutputError if it is damaged, FileNotFoundError if there is none."""
-    try:
-        return Receipt(**json.loads(folder.read(name)))
-    except (ValueError, TypeError) as error:
-        raise OutputError(f"{folder.location}/{name} is damaged: delete it, and run the command again") from error
+    fields = unseal(folder.read(name).removesuffix(b"\n"))
+    if fields is None:
+        raise OutputError(f"{folder.location}/{name} is damaged: delete it, and run the command again")
+    return Receipt(**fields)
 
 
 def finished_shards(folder: Folder, job: str) -> set[int]:

@@ -16,7 +16,7 @@ from tests import THOROUGH
 if sys.platform == "win32":
     pytest.skip("needs flock", allow_module_level=True)
 
-from tests.helpers.machine import POWER_CUTS, Files, Machine
+from benchmarks.faulting.machine import POWER_CUTS, Files, Machine
 
 pytestmark = [pytest.mark.sampled, pytest.mark.usefixtures("same_ids")]
 PUBLISHED = "vecs/_manifest.json"

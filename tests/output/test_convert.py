@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.faulting.machine import Machine
 from fastvec import convert
 from fastvec.errors import DiskFullError, OutputError, RefusedError
 from fastvec.output import parquet_file
 from fastvec.output.verify import verify
 from fastvec.system.durable_files import replacing
-from tests.helpers.machine import Machine
 from tests.helpers.outputs import DIMS, contents, make_chunk, read_output, run_job
 from tests.helpers.outputs import write_output as write_batches
 from tests.helpers.processes import environment

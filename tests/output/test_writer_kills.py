@@ -21,7 +21,7 @@ from tests.helpers.outputs import CHUNKS, contents, make_job, run_job
 if sys.platform == "win32":
     pytest.skip("needs fork and flock", allow_module_level=True)
 
-from tests.helpers.machine import POWER_CUTS, Files, Machine
+from benchmarks.faulting.machine import POWER_CUTS, Files, Machine
 
 ERRORS = b'{"row": 9, "code": "not_finite"}\n'
 FEW_CHUNKS = 3
