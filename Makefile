@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test test-slow test-isa test-integrations test-stores check lint aot docs clean
+.PHONY: demo test test-slow test-isa test-integrations test-stores check lint aot faults docs clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -55,6 +55,11 @@ check: lint test
 # Every kernel configuration, compiled for every architecture without a GPU; benchmarks/aot.py says what is refused.
 aot: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.aot
+
+# Random faults against the real command: kills, power cuts, full disks, damaged files. The seed is a new one each time, and
+# printed with the command that repeats a failure: a fixed one would find nothing after its first pass.
+faults: $(VENV)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=.:kernels $(BIN)/python -m benchmarks.faults --faults 1000 --minutes 5
 
 # The documentation as a site; a warning, such as one about a broken link, fails.
 docs: $(VENV)/.installed

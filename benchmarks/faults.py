@@ -20,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import torch
 
-from benchmarks.faulting.command import adopt_orphans
+from benchmarks.faulting.command import adopting_orphans
 from benchmarks.faulting.faults import disturb, mount
 from benchmarks.faulting.jobs import Jobs, Violation
 from benchmarks.faulting.trial import NONE, Tally, Trial
@@ -36,7 +38,7 @@ SHOW_SECONDS = 10.0
 
 
 def run_scenario(jobs: Jobs, seed: int, number: int, tally: Tally) -> None:
-    """Run a scenario. Raises Violation, with what happened until then as its note."""
+    """Run a scenario. Raises Violation, which says what happened until then."""
     draw = random.Random(f"{seed} scenario {number}")
     trial = Trial(jobs.draw(draw), draw, tally)
     try:
@@ -47,7 +49,7 @@ def run_scenario(jobs: Jobs, seed: int, number: int, tally: Tally) -> None:
         trial.finish()
     except (Violation, TimeoutError) as error:
         raise Violation("\n".join([*trial.history, "", str(error)])) from None
-    tally.trials += 1
+    tally.scenarios += 1
     trial.remove()
 
 
@@ -58,6 +60,26 @@ def table(tally: Tally) -> str:
         codes = ", ".join(f"{code}: {count:,}" for code, count in sorted(tally.codes[fault].items()))
         lines.append(f"{fault:28} {runs:6,}  {codes}")
     return "\n".join(lines)
+
+
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """Yield a folder in which `out` is a file system of its own, if possible; it is kept if the block raises."""
+    torch.set_num_threads(1)  # threads do not survive a fork
+    folder = Path(tempfile.mkdtemp(prefix="fastvec-faults-"))
+    (folder / "out").mkdir()
+    mounted = mount(folder / "out")
+    if not mounted:
+        click.echo("without the right to mount a small file system, full disks are injected errors alone")
+    gc.freeze()  # so that a run does not copy what it does not change
+    try:
+        with adopting_orphans():
+            yield folder
+    finally:
+        gc.unfreeze()  # a library that is not freed at the end complains
+    if mounted:
+        subprocess.run(["umount", "--lazy", folder / "out"], check=True)
+    shutil.rmtree(folder)
 
 
 @click.command()
@@ -71,48 +93,44 @@ def main(
     minutes: float, faults: int | None, seed: int | None, scenario: int | None, verbose: bool, append: Path | None
 ) -> None:
     """Run scenarios until the time is over, or one breaks a promise."""
-    torch.set_num_threads(1)  # threads do not survive a fork
-    adopt_orphans()
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
-    folder, tally, begin = Path(tempfile.mkdtemp(prefix="fastvec-faults-")), Tally(), time.monotonic()
     click.echo(f"seed {seed}")
-    jobs = Jobs(folder, seed)
-    gc.freeze()  # so that a run does not copy what it does not change
-    mounted = mount(folder / "out")
-    if not mounted:
-        click.echo("without the right to mount a small file system, full disks are injected errors alone")
-    failure, number, shown = None, scenario or 0, begin
-    while failure is None:
-        if verbose:
-            click.echo(f"--seed {seed} --scenario {number}")
-        try:
-            run_scenario(jobs, seed, number, tally)
-        except Violation as error:
-            failure = str(error)
-            break
-        number += 1
-        seconds = time.monotonic() - begin
-        if time.monotonic() - shown > SHOW_SECONDS:
-            click.echo(f"{tally.faults:,} faults in {tally.trials:,} scenarios, {seconds:.0f} s")
-            shown = time.monotonic()
-        if scenario is not None or seconds > 60 * minutes or tally.faults >= (faults or 1 << 60):
-            break
+    tally, begin, shown, number = Tally(), time.monotonic(), time.monotonic(), scenario or 0
+    failure = None
+    with working_folder() as folder:
+        jobs = Jobs(folder, seed)
+        while failure is None:
+            if verbose:
+                click.echo(f"--seed {seed} --scenario {number}")
+            try:
+                run_scenario(jobs, seed, number, tally)
+            except Violation as error:
+                failure = str(error)
+            seconds = time.monotonic() - begin
+            if time.monotonic() - shown > SHOW_SECONDS:
+                click.echo(f"{tally.faults:,} faults in {tally.scenarios:,} scenarios, {seconds:.0f} s")
+                shown = time.monotonic()
+            if scenario is not None or seconds > 60 * minutes or tally.faults >= (faults or 1 << 60):
+                break
+            number += failure is None
+        _report(tally, seed, seconds, append, failed=failure is not None)
+        if failure is not None:
+            repeat = shlex.join(["python", "-m", "benchmarks.faults", "--seed", str(seed), "--scenario", str(number)])
+            click.echo(f"\n{failure}\n\nkept: {folder}\nrepeat: {repeat}")
+            sys.exit(1)
+
+
+def _report(tally: Tally, seed: int, seconds: float, append: Path | None, *, failed: bool) -> None:
     click.echo(table(tally))
-    summary = f"{tally.faults:,} faults in {tally.trials:,} scenarios and {sum(tally.runs.values()):,} runs"
-    click.echo(f"{summary}, {time.monotonic() - begin:.0f} s, seed {seed}")
-    if append is not None:
-        row = {"seed": seed, "scenarios": tally.trials, "runs": dict(tally.runs), "failed": failure is not None}
-        append_row(append, {"benchmark": "faults", **row})
-    gc.unfreeze()  # a library that is not freed at the end complains
-    if failure is None:
+    runs = sum(tally.runs.values())
+    click.echo(
+        f"{tally.faults:,} faults in {tally.scenarios:,} scenarios and {runs:,} runs, {seconds:.0f} s, seed {seed}"
+    )
+    if not failed:
         click.echo("rows lost, doubled, reordered or wrong: 0; tracebacks: 0")
-    else:
-        repeat = shlex.join(["python", "-m", "benchmarks.faults", "--seed", str(seed), "--scenario", str(number)])
-        click.echo(f"\n{failure}\n\nkept: {folder}\nrepeat: {repeat}")
-        sys.exit(1)
-    if mounted:
-        subprocess.run(["umount", "--lazy", folder / "out"], check=True)
-    shutil.rmtree(folder)
+    if append is not None:
+        row = {"seed": seed, "scenarios": tally.scenarios, "runs": dict(tally.runs), "failed": failed}
+        append_row(append, {"benchmark": "faults", **row})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ out otherwise in the next run. Processes of `--devices` are forked too, from the
 """
 
 import ctypes
+import faulthandler
 import os
 import signal
 import subprocess
@@ -12,8 +13,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ CHUNK_TOKENS = 256
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 END_SECONDS = 60.0  # a run takes below one second
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_others: set[int] = set()  # children of this process that are no runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +56,19 @@ def plainly(program: Program) -> object:
 
 
 class Running:
-    """A run of the command. `within` is called in its process with the program to run, and may disturb it."""
+    """A run of the command. `within` is called in its process with the program to run, and may disturb it.
+
+    `chunk_tokens` is the size of its chunks; None leaves it to the command.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], log: Path, within: Within = plainly, commit_seconds: float = 0
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        within: Within = plainly,
+        *,
+        commit_seconds: float = 0,
+        chunk_tokens: int | None = CHUNK_TOKENS,
     ) -> None:
         self.arguments, self.log = tuple(arguments), log
         self._begin = time.monotonic()
@@ -65,7 +76,7 @@ class Running:
         sys.stderr.flush()
         # a signal that came before the program is Python's to handle
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-        self.pid = _fork(lambda: _run(self.arguments, log, within, commit_seconds))
+        self.pid = _fork(lambda: _run(self.arguments, log, within, commit_seconds, chunk_tokens))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -75,18 +86,33 @@ class Running:
     def workers(self) -> list[int]:
         return children(self.pid)
 
+    def poll(self) -> Ended | None:
+        """Return how the run ended; None if it has not."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return self._ended(status) if pid else None
+
     def wait(self) -> Ended:
         """Wait for the end. Raises TimeoutError if there is none."""
         deadline = time.monotonic() + END_SECONDS
-        while (found := os.waitpid(self.pid, os.WNOHANG)) == (0, 0):
+        while (ended := self.poll()) is None:
             if time.monotonic() > deadline:
+                self.kill(signal.SIGUSR2)
+                time.sleep(1)
                 self.kill()
                 os.waitpid(self.pid, 0)
-                raise TimeoutError(f"fastvec {' '.join(self.arguments)} did not end in {END_SECONDS:.0f} s")
+                what = f"fastvec {' '.join(self.arguments)} did not end in {END_SECONDS:.0f} s"
+                raise TimeoutError(f"{what}:\n{self.log.read_text()}")
             time.sleep(0.002)
+        return ended
+
+    def _ended(self, status: int) -> Ended:
         printed = self.log.read_text(errors="replace") if self.log.exists() else ""
-        code = os.waitstatus_to_exitcode(found[1])
-        return Ended(arguments=self.arguments, code=code, printed=printed, seconds=time.monotonic() - self._begin)
+        return Ended(
+            arguments=self.arguments,
+            code=os.waitstatus_to_exitcode(status),
+            printed=printed,
+            seconds=time.monotonic() - self._begin,
+        )
 
 
 def children(pid: int | str = "self") -> list[int]:
@@ -98,14 +124,21 @@ def children(pid: int | str = "self") -> list[int]:
     return found
 
 
-def adopt_orphans() -> None:
-    """Become the parent of processes whose parent dies, so that `end_orphans` can wait for them."""
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """In this block, become the parent of processes whose parent dies, so that `end_orphans` can wait for them."""
+    _others.update(children())
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        end_orphans(kill=True)
+        ctypes.CDLL(None).prctl(_SUBREAPER, 0, 0, 0, 0)
 
 
 def end_orphans(*, kill: bool = False) -> None:
     """Wait for the processes of runs that were killed, or kill them too."""
-    for pid in children():
+    for pid in set(children()) - _others:
         if kill:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -120,13 +153,18 @@ def _fork(program: Callable[[], NoReturn]) -> int:
     return pid or program()
 
 
-def _run(arguments: Sequence[str], log: Path, within: Within, commit_seconds: float) -> NoReturn:
+def _run(
+    arguments: Sequence[str], log: Path, within: Within, commit_seconds: float, chunk_tokens: int | None
+) -> NoReturn:
     """Be the command in this process."""
     os.umask(0)
+    warnings.resetwarnings()
     printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     _connect(os.open(os.devnull, os.O_RDWR), printed, printed)
+    faulthandler.register(signal.SIGUSR2)  # prints where a run is that does not end
     sys.argv = ["fastvec", *arguments]
-    batching.CHUNK_TOKENS["cpu"] = (CHUNK_TOKENS, CHUNK_TOKENS)
+    if chunk_tokens is not None:
+        batching.CHUNK_TOKENS["cpu"] = (chunk_tokens, chunk_tokens)
     vars(chunk_encoder)["is_long_job"] = lambda *_: False
     vars(processes)["subprocess"] = _FORKING
     writer.GROUP_SECONDS = commit_seconds

@@ -160,7 +160,7 @@ class Jobs:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
-        (folder / "out").mkdir()
+        (folder / "out").mkdir(exist_ok=True)
         save_model(folder / "model")
         self._corpora = [
             tuple(

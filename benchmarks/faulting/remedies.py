@@ -70,6 +70,6 @@ def follow_verify(printed: str, target: Path) -> bool:
             if target.is_dir():
                 named = re.search(r"(\S+) (?:is damaged|does not match|is missing)", line)
                 path = path if path.is_file() else Path(named[1]) if named is not None else path
-            found |= path.is_file()
+            found |= path.is_file() or "run the same fastvec embed again" in line
             path.unlink(missing_ok=True)
     return found

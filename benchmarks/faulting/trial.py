@@ -28,7 +28,7 @@ class Tally:
 
     runs: Counter[str] = field(default_factory=Counter)
     codes: dict[str, Counter[int]] = field(default_factory=dict)
-    trials: int = 0
+    scenarios: int = 0
 
     @property
     def faults(self) -> int:
@@ -74,7 +74,7 @@ class Trial:
         return (*self.draw.choice(self.job.commands), *quiet)
 
     def start(self, command: tuple[str, ...], within: Within = plainly, log: str = "log") -> Running:
-        return Running(command, self.job.folder / log, within, self.draw.choice(COMMIT_SECONDS))
+        return Running(command, self.job.folder / log, within, commit_seconds=self.draw.choice(COMMIT_SECONDS))
 
     def disturb(
         self,
@@ -131,10 +131,11 @@ class Trial:
             raise Violation(f"{names} are not those of the undisturbed run")
 
     def _run_all(self, options: tuple[str, ...]) -> tuple[str, ...] | None:
-        """Run the commands of the job; returns the options that the first one which fails asks for."""
+        """Run the commands of the job; returns options that those which fail ask for."""
         if "--overwrite" in options and self.job.kind == "halves":  # which refuse it, and tell to delete the folder
             shutil.rmtree(self.job.target)
             options = ()
+        asked = None
         for command in self.job.commands:
             ended = self.start((*command, *options)).wait()
             self.ended(NONE, ended, ())
@@ -142,8 +143,8 @@ class Trial:
                 remedy = follow(ended)
                 if remedy is None:
                     raise Violation(f"the error does not say what to do:\n{ended.printed}")
-                return remedy
-        return None
+                asked = asked or remedy
+        return asked
 
     def _verify(self) -> tuple[str, ...] | None:
         """Run `fastvec verify`; if it fails because of damage, delete what is damaged, and return options."""

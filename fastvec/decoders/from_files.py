@@ -21,6 +21,7 @@ from fastvec.checkpoints.checkpoint import Checkpoint
 from fastvec.checkpoints.model_files import read_json, weight_files
 from fastvec.decoders.fused import AttentionSettings, FusedDecoder
 from fastvec.decoders.llama_layers import NotLlamaStyle, layer_of, norm_of
+from fastvec.system.memory import is_out_of_memory
 from fastvec.texts.packing import Packed
 
 COUNTS = (
@@ -213,7 +214,9 @@ def decoder_from_files(
         model.load_state_dict(tensors, assign=True)
         model.requires_grad_(False).eval()
         return PlainDecoder(model, shape, bidirectional=bidirectional, positions=positions)
-    except (NotLlamaStyle, RuntimeError):  # RuntimeError: mismatched tensors, or out of memory
+    except (NotLlamaStyle, RuntimeError) as error:  # RuntimeError: mismatched tensors, or a GPU out of memory
+        if is_out_of_memory(error):  # other vectors, because memory was short now, would be a surprise
+            raise
         return None
 
 

@@ -134,7 +134,8 @@ class ShardWorker:
     def _published(self, shard: int, draft: Path) -> Receipt:
         """Publish a shard's file and its receipt. Raises OutputError if another process did so with other bytes."""
         name = receipt_name(self.begin().id, shard)
-        own = _receipt(shard, self._shards[shard], draft)
+        with translated_os_errors(draft):
+            own = _receipt(shard, self._shards[shard], draft)
         with suppress(FileNotFoundError):  # of a process on another machine: stores and some file systems have no locks
             return read_receipt(self._folder, name)
         self._folder.publish(draft, part_name(shard, len(self._shards)))
@@ -145,7 +146,8 @@ class ShardWorker:
                 f"{self._folder.location}: shard {shard} was embedded by two processes at the same time, and their "
                 "bytes differ: run the same command again, which embeds it once more"
             )
-        errors_path(draft).unlink(missing_ok=True)
+        with suppress(OSError):  # the shard is published; what is left of its work is deleted with that of all
+            errors_path(draft).unlink(missing_ok=True)
         return receipt
 
 

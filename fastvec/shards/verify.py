@@ -100,5 +100,5 @@ def _check_errors(folder: Folder, manifest: Manifest) -> Check:
     try:
         read_errors(folder, manifest)
     except OutputError as error:
-        problem = str(error)
+        problem = f"{error}; run the same fastvec embed again to make it anew"
     return check("row errors", problem, f"{manifest.counts.get('errors', 0):,}")

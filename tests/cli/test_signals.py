@@ -102,7 +102,10 @@ def test_a_job_whose_terminal_is_closed(tiny_llama: Path, tmp_path: Path, ignore
         pa.ArrowMemoryError("malloc of size 128 failed"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("could not create a primitive"),
+        RuntimeError("unable to mmap 38184 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
         RuntimeError("can't start new thread"),
+        pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
     ],
 )
 def test_too_little_memory_is_one_line(
