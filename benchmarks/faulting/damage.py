@@ -43,7 +43,7 @@ DAMAGES: dict[Callable[[Path, random.Random], None], int] = {_flip: 6, _cut: 3, 
 def damageable(trial: Trial) -> list[Path]:
     """Return the files that are protected by a checksum and not empty.
 
-    Those are all but the list of row errors beside a single file, and receipts when the manifest is there.
+    Those are all but the list of row errors beside a file, and receipts when the manifest is there.
     """
     output = trial.job.output
     is_finished = (output / trial.job.final).exists()
@@ -52,7 +52,7 @@ def damageable(trial: Trial) -> list[Path]:
         in_receipts = "_receipts" in path.parts
         if path.is_file() and path.stat().st_size and not (is_finished and in_receipts):
             own = path.relative_to(output).as_posix()
-            if trial.job.in_shards or "errors.jsonl" not in own:
+            if own == "vecs/_errors.jsonl" or "errors.jsonl" not in own:
                 found.append(path)
     return found
 

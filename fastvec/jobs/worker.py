@@ -1,5 +1,6 @@
 """Embeds shards of a job, one after another, with one encoder."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from fastvec.jobs.record import Record, make_record, read_record, require_same_j
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.ownership import beside, errors_path
 from fastvec.output.reader import read_output
+from fastvec.output.verify import open_intact
 from fastvec.output.writer import Job, finished_counts
 from fastvec.report import Progress
 from fastvec.settings import EncoderSettings
@@ -26,6 +28,7 @@ from fastvec.system.durable_files import make_folder, open_locked, translated_os
 if TYPE_CHECKING:  # the encoder is loaded when it is needed
     from fastvec.encoder import Encoder
 
+logger = logging.getLogger(__name__)
 
 LoadEncoder = Callable[[EncoderSettings], "Encoder"]
 
@@ -117,7 +120,7 @@ class ShardWorker:
         """Write the file of a shard, unless an earlier run has finished it and not published it."""
         record, plan = self.begin(), replace(self._plan, output=draft, shard=self._shards[shard])
         job = Job(fingerprint=plan.fingerprint, environment={}, limits=record.limits, choices=record.choices)
-        if finished_counts(draft, job) is not None:
+        if _is_finished(draft, job):
             return
         encoder = self.load()
         write_file(
@@ -154,6 +157,22 @@ class ShardWorker:
 def draft_of(folder: Folder, record: Record, shard: int, shards: int) -> Path:
     """Return the path at which a shard is written."""
     return folder.work / record.id / part_name(shard, shards)
+
+
+def _is_finished(draft: Path, job: Job) -> bool:
+    """Return whether an earlier run has finished the file of a shard; one that was damaged since is deleted."""
+    try:
+        if finished_counts(draft, job) is None:
+            return False
+        open_intact(draft)
+    except OutputError as error:
+        if not draft.exists():
+            raise
+        logger.warning("%s, which is embedded again", error)
+        with translated_os_errors(draft):
+            draft.unlink()
+        return finished_counts(draft, job) is not None
+    return True
 
 
 @contextmanager

@@ -129,8 +129,10 @@ def promised(
         schema, promises = read()
         counts = {"rows": int(promises["fastvec.rows"]), **json.loads(promises["fastvec.counts"])}
         return json.loads(schema.metadata[b"fastvec.fingerprint"]), counts
-    except (KeyError, TypeError, ValueError, RecursionError, OSError) as error:  # ArrowInvalid is a ValueError
-        if isinstance(error, OSError) and error.errno is not None:  # not Arrow's, for a damaged footer
+    except (KeyError, TypeError, ValueError, RecursionError, OSError, pa.ArrowException) as error:
+        if (
+            isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+        ):  # not Arrow's, of a damaged file
             raise
         raise RefusedError(f"{output} is not a finished fastvec output; {REMEDY}") from error
 

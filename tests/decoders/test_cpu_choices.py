@@ -87,6 +87,30 @@ def test_a_torch_without_onednn_has_none(error: type[Exception], monkeypatch: py
     assert not has_onednn.__wrapped__(torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("message", "is_memory"),
+    [
+        ("could not create a primitive", True),
+        ("could not create a memory object", True),
+        ("could not create a primitive descriptor for an inner product", False),
+    ],
+)
+def test_too_little_memory_is_not_taken_for_a_torch_without_onednn(
+    monkeypatch: pytest.MonkeyPatch, message: str, is_memory: bool
+) -> None:
+    """A job that began while memory was short would have other vectors than one that did not."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(cpu_choices, "_onednn", refuse)
+    if is_memory:
+        with pytest.raises(RuntimeError, match=message):
+            has_onednn.__wrapped__(torch.float32)
+    else:
+        assert not has_onednn.__wrapped__(torch.float32)
+
+
 def test_a_product_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     real = cpu_choices._onednn
     monkeypatch.setattr(cpu_choices, "_onednn", lambda *arguments: real(*arguments) * 1.01)
