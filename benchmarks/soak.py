@@ -33,7 +33,7 @@ GROWTH = 1.1  # of memory: chunks differ in size
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     seconds: float
-    memory: int  # bytes, resident and not shared with the parent
+    memory: int  # bytes, not shared with the parent or with files
     descriptors: int
     threads: int
 
@@ -77,7 +77,8 @@ def sampled(pid: int, begin: float) -> Sample | None:
     """Return a sample of a process; None if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        private = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+        # without the pages of mapped files, which the system takes back when it needs them
+        private = sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
         descriptors, threads = (len(os.listdir(f"/proc/{pid}/{name}")) for name in ("fd", "task"))
     except OSError:
         return None
