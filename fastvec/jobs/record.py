@@ -4,10 +4,9 @@ So the shards are cut into the same chunks, computed in the same way and stored 
 them.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastvec.corpus.reader import ChunkLimits
@@ -19,6 +18,7 @@ from fastvec.fingerprint import Json, refuse_another_job
 from fastvec.output.earlier import EarlierVectors
 from fastvec.shards.folder import Folder
 from fastvec.shards.manifest import RECORD
+from fastvec.system.sealed import read_sealed, sealed
 
 if TYPE_CHECKING:  # a finished or refused job must not import torch
     from fastvec.encoder import Encoder
@@ -52,7 +52,7 @@ def new_id() -> str:
 def read_record(folder: Folder) -> Record | None:
     """Return the record of the folder's job; None if none was begun. Raises OutputError if it is damaged."""
     try:
-        fields: dict[str, Any] = json.loads(folder.read(RECORD))
+        fields = read_sealed(folder.read(RECORD))
         if fields.pop("fastvec_job") == _FORMAT:
             return Record(**fields)
     except FileNotFoundError:
@@ -84,8 +84,7 @@ def make_record(
             first = ChunkEmbedder(plan, encoder, earlier).first_ranges(ChunkLimits(**limits))
         ranges = [float(value) for value in first]
     own = Record(id=new_id(), fingerprint=plan.fingerprint, limits=limits, choices=encoder.choices, ranges=ranges)
-    content = json.dumps({"fastvec_job": _FORMAT, **asdict(own)}, separators=(",", ":")) + "\n"
-    if folder.create(RECORD, content.encode()):
+    if folder.create(RECORD, sealed({"fastvec_job": _FORMAT, **asdict(own)})):
         return own
     found = read_record(folder)
     if found is None:

@@ -258,6 +258,7 @@ def _finished(
         rows=rows,
         shards=len(ranges) if only is None else only,
         missing_shards=len(ranges) - len(finished),
+        verified=receipts.verified,
         **counts,
         resumed_rows=state.rows - state.new_rows,
         choices=None if record is None else record.choices,

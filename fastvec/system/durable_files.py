@@ -121,6 +121,16 @@ def write_at(fd: int, offset: int, data: Any) -> None:
         view = view[os.write(fd, view) :]
 
 
+def forget_cached(path: Path) -> None:
+    """Drop the cached pages of a durable file, so that the disk is read next; does nothing where that is impossible."""
+    if sys.platform != "win32" and hasattr(os, "posix_fadvise"):  # macOS has none
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+
 def sync_folder(folder: Path) -> None:
     """fsync `folder`, so that creating, renaming and deleting files in it is durable."""
     if sys.platform == "win32":  # Windows cannot open a folder; NTFS journals names itself

@@ -24,7 +24,7 @@ Data = Literal["kept", "lost", "zeros"]
 POWER_CUTS: list[tuple[Names, Data]] = list(product(get_args(Names), get_args(Data)))
 
 COUNTED: dict[ModuleType, tuple[str, ...]] = {
-    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink", "link"),
+    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink", "link", "posix_fadvise"),
     fcntl: ("flock",),
 }
 

@@ -8,8 +8,8 @@ import pytest
 
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import Json, differences
-from fastvec.output.arrow_file import Block
 from fastvec.output.journal import Chunk, Journal, RowError
+from fastvec.system.blocks import Block
 from tests.helpers.outputs import make_job
 
 CHUNKS = [
