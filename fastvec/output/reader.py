@@ -182,7 +182,7 @@ def read_output(path: Path) -> Output:
             normalize=own["normalize"] == "true",
             ranges=ranges_from_json(own["ranges"]) if "ranges" in own else None,
         )
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, UsageError) as error:
         raise OutputError(f"{path} has damaged metadata: {error!r}") from error
     try:
         if _is_footer_intact(output):

@@ -58,7 +58,10 @@ def receipt_name(job: str, shard: int) -> str:
 def read_receipt(folder: Folder, name: str) -> Receipt:
     """Read a receipt. Raises OutputError if it is damaged, FileNotFoundError if there is none."""
     try:
-        return Receipt(**read_sealed(folder.read(name)))
+        receipt = Receipt(**read_sealed(folder.read(name)))
+        if name.rpartition("/")[2] != f"{receipt.shard}.json":
+            raise ValueError(f"it is that of shard {receipt.shard}")
+        return receipt
     except (ValueError, TypeError) as error:
         raise OutputError(f"{folder.location}/{name} is damaged: delete it, and run the command again") from error
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.core import ParameterSource
+from fsspec.implementations.memory import MemoryFileSystem
 
 from fastvec.cli.entry import cli
 from tests import ARTICLES, ROOT
@@ -37,6 +38,34 @@ def test_embed_verify_and_inspect(fastvec: Run, tiny_llama: Path) -> None:
     assert (verified.exit_code, verified.stderr) == (0, "")
     shown = json.loads(fastvec("inspect", "vecs.arrow", "--json").stdout)
     assert (shown["rows"], shown["dims"], shown["nulls"]) == (50, 64, 0)
+
+
+def test_read_back_is_reported_and_identifies_no_job(fastvec: Run, tiny_llama: Path) -> None:
+    embed = ("embed", ARTICLES, "--model", tiny_llama, "--column", "text", "--limit", "3", "--shard-rows", "2")
+    for options, verified in (((), True), (("--verify",), True), (("--no-verify",), False)):
+        for output in ("vecs/", "vecs.arrow", "vecs.parquet"):
+            arguments = embed if output == "vecs/" else embed[:-2]
+            done = fastvec(*arguments, "-o", output, *options, "--overwrite", "--json", "--quiet")
+            assert json.loads(done.stdout)["verified"] is verified, (output, options)
+    again = fastvec(*embed[:-2], "-o", "vecs.arrow", "--verify", "--json", "--quiet")
+    assert (json.loads(again.stdout)["already_finished"], json.loads(again.stdout)["verified"]) == (True, None)
+
+
+def test_row_errors_in_a_store_are_verified(
+    fastvec: Run, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTVEC_SPOOL", str(tmp_path / "spool"))
+    Path("rows.jsonl").write_text('{"text": "one"}\n{broken\n')
+    address, store = f"memory://{tmp_path.name}/vecs.arrow", MemoryFileSystem()
+    done = fastvec("embed", "rows.jsonl", "-o", address, "--model", tiny_llama, "--column", "text", "--quiet")
+    assert done.exit_code == 3
+    assert "row errors  1, in vecs.errors.jsonl" in fastvec("verify", address).stdout
+    with store.open(f"/{tmp_path.name}/vecs.errors.jsonl", "ab") as errors:
+        errors.write(b"\n")
+    assert "vecs.errors.jsonl does not match its CRC32" in fastvec("verify", address).stdout
+    store.rm(f"/{tmp_path.name}/vecs.errors.jsonl")
+    missing = fastvec("verify", address)
+    assert (missing.exit_code, "vecs.errors.jsonl, the list of 1, is no file" in missing.stdout) == (1, True)
 
 
 def test_json_is_one_document_with_every_field(fastvec: Run, tiny_llama: Path) -> None:
