@@ -12,7 +12,7 @@ import numpy as np
 from fastvec.embedding.job import write_file
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import OutputError
-from fastvec.jobs.record import Record, make_record, read_record, require_same_job
+from fastvec.jobs.record import make_record, require_same_job
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.ownership import beside, errors_path
 from fastvec.output.reader import read_output
@@ -22,6 +22,7 @@ from fastvec.report import Progress
 from fastvec.settings import EncoderSettings
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipt, part_name, read_receipt, receipt_name
+from fastvec.shards.record import Record, read_record
 from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors
 
 if TYPE_CHECKING:  # the encoder is loaded when it is needed

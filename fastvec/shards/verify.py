@@ -8,9 +8,9 @@ from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output.reader import SHARD, Output, read_output
 from fastvec.output.verify import Check, Verification, check, verify
 from fastvec.shards.folder import Folder
-from fastvec.shards.manifest import MANIFEST, RECORD, Manifest, Shard, read_errors, read_manifest
+from fastvec.shards.manifest import MANIFEST, Manifest, Shard, read_errors, read_manifest
 from fastvec.shards.receipts import Receipts, finished_shards, is_part, receipt_name
-from fastvec.system.sealed import read_sealed
+from fastvec.shards.record import RECORD, read_record
 
 REMEDY = "delete it, and run fastvec embed again to make it anew"
 _NOT_NEEDED = "it is only needed to make lost shards again"
@@ -86,25 +86,25 @@ def _check_job(folder: Folder, manifest: Manifest) -> Iterator[Check]:
     Without them, an output is whole.
     """
     try:
-        record = read_sealed(folder.read(RECORD))
-        if fingerprint_differences(manifest.fingerprint, record["fingerprint"]):
-            yield check(RECORD, f"is that of another job than {MANIFEST}", "")
-        job, shards = str(record["id"]), len(manifest.shards)
-        finished = finished_shards(folder, job)
-        receipts = Receipts(folder, job, shards)
-        receipts.read(sorted(finished & set(range(shards))))
-    except FileNotFoundError:
+        record = read_record(folder)
+    except OutputError:
+        yield check(RECORD, f"is damaged: delete it; {_NOT_NEEDED}", "")
         return
-    except (ValueError, TypeError, KeyError, AttributeError):
-        yield check(RECORD, f"is damaged; {_NOT_NEEDED}", "")
+    if record is None:
         return
+    if fingerprint_differences(manifest.fingerprint, record.fingerprint):
+        yield check(RECORD, f"is that of another job than {MANIFEST}", "")
+        return
+    receipts = Receipts(folder, record.id, len(manifest.shards))
+    try:
+        receipts.read(sorted(finished_shards(folder, record.id) & set(range(len(manifest.shards)))))
     except OutputError as error:
         yield check("receipts", f"{error}", "")
         return
     for number, shard in enumerate(manifest.shards):
         own = receipts.rows[number], receipts.bytes[number], f"{receipts.checksums[number]:08x}"
         if receipts.has[number] and own != (shard.rows, shard.bytes, shard.checksum):
-            yield check("receipts", f"{receipt_name(job, number)} is not that of {shard.file}; {_NOT_NEEDED}", "")
+            yield check("receipts", f"{receipt_name(record.id, number)} is not that of {shard.file}; {_NOT_NEEDED}", "")
             return
     if receipts.has.all() and dict(receipts.counts) != dict(manifest.counts):
         yield check("receipts", f"their counts are not those of {MANIFEST}; {_NOT_NEEDED}", "")

@@ -46,6 +46,17 @@ def test_a_reopened_journal_has_its_job_and_chunks(path: Path) -> None:
     assert reopened(path).chunks == CHUNKS
 
 
+def test_chunks_that_are_given_up_leave_no_line(path: Path) -> None:
+    """A line left behind one that is written shorter would look like damage."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    journal = Journal.open(path, create=False)
+    journal.keep(1)
+    assert (journal.chunks, path.read_bytes()) == (CHUNKS[:1], b"".join(lines[:2]))
+    journal.append(CHUNKS[:1])
+    journal.close()
+    assert reopened(path).chunks == [CHUNKS[0], CHUNKS[0]]
+
+
 def test_a_torn_tail_is_dropped_wherever_it_is_torn(path: Path) -> None:
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
