@@ -1,9 +1,11 @@
 """Check torch, the processor and the GPUs."""
 
+import ctypes
 import math
 import os
 import platform
 import subprocess
+import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -168,12 +170,14 @@ def _is_version(word: str) -> bool:
 
 
 def _driver_cuda() -> str | None:
-    """Return the newest CUDA that the driver supports, as torch was told; None if torch does not know."""
-    import torch
-
-    ask: Any = getattr(torch._C, "_cuda_getDriverVersion", None)
-    number = ask() if ask is not None else 0
-    return f"{number // 1000}.{number % 1000 // 10}" if number else None
+    """Return the newest CUDA that the driver supports; None if its library is not found."""
+    number = ctypes.c_int()
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        failed = library.cuDriverGetVersion(ctypes.byref(number))
+    except (AttributeError, OSError):
+        return None
+    return None if failed else f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
 def _release(version: str) -> str:

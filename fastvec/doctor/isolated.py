@@ -28,14 +28,14 @@ class _Ended(NamedTuple):
 def run_isolated(targets: Mapping[str, str], *, limit_seconds: float) -> Iterator[Check]:
     """Run the checks `targets` (`module:function` by name), in order, in a process that imports torch once.
 
-    If the process dies or takes longer than the limit, the check that it was at has failed, and another process runs
-    those after it. If the first check fails, which the others need, they are not run.
+    If the process dies or takes longer than the limit, the check that it was at has failed. After a failure, another
+    process runs the other checks. If the first check fails, which the others need, they are not run.
     """
     waiting, first = dict(targets), next(iter(targets), None)
     while waiting:
         ended = _run(waiting, limit_seconds)
         found = list(ended.finished)
-        if len(found) < len(waiting):
+        if len(found) < len(waiting) and not (found and found[-1].result == "FAILED"):
             name = list(waiting)[len(found)]
             at = "" if ended.step is None else f" at {ended.step}"
             found.append(Check(name=name, result="FAILED", detail=f"the process {ended.how[0]}{at}{ended.how[1]}"))

@@ -57,7 +57,7 @@ class Machine:
     cores: int = 16
     quota: float | None = None
     cuda: str | None = "12.8"  # that torch is built for
-    driver_cuda: int = 12080
+    driver_cuda: int = 12080  # as cuDriverGetVersion says it; 0 without its library
     driver: str | None = "570.86.15"  # None: no NVIDIA GPU
     gpus: Sequence[Gpu] = (Gpu(),)
     usable: bool = True  # by torch
@@ -74,6 +74,17 @@ class Machine:
         if not self.packages.get(name):
             raise metadata.PackageNotFoundError(name)
         return self.copies(name=name)[0]
+
+    def library(self, name: str) -> Any:
+        """The library of NVIDIA's driver."""
+        if name != "libcuda.so.1" or not self.driver_cuda:
+            raise OSError(f"{name}: cannot open shared object file")
+
+        def version(pointer: Any) -> int:
+            pointer._obj.value = self.driver_cuda
+            return 0
+
+        return SimpleNamespace(cuDriverGetVersion=version)
 
     def nvidia_smi(self, command: Sequence[str], **_: Any) -> Any:
         if self.driver is None:
@@ -133,7 +144,7 @@ def _devices(machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(subprocess, "run", machine.nvidia_smi)
     monkeypatch.setattr(torch, "__version__", machine.packages["torch"][0])
     monkeypatch.setattr(torch, "get_num_threads", lambda: machine.threads)
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: machine.driver_cuda, raising=False)
+    monkeypatch.setattr("ctypes.CDLL", machine.library)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(devices, "_architecture", lambda number: _row(machine.gpus[number]))
     cuda = {

@@ -3,14 +3,14 @@
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from fastvec.doctor import child, diagnosis
+from fastvec.doctor import diagnosis
 from fastvec.doctor.diagnosis import ISOLATED, checked, diagnose
 from fastvec.doctor.report import Check, anonymous
 from tests.doctor.conftest import GB, Machine
@@ -24,7 +24,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the checks where the machine is simulated."""
 
     def run(targets: Mapping[str, str], **_: Any) -> Iterator[Check]:
-        return (checked(name, partial(child.run, target, lambda step: None)) for name, target in targets.items())
+        return (checked(name, target, lambda step: None) for name, target in targets.items())
 
     monkeypatch.setattr(diagnosis, "run_isolated", run)
 
@@ -98,6 +98,17 @@ FAILED  gpu         NVIDIA H100 80GB HBM3 with driver 470.82.01 supports CUDA 11
 ok      triton      not needed: without a GPU, no kernels are compiled
 fastvec 0.1.0: 5 of 14 checks failed, 4 with a note"""
     )
+
+
+def test_without_a_package_that_the_doctor_needs_the_other_checks_run(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "fastvec.doctor.versions")
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    results = {check.name: (check.result, check.detail) for check in diagnose(machine.home, isolated={}).checks}
+    problem = "ModuleNotFoundError: import of packaging.requirements halted; None in sys.modules"
+    assert results["packages"] == ("FAILED", problem)
+    assert results["output"][0] == "ok"
 
 
 def test_the_report_names_no_user_and_no_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,14 @@ def test_a_hung_check_is_killed_and_the_next_one_runs() -> None:
     assert checks[1].detail == "the process did not end within 8 s and was killed at rope"
 
 
+def test_after_a_failure_another_process_runs_the_rest() -> None:
+    assert found("sound", "poisons", "needs_a_sound_process") == [
+        ("sound", "ok", "sound"),
+        ("poisons", "FAILED", "RuntimeError: CUDA error: an illegal memory access was encountered"),
+        ("needs_a_sound_process", "ok", "sound"),
+    ]
+
+
 def test_without_the_first_check_the_others_are_not_run() -> None:
     assert found("exits", "sound", "crashes") == [
         ("exits", "FAILED", "the process ended with exit code 7"),

@@ -17,6 +17,16 @@ def sound(_: Step) -> Outcome:
     return "ok", "sound"
 
 
+def poisons(_: Step) -> Outcome:
+    """Leave the process in a state in which nothing works, as a fault of a GPU does."""
+    sys.modules["fastvec.poison"] = sys
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def needs_a_sound_process(_: Step) -> Outcome:
+    return ("FAILED", "poisoned") if "fastvec.poison" in sys.modules else ("ok", "sound")
+
+
 def raises(_: Step) -> Outcome:
     raise ValueError("of two\nlines")
 
