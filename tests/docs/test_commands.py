@@ -194,3 +194,14 @@ def test_named_files_exist(document: Path) -> None:
     named = set(re.findall(paths, document.read_text()))
     places = (ROOT, ROOT / "fastvec", ROOT / "fastvec/training")
     assert {name for name in named if not any((place / name).exists() for place in places)} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_tests_exist(document: Path) -> None:
+    """Tests are named as `file.py::test`, or as `::test` of the file named before."""
+    missing, file = [], Path()
+    for name, test in re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", document.read_text()):
+        file = ROOT / name if name else file
+        if not re.search(rf"^ *(?:def|class) {test}\b", file.read_text(), flags=re.MULTILINE):
+            missing.append(f"{file.relative_to(ROOT)}::{test}")
+    assert missing == []
