@@ -7,8 +7,8 @@ from fastvec.system.limits import available_bytes, memory_bytes
 
 # a job with the bundled model peaks below 1.1 GB (docs/performance.md); a larger model's weights come on top of that
 LEAST_MEMORY = 2 << 30
-# a process that embeds has about a hundred open: libraries, threads' pipes, inputs and outputs
-LEAST_FILES = 256
+# a job on a CPU had at most 14 open, also with two processes and many shards; a GPU and a store's connections take more
+LEAST_FILES, USUAL_FILES = 64, 1024
 
 
 def check_memory() -> Outcome:
@@ -29,8 +29,10 @@ def check_open_files() -> Outcome:
 
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and limit < LEAST_FILES:
-        most = "" if hard == resource.RLIM_INFINITY else f" (at most {hard:,})"
-        return outcome(f"{limit:,} at most", notes=[f"expected {LEAST_FILES}: ulimit -n 1024{most}"])
+        remedy = f"ulimit -n {USUAL_FILES if hard == resource.RLIM_INFINITY else min(hard, USUAL_FILES)}"
+        if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+            remedy = "let an administrator raise the limit of this user"
+        return outcome(f"{limit:,} at most", notes=[f"expected {LEAST_FILES}: {remedy}"])
     return outcome("no limit" if limit == resource.RLIM_INFINITY else f"{limit:,} at most")
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 
 from fastvec.doctor import diagnosis
 from fastvec.doctor.diagnosis import ISOLATED, checked, diagnose
-from fastvec.doctor.report import Check, anonymous
+from fastvec.doctor.environment import check_open_files
+from fastvec.doctor.report import Check, Outcome, anonymous
 from tests.doctor.conftest import GB, Machine
 
 # what loads a model is not simulated
@@ -63,7 +65,7 @@ def test_a_machine_on_which_much_is_wrong(machine: Machine, monkeypatch: pytest.
     machine.packages |= {"torch": ["2.9.1"], "triton": ["3.9.0"]}
     machine.usable, machine.driver, machine.driver_cuda = False, "470.82.01", 11040
     machine.free_memory, machine.quota = 1 * GB, 4.0
-    monkeypatch.setattr("resource.getrlimit", lambda _: (64, 4096))
+    monkeypatch.setattr("resource.getrlimit", lambda _: (32, 512))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(torch, "__version__", "2.9.1")
 
@@ -84,7 +86,7 @@ FAILED  packages    torch 2.9.1 was found, expected >=2.10: pip install 'torch>=
 ok      extras      none
 note    memory      a job takes about 1 GB beside the model's weights, expected 2.1 GB: end other programs, or raise the
                     container's limit; 1.0 of 64.0 GB free for this process
-note    open files  expected 256: ulimit -n 1024 (at most 4,096); 64 at most
+note    open files  expected 64: ulimit -n 512; 32 at most
 ok      hub         offline (HF_HUB_OFFLINE): models come from its cache; a token
 FAILED  output      ~: no space left: make room, or give another folder with -o
 FAILED  temporary   ~/tmp: no space left: make room, or set TMPDIR to a folder that can be written
@@ -124,3 +126,17 @@ def test_the_value_of_a_token_is_not_shown(machine: Machine) -> None:
     found = diagnose(machine.home, isolated={})
     assert "a token" in str(found)
     assert "secret" not in str(found) + json.dumps(found.to_json())
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), ("ok", "no limit")),
+        ((64, 64), ("ok", "64 at most")),
+        ((32, resource.RLIM_INFINITY), ("note", "expected 64: ulimit -n 1024; 32 at most")),
+        ((32, 48), ("note", "expected 64: let an administrator raise the limit of this user; 32 at most")),
+    ],
+)
+def test_open_files(limits: tuple[int, int], expected: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits)
+    assert check_open_files() == expected
