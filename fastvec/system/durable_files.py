@@ -193,9 +193,13 @@ def locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def lock(fd: int, path: Path) -> None:
+def lock(fd: int, path: Path) -> bool:
+    """Lock the open file `path`; return whether it is locked. Raises RefusedError if a running process holds the lock.
+
+    Without the lock, a second run with the same output is not noticed.
+    """
     if sys.platform == "win32":
-        return
+        return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -203,3 +207,5 @@ def lock(fd: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems do not support locks
             raise
+        return False
+    return True

@@ -16,7 +16,9 @@ import pytest
 from click.core import ParameterSource
 from fsspec.implementations.memory import MemoryFileSystem
 
+from fastvec import __version__
 from fastvec.cli.entry import cli
+from fastvec.doctor.report import Check, Diagnosis, Result
 from tests import ARTICLES, ROOT
 from tests.cli.conftest import Run
 from tests.helpers.processes import environment
@@ -182,7 +184,7 @@ def test_the_environment_knows_every_option_by_its_long_name(monkeypatch: pytest
         (["convert", "v.arrow"], 2, r"Missing argument 'OUT.parquet.OUT.npy.OUT.lance'"),
         (["merge", "v.arrow", "w.arrow", "-o", "all.arrow"], 1, r"v.arrow cannot be read: No such file or directory"),
         (["merge", "v.arrow", "v.arrow", "-o", "all.arrow"], 2, r"a file was given twice"),
-        (["doctor"], 2, r"No such command 'doctor'"),
+        (["heal"], 2, r"No such command 'heal'"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -302,3 +304,24 @@ def test_adapt_refuses_in_one_line(fastvec: Run, tiny_llama: Path) -> None:
         assert done.stderr.count("\n") == 1
         assert message in done.stderr
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(("result", "exit_code"), [("ok", 0), ("note", 0), ("FAILED", 1)])
+def test_doctor_says_by_its_exit_code_whether_a_check_failed(
+    fastvec: Run, result: Result, exit_code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def diagnosed(output: str) -> Diagnosis:
+        asked.append(output)
+        return Diagnosis(checks=(Check(name="gpu", result=result, detail="found"),))
+
+    monkeypatch.setattr("fastvec.doctor.diagnosis.diagnose", diagnosed)
+    done = fastvec("doctor")
+    assert (done.exit_code, done.stderr) == (exit_code, "")
+    assert done.stdout.splitlines()[0] == f"{result:<8}gpu         found"
+    done = fastvec("doctor", "--json", "-o", "vecs.arrow")
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["passed"], found["version"]) == (exit_code, exit_code == 0, __version__)
+    assert found["checks"] == [{"name": "gpu", "result": result, "detail": "found"}]
+    assert asked == [".", "vecs.arrow"]
