@@ -126,7 +126,8 @@ def forget_cached(path: Path) -> None:
     if sys.platform != "win32" and hasattr(os, "posix_fadvise"):  # macOS has none
         fd = os.open(path, os.O_RDONLY)
         try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # it is advice, which some file systems do not know
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 

@@ -1,5 +1,7 @@
 """Files in blocks with a CRC32 each: which are damaged, and how much of a file is read back after it was written."""
 
+import errno
+import io
 import os
 import zlib
 from collections.abc import Iterator
@@ -35,6 +37,19 @@ def test_all_damaged_blocks_are_found(path: Path, blocks: list[Block]) -> None:
     assert (damaged(path, blocks), first_damaged(path, blocks)) == ([1, 3], 1)
     path.write_bytes(b"onetwo")
     assert damaged(path, blocks) == [1, 3]  # the empty one between them has nothing to lose
+
+
+def test_a_bad_sector_is_damage_of_its_block(path: Path, blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Disk(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() == 3:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Disk(path))
+    assert damaged(path, blocks) == [1]
+    with pytest.raises(OSError, match="Input/output error"):
+        first_damaged(path, blocks)
 
 
 def test_places_are_rows_and_bytes(blocks: list[Block]) -> None:
@@ -101,6 +116,11 @@ def test_a_block_that_is_read_otherwise_is_told(path: Path, blocks: list[Block])
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="macOS has no posix_fadvise")
 def test_all_cached_pages_are_dropped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     advised = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *rest: advised.append((os.fstat(fd).st_ino, *rest)))
+
+    def advise(fd: int, *rest: int) -> None:
+        advised.append((os.fstat(fd).st_ino, *rest))
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
     forget_cached(path)
     assert advised == [(path.stat().st_ino, 0, 0, os.POSIX_FADV_DONTNEED)]
