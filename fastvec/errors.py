@@ -15,6 +15,8 @@
 A message is one line: what was found, what was expected, what to do.
 """
 
+import reprlib
+
 
 class FastvecError(Exception):
     """The base class. The command prints the message as one line, without a traceback."""
@@ -67,6 +69,16 @@ class InterruptedRunError(FastvecError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+_QUOTED = reprlib.Repr()
+_QUOTED.maxstring = _QUOTED.maxother = 80
+_QUOTED.maxlevel = 2
+
+
+def quoted(value: object) -> str:
+    """Return the repr of a value of a file, cut in the middle if it is long, to quote it in a message."""
+    return _QUOTED.repr(value)
 
 
 def one_line(error: Exception) -> str:
