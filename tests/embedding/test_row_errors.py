@@ -92,7 +92,7 @@ def test_int8_ranges_are_not_those_of_the_texts_before_an_error(
 
     with monkeypatch.context() as patch:
         patch.setattr(Forward, "__call__", failing)
-        with pytest.raises(RowErrorsError, match="row 2 .* has no vector"):
+        with pytest.raises(RowErrorsError, match=r"row 2 .* has no vector"):
             embed([corpus], f"{tmp_path}/broken/{name}", **options)
     embed([corpus], f"{tmp_path}/broken/{name}", **options)
     path = "vecs/part-00000.arrow" if name == "vecs/" else name
