@@ -2,7 +2,7 @@
 
 - `trial` reads a file as a job does, in a process with limits, and says how that ended.
 - `seeds` writes a small file of each format, and `mutations` changes files: bytes, and fields of a Parquet footer,
-  which `thrift` decodes and encodes.
+  which `thrift` encodes.
 
 `benchmarks.hostile_files` and `benchmarks.fuzz` are the commands.
 """

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from random import Random
 
-from benchmarks.fuzzing.thrift import BINARY, FALSE, INTEGERS, LIST, STRUCT, TRUE, Decoder, Field, Items, encode
+from benchmarks.fuzzing.thrift import encode
+from fastvec.corpus.formats.thrift import BINARY, FALSE, INTEGERS, LIST, STRUCT, TRUE, Decoder, Field, Items
 
 EDGES = [0, 1, -1, 2, 7, 127, 128, 255, 1 << 15, (1 << 16) - 1, 1 << 20, 1 << 28, (1 << 31) - 1, 1 << 31, -(1 << 31)]
 EDGES += [(1 << 32) - 1, 1 << 32, 1 << 40, (1 << 62) - 1, (1 << 63) - 1, -(1 << 63)]
