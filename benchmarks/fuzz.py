@@ -79,7 +79,7 @@ def main(minutes: float, seed: int, memory: int, findings: Path | None) -> None:
     """Print each finding, and at the end executions and coverage; the exit code is 1 if there is a finding."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        fuzzer = Fuzzer(Path(folder), seed, Allowance(memory=memory << 20, seconds=20))
+        fuzzer = Fuzzer(Path(folder), seed, Allowance(memory=memory << 20, seconds=60))
         for name, content, outcome in fuzzer.run(60 * minutes):
             click.echo(f"FINDING {name}, {len(content)} bytes: {outcome.status}: {outcome.reason}")
             if findings is not None:

@@ -149,7 +149,7 @@ def _child(function: Callable[[], dict[str, Any]], allowance: Allowance, send: i
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + allowance.limit,) * 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + allowance.limit,) * 2)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(allowance.seconds)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -191,6 +191,7 @@ def _trace(frame: FrameType, reached: set[str]) -> Any:
     return line
 
 
-def _data_bytes() -> int:
+def data_bytes() -> int:
+    """Return what RLIMIT_DATA counts of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[5]) * resource.getpagesize()

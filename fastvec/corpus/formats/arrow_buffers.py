@@ -16,6 +16,7 @@ from pyarrow import ipc
 from fastvec.errors import InputError
 
 MOST_BUFFER_BYTES = 1 << 30
+UNREADABLE = (pa.ArrowException, OSError, EOFError, struct.error)
 TAIL = struct.Struct("<i6s")  # the length of a file's footer and ARROW1
 BLOCK_BYTES, BUFFER_BYTES = 24, 16
 # numbers of fields
@@ -31,7 +32,7 @@ def check_buffers(path: Path, *, stream: bool) -> None:
     held = 0
     with pa.memory_map(os.fsencode(path)) as file:
         for message in _messages(file, stream):
-            with suppress(struct.error):
+            with suppress(*UNREADABLE):
                 sizes = list(_decompressed(message))
                 held += sum(sizes) if message.type == "dictionary" else 0
                 largest = max(held, *sizes, 0)
@@ -43,7 +44,7 @@ def check_buffers(path: Path, *, stream: bool) -> None:
 
 
 def _messages(file: pa.NativeFile, stream: bool) -> Iterator[ipc.Message]:
-    with suppress(pa.ArrowException, OSError, struct.error):
+    with suppress(*UNREADABLE):
         if stream:
             yield from ipc.MessageReader.open_stream(file)
             return
@@ -55,7 +56,7 @@ def _messages(file: pa.NativeFile, stream: bool) -> Iterator[ipc.Message]:
                 for block in range(min(count, len(footer) // BLOCK_BYTES)):
                     (offset,) = struct.unpack_from("<q", footer, place + block * BLOCK_BYTES)
                     file.seek(offset)
-                    with suppress(pa.ArrowException, OSError):
+                    with suppress(*UNREADABLE):
                         yield ipc.read_message(file)
 
 

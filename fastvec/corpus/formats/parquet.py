@@ -41,10 +41,14 @@ class ParquetRows:
 
     @classmethod
     def open(cls, path: File) -> "ParquetRows":
-        """Read the file's footer."""
+        """Read the file's footer. Raises InputError if the rows of its groups are not as many as those of the file."""
         with _opened(path) as file:
             metadata = file.metadata
             rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+            if sum(rows) != metadata.num_rows and min(rows, default=0) >= 0:
+                raise InputError(
+                    f"{path}: the footer has {metadata.num_rows:,} rows, but {sum(rows):,} in row groups: corrupt file"
+                )
             return cls(path, file.schema_arrow, rows)
 
     def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:

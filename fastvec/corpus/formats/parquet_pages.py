@@ -71,7 +71,7 @@ class PageHeaders:
         """
         for chunk in self._chunks(group):
             path = chunk.get(PATH)
-            parts = [part.decode(errors="replace") for part in path.values] if isinstance(path, Items) else []
+            parts = [str(part, errors="replace") for part in _items(path) if isinstance(part, bytes)]
             if any(".".join(parts[:count]) in columns for count in range(1, len(parts) + 1)):
                 problem = next((problem for problem in map(_problem, self._pages(chunk)) if problem), None)
                 if problem is not None:
@@ -81,8 +81,11 @@ class PageHeaders:
         """Yield the metadata of each column chunk of a row group."""
         if group >= len(self._groups):
             return
-        columns = _by_number(Decoder(self._footer, self._groups[group]).struct()).get(COLUMNS)
-        for chunk in columns.values if isinstance(columns, Items) else ():
+        try:
+            fields = Decoder(self._footer, self._groups[group]).struct()
+        except UNREADABLE:
+            raise InputError(f"{self._path}: row group {group} of the footer cannot be read: corrupt file") from None
+        for chunk in _items(_by_number(fields).get(COLUMNS)):
             metadata = _by_number(chunk).get(METADATA)
             if isinstance(metadata, list):
                 yield _by_number(metadata)
@@ -141,6 +144,10 @@ def _problem(page: Page) -> str | None:
 
 def _by_number(fields: Any) -> dict[int, Any]:
     return {field.id: field.value for field in fields if isinstance(field, Field)} if isinstance(fields, list) else {}
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value.values if isinstance(value, Items) else ()
 
 
 def _count(header: Any) -> int:

@@ -52,13 +52,34 @@ class Decoder:
             last = last + (head >> 4) if head >> 4 else self._integer()
             kind = head & 15
             if last == number and kind == LIST:
+                places.clear()  # of a repeated field the last one counts
                 item, count = self._items()
                 for _ in range(count):
                     places.append(self.position)
-                    self._value(item)
+                    self._skip(item)
             elif kind not in (TRUE, FALSE):
-                self._value(kind)
+                self._skip(kind)
         return places
+
+    def _skip(self, kind: int) -> None:
+        """Go past a value. Several times faster than `_value`, for footers of megabytes."""
+        if kind in INTEGERS:
+            data, position = self.data, self.position
+            while data[position] & 0x80:
+                position += 1
+            self.position = position + 1
+        elif kind == STRUCT:
+            while head := self._byte():
+                if not head >> 4:
+                    self._skip(I16)  # the number of the field
+                if head & 15 not in (TRUE, FALSE):
+                    self._skip(head & 15)
+        elif kind in (LIST, SET):
+            item, count = self._items()
+            for _ in range(count):
+                self._skip(item)
+        else:
+            self._value(kind)
 
     def _items(self) -> tuple[int, int]:
         """Read what a list begins with: the kind and the number of its items."""
