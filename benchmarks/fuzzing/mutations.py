@@ -95,12 +95,18 @@ def splice(data: bytes, other: bytes, random: Random) -> bytes:
 
 def footer_field(data: bytes, random: Random) -> bytes:
     """Change a field of a Parquet file's footer; the file is returned as it is if it has none."""
-    begin = len(data) - FOOTER_TAIL - int.from_bytes(data[-8:-4], "little")
-    footer = _struct(data, begin)
+    footer = _struct(data, _footer_begin(data))
     if footer is None:
         return data
     change(footer, random)
-    return with_footer(data[:begin], footer)
+    return with_footer(data[: _footer_begin(data)], footer)
+
+
+def with_edited_footer(data: bytes, edit: Callable[[list[Field]], None]) -> bytes:
+    """Return a Parquet file with its footer edited."""
+    footer = Decoder(data, _footer_begin(data)).struct()
+    edit(footer)
+    return with_footer(data[: _footer_begin(data)], footer)
 
 
 def with_footer(body: bytes, footer: list[Field]) -> bytes:
@@ -109,21 +115,31 @@ def with_footer(body: bytes, footer: list[Field]) -> bytes:
     return body + encoded + len(encoded).to_bytes(4, "little") + b"PAR1"
 
 
+def _footer_begin(data: bytes) -> int:
+    return len(data) - FOOTER_TAIL - int.from_bytes(data[-8:-4], "little")
+
+
 def page_header(data: bytes, random: Random) -> bytes:
-    """Change a field of a page's header, and move what is behind it."""
-    footer_begin = len(data) - FOOTER_TAIL - int.from_bytes(data[-8:-4], "little")
-    footer = _struct(data, footer_begin)
-    if footer is None:
-        return data
-    offsets = [place for column in _column_metadata(footer) for place in _pages(column)]
-    if not offsets:
-        return data
-    begin = random.choice(offsets)
+    """Change a field of a page's header; the file is returned as it is if it has no pages."""
+    offsets = page_offsets(data)
+    return with_page_header(data, random.choice(offsets), lambda header: change(header, random)) if offsets else data
+
+
+def page_offsets(data: bytes) -> list[int]:
+    """Return the offsets of the first page, and the first page of data, of each column chunk."""
+    footer = _struct(data, _footer_begin(data)) or []
+    return [place for column in _column_metadata(footer) for place in _pages(column)]
+
+
+def with_page_header(data: bytes, begin: int, edit: Callable[[list[Field]], None]) -> bytes:
+    """Return the file with the page header at `begin` edited, and with what is behind it moved."""
+    footer_begin = _footer_begin(data)
+    footer = _struct(data, footer_begin) or []
     decoder = Decoder(data, begin)
     header = _struct(data, begin, decoder)
     if header is None or decoder.position > footer_begin:
         return data
-    change(header, random)
+    edit(header)
     encoded = encode(header)
     longer = len(encoded) - (decoder.position - begin)
     for column in _column_metadata(footer):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from fastvec.corpus.formats.thrift import Decoder, Field, Items
+from fastvec.corpus.text_column import short
 from fastvec.errors import InputError
 
 MOST_PAGE_BYTES = 1 << 29  # as many as a line of text may have
@@ -75,7 +76,7 @@ class PageHeaders:
             if any(".".join(parts[:count]) in columns for count in range(1, len(parts) + 1)):
                 problem = next((problem for problem in map(_problem, self._pages(chunk)) if problem), None)
                 if problem is not None:
-                    raise InputError(f"{self._path}: row group {group}, column {'.'.join(parts)}: {problem}")
+                    raise InputError(f"{self._path}: row group {group}, column {short('.'.join(parts), 40)}: {problem}")
 
     def _chunks(self, group: int) -> Iterator[dict[int, Any]]:
         """Yield the metadata of each column chunk of a row group."""

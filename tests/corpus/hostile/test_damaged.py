@@ -1,4 +1,4 @@
-"""Files with a damage at every place: what is read is right, or the file is refused in one line. The process never dies."""
+"""Files with a damage at every place: they are read, or refused in one line. The process never dies."""
 
 from collections.abc import Sequence
 from pathlib import Path
