@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fastvec.errors import OutputError
+from fastvec.errors import OutputError, printable
 from fastvec.output import arrow_file
 from fastvec.output.ownership import FIRST_LINE_BYTES, errors_path, is_row_error
 from fastvec.output.reader import PASSAGE_COLUMNS, Array, Output, read_output
@@ -265,8 +265,3 @@ def _inputs_problem(output: Output) -> str | None:
         problem = f"they have {first_row:,} rows, the shard ends with row {output.shard.stop - 1:,}"
         return problem if output.shard.stop > first_row else None
     return None if first_row == output.input_rows else f"they have {first_row:,} rows, the output {output.input_rows:,}"
-
-
-def printable(text: str) -> str:
-    """Replace non-printable characters, such as line breaks and the escapes of terminal sequences, by U+FFFD."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
