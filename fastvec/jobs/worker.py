@@ -13,7 +13,7 @@ import numpy as np
 from fastvec.embedding.job import write_file
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import OutputError
-from fastvec.jobs.record import Record, make_record, read_record, require_same_job
+from fastvec.jobs.record import make_record, require_same_job
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.ownership import beside, errors_path
 from fastvec.output.reader import read_output
@@ -23,6 +23,7 @@ from fastvec.report import Progress
 from fastvec.settings import EncoderSettings
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipt, part_name, read_receipt, receipt_name
+from fastvec.shards.record import Record, read_record
 from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors
 
 if TYPE_CHECKING:  # the encoder is loaded when it is needed
@@ -111,19 +112,23 @@ class ShardWorker:
         with _locked(beside(draft, ".lock")):
             with suppress(FileNotFoundError):
                 return read_receipt(self._folder, receipt)
-            self._write(shard, draft, progress, stop_signal)
-            return self._published(shard, draft)
+            verified = self._write(shard, draft, progress, stop_signal)
+            return self._published(shard, draft, verified=verified)
 
     def _write(
         self, shard: int, draft: Path, progress: Callable[[Progress], None], stop_signal: Callable[[], int | None]
-    ) -> None:
-        """Write the file of a shard, unless an earlier run has finished it and not published it."""
+    ) -> bool:
+        """Write the file of a shard, unless an earlier run has finished it and not published it.
+
+        Returns whether it was read back.
+        """
         record, plan = self.begin(), replace(self._plan, output=draft, shard=self._shards[shard])
         job = Job(fingerprint=plan.fingerprint, environment={}, limits=record.limits, choices=record.choices)
-        if _is_finished(draft, job):
-            return
+        read_back = plan.options.verify is not False
+        if _is_finished(draft, job, read_back=read_back):
+            return read_back
         encoder = self.load()
-        write_file(
+        report = write_file(
             plan,
             encoder,
             replace(job, environment=encoder.environment),
@@ -133,12 +138,13 @@ class ShardWorker:
             progress=progress,
             stop_signal=stop_signal,
         )
+        return bool(report.verified)
 
-    def _published(self, shard: int, draft: Path) -> Receipt:
+    def _published(self, shard: int, draft: Path, *, verified: bool) -> Receipt:
         """Publish a shard's file and its receipt. Raises OutputError if another process did so with other bytes."""
         name = receipt_name(self.begin().id, shard)
         with translated_os_errors(draft):
-            own = _receipt(shard, self._shards[shard], draft)
+            own = replace(_receipt(shard, self._shards[shard], draft), verified=verified)
         with suppress(FileNotFoundError):  # of a process on another machine: stores and some file systems have no locks
             return read_receipt(self._folder, name)
         self._folder.publish(draft, part_name(shard, len(self._shards)))
@@ -159,12 +165,13 @@ def draft_of(folder: Folder, record: Record, shard: int, shards: int) -> Path:
     return folder.work / record.id / part_name(shard, shards)
 
 
-def _is_finished(draft: Path, job: Job) -> bool:
+def _is_finished(draft: Path, job: Job, *, read_back: bool) -> bool:
     """Return whether an earlier run has finished the file of a shard; one that was damaged since is deleted."""
     try:
         if finished_counts(draft, job) is None:
             return False
-        open_intact(draft)
+        if read_back:
+            open_intact(draft)
     except OutputError as error:
         if not draft.exists():
             raise

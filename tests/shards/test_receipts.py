@@ -5,7 +5,7 @@ import pytest
 from fastvec.errors import OutputError
 from fastvec.shards import receipts as module
 from fastvec.shards.folder import LocalFolder
-from fastvec.shards.receipts import Receipt, Receipts, read_receipt, receipt_name
+from fastvec.shards.receipts import Receipt, Receipts, receipt_name
 
 SHARDS = 30
 JOB = "0123"
@@ -71,15 +71,3 @@ def test_a_damaged_receipt_is_named(folder: Counting) -> None:
     (folder.path / receipt_name(JOB, 13)).write_text("{")
     with pytest.raises(OutputError, match=r"_receipts/0123/13.json is damaged: delete it, and run the command again"):
         Receipts(folder, JOB, SHARDS).read(range(SHARDS))
-
-
-def test_any_flipped_bit_of_a_receipt_is_found(folder: Counting) -> None:
-    """A digit that became another one would be a wrong count in the manifest."""
-    path = folder.path / receipt_name(JOB, 3)
-    content = path.read_bytes()
-    for bit in range(8 * len(content)):
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
-        with pytest.raises(OutputError, match="is damaged: delete it"):
-            read_receipt(folder, receipt_name(JOB, 3))
