@@ -13,15 +13,16 @@ def stop_on_signal() -> Iterator[Callable[[], int | None]]:
     """Yield a function that returns the number of the first SIGINT, SIGTERM or SIGHUP, or None before one arrives.
 
     If the same signal arrives again, it kills the process; not SIGHUP, which the kernel and the shell both send when a
-    terminal is closed. A signal that is ignored, as `nohup` does with SIGHUP, stays so.
+    terminal is closed. If SIGHUP is ignored, as under `nohup`, it stays so.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL if number in (signal.SIGINT, signal.SIGTERM) else signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number in kill else signal.SIG_IGN)
 
-    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    kill = (signal.SIGINT, signal.SIGTERM)
+    handled = [number for number in STOP_SIGNALS if number in kill or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in handled}
     try:
         yield lambda: received[0] if received else None
