@@ -7,6 +7,8 @@ from types import FrameType
 
 from fastvec.system.stop_signals import STOP_SIGNALS
 
+_KILLING = (signal.SIGINT, signal.SIGTERM)  # when they arrive again
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], int | None]]:
@@ -19,10 +21,9 @@ def stop_on_signal() -> Iterator[Callable[[], int | None]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL if number in kill else signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number in _KILLING else signal.SIG_IGN)
 
-    kill = (signal.SIGINT, signal.SIGTERM)
-    handled = [number for number in STOP_SIGNALS if number in kill or signal.getsignal(number) != signal.SIG_IGN]
+    handled = [number for number in STOP_SIGNALS if number in _KILLING or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in handled}
     try:
         yield lambda: received[0] if received else None
