@@ -103,6 +103,14 @@ def test_a_row_above_the_largest_chunk_is_named(tmp_path: Path, monkeypatch: pyt
     )
 
 
+def test_a_dictionary_of_nulls_is_kept(tmp_path: Path) -> None:
+    """pyarrow ends the process when it is asked which of its values are valid."""
+    nulls = pa.DictionaryArray.from_arrays(pa.array([0, None]), pa.nulls(1))
+    path = write_arrow(tmp_path / "c.arrow", pa.table({"text": ["a", "b"], "kind": nulls}))
+    (chunk,) = read(path, keep=None)
+    assert chunk.kept["kind"].to_pylist() == [None, None]
+
+
 def test_many_columns_are_read(tmp_path: Path) -> None:
     names = [f"c{number}" for number in range(2000)]
     path = write_parquet(tmp_path / "c.parquet", pa.table({"text": ["a", "b"], **{name: [1, 2] for name in names}}))
