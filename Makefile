@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test test-slow test-isa test-integrations test-stores check lint aot docs clean
+.PHONY: demo test test-slow test-isa test-integrations test-stores check lint aot docs lock clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -60,6 +60,15 @@ aot: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs site
+
+# The newest versions that pyproject.toml allows, with the hashes of all their files.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lock]'
+	(sed -n 1p requirements.lock; $(COMPILE)) > lock.new && mv lock.new requirements.lock
+	(sed -n 1p requirements-cpu.lock; echo torch | $(COMPILE) --constraints requirements.lock --excludes -) > lock.new \
+		&& mv lock.new requirements-cpu.lock
 
 clean:
 	rm -rf $(VENV) .demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

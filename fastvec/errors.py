@@ -16,6 +16,7 @@ A message is one line: what was found, what was expected, what to do. It may nam
 contain anything: it is shown with line ends, terminal escapes and the like written as in Python's strings.
 """
 
+import reprlib
 from unicodedata import category
 
 
@@ -81,6 +82,16 @@ def printable(text: str) -> str:
         return text
     hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join(ascii(one)[1:-1] if category(one) in hidden else one for one in text)
+
+
+_QUOTED = reprlib.Repr()
+_QUOTED.maxstring = _QUOTED.maxother = 80
+_QUOTED.maxlevel = 2
+
+
+def quoted(value: object) -> str:
+    """Return the repr of a value of a file, cut in the middle if it is long, to quote it in a message."""
+    return _QUOTED.repr(value)
 
 
 def one_line(error: Exception) -> str:

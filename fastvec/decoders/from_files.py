@@ -88,14 +88,15 @@ class Shape:
         for name, values in PLAIN.items():
             if rest.pop(name, values[0]) not in values:
                 raise NotLlamaStyle(f"{name} is {config[name]!r}")
-        if set(rest.pop("layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        kinds = rest.pop("layer_types", None) or ["full_attention"]
+        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise NotLlamaStyle("some layers use sliding-window attention")
         window = rest.pop("sliding_window", "absent")
         if family == "mistral" and window is not None:
             raise NotLlamaStyle("all layers use sliding-window attention")
         hidden, intermediate, heads, kv_heads, layers, vocabulary = (_number(rest, name, int) for name in COUNTS)
         head = _number(rest, "head_dim", int) if family == "qwen3" or "head_dim" in rest else hidden // heads
-        eps, theta = _number(rest, "rms_norm_eps", float), _theta(rest)
+        eps, theta = float(_number(rest, "rms_norm_eps", float)), _theta(rest)
         biases: tuple[str, ...] = ALL_FOUR[:3] if family == "qwen2" else ()
         if family in ("llama", "qwen3") and rest.pop("attention_bias", False):
             biases = ALL_FOUR
