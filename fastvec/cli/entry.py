@@ -13,6 +13,7 @@ import click
 from fastvec import __version__
 from fastvec.cli.adapt import adapt
 from fastvec.cli.convert import convert, merge
+from fastvec.cli.doctor import doctor
 from fastvec.cli.embed import embed
 from fastvec.cli.outputs import inspect, verify
 from fastvec.cli.streams import fail, open_closed_streams
@@ -28,7 +29,7 @@ def cli() -> None:
     """Embed text corpora with decoder language models, and train decoders into text encoders."""
 
 
-for _command in (embed, adapt, verify, inspect, convert, merge):
+for _command in (embed, adapt, verify, inspect, convert, merge, doctor):
     cli.add_command(_command)
     # click would name an environment variable after the parameter, e.g. `adapters` for --adapter; users only see the
     # option, so the variable is named after that

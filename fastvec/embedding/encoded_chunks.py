@@ -15,6 +15,7 @@ from fastvec.corpus.reader import Chunk, ChunkLimits
 from fastvec.embedding.passages import Passages, joined
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.tokenized_chunks import ChunkTokenizer, TokenizedChunk
+from fastvec.errors import RowErrorsError
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.vector_column import FloatArray, ranges_of
 from fastvec.output.writer import RowError
@@ -60,13 +61,17 @@ class ChunkEmbedder:
             yield self._embedded(chunk, vectors)
 
     def first_ranges(self, limits: ChunkLimits) -> FloatArray:
-        """Return the ranges [D] of the int8 column that this job writes, from the first rows of the corpus."""
+        """Return the ranges [D] of the int8 column that this job writes, from the first rows of the corpus.
+
+        Raises RowErrorsError if more of them have no vector than the options allow.
+        """
         held: list[EncodedChunk] = []
         tokenized = map(self.tokenize, self._plan.corpus.chunks(limits))
         for done in self.encode(tokenized, lambda: None):
             held.append(done)
             if are_enough(held):
                 break
+        require_few_errors(self._plan, 0, held, safe_rows=0)
         return ranges(held, self._plan.settings.dims)
 
     def _tokenizer(self, instruction: str | None) -> "TextTokenizer":
@@ -130,3 +135,23 @@ def ranges(held: Sequence[EncodedChunk], dims: int) -> FloatArray:
     """Return the ranges [D] of an int8 column that begins with these chunks."""
     none = np.zeros((0, dims), dtype=np.float32)
     return ranges_of(np.concatenate([none, *(done.vectors[done.valid] for done in held)]))
+
+
+def require_few_errors(plan: EmbedPlan, counted: int, chunks: Sequence[EncodedChunk], *, safe_rows: int) -> None:
+    """Raise RowErrorsError if `chunks`, after `counted` errors, exceed the number of errors that the options allow."""
+    allowed = 0 if plan.options.on_error == "fail" else plan.options.max_errors
+    errors = [error for chunk in chunks for error in chunk.errors]
+    if not errors or allowed is None or counted + len(errors) <= allowed:
+        return
+    error = errors[max(allowed - counted, 0)]
+    file, place = next(plan.corpus.locate([error.row]))
+    option = "--on-error fail" if plan.options.on_error == "fail" else f"--max-errors {plan.options.max_errors}"
+    remedy = "--on-error null" if plan.options.on_error == "fail" else "a larger --max-errors"
+    raise RowErrorsError(
+        f"row {error.row} ({file}, {_described(place)}) has no vector ({error.code}) and {option} stops there: "
+        f"{safe_rows:,} rows are safe; run the same command with {remedy} to resume"
+    )
+
+
+def _described(place: Mapping[str, int]) -> str:
+    return ", ".join(f"{unit.replace('_', ' ')} {number:,}" for unit, number in place.items())

@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from fastvec.checkpoints import bundled
 from fastvec.corpus.reader import ChunkLimits
-from fastvec.embedding.encoded_chunks import ChunkEmbedder, EncodedChunk, are_enough, ranges
+from fastvec.embedding.encoded_chunks import ChunkEmbedder, EncodedChunk, are_enough, ranges, require_few_errors
 from fastvec.embedding.plan import EmbedPlan
-from fastvec.errors import InterruptedRunError, RowErrorsError
+from fastvec.errors import InterruptedRunError
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.vector_column import FloatArray, ranges_from_json, to_column
 from fastvec.output.writer import RowError, Writer
@@ -91,7 +91,7 @@ class Run:
         except StoppedError:
             raise self._interrupted() from None
         self._write_held()
-        writer.finish(_error_lines(plan, writer.errors))
+        writer.finish(_error_lines(plan, writer.errors), verify=plan.options.verify)
         return self._finished_report(pipeline)
 
     @property
@@ -106,13 +106,14 @@ class Run:
         return self._writer.schema is not None or not needs_vectors or are_enough(self._held)
 
     def _write_held(self) -> None:
+        # before the output begins: the ranges of an int8 column must not come from fewer texts than without the errors
+        require_few_errors(self._plan, self._writer.counts["errors"], self._held, safe_rows=self._rows)
         self._begin()
         for done in self._held:
             self._write(done)
         self._held.clear()
 
     def _write(self, done: EncodedChunk) -> None:
-        self._check_errors(done.errors)
         plan, chunk = self._plan, done.chunk
         rows = np.arange(chunk.kept.num_rows) if done.origin is None else done.origin.rows
         columns = [] if done.origin is None else done.origin.columns()
@@ -148,21 +149,6 @@ class Run:
         elif plan.options.vector_dtype == "int8" and self._ranges is None:
             self._ranges = ranges_from_json(writer.schema.metadata[b"fastvec.ranges"])
 
-    def _check_errors(self, errors: Sequence[RowError]) -> None:
-        """Raise RowErrorsError if a chunk, not written yet, exceeds the number of errors that the options allow."""
-        plan = self._plan
-        total = self._writer.counts["errors"] + len(errors)
-        allowed = 0 if plan.options.on_error == "fail" else plan.options.max_errors
-        if errors and allowed is not None and total > allowed:
-            error = errors[max(allowed - self._writer.counts["errors"], 0)]
-            file, place = next(plan.corpus.locate([error.row]))
-            option = "--on-error fail" if plan.options.on_error == "fail" else f"--max-errors {plan.options.max_errors}"
-            remedy = "--on-error null" if plan.options.on_error == "fail" else "a larger --max-errors"
-            raise RowErrorsError(
-                f"row {error.row} ({file}, {_described(place)}) has no vector ({error.code}) and {option} stops there: "
-                f"{self._rows:,} rows are safe; run the same command with {remedy} to resume"
-            )
-
     def _interrupted(self) -> InterruptedRunError:
         number = self._stop_signal() or signal.SIGINT
         self._writer.close()
@@ -197,6 +183,7 @@ class Run:
             errors=counts["errors"],
             tokens=counts["tokens"],
             resumed_rows=self._resumed_rows,
+            verified=self._writer.verified,
             seconds=state.seconds,
             rows_per_second=state.rows_per_second,
             tokens_per_second=state.tokens_per_second,
@@ -215,10 +202,6 @@ def _error_lines(plan: EmbedPlan, errors: Sequence[RowError]) -> Iterator[str]:
     for error, (file, place) in zip(errors, places, strict=True):
         column = {"column": error.column} if error.column else {}
         yield json.dumps({"row": error.row, "file": file, **place, "code": error.code, **column})
-
-
-def _described(place: Mapping[str, int]) -> str:
-    return ", ".join(f"{unit.replace('_', ' ')} {number:,}" for unit, number in place.items())
 
 
 def report_of(plan: EmbedPlan, *, rows: int, **fields: object) -> Report:

@@ -23,11 +23,11 @@ from fastvec.embedding.run import report_of
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, RowErrorsError
 from fastvec.fingerprint import fingerprint_differences
 from fastvec.jobs.progress import JobProgress
-from fastvec.jobs.record import Record, read_record, require_same_job
+from fastvec.jobs.record import require_same_job
 from fastvec.jobs.worker import ShardWorker
 from fastvec.report import Progress, Report, peak_memory_bytes
 from fastvec.shards.folder import Folder, LocalFolder
-from fastvec.shards.manifest import ERRORS, MANIFEST, RECORD, Manifest, read_manifest, write_manifest
+from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, read_manifest, write_manifest
 from fastvec.shards.receipts import (
     RECEIPTS,
     Receipt,
@@ -37,6 +37,7 @@ from fastvec.shards.receipts import (
     part_name,
     receipt_name,
 )
+from fastvec.shards.record import RECORD, Record, read_record
 from fastvec.system.durable_files import locked, translated_os_errors
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ def _finished(
         rows=rows,
         shards=len(ranges) if only is None else only,
         missing_shards=len(ranges) - len(finished),
+        verified=receipts.verified,
         **counts,
         resumed_rows=state.rows - state.new_rows,
         choices=None if record is None else record.choices,

@@ -12,15 +12,17 @@ import numpy as np
 from fastvec.embedding.job import write_file
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import OutputError
-from fastvec.jobs.record import Record, make_record, read_record, require_same_job
+from fastvec.jobs.record import make_record, require_same_job
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.ownership import beside, errors_path
 from fastvec.output.reader import read_output
+from fastvec.output.verify import open_intact
 from fastvec.output.writer import Job, finished_counts
 from fastvec.report import Progress
 from fastvec.settings import EncoderSettings
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipt, part_name, read_receipt, receipt_name
+from fastvec.shards.record import Record, read_record
 from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors
 
 if TYPE_CHECKING:  # the encoder is loaded when it is needed
@@ -108,19 +110,24 @@ class ShardWorker:
         with _locked(beside(draft, ".lock")):
             with suppress(FileNotFoundError):
                 return read_receipt(self._folder, receipt)
-            self._write(shard, draft, progress, stop_signal)
-            return self._published(shard, draft)
+            verified = self._write(shard, draft, progress, stop_signal)
+            return self._published(shard, draft, verified=verified)
 
     def _write(
         self, shard: int, draft: Path, progress: Callable[[Progress], None], stop_signal: Callable[[], int | None]
-    ) -> None:
-        """Write the file of a shard, unless an earlier run has finished it and not published it."""
+    ) -> bool:
+        """Write the file of a shard, unless an earlier run has finished it and not published it.
+
+        Returns whether it was read back.
+        """
         record, plan = self.begin(), replace(self._plan, output=draft, shard=self._shards[shard])
         job = Job(fingerprint=plan.fingerprint, environment={}, limits=record.limits, choices=record.choices)
         if finished_counts(draft, job) is not None:
-            return
+            if plan.options.verify is not False:
+                open_intact(draft)
+            return plan.options.verify is not False
         encoder = self.load()
-        write_file(
+        report = write_file(
             plan,
             encoder,
             replace(job, environment=encoder.environment),
@@ -130,11 +137,12 @@ class ShardWorker:
             progress=progress,
             stop_signal=stop_signal,
         )
+        return bool(report.verified)
 
-    def _published(self, shard: int, draft: Path) -> Receipt:
+    def _published(self, shard: int, draft: Path, *, verified: bool) -> Receipt:
         """Publish a shard's file and its receipt. Raises OutputError if another process did so with other bytes."""
         name = receipt_name(self.begin().id, shard)
-        own = _receipt(shard, self._shards[shard], draft)
+        own = replace(_receipt(shard, self._shards[shard], draft), verified=verified)
         with suppress(FileNotFoundError):  # of a process on another machine: stores and some file systems have no locks
             return read_receipt(self._folder, name)
         self._folder.publish(draft, part_name(shard, len(self._shards)))

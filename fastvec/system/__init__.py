@@ -2,6 +2,7 @@
 
 - `durable_files` writes files that survive a power cut, and locks them.
 - `pipeline` runs stages in threads, joined by bounded queues.
+- `limits` says how much memory and how many cores a process may use.
 - `allocator` lets the C library keep freed memory.
 - `libraries` silences the warnings, log lines and progress bars of other libraries.
 

@@ -19,7 +19,6 @@ from fastvec.decoders.cpu_choices import (
     bfloat16_is_faster,
     faster,
     has_onednn,
-    memory_bytes,
 )
 from fastvec.decoders.fused import FusedDecoder, Linear
 from fastvec.decoders.quantized import int8_bits
@@ -257,16 +256,6 @@ def test_weights_are_packed_where_memory_allows(
     assert kinds(chosen) == {KINDS[products]}
     assert choices.apply(chosen).layers is chosen.layers  # packed once
     assert kinds(CpuChoices(products="torch", routes=()).apply(chosen)) == {Linear}
-
-
-def test_the_memory_is_that_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = [tmp_path / name for name in ("limited", "unlimited", "missing")]
-    limits[0].write_text("1000000\n")
-    limits[1].write_text("max\n")
-    monkeypatch.setattr(cpu_choices, "CONTAINER_LIMITS", limits[1:])
-    assert memory_bytes() > 2**26
-    monkeypatch.setattr(cpu_choices, "CONTAINER_LIMITS", limits)
-    assert memory_bytes() == 1_000_000
 
 
 def test_a_batch_on_a_cpu_is_filled_up(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from fastvec import Encoder, embed
 from fastvec.errors import RowErrorsError
+from fastvec.forward import Forward
 from fastvec.output.verify import verify
 from fastvec.settings import EncoderSettings, resolve_settings
 from tests.helpers.corpora import texts, write_parquet
@@ -69,3 +71,29 @@ def test_more_errors_than_allowed_stop_and_a_higher_limit_goes_on(
     with pytest.raises(RowErrorsError, match=r"row 2 .* --max-errors 1 stops there.* with a larger --max-errors"):
         embed([corpus], output, encoder=broken_model, max_errors=1)
     assert embed([corpus], output, encoder=broken_model, max_errors=2).errors == 2
+
+
+@pytest.mark.parametrize("name", ["vecs.arrow", "vecs/"])
+def test_int8_ranges_are_not_those_of_the_texts_before_an_error(
+    encoder: Encoder, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that fails once must not leave ranges of fewer texts, which a resumed run would keep."""
+    monkeypatch.setattr(Encoder, "chunk_limits", {"rows": 2, "bytes": 1 << 20})
+    corpus = write_parquet(tmp_path / "corpus.parquet", texts([f"text {number}" for number in range(8)]))
+    options: dict[str, Any] = {"encoder": encoder, "vector_dtype": "int8", "max_errors": 0}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    embed([corpus], f"{tmp_path}/whole/{name}", **options)
+    forward, calls = Forward.__call__, list[int]()
+
+    def failing(self: Forward, *arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return forward(self, *arguments) * (1 if len(calls) == 1 else torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Forward, "__call__", failing)
+        with pytest.raises(RowErrorsError, match=r"row 2 .* has no vector"):
+            embed([corpus], f"{tmp_path}/broken/{name}", **options)
+    embed([corpus], f"{tmp_path}/broken/{name}", **options)
+    path = "vecs/part-00000.arrow" if name == "vecs/" else name
+    assert (tmp_path / "broken" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()

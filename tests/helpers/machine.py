@@ -1,8 +1,9 @@
-"""A simulated machine whose programs can be killed at a chosen system call and whose power can fail.
+"""A simulated machine whose programs can be killed at a chosen system call, and whose disk and power can fail.
 
 Inside `run`, calls of `os` and `flock` are counted. At the chosen call the program dies: that call and all later ones
-raise Killed and do nothing, and its files and locks are closed. The machine records what each fsync made durable (the
-names in the folder and the bytes of each file), so that `after_power_cut` can return what survives a power cut.
+raise Killed and do nothing, and its files and locks are closed. Or chosen calls fail, and the program handles that. The
+machine records what each fsync made durable (the names in the folder and the bytes of each file), so that
+`after_power_cut` can return what survives a power cut.
 """
 
 import fcntl
@@ -16,19 +17,23 @@ from types import ModuleType
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 Files: TypeAlias = frozenset[tuple[str, bytes]]
+Bytes: TypeAlias = npt.NDArray[np.bool_]
 Names = Literal["kept", "lost", "last"]
 Data = Literal["kept", "lost", "zeros"]
 POWER_CUTS: list[tuple[Names, Data]] = list(product(get_args(Names), get_args(Data)))
 
 COUNTED: dict[ModuleType, tuple[str, ...]] = {
-    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink", "link"),
+    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink", "link", "posix_fadvise"),
     fcntl: ("flock",),
 }
 
-_link = os.link  # not counted
+Fails: TypeAlias = Callable[[int, str], int | None]  # the error of a call, by its index and name
+
+_link, _lseek = os.link, os.lseek  # not counted
 
 
 class Killed(BaseException):
@@ -59,6 +64,7 @@ class Machine:
             (self.folder / name).write_bytes(content)
         self._synced_names = self._names_before_last = self._names()
         self._synced_bytes = {inode: (self.folder / name).read_bytes() for name, inode in self._names().items()}
+        self._dropped: dict[int, Bytes] = {}
 
     def files(self) -> Files:
         return frozenset((name, (self.folder / name).read_bytes()) for name in self._inodes())
@@ -70,48 +76,81 @@ class Machine:
         kill_at: int | None = None,
         midway: bool = False,
         die: Callable[[], object] = lambda: None,
+        fails: Fails = lambda index, name: None,
+        largest_write: int | None = None,
     ) -> list[str]:
         """Run `program` and return the names of its system calls, up to the one where it is killed.
 
-        `kill_at` is the index of that call. With `midway`, half of it, a write, is done first. `die` is called at that
-        moment and need not return.
+        `kill_at` is the index of that call. With `midway`, half of it is done first if it is a write. `die` is
+        called at that moment and need not return. Calls for which `fails` returns an error number raise that OSError;
+        half of such a write is done. A write writes at most `largest_write` bytes. A program that ends by itself must
+        have closed its files.
         """
-        self._calls: list[str] = []
+        self.calls: list[str] = []
         self._open_files: set[int] = set()
         self._kill_at, self._midway, self._die, self._dead = kill_at, midway, die, False
-        with pytest.MonkeyPatch.context() as patch, suppress(Killed):
-            for module, names in COUNTED.items():
-                for name in names:
-                    patch.setattr(module, name, self._counted(name, getattr(module, name)))
-            program()
-        for fd in self._open_files:
-            os.close(fd)
-        return self._calls
+        self._fails, self._largest_write = fails, largest_write
+        try:
+            with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+                for module, names in COUNTED.items():
+                    for name in names:
+                        patch.setattr(module, name, self._counted(name, getattr(module, name)))
+                program()
+            assert self._dead or not self._open_files
+        finally:
+            for fd in self._open_files:
+                os.close(fd)
+        return self.calls
 
     def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._dead:
                 raise Killed
-            if len(self._calls) == self._kill_at:
-                if self._midway:
-                    original(args[0], args[1][: len(args[1]) // 2])
+            if len(self.calls) == self._kill_at:
+                if self._midway and name == "write":
+                    self._done(name, original, args[0], args[1][: len(args[1]) // 2])
                 self._die()
                 self._dead = True
                 raise Killed
-            self._calls.append(name)
-            if name == "fsync":  # recorded, not executed: a real fsync would only take time
-                return self._sync(args[0])
-            before = self._names() if name in ("open", "replace", "unlink", "link") else {}
-            result = original(*args, **kwargs)
-            if before and before != self._names():
-                self._names_before_last = before
-            if name == "open":
-                self._open_files.add(result)
-            elif name == "close":
-                self._open_files.discard(args[0])
-            return result
+            error = self._fails(len(self.calls), name)
+            self.calls.append(name)
+            if error is not None:
+                self._failed(name, original, *args)
+                raise OSError(error, os.strerror(error))
+            if name == "write" and self._largest_write is not None:
+                args = (args[0], args[1][: self._largest_write])
+            return self._done(name, original, *args, **kwargs)
 
         return call
+
+    def _done(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if name == "fsync":  # recorded, not executed: a real fsync would only take time
+            return self._sync(args[0])
+        if name == "write" and (dropped := self._dropped.get(os.fstat(args[0]).st_ino)) is not None:
+            begin = _lseek(args[0], 0, os.SEEK_CUR)
+            dropped[begin : begin + len(args[1])] = False
+        before = self._names() if name in ("open", "replace", "unlink", "link") else {}
+        result = original(*args, **kwargs)
+        if before and before != self._names():
+            self._names_before_last = before
+        if name == "open":
+            self._open_files.add(result)
+        elif name == "close":
+            self._open_files.discard(args[0])
+        return result
+
+    def _failed(self, name: str, original: Callable[..., Any], *args: Any) -> None:
+        """Do what a call that fails may do nevertheless."""
+        if name == "write":
+            self._done(name, original, args[0], args[1][: len(args[1]) // 2])
+        elif name == "close":
+            self._done(name, original, *args)
+        elif name == "fsync":  # Linux drops what it could not write: a later fsync succeeds without writing it
+            inode = os.fstat(args[0]).st_ino
+            if (self._attic / str(inode)).exists():
+                now, then = self._current(inode), self._synced_bytes.get(inode, b"")
+                old = np.frombuffer(then[: len(now)].ljust(len(now), b"\0"), np.uint8)
+                self._dropped[inode] = np.frombuffer(now, np.uint8) != old
 
     def _inodes(self) -> dict[str, int]:
         paths = (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names)
@@ -137,7 +176,20 @@ class Machine:
             self._synced_names = kept | {name: new for name, new in now.items() if name in synced}
             self._names_before_last = now
         else:
-            self._synced_bytes[inode] = (self._attic / str(inode)).read_bytes()
+            self._synced_bytes[inode] = self._written(inode)
+
+    def _current(self, inode: int) -> bytes:
+        return (self._attic / str(inode)).read_bytes()
+
+    def _written(self, inode: int) -> bytes:
+        """Return the bytes of a file, with those that a failed fsync dropped and nobody wrote again as they were."""
+        now, dropped = self._current(inode), self._dropped.get(inode)
+        if dropped is None:
+            return now
+        old = self._synced_bytes.get(inode, b"")[: len(now)].ljust(len(now), b"\0")
+        gone = np.zeros(len(now), dtype=np.bool_)
+        gone[: len(dropped)] = dropped[: len(now)]
+        return np.where(gone, np.frombuffer(old, np.uint8), np.frombuffer(now, np.uint8)).tobytes()
 
     def after_power_cut(self, names: Names, data: Data) -> Files:
         """Return what a power cut may leave in the folder: names and bytes that were not synced are kept or lost.
@@ -155,7 +207,7 @@ class Machine:
         return frozenset((name, self._bytes_after_cut(inode, data)) for name, inode in chosen.items())
 
     def _bytes_after_cut(self, inode: int, data: Data) -> bytes:
-        current = (self._attic / str(inode)).read_bytes()
+        current = self._written(inode)
         durable = self._synced_bytes.get(inode, b"")
         if data == "kept":
             return current

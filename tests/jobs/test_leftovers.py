@@ -1,6 +1,5 @@
 """What other runs, other processes and people leave in a folder never becomes a wrong output."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastvec.jobs.worker import ShardWorker
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.verify import verify_folder
 from fastvec.system.durable_files import locked
+from fastvec.system.sealed import read_sealed, sealed
 from tests.helpers.kills import Killed, kill_after
 from tests.jobs.test_sharded import contents
 
@@ -140,14 +140,14 @@ def test_a_shard_that_two_processes_published_with_other_bytes_is_done_again(
 ) -> None:
     embed([articles], f"{folder}/", encoder=encoder, column="text")
     (receipt,) = folder.glob("_receipts/*/0.json")
-    theirs = json.dumps({**json.loads(receipt.read_text()), "checksum": "0badc0de"})
+    theirs = sealed({**read_sealed(receipt.read_bytes()), "checksum": "0badc0de"})
     (folder / "_manifest.json").unlink()
     receipt.unlink()
     publish = LocalFolder.publish
 
     def publish_both(self: LocalFolder, path: Path, name: str) -> None:
         publish(self, path, name)
-        receipt.write_text(theirs)
+        receipt.write_bytes(theirs)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalFolder, "publish", publish_both)
