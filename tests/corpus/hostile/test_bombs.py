@@ -68,3 +68,17 @@ def test_a_text_of_50_mb_and_20_000_row_groups_are_read(tmp_path: Path) -> None:
 
     rows = {name: (outcome["rows"], outcome["reason"]) for name, outcome in found.items()}
     assert rows == {"long.parquet": (3, ""), "groups.parquet": (60_000, "")}
+
+
+@pytest.mark.slow
+def test_the_command_embeds_a_text_of_50_mb_in_little_more_memory_than_short_ones(tmp_path: Path) -> None:
+    def peak(size: int) -> int:
+        path = tmp_path / f"{size}.parquet"
+        path.write_bytes(one_long_text(size))
+        command = [sys.executable, "-m", "fastvec", "embed", str(path), "-o", f"{path}.arrow", "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+        report = json.loads(done.stdout)
+        assert (report["rows"], report["nulls"], report["errors"]) == (3, 0, 0)
+        return int(report["peak_memory_bytes"])
+
+    assert peak(50 * MIB) - peak(50) < BOUND + TEXT_COPIES * 50 * MIB
