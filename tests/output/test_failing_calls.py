@@ -18,7 +18,7 @@ from tests.helpers.outputs import contents, make_job, run_job, start_job
 if sys.platform == "win32":
     pytest.skip("needs flock", allow_module_level=True)
 
-from tests.helpers.machine import POWER_CUTS, Fails, Machine
+from benchmarks.faulting.machine import POWER_CUTS, Fails, Machine
 
 CHUNKS = 3
 Program = Callable[[Path], object]
