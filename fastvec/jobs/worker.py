@@ -14,7 +14,7 @@ from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import OutputError
 from fastvec.jobs.record import Record, make_record, read_record, require_same_job
 from fastvec.output.earlier import EarlierVectors
-from fastvec.output.ownership import beside, errors_path
+from fastvec.output.ownership import beside, discard_unknown, errors_path
 from fastvec.output.reader import read_output
 from fastvec.output.writer import Job, finished_counts
 from fastvec.report import Progress
@@ -117,6 +117,7 @@ class ShardWorker:
         """Write the file of a shard, unless an earlier run has finished it and not published it."""
         record, plan = self.begin(), replace(self._plan, output=draft, shard=self._shards[shard])
         job = Job(fingerprint=plan.fingerprint, environment={}, limits=record.limits, choices=record.choices)
+        discard_unknown(draft)  # --overwrite, by which one file's is replaced, keeps what a job has in its folder
         if finished_counts(draft, job) is not None:
             return
         encoder = self.load()
