@@ -38,7 +38,7 @@ from fastvec.shards.receipts import (
     receipt_name,
 )
 from fastvec.shards.record import RECORD, Record, read_record
-from fastvec.system.durable_files import locked, translated_os_errors
+from fastvec.system.durable_files import locked, sync_folder, translated_os_errors
 
 if TYPE_CHECKING:
     from fastvec.encoder import Encoder
@@ -97,7 +97,7 @@ def embed_shards(
     """
     plan, manifest, record = _begun(plan, folder, shard_rows, overwrite=overwrite)
     if manifest is not None:
-        shutil.rmtree(folder.work, ignore_errors=True)  # of a run that was killed after it published the manifest
+        _finish_killed(folder)
         counts = dict(manifest.counts)
         return report_of(plan, rows=manifest.rows, shards=len(manifest.shards), **counts, already_finished=True)
     size = shard_rows or plan.shard_rows if record is None else record.shard_rows
@@ -126,6 +126,15 @@ def embed_shards(
             stopped.exit_code - 128,
         ) from None
     return _finished(job, ranges, receipts, state.state, only=None if part is None else len(mine))
+
+
+def _finish_killed(folder: Folder) -> None:
+    """Do what a run did not do that was killed after it wrote the manifest, whose name may not be durable."""
+    if folder.work.exists():
+        if isinstance(folder, LocalFolder):
+            with translated_os_errors(folder.path):
+                sync_folder(folder.path)
+        shutil.rmtree(folder.work, ignore_errors=True)
 
 
 def _begun(

@@ -221,12 +221,12 @@ def faults(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_few_sequences_of_faults(faults: type[Faults]) -> None:
     """The same ones each time."""
-    run_state_machine_as_test(faults, settings=settings(derandomize=True, max_examples=8, stateful_step_count=12))
+    run_state_machine_as_test(faults, settings=settings(derandomize=True, max_examples=7, stateful_step_count=10))
 
 
 @pytest.mark.slow
 def test_many_sequences_of_faults(faults: type[Faults]) -> None:
     """Others each time; a failure prints how to repeat it."""
-    many = settings(max_examples=100, stateful_step_count=30, print_blob=True)
+    many = settings(max_examples=50, stateful_step_count=25, print_blob=True)
     run_state_machine_as_test(faults, settings=many)
     print(f"{sum(faults.tried.values()):,} faults: {faults.tried}")
