@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvec.checkpoints.model_files import read_json
+from fastvec.checkpoints.model_files import LARGEST_TOKENIZER_FILE, read_json
 from fastvec.errors import ModelError
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def translated_panics() -> Iterator[None]:
 
 def require_charsmaps(path: Path) -> None:
     """Raise ModelError if a precompiled map of characters in the tokenizer.json at `path` states a size it has not."""
-    if b"Precompiled" in path.read_bytes():
-        for part in _parts(read_json(path)):
+    if b'"precompiled_charsmap"' in path.read_bytes():
+        for part in _parts(read_json(path, most=LARGEST_TOKENIZER_FILE)):
             blob = _decoded(part.get("precompiled_charsmap"))
             if blob is not None and not 4 <= 4 + int.from_bytes(blob[:4], "little") <= len(blob):
                 raise ModelError(f"{path} has a damaged precompiled_charsmap: download the model again")
