@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastvec.checkpoints.model_files import LARGEST_TOKENIZER_FILE, read_json
 from fastvec.errors import ModelError
+from fastvec.system.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,11 +23,11 @@ LARGEST_GROWTH = 100  # times that a normalizer may lengthen a text; those of pu
 
 @contextmanager
 def translated_panics() -> Iterator[None]:
-    """Raise a panic of the tokenizers library in this block as ModelError, without its words."""
+    """Raise a panic of the tokenizers library in this block, unless memory ran out, as ModelError without its words."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ != "PanicException" or is_out_of_memory(error):
             raise
         raise ModelError(
             "the model's tokenizer failed on a text: its files are damaged, or its pattern takes too many steps; "
