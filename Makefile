@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test test-slow test-isa test-integrations test-stores check lint aot docs clean
+.PHONY: demo test test-slow test-isa test-integrations test-stores check lint aot faults docs lock clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -56,10 +56,24 @@ check: lint test
 aot: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.aot
 
+# Random faults against the real command: kills, power cuts, full disks, damaged files. The seed is a new one each time, and
+# printed with the command that repeats a failure: a fixed one would find nothing after its first pass.
+faults: $(VENV)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=.:kernels $(BIN)/python -m benchmarks.faults --faults 1000 --minutes 5
+
 # The documentation as a site; a warning, such as one about a broken link, fails.
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs site
+
+# The newest versions that pyproject.toml allows, with the hashes of all their files.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lock]'
+	(sed -n 1p requirements.lock; $(COMPILE)) > lock.new && mv lock.new requirements.lock
+	(sed -n 1p requirements-cpu.lock; echo torch | $(COMPILE) --constraints requirements.lock --excludes -) > lock.new \
+		&& mv lock.new requirements-cpu.lock
 
 clean:
 	rm -rf $(VENV) .demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -31,14 +31,14 @@ TOO_MANY_TOKENS = 1 << 26  # of a batch: 2^26 tokens of 1,024 dimensions take 12
 # Every chunk is made durable at once, instead of every 2 s, and on a CPU chunks are small: a run of few seconds too is
 # killed between two commits. No job is long enough for a CPU to be measured.
 COMMAND = """
-from fastvec import encoder
 from fastvec.cli.entry import main
+from fastvec.encoding import chunk_encoder
 from fastvec.output import writer
 from fastvec.texts import batching
 
 batching.CHUNK_TOKENS["cpu"] = (2048, 2048)
 writer.GROUP_SECONDS = 0
-encoder.is_long_job = lambda *_: False
+chunk_encoder.is_long_job = lambda *_: False
 main()
 """
 

@@ -84,6 +84,7 @@ class Report:
     torch_ops: tuple[str, ...] = ()  # ops that ran without their kernels, although this device has kernels
     choices: dict[str, Any] | None = None  # how products and attention were computed on a CPU
     already_finished: bool = False
+    verified: bool | None = None  # whether the output was read back before it was published; None: an earlier run's
     shards: int = 0  # of an output in shards, those of this process
     missing_shards: int = 0  # that other processes have not finished
     note: str = ""  # a remark about the model
@@ -109,6 +110,8 @@ class Report:
         parts.append(f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s")
         counted = ("nulls", "empty", "truncated", "repaired", "duplicates", "reused", "errors")
         parts += [f"{getattr(self, name):,} {name}" for name in counted if getattr(self, name)]
+        if self.verified:
+            parts.append("verified")
         if self.missing_shards:
             parts.append(f"not finished yet: {_shards(self.missing_shards)} of other processes")
         if self.bottleneck:

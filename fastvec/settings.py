@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastvec.checkpoints.checkpoint import TEXT_RULES, Checkpoint, Pooling, resolve
-from fastvec.errors import ModelError, UsageError
+from fastvec.errors import ModelError, UsageError, quoted
 from fastvec.texts.prompt import text_affixes
 from fastvec.texts.tokenizer import LoadedTokenizer, TextRecipe, TextTokenizer, is_utf8
 
@@ -64,7 +64,7 @@ class EncoderSettings:
             return ""
         if name not in checkpoint.prompts:
             known = ", ".join(sorted(checkpoint.prompts)) or "none"
-            raise UsageError(f"{checkpoint.name} has no prompt named {name!r}: it has {known}")
+            raise UsageError(f"{checkpoint.name} has no prompt named {quoted(name)}: it has {known}")
         return checkpoint.prompts[name]
 
     @property

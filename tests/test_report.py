@@ -15,10 +15,11 @@ def test_a_report_says_what_was_done_and_leaves_out_what_did_not_happen() -> Non
         rows_per_second=1949.4,
         tokens_per_second=250_000.0,
         bottleneck="encode",
+        verified=True,
     )
     assert str(report) == (
         "25,054 rows to vecs.arrow in 12.3 s; 1,000 of them from an earlier run; 1,949 rows/s, 250,000 tokens/s; "
-        "3 nulls; bottleneck: encode"
+        "3 nulls; verified; bottleneck: encode"
     )
     assert report.return_code == 0
 

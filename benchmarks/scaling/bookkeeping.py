@@ -24,14 +24,15 @@ import pyarrow.parquet as pq
 from fastvec.embedding.options import EmbedOptions
 from fastvec.embedding.plan import EmbedPlan, plan_embed
 from fastvec.jobs.progress import JobProgress
-from fastvec.jobs.record import Record
 from fastvec.jobs.sharded import Schedule, ShardedJob, embed_shards
 from fastvec.report import peak_memory_bytes
 from fastvec.settings import resolve_settings
 from fastvec.shards.folder import LocalFolder
-from fastvec.shards.manifest import MANIFEST, RECORD
+from fastvec.shards.manifest import MANIFEST
 from fastvec.shards.receipts import RECEIPTS, Receipt, part_name, receipt_name
+from fastvec.shards.record import RECORD, Record
 from fastvec.shards.verify import require_manifest
+from fastvec.system.sealed import sealed
 
 ROW_GROUP = 1024
 SHARD_BYTES = 1 << 28
@@ -81,8 +82,7 @@ def prepare(folder: Path, shards: int) -> None:
     output, job = folder / "vecs", record_of(planned(folder)).id
     (output / RECEIPTS / job).mkdir(parents=True)
     for shard in range(shards):
-        receipt = json.dumps(asdict(receipt_of(shard)), separators=(",", ":"))
-        (output / receipt_name(job, shard)).write_text(f"{receipt}\n")
+        (output / receipt_name(job, shard)).write_bytes(sealed(asdict(receipt_of(shard))))
 
 
 def record_of(plan: EmbedPlan) -> Record:
@@ -153,7 +153,8 @@ def run(folder: Path, schedule: Schedule) -> None:
 def begin(folder: Path) -> None:
     """Run a job of which no receipt is there until its workers report them."""
     plan, hidden = planned(folder), folder / "receipts"
-    (plan.output / RECORD).write_text(json.dumps({"fastvec_job": 1, **asdict(record_of(plan))}))
+    (plan.output / RECORD).unlink(missing_ok=True)
+    record_of(plan).write(LocalFolder(plan.output))
     receipts = plan.output / RECEIPTS
     receipts.rename(hidden)
 

@@ -20,6 +20,7 @@ from fastvec.checkpoints.model_files import (
     check_safetensors,
     count,
     hash_files,
+    length,
     read_json,
     read_json_if_any,
     setting,
@@ -42,7 +43,8 @@ from fastvec.checkpoints.sentence_transformers import (
     read_prompts,
     read_sentence_folder,
 )
-from fastvec.errors import ModelError
+from fastvec.checkpoints.sizes import require_sizes, width_of
+from fastvec.errors import ModelError, quoted
 
 __all__ = ["Checkpoint", "Pooling", "resolve"]
 
@@ -177,8 +179,9 @@ def _bare_decoder(stack: ModelStack, *, name: str, revision: str | None, dense: 
         raise ModelError(f"{stack.folders[0]} has no tokenizer: expected tokenizer.json, tokenizer.model or vocab.json")
     max_positions = count(config, "max_position_embeddings", path) or count(config, "n_positions", path)
     tokenizer_path = tokenizer / "tokenizer_config.json"
-    stated = count(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
-    hidden_size = _hidden_size(config, path)
+    stated = length(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
+    require_sizes(config, path, weight_files(stack.base))
+    hidden_size = width_of(config, path)
     _check_dense_dimensions(hidden_size, dense)
     checkpoint = Checkpoint(
         name=name,
@@ -217,16 +220,6 @@ def _hashed_files(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[
             yield f"dense {index}/{file.name}", file
 
 
-def _hidden_size(config: dict[str, Any], path: Path) -> int:
-    """Return the width of the hidden states; a model with several parts states it in `text_config`."""
-    for part in (config, setting(config, "text_config", dict, path, {})):
-        # word_embed_proj_dim: an OPT model may project its last hidden states back to this width
-        for name in ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model"):
-            if size := count(part, name, path):
-                return size
-    raise ModelError(f"{path} has no hidden_size: give the folder of a decoder model")
-
-
 def _check_dense_dimensions(width: int, dense: tuple[DenseLayer, ...]) -> None:
     for layer in dense:
         if layer.in_features != width:
@@ -238,12 +231,12 @@ def _apply_record(bare: Checkpoint, path: Path) -> Checkpoint:
     """Apply the rules in an adaptation's record to `bare`."""
     record = read_json(path)
     if record.get("format") != RECORD_FORMAT:
-        raise ModelError(f"{path} has format {record.get('format')!r}: this version reads format {RECORD_FORMAT}")
+        raise ModelError(f"{path} has format {quoted(record.get('format'))}: this version reads format {RECORD_FORMAT}")
     rules: dict[str, Any] = setting(record, "encoder", dict, path, {})
     pooling = setting(rules, "pooling", str, path, "mean")
     pooled_tokens = setting(rules, "pooled_tokens", str, path, "text")
     if pooling not in get_args(Pooling) or pooled_tokens not in ("text", "all"):
-        raise ModelError(f"{path} has pooling {pooling!r}, pooled_tokens {pooled_tokens!r}: it is damaged")
+        raise ModelError(f"{path} has pooling {quoted(pooling)}, pooled_tokens {quoted(pooled_tokens)}: it is damaged")
     given = {name: setting(rules, name, kind, path) for name, kind in TEXT_RULES.items()}
     dims = count(rules, "dims", path)
     return replace(
@@ -254,7 +247,7 @@ def _apply_record(bare: Checkpoint, path: Path) -> Checkpoint:
         pooling=pooling,
         pooled_tokens=pooled_tokens,
         dims=dims and min(dims, bare.vector_size),
-        max_length=count(rules, "max_length", path) or DEFAULT_MAX_LENGTH,
+        max_length=length(rules, "max_length", path) or DEFAULT_MAX_LENGTH,
         prompts=read_prompts(rules, path),
         default_prompt_name=setting(rules, "default_prompt_name", str, path),
         verbatim=setting(rules, "verbatim", bool, path, False),
@@ -320,7 +313,7 @@ def _apply_llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
     path = path or stack.folders[0]
     pooling = setting(settings, "pooling_mode", str, path, "mean")
     if pooling not in LLM2VEC_POOLINGS:
-        raise ModelError(f"{path} has pooling_mode {pooling!r}: expected one of {', '.join(LLM2VEC_POOLINGS)}")
+        raise ModelError(f"{path} has pooling_mode {quoted(pooling)}: expected one of {', '.join(LLM2VEC_POOLINGS)}")
     skip_instruction = setting(settings, "skip_instruction", bool, path, True)
     names = {*stack.names, *(str(config.get("_name_or_path", "")) for config in configs)}
     chat_template = any(Path(name).name in CHAT_BASES for name in names)
@@ -332,7 +325,7 @@ def _apply_llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
         pooled_tokens="text" if skip_instruction else "all",
         include_prompt=not skip_instruction,
         normalize=False,
-        max_length=count(settings, "max_length", path) or DEFAULT_MAX_LENGTH,
+        max_length=length(settings, "max_length", path) or DEFAULT_MAX_LENGTH,
         text_max_length=count(settings, "doc_max_length", path) or 400,
         strip=chat_template or pooling == "eos_token",
         chat_template=chat_template,

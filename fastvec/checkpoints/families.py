@@ -6,7 +6,7 @@ attention is the worst bug in this field. To add a type, add a line here and a t
 `tests/helpers/tiny_families.py`, then run `python -m fastvec.checkpoints.families > docs/families.md`.
 """
 
-from fastvec.errors import ModelError
+from fastvec.errors import ModelError, quoted
 
 FAMILIES = {  # model type: example checkpoints
     "afmoe": "arcee-ai/Trinity-Mini",
@@ -135,10 +135,10 @@ def require_supported(model_type: str) -> None:
     supported = f"llama, mistral, qwen3, gemma3_text and others are supported ({len(FAMILIES)} in docs/families.md)"
     for reason, model_types in REFUSED.items():
         if model_type in model_types.split():
-            raise ModelError(f"model type {model_type!r} is not supported: it {reason}; {supported}")
+            raise ModelError(f"model type {quoted(model_type)} is not supported: it {reason}; {supported}")
     raise ModelError(
-        f"model type {model_type!r} is not supported: it has not been tested, and attention could be silently wrong; "
-        f"{supported}; fastvec/checkpoints/families.py says how to add one"
+        f"model type {quoted(model_type)} is not supported: it has not been tested, and attention could be silently "
+        f"wrong; {supported}; fastvec/checkpoints/families.py says how to add one"
     )
 
 

@@ -5,12 +5,13 @@ Only JSON, safetensors and tokenizer files are ever opened; pickles and Python f
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastvec.errors import ModelError
+from fastvec.errors import ModelError, one_line, quoted
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -25,6 +26,15 @@ TOKENIZER_FILES = (
 ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+OTHER_FORMATS = {".gguf": "GGUF", ".h5": "TensorFlow's HDF5", ".msgpack": "Flax's MessagePack", ".onnx": "ONNX"}
+# What is parsed whole, by Python in up to 25 times as much memory. The largest known are the tokenizer.json of Gemma
+# (33 MB) and the index of a model with 140,000 tensors (14 MB).
+LARGEST_JSON = 32 << 20
+LARGEST_TOKENIZER_FILE = 256 << 20
+LARGEST_HEADER = 32 << 20  # of a safetensors file: 300,000 tensors
+# tokens of a sequence, whatever a file says; a table of rotary positions of that length has 1 GB
+LONGEST = 1 << 20
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,7 +46,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_if_any(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_regular(path) else {}
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether `path` is a regular file or a link to one; false for a path that no file can have."""
+    return os.path.isfile(path)
 
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:
@@ -48,14 +63,25 @@ def read_json_list(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(path: Path) -> Any:
-    if not path.is_file():
+    if not is_regular(path):
         raise ModelError(f"{path.parent} has no {path.name}: it is not a model folder, or it is incomplete")
+    _require_size(path, LARGEST_JSON)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if SURROGATE.search(text):  # half of a character, which no tokenizer or path takes
+            json.dumps(content, ensure_ascii=False).encode()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON ({error}): the file is damaged, download it again") from None
+        problem = one_line(error)
+        raise ModelError(f"{path} is not valid JSON ({problem}): the file is damaged, download it again") from None
+    return content
+
+
+def _require_size(path: Path, limit: int) -> None:
+    if (size := path.stat().st_size) > limit:
+        raise ModelError(f"{path} has {size:,} bytes, at most {limit:,} are expected: it is damaged")
 
 
 def setting(
@@ -69,7 +95,7 @@ def setting(
     if value is None:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ModelError(f"{path} has {name} {value!r}: the value has the wrong type")
+        raise ModelError(f"{path} has {name} {quoted(value)}: the value has the wrong type")
     return value
 
 
@@ -87,6 +113,12 @@ def count(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
     return int(value)
 
 
+def length(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
+    """Return `count(settings, name, path)` as the length of a sequence in tokens, at most LONGEST."""
+    tokens = count(settings, name, path)
+    return None if tokens is None else min(tokens, LONGEST)
+
+
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the safetensors files of the model in `folder`: one file, or the shards listed in its index.
 
@@ -94,13 +126,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     format.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
+    if is_regular(whole):
         files = [whole]
-    elif index.is_file():
-        shards = set(setting(read_json(index), "weight_map", dict, index, {}).values())
+    elif is_regular(index):
+        shards = list(setting(read_json(index), "weight_map", dict, index, {}).values())
         if not shards or any(not isinstance(shard, str) or Path(shard).name != shard for shard in shards):
             raise ModelError(f"{index} does not list the weight files: it is damaged")
-        files = [folder / shard for shard in sorted(shards)]
+        files = [folder / shard for shard in sorted(set(shards))]
     else:
         raise ModelError(f"{folder} has no model.safetensors: {_other_format(folder)}")
     for file in files:
@@ -112,20 +144,26 @@ def check_safetensors(file: Path) -> list[str]:
     """Return the names of the tensors in `file`; raises ModelError unless it is a complete safetensors file."""
     from safetensors import SafetensorError, safe_open
 
-    if not file.is_file():
+    if not is_regular(file):
         raise ModelError(f"{file} is missing: {_other_format(file.parent)}")
     try:
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+        if header > LARGEST_HEADER:
+            raise SafetensorError(f"a header of {header:,} bytes")
         with safe_open(file, framework="numpy") as tensors:
             return list(tensors.keys())
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} is an incomplete or damaged safetensors file ({error}): download it again") from None
+        raise ModelError(
+            f"{file} is an incomplete or damaged safetensors file ({one_line(error)}): download it again"
+        ) from None
 
 
 def _other_format(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     for name in names:
-        if name.endswith(".gguf"):
-            return f"{name} is GGUF, which fastvec does not read; use the safetensors of the same model"
+        if kind := OTHER_FORMATS.get(Path(name).suffix):
+            return f"{name} is {kind}, which fastvec does not read; use the safetensors of the same model"
     for name in names:
         if Path(name).suffix in PICKLES:
             return f"{name} is a pickle, which could run any code; convert it to safetensors"
@@ -134,7 +172,9 @@ def _other_format(folder: Path) -> str:
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """Return the tokenizer files in `folder`, or none if the folder contains no vocabulary."""
-    files = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
+    files = tuple(folder / name for name in TOKENIZER_FILES if is_regular(folder / name))
+    for file in files:
+        _require_size(file, LARGEST_TOKENIZER_FILE)
     vocabularies = {"tokenizer.json", "tokenizer.model", "vocab.json"}
     return files if any(file.name in vocabularies for file in files) else ()
 

@@ -13,12 +13,13 @@ from typing import Any, Literal, get_args
 from fastvec.checkpoints.model_files import (
     check_safetensors,
     count,
+    length,
     read_json,
     read_json_if_any,
     read_json_list,
     setting,
 )
-from fastvec.errors import ModelError
+from fastvec.errors import ModelError, quoted
 
 Pooling = Literal["mean", "weighted_mean", "last", "first"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -38,6 +39,7 @@ POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+LONGEST_PATH = 255
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 
@@ -84,7 +86,9 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
     settings_path = folder / "config_sentence_transformers.json"
     settings = read_json_if_any(settings_path)
     if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
-        raise ModelError(f"{folder} is a {settings['model_type']}: expected a SentenceTransformer, one vector per text")
+        raise ModelError(
+            f"{folder} is a {quoted(settings['model_type'])}: expected a SentenceTransformer, one vector per text"
+        )
     pooling, include_prompt = _pooling(paths[1] / "config.json")
     max_length, lower_case = _transformer(paths[0])
     return SentenceFolder(
@@ -106,7 +110,7 @@ def _kind(module: dict[str, Any], folder: Path) -> str:
     match = MODULE.fullmatch(str(module.get("type")))
     if match is None:
         raise ModelError(
-            f"{folder} has a module of type {module.get('type')!r}: fastvec supports only Transformer, "
+            f"{folder} has a module of type {quoted(module.get('type'))}: fastvec supports only Transformer, "
             "Pooling, Dense and Normalize, and never runs code from a model"
         )
     return match[1]
@@ -115,8 +119,8 @@ def _kind(module: dict[str, Any], folder: Path) -> str:
 def _path(module: dict[str, Any], folder: Path) -> Path:
     path = module.get("path")
     windows = PureWindowsPath(str(path))  # splits at both / and \, and recognizes drives
-    if not isinstance(path, str) or windows.anchor or ".." in windows.parts:
-        raise ModelError(f"{folder} has a module at {path!r}: expected a subfolder of it")
+    if not isinstance(path, str) or windows.anchor or ".." in windows.parts or len(path) > LONGEST_PATH:
+        raise ModelError(f"{folder} has a module at {quoted(path)}: expected a subfolder of it")
     return folder / path
 
 
@@ -126,10 +130,10 @@ def _transformer(folder: Path) -> tuple[int | None, bool]:
     settings = read_json_if_any(path)
     task = settings.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
-        raise ModelError(f"{path} asks for the task {task!r}: expected feature-extraction")
+        raise ModelError(f"{path} asks for the task {quoted(task)}: expected feature-extraction")
     if "message" in setting(settings, "modality_config", dict, path, {}):
         raise ModelError(f"{path} applies a chat template (modality message), which is not supported here")
-    return count(settings, "max_seq_length", path), setting(settings, "do_lower_case", bool, path, False)
+    return length(settings, "max_seq_length", path), setting(settings, "do_lower_case", bool, path, False)
 
 
 def _pooling(path: Path) -> tuple[Pooling, bool]:
@@ -139,7 +143,7 @@ def _pooling(path: Path) -> tuple[Pooling, bool]:
     if modes is None:
         modes = [name for flag, name in POOLING_FLAGS.items() if settings.get(flag)] or ["mean"]
     if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in POOLINGS:
-        raise ModelError(f"{path} has pooling mode {modes}: expected exactly one of {', '.join(POOLINGS)}")
+        raise ModelError(f"{path} has pooling mode {quoted(modes)}: expected exactly one of {', '.join(POOLINGS)}")
     return POOLINGS[str(modes[0])], setting(settings, "include_prompt", bool, path, True)
 
 
@@ -157,7 +161,9 @@ def read_dense(folder: Path) -> DenseLayer:
     activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise ModelError(f"{path} has the activation {activation}: expected torch.nn's {', '.join(ACTIVATIONS)}")
+        raise ModelError(
+            f"{path} has the activation {quoted(activation)}: expected torch.nn's {', '.join(ACTIVATIONS)}"
+        )
     if settings.get("use_residual"):
         raise ModelError(f"{path} adds a residual to a Dense layer: fastvec does not support this")
     weights = folder / "model.safetensors"
@@ -178,7 +184,7 @@ def _refuse_other_keys(folders: list[Path]) -> None:
         settings = read_json_if_any(path)
         for key in ("module_input_name", "module_output_name"):
             if settings.get(key) not in (None, "sentence_embedding"):
-                raise ModelError(f"{path} sets {key} to {settings[key]!r}: expected sentence_embedding")
+                raise ModelError(f"{path} sets {key} to {quoted(settings[key])}: expected sentence_embedding")
 
 
 def read_prompts(settings: dict[str, Any], path: Path) -> Mapping[str, str]:

@@ -162,6 +162,11 @@ class TokenBudget(click.ParamType[int | None]):
     "--engine", type=click.Choice(["ray"]), help="Embed shards on a Ray cluster (RAY_ADDRESS) or this machine."
 )
 @click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
+@click.option(
+    "--verify/--no-verify",
+    default=None,
+    help="Read the output back from the disk before it is published. [default: if it takes at most 1% of the time]",
+)
 @shared.overwrite
 @click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")
 @shared.quiet

@@ -13,10 +13,12 @@ import click
 from fastvec import __version__
 from fastvec.cli.adapt import adapt
 from fastvec.cli.convert import convert, merge
+from fastvec.cli.doctor import doctor
 from fastvec.cli.embed import embed
 from fastvec.cli.outputs import inspect, verify
 from fastvec.cli.streams import fail, open_closed_streams
 from fastvec.errors import FastvecError
+from fastvec.system.memory import translated_memory_errors
 
 # between two garbage collections; with Python's 700, collections take a tenth of the time of importing torch
 ALLOCATIONS = 50_000
@@ -28,7 +30,7 @@ def cli() -> None:
     """Embed text corpora with decoder language models, and train decoders into text encoders."""
 
 
-for _command in (embed, adapt, verify, inspect, convert, merge):
+for _command in (embed, adapt, verify, inspect, convert, merge, doctor):
     cli.add_command(_command)
     # click would name an environment variable after the parameter, e.g. `adapters` for --adapter; users only see the
     # option, so the variable is named after that
@@ -65,7 +67,8 @@ def main() -> NoReturn:
     gc.set_threshold(ALLOCATIONS)
     open_closed_streams()
     try:
-        cli(prog_name="fastvec", standalone_mode=False)
+        with translated_memory_errors():
+            cli(prog_name="fastvec", standalone_mode=False)
     except FastvecError as error:
         fail(str(error), error.exit_code)
     except click.exceptions.Abort:

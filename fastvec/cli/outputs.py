@@ -1,7 +1,7 @@
 """The commands `fastvec verify` and `fastvec inspect`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import click
@@ -25,7 +25,7 @@ def verify(file: str, as_json: bool) -> None:
 
     if is_folder(file):
         print_report(verify_folder(open_folder(file)), as_json)
-    with _local(file) as path:
+    with _local(file, with_errors=True) as path:
         report = verify_file(path)
         checks = tuple(replace(check, detail=check.detail.replace(path, file)) for check in report.checks)
         print_report(replace(report, path=file, checks=checks), as_json)
@@ -47,11 +47,16 @@ def inspect(file: str, as_json: bool) -> None:
 
 
 @contextmanager
-def _local(file: str) -> Iterator[str]:
-    """Yield the path of a file, or of a copy of a file in a store, which errors do not name."""
+def _local(file: str, *, with_errors: bool = False) -> Iterator[str]:
+    """Yield the path of a file, or of a copy of a file in a store, which errors do not name.
+
+    Beside the copy is one of the file of row errors, if there is one and it is asked for.
+    """
     from fastvec.errors import OutputError
+    from fastvec.output.ownership import errors_name, errors_path
     from fastvec.stores.address import Address, is_remote
     from fastvec.stores.spool import fetched
+    from fastvec.stores.store import download
 
     if not is_remote(file):
         yield file
@@ -59,6 +64,9 @@ def _local(file: str) -> Iterator[str]:
     address = Address.parse(file)
     try:
         with fetched(address) as copy:
+            if with_errors:
+                with suppress(FileNotFoundError):
+                    download(address.with_name(errors_name(address.name)), errors_path(copy))
             try:
                 yield str(copy)
             except OutputError as error:

@@ -4,9 +4,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, TextIO, cast
 
-from fastvec.cli.streams import say
+from fastvec.cli.streams import null_stream, say
 
 LINE_SECONDS = 10.0
 
@@ -40,13 +40,34 @@ class _Lines:
             self._next = time.monotonic() + LINE_SECONDS
 
 
+class _Stderr:
+    """The current stderr. When its terminal is gone, which a job after `disown` survives, it continues in silence."""
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, method: str, *args: str) -> None:
+        try:
+            getattr(sys.stderr, method)(*args)
+        except OSError:
+            sys.stderr = null_stream()  # otherwise Python flushes it at exit, fails, and changes the exit code
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
 @contextmanager
 def _live() -> Iterator[Callable[[Displayable], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    with Bar(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
+    console = Console(file=cast(TextIO, _Stderr()))
+    with Bar(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
         task = bar.add_task("loading", total=None)
 
         def show(progress: Displayable) -> None:

@@ -1,24 +1,28 @@
-"""SIGINT and SIGTERM stop a job between two batches or training steps, so that it can be resumed."""
+"""SIGINT, SIGTERM and SIGHUP stop a job between two batches or training steps, so that it can be resumed."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from fastvec.system.stop_signals import STOP_SIGNALS
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], int | None]]:
-    """Yield a function that returns the number of the first SIGINT or SIGTERM, or None before one arrives.
+    """Yield a function that returns the number of the first SIGINT, SIGTERM or SIGHUP, or None before one arrives.
 
-    If the same signal arrives again, it kills the process.
+    If the same signal arrives again, it kills the process; not SIGHUP, which the kernel and the shell both send when a
+    terminal is closed. A signal that is ignored, as `nohup` does with SIGHUP, stays so.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL if number in (signal.SIGINT, signal.SIGTERM) else signal.SIG_IGN)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in handled}
     try:
         yield lambda: received[0] if received else None
     finally:

@@ -11,11 +11,13 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
+from fastvec.errors import printable
+
 
 def say(message: object) -> None:
-    """Print a line to the current stderr. If its reader is gone (`2>&1 | head -1`), the job continues in silence."""
+    """Print to the current stderr. If its reader is gone (`2>&1 | head -1`), the job continues in silence."""
     try:
-        print(message, file=sys.stderr, flush=True)
+        print(*map(printable, str(message).split("\n")), sep="\n", file=sys.stderr, flush=True)
     except OSError:
         sys.stderr = null_stream()  # otherwise Python flushes it at exit, fails, and changes the exit code
 
@@ -67,7 +69,7 @@ class StderrLog(logging.Handler):
     """Prints log records as plain lines to the current stderr, above a live progress line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        say(printable(self.format(record)))
 
 
 def log_to_stderr(quiet: bool) -> None:

@@ -137,7 +137,9 @@ def row_bytes(array: pa.Array) -> NDArray[np.int64]:
     if isinstance(type, pa.BaseExtensionType):
         return row_bytes(array.storage)
     if types.is_dictionary(type):
-        return _where_valid(array, pa.array(row_bytes(array.dictionary)).take(array.indices).fill_null(0).to_numpy())
+        # an index that is null takes 0 bytes; asking which are valid ends the process if the dictionary is of type null
+        sizes: NDArray[np.int64] = pa.array(row_bytes(array.dictionary)).take(array.indices).fill_null(0).to_numpy()
+        return sizes
     if type in (pa.string_view(), pa.binary_view()):
         end = array.offset + len(array)
         views = np.frombuffer(array.buffers()[1] or b"", dtype=np.int32, count=end * VIEW_BYTES // 4)

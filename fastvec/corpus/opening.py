@@ -127,7 +127,11 @@ def _files(sources: Sequence[Source], copies: Mapping[Path, LocalCopy], limit: i
 def _kept_type(source: Source, name: str) -> pa.DataType:
     try:
         return plain_type(_field(source, name).type)
-    except (TypeError, UnicodeDecodeError) as error:  # UnicodeDecodeError: a nested field's name
+    except (
+        TypeError,
+        ValueError,
+        pa.ArrowException,
+    ) as error:  # ValueError: a nested name, a map of nulls
         raise InputError(f"{source.path}: column {name!r} cannot be kept: {error}") from error
 
 

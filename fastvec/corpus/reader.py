@@ -19,6 +19,7 @@ from fastvec.corpus.formats.files import for_each
 from fastvec.corpus.formats.source import Source
 from fastvec.corpus.shard_ranges import shard_ranges
 from fastvec.corpus.template import Template
+from fastvec.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ class Corpus:
         shard_ends = [self.rows] if limits.shard_rows is None else [one.stop for one in self.shards(limits.shard_rows)]
         for batch in self._batches(first_row, self.rows if end_row is None else end_row):
             sizes = np.sum([row_bytes(column) for column in batch.columns[:-1]], axis=0)
+            self._require_small_rows(sizes, first_row + rows)
             if limits.row_bytes is not None:
                 sizes = np.maximum(np.minimum(sizes, limits.row_bytes), sizes * limits.bytes // MEMORY_BYTES)
             ends = np.concatenate([[0], np.cumsum(sizes)])
@@ -195,6 +197,16 @@ class Corpus:
                 if missing <= 0:
                     break
             source.require_unchanged()
+
+    def _require_small_rows(self, sizes: npt.NDArray[np.int64], first_row: int) -> None:
+        if sizes.max(initial=0) > MAX_CHUNK_BYTES:
+            row = int(np.argmax(sizes))
+            ((uri, place),) = self.locate([first_row + row])
+            unit, number = next(iter(place.items()))
+            raise InputError(
+                f"{uri}: row {first_row + row} of the corpus, in {unit.replace('_', ' ')} {number}, has {sizes[row]:,} "
+                f"bytes of text and kept columns, more than {MAX_CHUNK_BYTES:,}; split it, or keep fewer columns"
+            )
 
     def _decoded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the texts, the instructions, the kept columns and the mark of bad rows, in plain types."""

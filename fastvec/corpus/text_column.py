@@ -27,7 +27,7 @@ def text_column(schema: pa.Schema) -> tuple[str, str]:
             return name, "chosen by its name"
     some = any(is_string(type) or is_binary(type) for type in by_name.values())
     if usual:
-        problem = f"column {usual[0]!r} is {_short(by_name[usual[0]])}, not text"
+        problem = f"column {usual[0]!r} is {short(by_name[usual[0]])}, not text"
         problem += "; give another column with --column" if some else ""
     elif some:
         problem = "cannot tell which column is the text; give it with --column"
@@ -39,8 +39,8 @@ def text_column(schema: pa.Schema) -> tuple[str, str]:
 
 
 def columns_of(schema: pa.Schema) -> str:
-    """List the columns in a sentence: at most 20 of them, with types shortened to 30 characters."""
-    names = [f"{field.name} ({_short(field.type)})" for field in schema]
+    """List the columns in a sentence: at most 20 of them, with names and types shortened."""
+    names = [f"{short(field.name, 40)} ({short(field.type)})" for field in schema]
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"Its columns: {', '.join(names[:20])}{more}" if names else "It has no columns"
 
@@ -53,6 +53,7 @@ def _text_inside(schema: pa.Schema) -> str | None:
     )
 
 
-def _short(type: pa.DataType) -> str:
-    text = str(type)
-    return text if len(text) <= 30 else f"{text[:29]}…"
+def short(name: str | pa.DataType, length: int = 30) -> str:
+    """Return the name of a column or type, which can be of any length, cut to `length` characters."""
+    text = str(name)
+    return text if len(text) <= length else f"{text[: length - 1]}…"

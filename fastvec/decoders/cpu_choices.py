@@ -10,11 +10,9 @@ Shapes: T packed tokens, D hidden size, F feed-forward size.
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -22,6 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from fastvec.decoders.fused import FusedDecoder, Layer, Linear, floats
+from fastvec.system.limits import memory_bytes
+from fastvec.system.memory import is_out_of_memory
 from fastvec_kernels import Activation, AttentionPlan, Fp8Rows, attention
 from fastvec_kernels.attention.padded import LONGEST
 from fastvec_kernels.attention.plan import Route, Routes
@@ -35,7 +35,6 @@ ROUNDS = 3
 GAIN = 0.95  # of the default's time, the most that another choice may take to be preferred: noise changes nothing
 BATCH_ROWS = 2048  # a hint to oneDNN
 PACKED_SHARE = 0.25  # of the memory, the largest weights that are kept a second time
-CONTAINER_LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
 PRODUCT_ROWS, PRODUCT_COLUMNS = 256, 2048  # of the product that is timed, at most
 PROBE = 1024  # rows and columns of the weights by which two dtypes are compared
 ATTENTION_TOKENS, ATTENTION_HEADS = 1024, 8
@@ -119,7 +118,9 @@ def has_onednn(dtype: torch.dtype) -> bool:
     try:
         with torch.inference_mode():
             found = [kind(weight, bias).gated(x, "silu").double() for kind in (OnednnLinear, PackedLinear)]
-    except (AttributeError, RuntimeError):  # torch built without oneDNN, or no products of this dtype
+    except (AttributeError, RuntimeError) as error:  # torch built without oneDNN, or no products of this dtype
+        if is_out_of_memory(error):  # other vectors, because memory was short now, would be a surprise
+            raise
         return False
     return all(bool((one - expected).norm() <= tolerance * expected.norm()) for one in found)
 
@@ -219,16 +220,6 @@ def _example(decoder: FusedDecoder) -> Linear:
 
 def _random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-
-
-def memory_bytes() -> int:
-    """Return the size of the memory that this process may use; 0 if the system does not say."""
-    try:
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return 0
-    limits = (path.read_text().strip() for path in CONTAINER_LIMITS if path.is_file())
-    return min([found, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def _faster_route(layer: Layer, length: int, dtype: torch.dtype) -> Route:

@@ -21,6 +21,7 @@ from fastvec.checkpoints.checkpoint import Checkpoint
 from fastvec.checkpoints.model_files import read_json, weight_files
 from fastvec.decoders.fused import AttentionSettings, FusedDecoder
 from fastvec.decoders.llama_layers import NotLlamaStyle, layer_of, norm_of
+from fastvec.system.memory import is_out_of_memory
 from fastvec.texts.packing import Packed
 
 COUNTS = (
@@ -88,14 +89,15 @@ class Shape:
         for name, values in PLAIN.items():
             if rest.pop(name, values[0]) not in values:
                 raise NotLlamaStyle(f"{name} is {config[name]!r}")
-        if set(rest.pop("layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        kinds = rest.pop("layer_types", None) or ["full_attention"]
+        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise NotLlamaStyle("some layers use sliding-window attention")
         window = rest.pop("sliding_window", "absent")
         if family == "mistral" and window is not None:
             raise NotLlamaStyle("all layers use sliding-window attention")
         hidden, intermediate, heads, kv_heads, layers, vocabulary = (_number(rest, name, int) for name in COUNTS)
         head = _number(rest, "head_dim", int) if family == "qwen3" or "head_dim" in rest else hidden // heads
-        eps, theta = _number(rest, "rms_norm_eps", float), _theta(rest)
+        eps, theta = float(_number(rest, "rms_norm_eps", float)), _theta(rest)
         biases: tuple[str, ...] = ALL_FOUR[:3] if family == "qwen2" else ()
         if family in ("llama", "qwen3") and rest.pop("attention_bias", False):
             biases = ALL_FOUR
@@ -213,7 +215,9 @@ def decoder_from_files(
         model.load_state_dict(tensors, assign=True)
         model.requires_grad_(False).eval()
         return PlainDecoder(model, shape, bidirectional=bidirectional, positions=positions)
-    except (NotLlamaStyle, RuntimeError):  # RuntimeError: mismatched tensors, or out of memory
+    except (NotLlamaStyle, RuntimeError) as error:  # RuntimeError: mismatched tensors, or a GPU out of memory
+        if is_out_of_memory(error):  # other vectors, because memory was short now, would be a surprise
+            raise
         return None
 
 

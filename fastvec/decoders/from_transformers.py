@@ -6,7 +6,7 @@ transformers cannot do what else it does with a folder: read pickles, follow an 
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from fastvec.checkpoints.checkpoint import Checkpoint
 from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, read_json, weight_files
 from fastvec.decoders.packed_transformers import ATTENTION
-from fastvec.errors import ModelError, one_line
+from fastvec.errors import ModelError, one_line, quoted
 from fastvec.system.libraries import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
+BUFFERS = 1 << 26  # elements of a model's buffers that are never refused
 PEFT_PREFIX = "base_model.model."
 WRAPPERS = ("_orig_mod.", "module.")
 TEXT_PART = "they belong to the text part of a multimodal model; save only that part, with its own config.json"
@@ -60,6 +61,7 @@ def load_model(
             config = _config(checkpoint)
             _disable_dropout(config)
             mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING if headed else MODEL_MAPPING
+            _require_parameters(mapping[type(config)], config, tensors, checkpoint.base / "config.json")
             model, found = mapping[type(config)].from_pretrained(
                 None,
                 config=config,
@@ -70,6 +72,8 @@ def load_model(
                 ignore_mismatched_sizes=True,  # reported by name in _require_all_tensors
                 output_loading_info=True,
             )
+        except ModelError:
+            raise
         except torch.OutOfMemoryError:
             raise ModelError(f"{checkpoint.name} does not fit into the memory of {device} as {dtype}") from None
         except Exception as error:  # transformers computes with the config's values and raises all kinds of errors
@@ -80,6 +84,22 @@ def load_model(
             merge_adapter(model.base_model, adapter)
     decoder: PreTrainedModel = model.requires_grad_(False).eval()
     return decoder
+
+
+def _require_parameters(
+    architecture: Any, config: PretrainedConfig, tensors: Mapping[str, torch.Tensor], path: Path
+) -> None:
+    """Raise ModelError if the model is far larger than `tensors`: transformers would fill the rest with random numbers.
+
+    An LM head that the tensors lack, and buffers such as causal masks, are allowed for.
+    """
+    config._attn_implementation = ATTENTION  # that of config.json may be code from the hub
+    with torch.device("meta"):
+        model = architecture(config)
+    asked = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    if asked > 2 * stored + BUFFERS:
+        raise ModelError(f"{path} asks for {asked:,} parameters, but the weights have {stored:,}: it is damaged")
 
 
 def _config(checkpoint: Checkpoint) -> PretrainedConfig:
@@ -189,7 +209,9 @@ def _lora_config(folder: Path) -> LoraConfig:
     path = folder / ADAPTER_SETTINGS
     settings = read_json(path)
     if settings.get("peft_type") != "LORA":
-        raise ModelError(f"{path} has peft_type {settings.get('peft_type')!r}: fastvec supports only LORA adapters")
+        raise ModelError(
+            f"{path} has peft_type {quoted(settings.get('peft_type'))}: fastvec supports only LORA adapters"
+        )
     if settings.get("megatron_config"):  # peft would import the module that `megatron_core` names
         raise ModelError(f"{path} sets megatron_config, which runs code from the model: remove the setting")
     known = {field.name for field in fields(LoraConfig)}

@@ -40,10 +40,11 @@ def load_dense(checkpoint: Checkpoint, *, device: torch.device | str) -> nn.Sequ
 
 
 def _linear(dense: DenseLayer) -> nn.Linear:
-    linear = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias)
+    # without memory until the weights are known to have its shape
+    linear = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias, device="meta")
     weights = {name.removeprefix("linear."): tensor for name, tensor in load_file(dense.weights).items()}
     try:
-        linear.load_state_dict(weights)
+        linear.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ModelError(f"{dense.weights} does not fit its config.json: {one_line(error)}") from None
-    return linear
+    return linear.float()

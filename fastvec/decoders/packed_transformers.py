@@ -158,7 +158,7 @@ class Decoder:
 
 def _longest(config: PretrainedConfig) -> int | None:
     parameters = getattr(config, "rope_parameters", None)
-    if parameters is None:
+    if not isinstance(parameters, dict):
         return int(config.max_position_embeddings)
     by_layer_type = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
     limits = [

@@ -15,6 +15,7 @@ import torch
 
 from fastvec.decoders.fused import FusedDecoder, floats
 from fastvec.errors import ModelError
+from fastvec.system.memory import is_out_of_memory
 from fastvec_kernels import Fp8Rows, quantize_rows
 
 ROWS = 512  # of x at a time on a CPU, so that intermediate results stay in its caches
@@ -45,7 +46,9 @@ def int8_bits() -> int | None:
         weight = torch.full((256, 256), float(largest))
         try:
             found = Int8Linear(weight, None, bits).integer_product(torch.full((64, 256), 255, dtype=torch.uint8))
-        except (AttributeError, RuntimeError):  # torch built without oneDNN, or an unsupported processor
+        except (AttributeError, RuntimeError) as error:  # torch built without oneDNN, or an unsupported processor
+            if is_out_of_memory(error):  # other vectors, because memory was short now, would be a surprise
+                raise
             return None
         if (found == float(BYTE * largest * 256)).all():
             return bits

@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from fastvec.errors import ModelError
+from fastvec.errors import ModelError, one_line
 from fastvec.texts.packing import Packed, pack
 
 # The largest change, relative to its norm, of a hidden state that must not change. Dense models are reproducible bit
@@ -37,17 +37,20 @@ def self_check(decoder: Checked) -> None:
 
     The states of its first half must change if the decoder is bidirectional and stay the same if it is causal. Those of
     the other two sequences must stay the same. Sequences have at most 8 tokens, fewer than a real model's window.
-    Raises ModelError otherwise, or if a state is not finite.
+    Raises ModelError otherwise, if a state is not finite, or if the model computes with values that fit no model.
     """
     ids = (
         np.arange(24) + decoder.vocabulary // 2
     ) % decoder.vocabulary  # special tokens are at the ends of a vocabulary
     before, middle, after, other = np.split(ids, [6, 14, 20])
     changed = np.concatenate([middle[:4], other])
-    with torch.no_grad():
-        states, moved_states = (
-            decoder(pack([before, x, after], device=decoder.device)).float() for x in (middle, changed)
-        )
+    try:
+        with torch.no_grad():
+            states, moved_states = (
+                decoder(pack([before, x, after], device=decoder.device)).float() for x in (middle, changed)
+            )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(f"this {decoder.family} model cannot run with its config.json: {one_line(error)}") from error
     found = f"the states of this {decoder.family} model"
     if not (states.isfinite().all() and moved_states.isfinite().all()):
         raise ModelError(f"{found} are not finite in {decoder.dtype}: its weights are damaged, or need float32")

@@ -91,7 +91,7 @@ class Run:
         except StoppedError:
             raise self._interrupted() from None
         self._write_held()
-        writer.finish(_error_lines(plan, writer.errors))
+        writer.finish(_error_lines(plan, writer.errors), verify=plan.options.verify)
         return self._finished_report(pipeline)
 
     @property
@@ -183,6 +183,7 @@ class Run:
             errors=counts["errors"],
             tokens=counts["tokens"],
             resumed_rows=self._resumed_rows,
+            verified=self._writer.verified,
             seconds=state.seconds,
             rows_per_second=state.rows_per_second,
             tokens_per_second=state.tokens_per_second,

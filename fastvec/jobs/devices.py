@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastvec.errors import UsageError
+from fastvec.system.limits import core_count
 
 # read by OpenMP, by oneDNN through it, and by the threads of the tokenizer
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -55,6 +56,5 @@ def _gpus() -> list[str]:
 
 
 def _divided(kind: str, environments: list[dict[str, str]]) -> Devices:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {name: str(max(cores // len(environments), 1)) for name in _THREADS if name not in os.environ}
+    threads = {name: str(max(core_count() // len(environments), 1)) for name in _THREADS if name not in os.environ}
     return Devices(kind, tuple({**threads, **one} for one in environments))

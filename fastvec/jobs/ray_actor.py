@@ -20,12 +20,12 @@ from typing import Any
 from fastvec import errors
 from fastvec.errors import FastvecError, InputError, ModelError, OutputError, RefusedError, WorkerError
 from fastvec.jobs.processes import TRIES
-from fastvec.jobs.record import read_record
 from fastvec.jobs.sharded import ShardedJob
 from fastvec.jobs.worker import LoadEncoder, ShardWorker, draft_of
 from fastvec.output.ownership import beside
 from fastvec.report import Progress
 from fastvec.shards.receipts import Receipt, part_name
+from fastvec.shards.record import read_record
 from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors, write_at
 
 CLAIM_SECONDS = 60.0  # how long an actor waits for one that has its shard; those of a killed driver end after about 3 s

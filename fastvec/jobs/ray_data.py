@@ -30,6 +30,7 @@ from fastvec.jobs.sharded import Schedule, ShardedJob
 from fastvec.jobs.worker import LoadEncoder, load_encoder
 from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.shards.receipts import RECEIPTS, Receipt
+from fastvec.system.stop_signals import STOP_SIGNALS
 
 CONNECT_SECONDS = 5.0  # Ray itself tries a wrong address for minutes
 # Shards are handed out in blocks, which cost the driver 6 ms each; with more shards than this a block has several.
@@ -255,11 +256,11 @@ def _interrupting(stop_signal: Callable[[], int | None]) -> Iterator[None]:
 
     What handles the signal now is called before.
     """
-    signals = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+    signals = STOP_SIGNALS if _in_main_thread() else ()
     before = {number: signal.getsignal(number) for number in signals}
 
     def stop(number: int, frame: Any) -> None:
-        handler = before[signal.Signals(number)]
+        handler = before[number]
         if callable(handler):
             handler(number, frame)
         if (received := stop_signal()) is not None:

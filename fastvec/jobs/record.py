@@ -1,13 +1,11 @@
-"""What all shards of a job share, in a file of its folder: the first worker decides it, later ones and resumes read it.
+"""Decides what all shards of a job share: the first worker does, later ones and resumes read it in the folder.
 
 So the shards are cut into the same chunks, computed in the same way and stored with the same ranges, whoever embeds
 them.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastvec.corpus.reader import ChunkLimits
@@ -18,48 +16,14 @@ from fastvec.errors import OutputError
 from fastvec.fingerprint import Json, refuse_another_job
 from fastvec.output.earlier import EarlierVectors
 from fastvec.shards.folder import Folder
-from fastvec.shards.manifest import RECORD
+from fastvec.shards.record import RECORD, Record, read_record
 
 if TYPE_CHECKING:  # a finished or refused job must not import torch
     from fastvec.encoder import Encoder
 
-_FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """The job of a folder, and what its first worker decided.
-
-    `id` is in the names of receipts and work, so that what is left of another job, or of an earlier time that this one
-    was begun, is not taken for this one's.
-    """
-
-    id: str
-    fingerprint: Mapping[str, Json]
-    limits: Mapping[str, int]  # of chunks, and of shards
-    choices: Mapping[str, Json] | None  # what CPUs compute by
-    ranges: Sequence[float] | None  # [D], of int8 vectors
-
-    @property
-    def shard_rows(self) -> int:
-        return self.limits["shard_rows"]
-
 
 def new_id() -> str:
     return uuid4().hex[:16]
-
-
-def read_record(folder: Folder) -> Record | None:
-    """Return the record of the folder's job; None if none was begun. Raises OutputError if it is damaged."""
-    try:
-        fields: dict[str, Any] = json.loads(folder.read(RECORD))
-        if fields.pop("fastvec_job") == _FORMAT:
-            return Record(**fields)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise OutputError(f"{folder.location}/{RECORD} is damaged: remove the folder, or choose another -o") from error
-    raise OutputError(f"{folder.location} is from another version of fastvec: finish it with that")
 
 
 def make_record(
@@ -84,8 +48,7 @@ def make_record(
             first = ChunkEmbedder(plan, encoder, earlier).first_ranges(ChunkLimits(**limits))
         ranges = [float(value) for value in first]
     own = Record(id=new_id(), fingerprint=plan.fingerprint, limits=limits, choices=encoder.choices, ranges=ranges)
-    content = json.dumps({"fastvec_job": _FORMAT, **asdict(own)}, separators=(",", ":")) + "\n"
-    if folder.create(RECORD, content.encode()):
+    if own.write(folder):
         return own
     found = read_record(folder)
     if found is None:

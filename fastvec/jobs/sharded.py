@@ -23,11 +23,11 @@ from fastvec.embedding.run import report_of
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, RowErrorsError
 from fastvec.fingerprint import fingerprint_differences
 from fastvec.jobs.progress import JobProgress
-from fastvec.jobs.record import Record, read_record, require_same_job
+from fastvec.jobs.record import require_same_job
 from fastvec.jobs.worker import ShardWorker
 from fastvec.report import Progress, Report, peak_memory_bytes
 from fastvec.shards.folder import Folder, LocalFolder
-from fastvec.shards.manifest import ERRORS, MANIFEST, RECORD, Manifest, read_manifest, write_manifest
+from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, read_errors, read_manifest, write_manifest
 from fastvec.shards.receipts import (
     RECEIPTS,
     Receipt,
@@ -37,6 +37,7 @@ from fastvec.shards.receipts import (
     part_name,
     receipt_name,
 )
+from fastvec.shards.record import RECORD, Record, read_record
 from fastvec.system.durable_files import locked, sync_folder, translated_os_errors
 
 if TYPE_CHECKING:
@@ -163,6 +164,9 @@ def _begun(
     if manifest is not None:
         sizes = folder.names()
         lost = next((shard.file for shard in manifest.shards if sizes.get(shard.file) != shard.bytes), None)
+        if lost is None and not _has_errors(folder, manifest):
+            lost = ERRORS
+            folder.remove(ERRORS)
         if lost is not None and record is None:
             raise OutputError(
                 f"{folder.location}/{lost} is missing or was cut, and so is {RECORD}, without which it cannot be made "
@@ -172,6 +176,15 @@ def _begun(
             folder.remove(MANIFEST)
             manifest = None
     return plan, manifest, record
+
+
+def _has_errors(folder: Folder, manifest: Manifest) -> bool:
+    """Return whether the file of row errors is the one that the manifest lists."""
+    try:
+        read_errors(folder, manifest)
+    except OutputError:
+        return False
+    return True
 
 
 def _earlier(job: ShardedJob, record: Record | None, mine: Sequence[int], shards: int) -> Receipts:
@@ -257,7 +270,8 @@ def _finished(
         _check_errors(job, receipts)
         for shard in receipts.without_file(job.folder.names()):
             part = f"{job.folder.location}/{part_name(shard, len(ranges))}"
-            raise OutputError(f"{part} disappeared after it was finished: run the same command again")
+            others = "" if only is None else ", and those of the other --shard"
+            raise OutputError(f"{part} was lost or cut after it was finished: run the same command again{others}")
         write_manifest(job.folder, job.plan.fingerprint, ranges, receipts)
         shutil.rmtree(job.folder.work, ignore_errors=True)
         for name in job.folder.names(RECEIPTS):  # marks of runs on Ray that were killed
@@ -267,6 +281,7 @@ def _finished(
         rows=rows,
         shards=len(ranges) if only is None else only,
         missing_shards=len(ranges) - len(finished),
+        verified=receipts.verified,
         **counts,
         resumed_rows=state.rows - state.new_rows,
         choices=None if record is None else record.choices,

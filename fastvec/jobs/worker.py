@@ -1,9 +1,11 @@
 """Embeds shards of a job, one after another, with one encoder."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +14,23 @@ import numpy as np
 from fastvec.embedding.job import write_file
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import OutputError
-from fastvec.jobs.record import Record, make_record, read_record, require_same_job
+from fastvec.jobs.record import make_record, require_same_job
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.ownership import beside, discard_unknown, errors_path
 from fastvec.output.reader import read_output
+from fastvec.output.verify import open_intact
 from fastvec.output.writer import Job, finished_counts
 from fastvec.report import Progress
 from fastvec.settings import EncoderSettings
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipt, part_name, read_receipt, receipt_name
+from fastvec.shards.record import Record, read_record
 from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors
 
 if TYPE_CHECKING:  # the encoder is loaded when it is needed
     from fastvec.encoder import Encoder
 
+logger = logging.getLogger(__name__)
 
 LoadEncoder = Callable[[EncoderSettings], "Encoder"]
 
@@ -108,20 +113,24 @@ class ShardWorker:
         with _locked(beside(draft, ".lock")):
             with suppress(FileNotFoundError):
                 return read_receipt(self._folder, receipt)
-            self._write(shard, draft, progress, stop_signal)
-            return self._published(shard, draft)
+            verified = self._write(shard, draft, progress, stop_signal)
+            return self._published(shard, draft, verified=verified)
 
     def _write(
         self, shard: int, draft: Path, progress: Callable[[Progress], None], stop_signal: Callable[[], int | None]
-    ) -> None:
-        """Write the file of a shard, unless an earlier run has finished it and not published it."""
+    ) -> bool:
+        """Write the file of a shard, unless an earlier run has finished it and not published it.
+
+        Returns whether it was read back.
+        """
         record, plan = self.begin(), replace(self._plan, output=draft, shard=self._shards[shard])
         job = Job(fingerprint=plan.fingerprint, environment={}, limits=record.limits, choices=record.choices)
         discard_unknown(draft)  # --overwrite, by which one file's is replaced, keeps what a job has in its folder
-        if finished_counts(draft, job) is not None:
-            return
+        read_back = plan.options.verify is not False
+        if _is_finished(draft, job, read_back=read_back):
+            return read_back
         encoder = self.load()
-        write_file(
+        report = write_file(
             plan,
             encoder,
             replace(job, environment=encoder.environment),
@@ -131,11 +140,13 @@ class ShardWorker:
             progress=progress,
             stop_signal=stop_signal,
         )
+        return bool(report.verified)
 
-    def _published(self, shard: int, draft: Path) -> Receipt:
+    def _published(self, shard: int, draft: Path, *, verified: bool) -> Receipt:
         """Publish a shard's file and its receipt. Raises OutputError if another process did so with other bytes."""
         name = receipt_name(self.begin().id, shard)
-        own = _receipt(shard, self._shards[shard], draft)
+        with translated_os_errors(draft):
+            own = replace(_receipt(shard, self._shards[shard], draft), verified=verified)
         with suppress(FileNotFoundError):  # of a process on another machine: stores and some file systems have no locks
             return read_receipt(self._folder, name)
         self._folder.publish(draft, part_name(shard, len(self._shards)))
@@ -146,13 +157,31 @@ class ShardWorker:
                 f"{self._folder.location}: shard {shard} was embedded by two processes at the same time, and their "
                 "bytes differ: run the same command again, which embeds it once more"
             )
-        errors_path(draft).unlink(missing_ok=True)
+        with suppress(OSError):  # the shard is published; what is left of its work is deleted with that of all
+            errors_path(draft).unlink(missing_ok=True)
         return receipt
 
 
 def draft_of(folder: Folder, record: Record, shard: int, shards: int) -> Path:
     """Return the path at which a shard is written."""
     return folder.work / record.id / part_name(shard, shards)
+
+
+def _is_finished(draft: Path, job: Job, *, read_back: bool) -> bool:
+    """Return whether an earlier run has finished the file of a shard; one that was damaged since is deleted."""
+    try:
+        if finished_counts(draft, job) is None:
+            return False
+        if read_back:
+            open_intact(draft)
+    except OutputError as error:
+        if not draft.exists():
+            raise
+        logger.warning("%s, which is embedded again", error)
+        with translated_os_errors(draft):
+            draft.unlink()
+        return finished_counts(draft, job) is not None
+    return True
 
 
 @contextmanager
@@ -164,9 +193,9 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            os.unlink(path)
-        os.close(fd)
+        for end in (partial(os.unlink, path), partial(os.close, fd)):  # it has no content that could be lost
+            with suppress(OSError):
+                end()
 
 
 def _receipt(shard: int, rows: range, path: Path) -> Receipt:

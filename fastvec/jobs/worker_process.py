@@ -20,6 +20,8 @@ from fastvec.errors import FastvecError, InterruptedRunError
 from fastvec.jobs.sharded import ShardedJob
 from fastvec.jobs.worker import LoadEncoder, ShardWorker
 from fastvec.report import Progress
+from fastvec.system.memory import translated_memory_errors
+from fastvec.system.stop_signals import STOP_SIGNALS
 
 
 class _Commands:
@@ -52,7 +54,7 @@ class _Commands:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print
@@ -71,7 +73,8 @@ def main() -> None:
         log = logging.getLogger("fastvec")
         log.setLevel(level)
         log.addHandler(logging.StreamHandler())
-        _work(job, load, commands, send)
+        with translated_memory_errors():
+            _work(job, load, commands, send)
     except InterruptedRunError:
         pass
     except FastvecError as error:

@@ -14,7 +14,7 @@ import json
 import mmap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +22,12 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from fastvec.errors import OutputError
+from fastvec.system.blocks import Block
 from fastvec.system.durable_files import write_at
 
 FORMAT = "1"
 MAGIC = b"ARROW1\0\0"
 _OPTIONS = ipc.IpcWriteOptions()  # explicit, because pyarrow's default depends on two environment variables
-_READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """One record batch in the file. `crc32` covers the bytes from the previous block's end to `end_offset`."""
-
-    rows: int
-    end_offset: int
-    crc32: int
 
 
 def require_plain(schema: pa.Schema) -> None:
@@ -95,12 +86,18 @@ def write(path: Path, fd: int, schema: pa.Schema, batches: Iterable[pa.RecordBat
     write_at(fd, end, footer(path, schema, blocks, footer_metadata(schema, counts, blocks)))
 
 
-def footer_metadata(schema: pa.Schema, counts: Mapping[str, int], blocks: Sequence[Block]) -> dict[str, str]:
-    """Return the footer's metadata: rows, counts, blocks, and a checksum over these and the schema."""
+def footer_metadata(
+    schema: pa.Schema, counts: Mapping[str, int], blocks: Sequence[Block], errors_crc32: str | None = None
+) -> dict[str, str]:
+    """Return the footer's metadata: rows, counts, blocks, and a checksum over these and the schema.
+
+    `errors_crc32` is that of the file of row errors, if there is one.
+    """
     metadata = {
         "fastvec.rows": str(sum(block.rows for block in blocks)),
         "fastvec.counts": json.dumps(dict(counts), sort_keys=True),
         "fastvec.batches": json.dumps([asdict(block) for block in blocks]),
+        **({} if errors_crc32 is None else {"fastvec.errors_crc32": errors_crc32}),
     }
     checksum = zlib.crc32(head(schema) + json.dumps(metadata).encode())
     return metadata | {"fastvec.checksum": f"{checksum:08x}"}
@@ -159,21 +156,3 @@ def _mapped(file: int, begin: int, block: Block, schema: pa.Schema) -> pa.Record
     offset = begin - begin % mmap.ALLOCATIONGRANULARITY
     mapping = mmap.mmap(file, block.end_offset - offset, offset=offset, access=mmap.ACCESS_READ)
     return ipc.read_record_batch(ipc.read_message(pa.py_buffer(mapping).slice(begin - offset)), schema)
-
-
-def first_damaged(path: Path, blocks: Sequence[Block]) -> int | None:
-    """Return the index of the first block whose bytes are missing or do not match its CRC32; None if all match.
-
-    Checks 2 GB/s if the disk is that fast. Does not use a memory map, in which a bad sector would be a signal (SIGBUS),
-    not an error.
-    """
-    start = 0
-    with path.open("rb", buffering=0) as file:
-        for index, block in enumerate(blocks):
-            left, crc32 = block.end_offset - start, 0
-            while left > 0 and (piece := file.read(min(left, _READ_BYTES))):
-                left, crc32 = left - len(piece), zlib.crc32(piece, crc32)
-            if left != 0 or crc32 != block.crc32:
-                return index
-            start = block.end_offset
-    return None

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from fastvec.errors import OutputError, RefusedError, UsageError, one_line
 from fastvec.output import parquet_file
-from fastvec.output.ownership import require_writable
+from fastvec.output.ownership import crc32_of, errors_path, require_own_errors, require_writable, write_errors
 from fastvec.output.reader import Array, Output
 from fastvec.output.verify import open_intact
 from fastvec.system.durable_files import (
@@ -61,9 +61,10 @@ def convert(
 ) -> Written:
     """Convert the finished output at `path` to the format that the suffix of `output` names.
 
-    `.parquet`: the same columns and metadata. `.npy`: the vectors [rows, D] as they are stored, and beside them
-    `*.rows.npy`, their row numbers [rows] as int64; rows without a vector are left out, and of several columns of
-    vectors `vector_column` chooses one. `.lance`: a Lance dataset of the same columns, which needs the package lancedb.
+    `.parquet`: the same columns and metadata, with the row errors beside it. `.npy`: the vectors [rows, D] as they are
+    stored, and beside them `*.rows.npy`, their row numbers [rows] as int64; rows without a vector are left out, and of
+    several columns of vectors `vector_column` chooses one. `.lance`: a Lance dataset of the same columns, which needs
+    the package lancedb.
 
     Raises UsageError if `vector_column` chooses none; OutputError if `path` is not a finished output or is damaged, or
     `output` cannot be written; RefusedError if `output` exists, unless `overwrite`; DiskFullError. An old `output`
@@ -79,15 +80,32 @@ def convert(
         require_replaceable(target, overwrite=overwrite)
         if target.suffix == ".npy":
             return _to_npy(source, target, _chosen(source, vector_column), overwrite=overwrite)
+        errors = _row_errors(source)
         with replacing(target) as fd:
-            parquet_file.write(fd, source.schema, source.stored_batches(), source.vector_columns, source.counts)
+            parquet_file.write(
+                fd, source.schema, source.stored_batches(), source.vector_columns, source.counts, crc32_of(errors)
+            )
+            write_errors(errors_path(target), errors)
+            sync_folder(target.parent)  # before the rename, so that a finished output has its errors file
         return Written(output=str(output), rows=source.rows, size_bytes=target.stat().st_size)
+
+
+def _row_errors(source: Output) -> bytes:
+    """Return the content of the errors file of an output; nothing if it is missing, or the output knows of none."""
+    path = errors_path(source.path)
+    if source.errors_crc32 is None or not path.is_file():
+        return b""
+    errors = path.read_bytes()
+    if crc32_of(errors) != source.errors_crc32:
+        raise OutputError(f"{path} does not match its CRC32 in {source.path.name}: restore it, or move it away")
+    return errors
 
 
 def require_replaceable(target: Path, *, overwrite: bool) -> None:
     """Raise RefusedError if the file `target` exists, unless `overwrite`; OutputError if it cannot be written."""
     require_writable(target)
     _refuse_existing(target, overwrite=overwrite)
+    require_own_errors(target)
 
 
 def _refuse_existing(target: Path, *, overwrite: bool) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastvec.errors import OutputError
+from fastvec.errors import OutputError, printable
 from fastvec.output.reader import CHUNK_TEXT, PASSAGE_COLUMNS, Output, read_output
-from fastvec.output.verify import check_columns, printable
+from fastvec.output.verify import check_columns
 
 _SAMPLED_BATCHES = 16
 _SHOWN_INPUTS = 3

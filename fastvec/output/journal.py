@@ -9,10 +9,8 @@ the output to its last. The lock ends with the process. Windows has no flock, an
 locks: there, nothing prevents a second run.
 """
 
-import json
 import os
 import sys
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +18,12 @@ from typing import Any
 
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import Json
-from fastvec.output.arrow_file import Block
+from fastvec.system.blocks import Block
 from fastvec.system.durable_files import open_locked, sync_folder, write_at
+from fastvec.system.sealed import sealed, unsealed
 
 _FORMAT = 1
 _HEADER_START = b'{"fastvec_journal":'
-_SEAL = b',"line_crc32":"'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +84,7 @@ class Journal:
         with self.path.open("rb") as file:
             data = file.read()
         *lines, _torn = data.split(b"\n")
-        records = [_unseal(line) for line in lines]
+        records = [unsealed(line) for line in lines]
         whole = next((i for i, record in enumerate(records) if record is None), len(records))
         if any(records[whole:]):
             raise OutputError(
@@ -115,14 +113,22 @@ class Journal:
         """Clear the journal and write a new header, which is durable when this returns."""
         os.ftruncate(self._fd, 0)
         self.job, self.chunks, self._end = job, [], 0
-        self._append([_seal({"fastvec_journal": _FORMAT, **_fields(job)})])
+        self._append([sealed({"fastvec_journal": _FORMAT, **_fields(job)})])
         sync_folder(self.path.parent)
 
     def append(self, chunks: Sequence[Chunk]) -> None:
         """Append a line for each chunk, overwriting torn lines of a crash; durable when this returns."""
         first = len(self.chunks)
-        self._append(_seal({"chunk": first + i, **_record(chunk)}) for i, chunk in enumerate(chunks))
+        self._append(sealed({"chunk": first + i, **_record(chunk)}) for i, chunk in enumerate(chunks))
         self.chunks += chunks
+
+    def keep(self, chunks: int) -> None:
+        """Drop all chunks but the first `chunks`; durable when this returns."""
+        with self.path.open("rb") as file:
+            self._end = sum(len(file.readline()) for _ in range(1 + chunks))
+        os.ftruncate(self._fd, self._end)
+        os.fsync(self._fd)
+        del self.chunks[chunks:]
 
     def _append(self, lines: Iterable[bytes]) -> None:
         data = b"".join(lines)
@@ -151,20 +157,6 @@ class Journal:
 
 def _delete_hint(path: Path) -> str:
     return f"delete it and {path.with_suffix('.part').name}, and run the command again"
-
-
-def _seal(record: Mapping[str, Json]) -> bytes:
-    body = json.dumps(record, separators=(",", ":")).encode()[:-1]
-    return b'%b%b%08x"}\n' % (body, _SEAL, zlib.crc32(body))
-
-
-def _unseal(line: bytes) -> dict[str, Any] | None:
-    """Return the record of a line, or None if its CRC32 does not match."""
-    body, seal, crc32 = line.rpartition(_SEAL)
-    if not seal or crc32 != b'%08x"}' % zlib.crc32(body):
-        return None
-    record: dict[str, Any] = json.loads(body + b"}")
-    return record
 
 
 def _fields(job: Job) -> dict[str, Json]:

@@ -6,7 +6,8 @@ An output `vecs.arrow` has three companion files: `vecs.arrow.part` and `vecs.ar
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from fastvec.fingerprint import REMEDY, Json, fingerprint_differences, refuse_an
 from fastvec.output.journal import Job, Journal
 from fastvec.output.reader import read_metadata
 from fastvec.stores.address import Address
-from fastvec.system.durable_files import draft_path, sync_folder, translated_os_errors
+from fastvec.system.blocks import NOT_WRITTEN
+from fastvec.system.durable_files import draft_path, forget_cached, sync_folder, translated_os_errors, write_file
 
 ERRORS_SUFFIX = ".errors.jsonl"
 FIRST_LINE_BYTES = 10_000
@@ -127,8 +129,7 @@ def finished(output: Path, job: Job, journal: Journal | None, *, overwrite: bool
         refuse_another(output, fingerprint, job)
         if unfinished is None or not part.exists():  # else an interrupted --overwrite of the same job resumes
             return counts
-    if not is_errors_file(errors_path(output)):
-        raise RefusedError(f"{errors_path(output)} is not a list of row errors, but would be overwritten; {REMEDY}")
+    require_own_errors(output)
     return None
 
 
@@ -145,7 +146,11 @@ def promised(
         schema, promises = read()
         counts = {"rows": int(promises["fastvec.rows"]), **json.loads(promises["fastvec.counts"])}
         return json.loads(schema.metadata[b"fastvec.fingerprint"]), counts
-    except (KeyError, TypeError, ValueError, RecursionError) as error:  # ArrowInvalid is a ValueError
+    except (KeyError, TypeError, ValueError, RecursionError, OSError, pa.ArrowException) as error:
+        if (
+            isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+        ):  # not Arrow's, of a damaged file
+            raise
         raise RefusedError(f"{output} is not a finished fastvec output; {REMEDY}") from error
 
 
@@ -175,6 +180,41 @@ def is_row_error(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and "row" in record
+
+
+def error_lines(lines: Iterable[str]) -> bytes:
+    """Return the content of an errors file with these lines."""
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def crc32_of(errors: bytes) -> str | None:
+    """Return the CRC32 by which an output knows its errors file; None if there are no errors."""
+    return f"{zlib.crc32(errors):08x}" if errors else None
+
+
+def write_errors(path: Path, errors: bytes, *, read_back: bool = False) -> None:
+    """Write the errors file of an output durably, but for its name; without errors, delete that of an earlier run.
+
+    Raises OutputError if it is to be read back, and is not what was written.
+    """
+    temporary = beside(path, ".part")
+    if not errors:
+        temporary.unlink(missing_ok=True)
+        if is_errors_file(path):
+            path.unlink(missing_ok=True)
+        return
+    write_file(temporary, errors)
+    if read_back:
+        forget_cached(temporary)
+        if temporary.read_bytes() != errors:
+            raise OutputError(f"{temporary}: {NOT_WRITTEN}; run the same command again, which keeps all rows")
+    os.replace(temporary, path)
+
+
+def require_own_errors(output: Path) -> None:
+    """Raise RefusedError if the file that would be the errors file of `output` is something else."""
+    if not is_errors_file(errors_path(output)):
+        raise RefusedError(f"{errors_path(output)} is not a list of row errors, but would be overwritten; {REMEDY}")
 
 
 def require_writable(output: Path) -> None:

@@ -9,8 +9,10 @@
     statistics    not of vectors: the smallest of all their values would help no reader to skip a row group
     checksums     a CRC32 of each page, which `ParquetFile(page_checksum_verification=True)` checks
 
-The key-value metadata contain the schema's metadata, rows and counts as in an Arrow output's footer, and a CRC32 over
-all of these and the columns. Checksums cover neither the page headers nor statistics and offsets in the footer.
+The key-value metadata contain the schema's metadata and, as in an Arrow output's footer, rows, counts, and the rows,
+end and CRC32 of each row group, which covers page headers too. `fastvec.checksum` is the CRC32 of the footer up to the
+end of the file, computed with zeros in its own place, so that every byte of the file is covered. Earlier versions wrote
+no CRC32 of row groups, and a checksum of columns and metadata alone.
 """
 
 import json
@@ -18,6 +20,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +28,53 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastvec.errors import OutputError, one_line
+from fastvec.system.blocks import Block
 from fastvec.system.durable_files import write_at
 
 MAGIC = b"PAR1"
 GROUP_BYTES = 64 << 20
-PROMISES = ("fastvec.rows", "fastvec.counts", "fastvec.checksum")  # added when the last row is written
+CHECKSUM = "fastvec.checksum"
+# added when the last row is written
+PROMISES = ("fastvec.rows", "fastvec.counts", "fastvec.errors_crc32", "fastvec.batches", CHECKSUM)
 _ARROW_SCHEMA = b"ARROW:schema"  # pyarrow's key; it restores types that Parquet does not have
 _ROWS_AT_ONCE = 1024  # that a row group grows by, and that are read
 _READ_BYTES = 1 << 20
+_END_BYTES = 8  # the length of the footer, and MAGIC
+_NO_CHECKSUM = "0" * 8  # of the same length as a checksum, which replaces it
+_BEFORE_CHECKSUM = b"\x00\x18\x10fastvec.checksum\x18\x08"  # the end of a key-value pair, and a key, in Thrift
 
 
 class _Sink:
-    """Writes to a file descriptor. After an error it only counts: pyarrow still closes its writer, with a footer."""
+    """Writes to a file descriptor. After an error it only counts: pyarrow still closes its writer, with a footer.
+
+    From `hold` on, it keeps what is written in `held` instead. `crc32` is that of what was written before.
+    """
 
     closed = False
 
     def __init__(self, fd: int) -> None:
         self._fd, self._position, self._failed = fd, 0, False
+        self.crc32 = 0
+        self.held: bytearray | None = None
 
     def write(self, piece: bytes) -> int:
-        if not self._failed:
+        if self.held is not None:
+            self.held += piece
+        elif not self._failed:
             self._failed = True
             write_at(self._fd, self._position, piece)
+            self.crc32 = zlib.crc32(piece, self.crc32)
             self._failed = False
         self._position += len(piece)
         return len(piece)
+
+    def hold(self) -> None:
+        self.held = bytearray()
+
+    def end_block(self, rows: int) -> Block:
+        """Return the block that ends here."""
+        crc32, self.crc32 = self.crc32, 0
+        return Block(rows=rows, end_offset=self._position, crc32=crc32)
 
     def tell(self) -> int:
         return self._position
@@ -59,22 +84,52 @@ class _Sink:
 
 
 def write(
-    fd: int, schema: pa.Schema, batches: Iterable[pa.RecordBatch], vectors: Sequence[str], counts: Mapping[str, int]
-) -> None:
+    fd: int,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    vectors: Sequence[str],
+    counts: Mapping[str, int],
+    errors_crc32: str | None = None,
+) -> list[Block]:
     """Write a whole file of `batches`, in memory for one row group, to the empty file `fd`.
 
-    `vectors` are the names of the vector columns. Raises OSError, and OutputError for a column that Parquet has not.
+    `vectors` are the names of the vector columns, `errors_crc32` is that of the file of row errors, if there is one.
+    Returns the row groups and, as a last block, the footer. Raises OSError, and OutputError for a column that Parquet
+    has not.
     """
-    empty = _empty_file(schema)
-    with pq.ParquetWriter(_Sink(fd), schema, write_page_checksum=True, **_encodings(empty, vectors)) as writer:
-        rows = 0
+    sink, blocks = _Sink(fd), list[Block]()
+    options = _encodings(_empty_file(schema), vectors)
+    with pq.ParquetWriter(sink, schema, write_page_checksum=True, write_page_index=False, **options) as writer:
         for group in _groups(schema, batches):
             writer.write_table(group, row_group_size=group.num_rows)
-            rows += group.num_rows
-        promises = {"fastvec.rows": str(rows), "fastvec.counts": json.dumps(dict(counts), sort_keys=True)}
-        added = {name.encode(): text.encode() for name, text in promises.items()}
-        checksum = _checksum(empty.schema, empty.metadata.metadata | added)
-        writer.add_key_value_metadata({**promises, "fastvec.checksum": checksum})
+            blocks.append(sink.end_block(group.num_rows))
+        sink.hold()
+        promises = {
+            "fastvec.rows": str(sum(block.rows for block in blocks)),
+            "fastvec.counts": json.dumps(dict(counts), sort_keys=True),
+            **({} if errors_crc32 is None else {"fastvec.errors_crc32": errors_crc32}),
+            "fastvec.batches": json.dumps([asdict(block) for block in blocks]),
+        }
+        writer.add_key_value_metadata({**promises, CHECKSUM: _NO_CHECKSUM})
+    footer = bytes(sink.held or b"")
+    at, begin = _checksum_place(footer, promises["fastvec.batches"]), sink.tell() - len(footer)
+    if at is None or _footer_length(footer) != len(footer):
+        raise RuntimeError("this version of pyarrow writes another footer than this version of fastvec expects")
+    footer = footer[:at] + b"%08x" % zlib.crc32(footer) + footer[at + len(_NO_CHECKSUM) :]
+    write_at(fd, begin, footer)
+    return [*blocks, Block(rows=0, end_offset=sink.tell(), crc32=zlib.crc32(footer, sink.crc32))]
+
+
+def _checksum_place(footer: bytes, batches: str) -> int | None:
+    """Return where in a footer the checksum is, after the blocks in the metadata; None if it is not there."""
+    before = batches.encode() + _BEFORE_CHECKSUM
+    at = footer.find(before)
+    return None if at < 0 else at + len(before)
+
+
+def _footer_length(end: bytes) -> int:
+    """Return the length of a footer, with what follows it, by the last bytes of a file."""
+    return int.from_bytes(end[-_END_BYTES : -len(MAGIC)], "little") + _END_BYTES
 
 
 def require_storable(schema: pa.Schema) -> None:
@@ -122,7 +177,7 @@ def _groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa
         yield pa.Table.from_batches(held, schema)
 
 
-def _checksum(columns: pq.ParquetSchema, metadata: Mapping[bytes, bytes]) -> str:
+def _columns_checksum(columns: pq.ParquetSchema, metadata: Mapping[bytes, bytes]) -> str:
     types = [(one.path, one.physical_type, one.logical_type.to_json(), one.max_definition_level) for one in columns]
     return f"{zlib.crc32(repr((types, sorted(metadata.items()))).encode()):08x}"
 
@@ -148,11 +203,28 @@ def count_groups(path: Path) -> int:
         return groups
 
 
-def is_metadata_intact(path: Path) -> bool:
-    with opened(path) as file:
-        metadata = dict(file.metadata.metadata or {})
-        promised: bytes = metadata.pop(PROMISES[-1].encode(), b"")
-        return promised.decode() == _checksum(file.schema, metadata)
+def is_footer_intact(path: Path, blocks: Sequence[Block] | None, batches: str) -> bool:
+    """Return whether the footer matches its checksum and begins where the `blocks` end, which `batches` are as text.
+
+    Of a file without blocks (None), only the columns and the metadata are compared.
+    """
+    if blocks is None:
+        with opened(path) as file:
+            metadata = dict(file.metadata.metadata or {})
+            promised: bytes = metadata.pop(CHECKSUM.encode(), b"")
+            return promised.decode() == _columns_checksum(file.schema, metadata)
+    begin = blocks[-1].end_offset if blocks else len(MAGIC)
+    with path.open("rb") as raw:
+        size = raw.seek(-_END_BYTES, os.SEEK_END) + _END_BYTES
+        if size - _footer_length(raw.read()) != begin:
+            return False
+        raw.seek(begin)
+        footer = raw.read()
+    at = _checksum_place(footer, batches)
+    if at is None:
+        return False
+    end = at + len(_NO_CHECKSUM)
+    return footer[at:end] == b"%08x" % zlib.crc32(footer[:at] + _NO_CHECKSUM.encode() + footer[end:])
 
 
 def read_batches(path: Path, stride: int) -> Iterator[pa.RecordBatch]:

@@ -18,8 +18,8 @@ import pyarrow.ipc as ipc
 
 from fastvec.errors import OutputError, UsageError, one_line
 from fastvec.output import arrow_file, parquet_file
-from fastvec.output.arrow_file import Block
 from fastvec.output.vector_column import column_type, ranges_from_json
+from fastvec.system.blocks import Block
 
 Array = npt.NDArray[Any]
 
@@ -44,7 +44,7 @@ class Output:
     promises: dict[str, str]
     rows: int
     counts: dict[str, int]
-    blocks: list[Block]  # the record batches of an Arrow file
+    blocks: list[Block]  # the record batches or row groups; empty for a Parquet file of an earlier version
     inputs: list[dict[str, Any]]
     shard: range | None  # the rows of the inputs, if not all
     dims: int
@@ -72,6 +72,11 @@ class Output:
     def rows_of_inputs(self) -> range:
         """The rows of the inputs that the output has: those of a shard, or all."""
         return range(self.input_rows) if self.shard is None else self.shard
+
+    @property
+    def errors_crc32(self) -> str | None:
+        """The CRC32 of the file of row errors; None if there is none, or an earlier version wrote the output."""
+        return self.promises.get("fastvec.errors_crc32")
 
     @property
     def has_passages(self) -> bool:
@@ -132,7 +137,10 @@ class Output:
 
 
 def read_output(path: Path) -> Output:
-    """Open the finished output at `path`. Raises a one-line OutputError for any other file."""
+    """Open the finished output at `path`. Raises a one-line OutputError for any other file.
+
+    The footer's metadata, by which rows are found, are compared with their checksum.
+    """
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
@@ -148,13 +156,12 @@ def read_output(path: Path) -> Output:
     except (pa.ArrowException, ValueError) as error:
         raise OutputError(f"{path} {_what_it_is(path)}") from error
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else one_line(error)  # pyarrow's message would repeat the path
-        raise OutputError(f"{path} cannot be read: {reason}") from error
+        raise _unreadable(path, error) from error
     if own.get("format") != arrow_file.FORMAT:
         kind = "a Parquet file" if is_parquet else "an Arrow file"
         raise OutputError(f"{path} is {kind}, but not an output of this version of fastvec")
     try:
-        return Output(
+        output = Output(
             path=path,
             is_parquet=is_parquet,
             schema=schema,
@@ -162,7 +169,7 @@ def read_output(path: Path) -> Output:
             promises=promises,
             rows=int(promises["fastvec.rows"]),
             counts={name: int(count) for name, count in json.loads(promises["fastvec.counts"]).items()},
-            blocks=[] if is_parquet else [Block(**block) for block in json.loads(promises["fastvec.batches"])],
+            blocks=_blocks(promises) if _has_blocks(promises) or not is_parquet else [],
             inputs=[
                 {"uri": str(file["uri"]), "first_row": int(file["first_row"]), "rows": int(file["rows"])}
                 for file in json.loads(own["inputs"])
@@ -175,8 +182,36 @@ def read_output(path: Path) -> Output:
             normalize=own["normalize"] == "true",
             ranges=ranges_from_json(own["ranges"]) if "ranges" in own else None,
         )
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, UsageError) as error:
         raise OutputError(f"{path} has damaged metadata: {error!r}") from error
+    try:
+        if _is_footer_intact(output):
+            return output
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    raise OutputError(f"{path} has a damaged footer: its metadata, which stand after all rows, fail their checksum")
+
+
+def _unreadable(path: Path, error: OSError) -> OutputError:
+    reason = os.strerror(error.errno) if error.errno else one_line(error)  # pyarrow's message would repeat the path
+    return OutputError(f"{path} cannot be read: {reason}")
+
+
+def _has_blocks(promises: dict[str, str]) -> bool:
+    return "fastvec.batches" in promises
+
+
+def _blocks(promises: dict[str, str]) -> list[Block]:
+    listed = json.loads(promises["fastvec.batches"])
+    return [Block(**{name: int(block[name]) for name in ("rows", "end_offset", "crc32")}) for block in listed]
+
+
+def _is_footer_intact(output: Output) -> bool:
+    promises = output.promises
+    if output.is_parquet:
+        blocks = output.blocks if _has_blocks(promises) else None
+        return parquet_file.is_footer_intact(output.path, blocks, promises.get("fastvec.batches", ""))
+    return promises == arrow_file.footer_metadata(output.schema, output.counts, output.blocks, output.errors_crc32)
 
 
 def read_metadata(path: Path) -> tuple[pa.Schema, dict[str, str]]:

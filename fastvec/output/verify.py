@@ -1,5 +1,6 @@
 """`fastvec verify`: checks every promise about a finished output."""
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fastvec.errors import OutputError
-from fastvec.output import arrow_file, parquet_file
+from fastvec.errors import OutputError, printable
+from fastvec.output import arrow_file
+from fastvec.output.ownership import FIRST_LINE_BYTES, errors_path, is_row_error
 from fastvec.output.reader import PASSAGE_COLUMNS, Array, Output, read_output
+from fastvec.system import blocks
 
 # float32: the error of a norm summed in float32 is up to D/2 · 2⁻²⁴, 1.2e-4 for D = 4096; float16 rounding adds 2⁻¹¹
 _UNIT_TOLERANCE = {"float32": 2e-4, "float16": 1e-3}
+
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +55,19 @@ def verify(path: str | Path) -> Verification:
 
     A damaged file raises no error; it gives a failed check. The bytes are checked first. In an Arrow file, these are
     all: the head must be the encoded schema, each batch must match its CRC32, and the rest must be the footer that
-    follows from the batches and counts. In a Parquet file, the metadata and each page must match their CRC32. The
-    columns' types are checked if the bytes pass, and the values if both do.
+    follows from the batches and counts. In a Parquet file, each row group and the footer must match their CRC32. The
+    columns' types are checked if the bytes pass, and the values if both do. Last is the file of row errors beside the
+    output; those of a shard are in a file of its folder.
     """
+    checks: list[Check] = []
     try:
         output = read_output(Path(path))
-        checks = [check("file", None, f"a finished output in format {arrow_file.FORMAT}")]
+        checks.append(check("file", None, f"a finished output in format {arrow_file.FORMAT}"))
         for stage in (check_bytes, check_columns, _check_values):
             if all(check.passed for check in checks):
                 checks += stage(output)
+        if output.shard is None:
+            checks += _check_errors(output, errors_path(output.path))
     except (OutputError, OSError) as error:  # OSError: e.g. a bad sector
         checks = [check("file", str(error), "")]
     return Verification(path=str(path), checks=tuple(checks))
@@ -87,40 +96,54 @@ def check_bytes(output: Output) -> Iterator[Check]:
 
 
 def _check_parquet(output: Output) -> Iterator[Check]:
-    intact = parquet_file.is_metadata_intact(output.path)
-    yield check("metadata", None if intact else "does not match its CRC32", "matches its CRC32")
+    if output.blocks or output.rows == 0:
+        yield _check_blocks(output, "row group")
+        yield check("footer", None, "matches its CRC32")
+        return
+    yield check("metadata", None, "matches its CRC32")
     try:
         for _ in output.stored_batches():
             pass
     except OutputError as error:
         yield check("pages", str(error), "")
     else:
-        yield check("pages", None, "all match their CRC32")
+        yield check("pages", None, "all match their CRC32; an earlier version wrote none of headers and statistics")
+
+
+def _check_blocks(output: Output, kind: str) -> Check:
+    damaged, name = blocks.damaged(output.path, output.blocks), "batches" if kind == "batch" else f"{kind}s"
+    problem = None
+    if damaged:
+        verb = "does not match its CRC32" if len(damaged) == 1 else "do not match their CRC32"
+        problem = f"{blocks.described(output.blocks, damaged, kind)} {verb}"
+    return check(name, problem, f"{len(output.blocks):,}, all match their CRC32")
 
 
 def _check_arrow(output: Output) -> Iterator[Check]:
-    head, blocks = arrow_file.head(output.schema), output.blocks
+    head = arrow_file.head(output.schema)
     with output.path.open("rb") as file:
         problem = None if file.read(len(head)) == head else "does not match the schema in the footer"
     yield check("head", problem, f"{len(head):,} bytes")
-    damaged = arrow_file.first_damaged(output.path, blocks)
-    if damaged is not None:
-        sound = sum(block.rows for block in blocks[:damaged])
-        yield check("batches", f"batch {damaged}, from row {sound:,} on, does not match its CRC32", "")
-        return
-    yield check("batches", None, f"{len(blocks):,}, all match their CRC32")
-    end = blocks[-1].end_offset if blocks else len(head)
+    batches = _check_blocks(output, "batch")
+    yield batches
+    if batches.passed:
+        yield check_footer(output)
+
+
+def check_footer(output: Output) -> Check:
+    """Check that the footer of an Arrow file, whose batches are intact, is the one that follows from them."""
+    end = output.blocks[-1].end_offset if output.blocks else len(arrow_file.head(output.schema))
     with output.path.open("rb") as file:
         file.seek(end)
         expected = _expected_footer(output)
-        problem = None if file.read(len(expected) + 1) == expected else "does not match the batches and counts"
-    yield check("footer", problem, f"{output.path.stat().st_size - end:,} bytes")
+        same = file.read(len(expected) + 1) == expected
+    problem = None if same else f"what follows byte {end:,} does not match the batches and counts"
+    return check("footer", problem, f"{output.path.stat().st_size - end:,} bytes")
 
 
 def _expected_footer(output: Output) -> bytes:
-    metadata = arrow_file.footer_metadata(output.schema, output.counts, output.blocks)
     try:
-        return arrow_file.footer(output.path, output.schema, output.blocks, metadata)
+        return arrow_file.footer(output.path, output.schema, output.blocks, output.promises)
     except (OutputError, pa.ArrowException):  # the metadata promises more batches, or different ones
         return b""
 
@@ -140,6 +163,27 @@ def check_columns(output: Output) -> Iterator[Check]:
         ranges = np.zeros(0) if output.ranges is None else output.ranges
         sound = ranges.shape == (output.dims,) and np.all(np.isfinite(ranges) & (ranges > 0))
         yield check("ranges", None if sound else "not a positive number for each dimension", "one for each dimension")
+
+
+def _check_errors(output: Output, path: Path) -> Iterator[Check]:
+    """Check the file of row errors at `path`, if there is one or should be one."""
+    counted, promised = output.counts.get("errors", 0), output.errors_crc32
+    if not path.is_file():
+        if promised is not None or path.exists():
+            yield check("row errors", f"{path.name}, the list of {counted:,}, is no file beside the output", "")
+        return
+    lines = crc32 = 0
+    with path.open("rb") as file:
+        is_list = is_row_error(file.readline(FIRST_LINE_BYTES))
+        file.seek(0)
+        while piece := file.read(_READ_BYTES):
+            lines, crc32 = lines + piece.count(b"\n"), zlib.crc32(piece, crc32)
+    problem = None
+    if promised is not None and f"{crc32:08x}" != promised:
+        problem = f"{path.name} does not match its CRC32 in the output: it is damaged, or another output's"
+    elif not is_list or lines != counted:
+        problem = f"{path.name} has {lines:,} lines, and the output {counted:,} row errors: it is another output's"
+    yield check("row errors", problem, f"{counted:,}, in {path.name}")
 
 
 def _check_values(output: Output) -> Iterator[Check]:
@@ -221,8 +265,3 @@ def _inputs_problem(output: Output) -> str | None:
         problem = f"they have {first_row:,} rows, the shard ends with row {output.shard.stop - 1:,}"
         return problem if output.shard.stop > first_row else None
     return None if first_row == output.input_rows else f"they have {first_row:,} rows, the output {output.input_rows:,}"
-
-
-def printable(text: str) -> str:
-    """Replace non-printable characters, such as line breaks and the escapes of terminal sequences, by U+FFFD."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -29,11 +29,18 @@ import pyarrow as pa
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import Json, differences, fingerprint_differences
 from fastvec.output import arrow_file, ownership, parquet_file
-from fastvec.output.arrow_file import Block
 from fastvec.output.journal import Chunk, Job, Journal, RowError
 from fastvec.output.ownership import beside, earlier_fingerprint, finished_counts
 from fastvec.output.reader import read_output
-from fastvec.system.durable_files import open_file, replacing, sync_folder, translated_os_errors, write_at, write_file
+from fastvec.system.blocks import NOT_WRITTEN, Block, DamagedBlockError, described, first_damaged, read_back
+from fastvec.system.durable_files import (
+    draft_path,
+    open_file,
+    replacing,
+    sync_folder,
+    translated_os_errors,
+    write_at,
+)
 
 __all__ = ["Job", "Json", "RowError", "Writer", "earlier_fingerprint", "finished_counts"]
 
@@ -54,6 +61,7 @@ class Writer:
         batch_tokens: The token budget of the last chunk written.
         schema: The output's schema; None in a fresh run before `begin`.
         warnings: One-line warnings for the user.
+        verified: Whether `finish` read the output back from the disk and found what was written.
     """
 
     def __init__(self, output: Path, job: Job, journal: Journal) -> None:
@@ -66,6 +74,7 @@ class Writer:
         self.batch_tokens: int | None = None
         self.schema: pa.Schema | None = None
         self.warnings: list[str] = []
+        self.verified = False
         self._output = output
         self._part_path = beside(output, ".part")
         self._part: int | None = None  # file descriptor; None before `begin` and after a failure
@@ -76,6 +85,7 @@ class Writer:
         self._pending: list[Chunk] = []  # written, not yet durable
         self._pending_bytes = 0
         self._pending_since = 0.0
+        self._opened = time.monotonic()
 
     @classmethod
     def open(cls, output: Path, job: Job, *, overwrite: bool = False) -> "Writer":
@@ -113,12 +123,18 @@ class Writer:
     def _resume(self) -> None:
         chunks = self._journal.chunks
         blocks = [chunk.block for chunk in chunks]
-        damaged = arrow_file.first_damaged(self._part_path, blocks) if self._part_path.exists() else 0
-        if damaged is not None:
-            sound = sum(chunk.block.rows for chunk in chunks[:damaged])
+        damaged = first_damaged(self._part_path, blocks) if self._part_path.exists() else 0
+        if damaged == 0:
             raise OutputError(
-                f"{self._part_path} is damaged after its first {sound} rows, though {self._journal.path.name} lists "
-                f"more: delete both files and run the command again"
+                f"{self._part_path} is missing or damaged in its first batch, though {self._journal.path.name} lists "
+                f"{len(chunks):,}: delete both files and run the command again"
+            )
+        if damaged is not None:
+            self._journal.keep(damaged)
+            sound, where = sum(block.rows for block in blocks[:damaged]), described(blocks, [damaged], "batch")
+            self.warnings.append(
+                f"{self._part_path} is damaged: {where} is not what was written; the {sound:,} rows before it are "
+                "kept, and the others are embedded again"
             )
         self.schema = arrow_file.read_schema(self._part_path)
         self._end = chunks[-1].block.end_offset
@@ -188,37 +204,69 @@ class Writer:
         self._part = part
         self._count_durable(pending)
 
-    def finish(self, error_lines: Iterable[str]) -> None:
+    def finish(self, error_lines: Iterable[str], *, verify: bool | None = None) -> None:
         """Commit, append the footer and publish the file under its final name; then release the lock.
 
         `error_lines` (without line ends) are written to `*.errors.jsonl`. If there are none, the errors file of an
-        earlier run is deleted.
+        earlier run is deleted. `verify` says whether the file is read back before it is published; None: if that takes
+        little of the time since the writer was opened. Raises OutputError if it is not what was written.
         """
         self.commit()
-        part, schema = self._require_part(), self.schema
+        part, schema, errors = self._require_part(), self.schema, ownership.error_lines(error_lines)
         blocks = [chunk.block for chunk in self._journal.chunks]
-        metadata = arrow_file.footer_metadata(schema, self.counts, blocks)
+        metadata = arrow_file.footer_metadata(schema, self.counts, blocks, ownership.crc32_of(errors))
         with translated_os_errors(self._output, self.rows):
             os.ftruncate(part, self._end)  # remove a partial chunk or footer left by a crash
-            write_at(part, self._end, arrow_file.footer(self._part_path, schema, blocks, metadata))
+            footer = arrow_file.footer(self._part_path, schema, blocks, metadata)
+            write_at(part, self._end, footer)
             os.fsync(part)
             self._part = None
             os.close(part)
-            write_errors(ownership.errors_path(self._output), error_lines)
+            end = Block(rows=0, end_offset=self._end + len(footer), crc32=zlib.crc32(footer, self._crc32))
+            self._read_back([*blocks, end], verify)
+            ownership.write_errors(ownership.errors_path(self._output), errors, read_back=self.verified)
             sync_folder(self._output.parent)  # before the rename, so that a finished output has its errors file
-            self._publish()
+            self._publish(verify)
             self._journal.remove()
 
-    def _publish(self) -> None:
+    def _read_back(self, blocks: Sequence[Block], verify: bool | None) -> None:
+        """Read back the complete Arrow file; without a wish, one that is to be converted is, which reads it anyway."""
+        wanted = True if verify is None and self._output.suffix == ".parquet" else verify
+        try:
+            self.verified = read_back(self._part_path, blocks, wanted=wanted, job_seconds=self._seconds)
+        except DamagedBlockError as error:
+            sound = sum(block.rows for block in blocks[: error.index])
+            remedy = f"run the same command again, which keeps the first {sound:,} rows"
+            if error.index == 0:
+                remedy = f"delete it and {self._journal.path.name}, and run the command again"
+            where = described(blocks, [error.index], "batch")
+            raise OutputError(f"{self._part_path}: {NOT_WRITTEN}: {where}; {remedy}") from None
+
+    def _publish(self, verify: bool | None) -> None:
         """Give the complete Arrow file its final name, or the Parquet file that is made of it."""
-        if self._output.suffix == ".parquet":
-            source = read_output(self._part_path)
-            with replacing(self._output) as fd:
-                parquet_file.write(fd, source.schema, source.stored_batches(), source.vector_columns, source.counts)
-            ownership.remove_part(self._part_path)
-        else:
+        if self._output.suffix != ".parquet":
             os.replace(self._part_path, self._output)
             sync_folder(self._output.parent)
+            return
+        source = read_output(self._part_path)
+        with replacing(self._output) as fd:
+            blocks = parquet_file.write(
+                fd, source.schema, source.stored_batches(), source.vector_columns, source.counts, source.errors_crc32
+            )
+            os.fsync(fd)
+            draft = draft_path(self._output)
+            try:
+                self.verified = read_back(draft, blocks, wanted=verify, job_seconds=self._seconds)
+            except DamagedBlockError as error:
+                where = described(blocks, [error.index], "row group")
+                raise OutputError(
+                    f"{draft}: {NOT_WRITTEN}: {where}; run the same command again, which keeps all rows"
+                ) from None
+        ownership.remove_part(self._part_path)
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._opened
 
     def close(self) -> None:
         """Commit the written chunks if possible and release the lock; the unfinished work can be resumed.
@@ -252,16 +300,3 @@ class Writer:
     def _count_durable(self, chunks: Sequence[Chunk]) -> None:
         self.chunks += len(chunks)
         self.rows += sum(chunk.block.rows for chunk in chunks)
-
-
-def write_errors(path: Path, lines: Iterable[str]) -> None:
-    """Write the errors file of an output durably, but for its name; without lines, delete that of an earlier run."""
-    data = "".join(f"{line}\n" for line in lines).encode()
-    temporary = beside(path, ".part")
-    if not data:
-        temporary.unlink(missing_ok=True)
-        if ownership.is_errors_file(path):
-            path.unlink(missing_ok=True)
-        return
-    write_file(temporary, data)
-    os.replace(temporary, path)

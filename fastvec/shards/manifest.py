@@ -14,7 +14,7 @@ from fastvec.fingerprint import Json
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipts, part_name
 
-MANIFEST, ERRORS, RECORD = "_manifest.json", "_errors.jsonl", "_job.json"
+MANIFEST, ERRORS = "_manifest.json", "_errors.jsonl"
 _FORMAT = 1
 _SEAL = b',\n"crc32":"'
 _LIST, _LIST_END = b',\n"shards":[', b"\n]"

@@ -9,15 +9,15 @@ import pyarrow as pa
 
 from fastvec.errors import OutputError, UsageError
 from fastvec.output import arrow_file, parquet_file
-from fastvec.output.arrow_file import Block
 from fastvec.output.convert import Written, require_replaceable
 from fastvec.output.merge import merge_files
-from fastvec.output.ownership import errors_path
+from fastvec.output.ownership import errors_path, write_errors
 from fastvec.output.reader import SHARD, Output
-from fastvec.output.writer import write_errors
+from fastvec.output.verify import check_footer
 from fastvec.shards.folder import Folder, is_folder, open_folder
 from fastvec.shards.manifest import Manifest, read_errors
 from fastvec.shards.verify import REMEDY, open_shard, require_manifest
+from fastvec.system.blocks import Block, first_damaged
 from fastvec.system.durable_files import draft_path, replacing, sync_folder, translated_os_errors, write_at
 
 _READ_BYTES = 1 << 20
@@ -50,7 +50,7 @@ def merge_folder(folder: Folder, output: str | Path, *, overwrite: bool = False)
         raise OutputError(f"{output} ends in neither .arrow nor .parquet, the formats that can be written")
     with translated_os_errors(target):
         manifest = require_manifest(folder)
-        errors = read_errors(folder, manifest).decode().splitlines()
+        errors = read_errors(folder, manifest)
         require_replaceable(target, overwrite=overwrite)
         with replacing(target) as fd:
             if target.suffix == ".arrow":
@@ -79,8 +79,9 @@ def _opened(folder: Folder, manifest: Manifest) -> Iterator[Output]:
             if own != (first := first or own):
                 first_file = manifest.shards[0].file
                 raise OutputError(f"{folder.location}/{shard.file} has other columns or ranges than {first_file}")
-            if output.promises != arrow_file.footer_metadata(output.schema, output.counts, output.blocks):
-                raise _damaged(folder, output, "its footer does not match its checksum")
+            footer = check_footer(output)
+            if not footer.passed:
+                raise _damaged(folder, output, f"its footer: {footer.detail}")
             yield output
 
 
@@ -108,8 +109,8 @@ def _write_arrow(fd: int, path: Path, folder: Folder, manifest: Manifest) -> Non
                     raise _damaged(folder, output, "a record batch does not match its CRC32")
                 blocks.append(Block(rows=block.rows, end_offset=end, crc32=crc32))
                 own_crc32 = crc32 = 0
-    counts = manifest.counts
-    write_at(fd, end, arrow_file.footer(path, schema, blocks, arrow_file.footer_metadata(schema, counts, blocks)))
+    metadata = arrow_file.footer_metadata(schema, manifest.counts, blocks, manifest.errors_crc32)
+    write_at(fd, end, arrow_file.footer(path, schema, blocks, metadata))
 
 
 def _write_parquet(fd: int, folder: Folder, manifest: Manifest) -> None:
@@ -119,8 +120,8 @@ def _write_parquet(fd: int, folder: Folder, manifest: Manifest) -> None:
 
     def batches() -> Iterator[pa.RecordBatch]:
         for output in _opened(folder, manifest):
-            if (damaged := arrow_file.first_damaged(output.path, output.blocks)) is not None:
+            if (damaged := first_damaged(output.path, output.blocks)) is not None:
                 raise _damaged(folder, output, f"batch {damaged} does not match its CRC32")
             yield from (batch.replace_schema_metadata(schema.metadata) for batch in output.stored_batches())
 
-    parquet_file.write(fd, schema, batches(), columns, manifest.counts)
+    parquet_file.write(fd, schema, batches(), columns, manifest.counts, manifest.errors_crc32)

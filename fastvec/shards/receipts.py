@@ -3,7 +3,6 @@
 A shard is published first and its receipt second, so that a file without a receipt is work that is not finished.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from fastvec.errors import OutputError
 from fastvec.shards.folder import Folder
+from fastvec.system.sealed import read_sealed, sealed
 
 RECEIPTS = "_receipts"
 _DIGITS = 5  # of a shard's number in names, at least
@@ -33,11 +33,11 @@ class Receipt:
     checksum: str
     counts: Mapping[str, int]
     errors: Sequence[str]  # lines of row errors
+    verified: bool = False  # whether the file was read back from the disk before it was published
 
     def write(self, folder: Folder, name: str) -> "Receipt":
         """Publish the receipt; returns that of another process if it was first."""
-        content = json.dumps(asdict(self), separators=(",", ":")) + "\n"
-        return self if folder.create(name, content.encode()) else read_receipt(folder, name)
+        return self if folder.create(name, sealed(asdict(self))) else read_receipt(folder, name)
 
 
 def part_name(shard: int, shards: int) -> str:
@@ -58,7 +58,10 @@ def receipt_name(job: str, shard: int) -> str:
 def read_receipt(folder: Folder, name: str) -> Receipt:
     """Read a receipt. Raises OutputError if it is damaged, FileNotFoundError if there is none."""
     try:
-        return Receipt(**json.loads(folder.read(name)))
+        receipt = Receipt(**read_sealed(folder.read(name)))
+        if name.rpartition("/")[2] != f"{receipt.shard}.json":
+            raise ValueError(f"it is that of shard {receipt.shard}")
+        return receipt
     except (ValueError, TypeError) as error:
         raise OutputError(f"{folder.location}/{name} is damaged: delete it, and run the command again") from error
 
@@ -75,12 +78,14 @@ class Receipts:
     Attributes:
         job: The id of the job's record; it may be set when the first receipts, of a job that begins, are added.
         counts: The sums of the shards' counts.
+        verified: Whether all that were added were read back before they were published.
         has: Which shards have a receipt [n].
         rows, bytes, checksums: Of each shard [n].
     """
 
     def __init__(self, folder: Folder, job: str, shards: int) -> None:
         self.counts: Counter[str] = Counter()
+        self.verified = True
         self.has = np.zeros(shards, dtype=np.bool_)
         self.rows, self.bytes = np.zeros((2, shards), dtype=np.int64)
         self.checksums: npt.NDArray[np.uint32] = np.zeros(shards, dtype=np.uint32)
@@ -97,6 +102,7 @@ class Receipts:
         self.rows[shard], self.bytes[shard] = receipt.rows, receipt.bytes
         self.checksums[shard] = int(receipt.checksum, 16)
         self.counts.update(receipt.counts)
+        self.verified = self.verified and receipt.verified
         if receipt.errors:
             self._with_errors.add(shard)
 

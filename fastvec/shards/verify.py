@@ -8,10 +8,12 @@ from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output.reader import SHARD, Output, read_output
 from fastvec.output.verify import Check, Verification, check, verify
 from fastvec.shards.folder import Folder
-from fastvec.shards.manifest import MANIFEST, RECORD, Manifest, Shard, read_errors, read_manifest
-from fastvec.shards.receipts import is_part
+from fastvec.shards.manifest import MANIFEST, Manifest, Shard, read_errors, read_manifest
+from fastvec.shards.receipts import Receipts, finished_shards, is_part, receipt_name
+from fastvec.shards.record import RECORD, read_record
 
 REMEDY = "delete it, and run fastvec embed again to make it anew"
+_NOT_NEEDED = "it is only needed to make lost shards again"
 
 
 def verify_folder(folder: Folder) -> Verification:
@@ -23,6 +25,7 @@ def verify_folder(folder: Folder) -> Verification:
         manifest = require_manifest(folder)
         checks = [check("manifest", None, f"{len(manifest.shards):,} shards, {manifest.rows:,} rows")]
         checks += [_check_ranges(manifest), *_check_files(folder, manifest), _check_errors(folder, manifest)]
+        checks += _check_job(folder, manifest)
         problems = [problem for shard in manifest.shards for problem in _problems(folder, manifest, shard)]
         checks += problems or [check("shards", None, "all pass every check of a file")]
     except (OutputError, OSError) as error:
@@ -77,6 +80,36 @@ def _problems(folder: Folder, manifest: Manifest, shard: Shard) -> Iterator[Chec
         yield from (check(shard.file, f"{one.name}: {one.detail}; {REMEDY}", "") for one in checks if not one.passed)
 
 
+def _check_job(folder: Folder, manifest: Manifest) -> Iterator[Check]:
+    """Yield the failed checks of the job's record and receipts, by which a lost shard is made again.
+
+    Without them, an output is whole.
+    """
+    try:
+        record = read_record(folder)
+    except OutputError:
+        yield check(RECORD, f"is damaged: delete it; {_NOT_NEEDED}", "")
+        return
+    if record is None:
+        return
+    if fingerprint_differences(manifest.fingerprint, record.fingerprint):
+        yield check(RECORD, f"is that of another job than {MANIFEST}", "")
+        return
+    receipts = Receipts(folder, record.id, len(manifest.shards))
+    try:
+        receipts.read(sorted(finished_shards(folder, record.id) & set(range(len(manifest.shards)))))
+    except OutputError as error:
+        yield check("receipts", f"{error}", "")
+        return
+    for number, shard in enumerate(manifest.shards):
+        own = receipts.rows[number], receipts.bytes[number], f"{receipts.checksums[number]:08x}"
+        if receipts.has[number] and own != (shard.rows, shard.bytes, shard.checksum):
+            yield check("receipts", f"{receipt_name(record.id, number)} is not that of {shard.file}; {_NOT_NEEDED}", "")
+            return
+    if receipts.has.all() and dict(receipts.counts) != dict(manifest.counts):
+        yield check("receipts", f"their counts are not those of {MANIFEST}; {_NOT_NEEDED}", "")
+
+
 def _check_ranges(manifest: Manifest) -> Check:
     row, problem = 0, None
     for shard in manifest.shards:
@@ -100,5 +133,5 @@ def _check_errors(folder: Folder, manifest: Manifest) -> Check:
     try:
         read_errors(folder, manifest)
     except OutputError as error:
-        problem = str(error)
+        problem = f"{error}; run the same fastvec embed again to make it anew"
     return check("row errors", problem, f"{manifest.counts.get('errors', 0):,}")

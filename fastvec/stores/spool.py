@@ -20,7 +20,7 @@ VARIABLE = "FASTVEC_SPOOL"
 
 def spool_folder(address: Address) -> Path:
     """Return the folder for the unfinished files of an output, which may not exist yet."""
-    return _root() / blake2b(str(address).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return spool_root() / blake2b(str(address).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def fetched(address: Address) -> Iterator[Path]:
 
     Raises FileNotFoundError, OutputError or DiskFullError.
     """
-    root = _root()
+    root = spool_root()
     with translated_os_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix="copy-", dir=root)
@@ -39,7 +39,8 @@ def fetched(address: Address) -> Iterator[Path]:
         yield path
 
 
-def _root() -> Path:
+def spool_root() -> Path:
+    """Return the folder of all these folders, which may not exist yet."""
     given = os.environ.get(VARIABLE)
     if given:
         return Path(given)

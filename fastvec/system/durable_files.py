@@ -121,6 +121,17 @@ def write_at(fd: int, offset: int, data: Any) -> None:
         view = view[os.write(fd, view) :]
 
 
+def forget_cached(path: Path) -> None:
+    """Drop the cached pages of a durable file, so that the disk is read next; does nothing where that is impossible."""
+    if sys.platform != "win32" and hasattr(os, "posix_fadvise"):  # macOS has none
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # it is advice, which some file systems do not know
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+
 def sync_folder(folder: Path) -> None:
     """fsync `folder`, so that creating, renaming and deleting files in it is durable."""
     if sys.platform == "win32":  # Windows cannot open a folder; NTFS journals names itself
@@ -183,9 +194,13 @@ def locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def lock(fd: int, path: Path) -> None:
+def lock(fd: int, path: Path) -> bool:
+    """Lock the open file `path`; return whether it is locked. Raises RefusedError if a running process holds the lock.
+
+    Without the lock, a second run with the same output is not noticed.
+    """
     if sys.platform == "win32":
-        return
+        return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -193,3 +208,5 @@ def lock(fd: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems do not support locks
             raise
+        return False
+    return True

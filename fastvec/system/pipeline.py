@@ -76,8 +76,8 @@ class Pipeline:
         """
         link: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
         thread = threading.Thread(target=self._pump, args=(stage, items, link), name=f"fastvec-{stage}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # which are joined at the end: not one that could not be started
         return self._drain(feeds, link)
 
     def _pump(self, stage: str, items: Iterable[Item], link: "queue.Queue[Item | _End]") -> None:

@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from fastvec.checkpoints.checkpoint import Checkpoint
 from fastvec.checkpoints.model_files import read_json_if_any
+from fastvec.errors import ModelError
+from fastvec.texts.limits import bound, require_charsmaps
 from fastvec.texts.special_tokens import apply_rules
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "mask_token", "unk_token")
@@ -99,8 +101,11 @@ def tokenizer_from_files(checkpoint: Checkpoint) -> PlainTokenizer | None:
     """Return the tokenizer of `checkpoint` if its files fully define it, or None if transformers may change it."""
     if checkpoint.chat_template or not (checkpoint.tokenizer / "tokenizer.json").is_file():
         return None
+    require_charsmaps(checkpoint.tokenizer / "tokenizer.json")
     try:
         tokenizer = _read(checkpoint.tokenizer)
+    except ModelError:
+        raise
     except Exception:  # tokenizers raises nothing more specific; `from_transformers` then reports the error
         return None
     if tokenizer is not None:
@@ -131,6 +136,7 @@ def _read(folder: Path) -> PlainTokenizer | None:
     plain = {token.content for token in held.values() if token == AddedToken(token.content, special=True)}
     all_special = plain if name == "Qwen2Tokenizer" else {token.content for token in held.values() if token.special}
     padded = backend.padding is not None and "pad_token" not in special
+    bound(backend, folder / "tokenizer.json")
     if unknown or padded or not {*special.values(), *added} <= all_special:
         return None
     ids = {token.content: index for index, token in held.items()}

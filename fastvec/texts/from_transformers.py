@@ -7,8 +7,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fastvec.checkpoints.checkpoint import Checkpoint
+from fastvec.checkpoints.model_files import is_regular
 from fastvec.errors import ModelError, one_line
 from fastvec.system.libraries import quiet_libraries
+from fastvec.texts.limits import bound, require_charsmaps, translated_panics
 from fastvec.texts.special_tokens import apply_rules
 
 
@@ -20,14 +22,20 @@ def tokenizer_from_transformers(checkpoint: Checkpoint) -> PreTrainedTokenizerBa
     folder = checkpoint.tokenizer
     if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
         _require_sentencepiece(folder)
-    with quiet_libraries():
+    if is_regular(folder / "tokenizer.json"):
+        require_charsmaps(folder / "tokenizer.json")
+    with quiet_libraries(), translated_panics():
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
             backend = getattr(tokenizer, "backend_tokenizer", None)
             if isinstance(backend, Tokenizer):
+                bound(backend, folder)
                 backend.encode("a")  # a class that does not fit the vocabulary fails here
+            tokenizer.all_special_ids  # noqa: B018  # special tokens that have no id fail here
+        except ModelError:
+            raise
         except Exception as error:  # the tokenizers library raises nothing more specific
             own_code = "trust_remote_code" in str(error)
             reason = "it needs Python code from the model, which fastvec never runs" if own_code else one_line(error)

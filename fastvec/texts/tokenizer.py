@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvec.errors import InputError, ModelError, UsageError
+from fastvec.texts.limits import translated_panics
 from fastvec.texts.tokenized import IntArray, TokenizedTexts
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class TextTokenizer:
     Raises UsageError if the prefix, the suffix and the special tokens leave no room for a text in `max_length`.
     """
 
+    @translated_panics()
     def __init__(self, tokenizer: LoadedTokenizer, recipe: TextRecipe, *, embeddings: int | None = None) -> None:
         """Given the model's number of `embeddings`, a text with a token beyond them raises InputError."""
         self.recipe, self._embeddings = recipe, embeddings
@@ -119,16 +121,19 @@ class TextTokenizer:
         taken = sum(len(self._backend.encode(part, add_special_tokens=False)) for part in affixes)
         return max(min(self._content - taken, self._text_max_length) - len(affixes), 1)  # a token may change at a seam
 
+    @translated_panics()
     def counts(self, texts: Sequence[str]) -> IntArray:
         """Return the number of tokens [n] of each of `texts`, tokenized alone."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
 
+    @translated_panics()
     def offsets(self, texts: Sequence[str]) -> list[IntArray]:
         """Return the begin and end character [t, 2], ascending, of each token of each of `texts`, tokenized alone."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [_offsets(encoding) for encoding in encodings]
 
+    @translated_panics()
     def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize `texts`, each of them valid UTF-8, on all cores.
 
@@ -144,6 +149,7 @@ class TextTokenizer:
             raise InputError(f"a text has the token {token!r}, which the model has no embedding for: remove the text")
         return found
 
+    @translated_panics()
     def with_passages(self, texts: Sequence[str], passages: Sequence[IntArray]) -> TokenizedTexts:
         """Tokenize `texts` whose pooled tokens are those of their `passages`: [p, 2] characters each, at least one.
 

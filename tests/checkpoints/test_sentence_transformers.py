@@ -154,7 +154,7 @@ def test_a_folder_that_puts_texts_into_a_chat_template_is_refused(save: Save, ti
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "is a SparseEncoder"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "is a 'SparseEncoder'"),
         ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "has a prompt that is not a string"),
         ("config_sentence_transformers.json", {"prompts": ["query"]}, r"has prompts \['query'\]"),
         ("config_sentence_transformers.json", {"truncate_dim": 0}, "has truncate_dim 0"),

@@ -14,8 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.core import ParameterSource
+from fsspec.implementations.memory import MemoryFileSystem
 
+from fastvec import __version__
 from fastvec.cli.entry import cli
+from fastvec.doctor.report import Check, Diagnosis, Result
 from tests import ARTICLES, ROOT
 from tests.cli.conftest import Run
 from tests.helpers.processes import environment
@@ -37,6 +40,34 @@ def test_embed_verify_and_inspect(fastvec: Run, tiny_llama: Path) -> None:
     assert (verified.exit_code, verified.stderr) == (0, "")
     shown = json.loads(fastvec("inspect", "vecs.arrow", "--json").stdout)
     assert (shown["rows"], shown["dims"], shown["nulls"]) == (50, 64, 0)
+
+
+def test_read_back_is_reported_and_identifies_no_job(fastvec: Run, tiny_llama: Path) -> None:
+    embed = ("embed", ARTICLES, "--model", tiny_llama, "--column", "text", "--limit", "3", "--shard-rows", "2")
+    for options, verified in (((), True), (("--verify",), True), (("--no-verify",), False)):
+        for output in ("vecs/", "vecs.arrow", "vecs.parquet"):
+            arguments = embed if output == "vecs/" else embed[:-2]
+            done = fastvec(*arguments, "-o", output, *options, "--overwrite", "--json", "--quiet")
+            assert json.loads(done.stdout)["verified"] is verified, (output, options)
+    again = fastvec(*embed[:-2], "-o", "vecs.arrow", "--verify", "--json", "--quiet")
+    assert (json.loads(again.stdout)["already_finished"], json.loads(again.stdout)["verified"]) == (True, None)
+
+
+def test_row_errors_in_a_store_are_verified(
+    fastvec: Run, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTVEC_SPOOL", str(tmp_path / "spool"))
+    Path("rows.jsonl").write_text('{"text": "one"}\n{broken\n')
+    address, store = f"memory://{tmp_path.name}/vecs.arrow", MemoryFileSystem()
+    done = fastvec("embed", "rows.jsonl", "-o", address, "--model", tiny_llama, "--column", "text", "--quiet")
+    assert done.exit_code == 3
+    assert "row errors  1, in vecs.errors.jsonl" in fastvec("verify", address).stdout
+    with store.open(f"/{tmp_path.name}/vecs.errors.jsonl", "ab") as errors:
+        errors.write(b"\n")
+    assert "vecs.errors.jsonl does not match its CRC32" in fastvec("verify", address).stdout
+    store.rm(f"/{tmp_path.name}/vecs.errors.jsonl")
+    missing = fastvec("verify", address)
+    assert (missing.exit_code, "vecs.errors.jsonl, the list of 1, is no file" in missing.stdout) == (1, True)
 
 
 def test_json_is_one_document_with_every_field(fastvec: Run, tiny_llama: Path) -> None:
@@ -153,7 +184,7 @@ def test_the_environment_knows_every_option_by_its_long_name(monkeypatch: pytest
         (["convert", "v.arrow"], 2, r"Missing argument 'OUT.parquet.OUT.npy.OUT.lance'"),
         (["merge", "v.arrow", "w.arrow", "-o", "all.arrow"], 1, r"v.arrow cannot be read: No such file or directory"),
         (["merge", "v.arrow", "v.arrow", "-o", "all.arrow"], 2, r"a file was given twice"),
-        (["doctor"], 2, r"No such command 'doctor'"),
+        (["heal"], 2, r"No such command 'heal'"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -273,3 +304,24 @@ def test_adapt_refuses_in_one_line(fastvec: Run, tiny_llama: Path) -> None:
         assert done.stderr.count("\n") == 1
         assert message in done.stderr
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(("result", "exit_code"), [("ok", 0), ("note", 0), ("FAILED", 1)])
+def test_doctor_says_by_its_exit_code_whether_a_check_failed(
+    fastvec: Run, result: Result, exit_code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def diagnosed(output: str) -> Diagnosis:
+        asked.append(output)
+        return Diagnosis(checks=(Check(name="gpu", result=result, detail="found"),))
+
+    monkeypatch.setattr("fastvec.doctor.diagnosis.diagnose", diagnosed)
+    done = fastvec("doctor")
+    assert (done.exit_code, done.stderr) == (exit_code, "")
+    assert done.stdout.splitlines()[0] == f"{result:<8}gpu         found"
+    done = fastvec("doctor", "--json", "-o", "vecs.arrow")
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["passed"], found["version"]) == (exit_code, exit_code == 0, __version__)
+    assert found["checks"] == [{"name": "gpu", "result": result, "detail": "found"}]
+    assert asked == [".", "vecs.arrow"]

@@ -18,7 +18,7 @@ UNWRITTEN = "fastvec: the result cannot be written to stdout"
 @pytest.mark.parametrize(
     ("command", "exit_code", "message"),
     [
-        ("doctor 2>/dev/full", 2, ""),  # not 120, Python's exit code when a stream cannot be flushed
+        ("no-command 2>/dev/full", 2, ""),  # not 120, Python's exit code when a stream cannot be flushed
         ("verify vecs.arrow >/dev/full", 1, f"{UNWRITTEN}: No space left on device\n"),
         ("verify vecs.arrow >/dev/full 2>&1", 1, ""),
         ("inspect vecs.arrow >&-", 0, ""),

@@ -19,7 +19,6 @@ from fastvec.decoders.cpu_choices import (
     bfloat16_is_faster,
     faster,
     has_onednn,
-    memory_bytes,
 )
 from fastvec.decoders.fused import FusedDecoder, Linear
 from fastvec.decoders.quantized import int8_bits
@@ -85,6 +84,30 @@ def test_a_torch_without_onednn_has_none(error: type[Exception], monkeypatch: py
 
     monkeypatch.setattr(cpu_choices, "_onednn", refuse)
     assert not has_onednn.__wrapped__(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_memory"),
+    [
+        ("could not create a primitive", True),
+        ("could not create a memory object", True),
+        ("could not create a primitive descriptor for an inner product", False),
+    ],
+)
+def test_too_little_memory_is_not_taken_for_a_torch_without_onednn(
+    monkeypatch: pytest.MonkeyPatch, message: str, is_memory: bool
+) -> None:
+    """A job that began while memory was short would have other vectors than one that did not."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(cpu_choices, "_onednn", refuse)
+    if is_memory:
+        with pytest.raises(RuntimeError, match=message):
+            has_onednn.__wrapped__(torch.float32)
+    else:
+        assert not has_onednn.__wrapped__(torch.float32)
 
 
 def test_a_product_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,16 +280,6 @@ def test_weights_are_packed_where_memory_allows(
     assert kinds(chosen) == {KINDS[products]}
     assert choices.apply(chosen).layers is chosen.layers  # packed once
     assert kinds(CpuChoices(products="torch", routes=()).apply(chosen)) == {Linear}
-
-
-def test_the_memory_is_that_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = [tmp_path / name for name in ("limited", "unlimited", "missing")]
-    limits[0].write_text("1000000\n")
-    limits[1].write_text("max\n")
-    monkeypatch.setattr(cpu_choices, "CONTAINER_LIMITS", limits[1:])
-    assert memory_bytes() > 2**26
-    monkeypatch.setattr(cpu_choices, "CONTAINER_LIMITS", limits)
-    assert memory_bytes() == 1_000_000
 
 
 def test_a_batch_on_a_cpu_is_filled_up(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_weights_that_are_missing_or_of_another_shape_are_named(tiny_llama: Path
 
 def test_a_config_that_makes_no_model_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
     folder = copy(tiny_llama, tmp_path / "model")
-    edit_json(folder / "config.json", num_attention_heads=0)
+    edit_json(folder / "config.json", num_key_value_heads=0)
     with pytest.raises(ModelError, match=r"config\.json is not loadable") as error:
         load(folder)
     assert "\n" not in str(error.value)

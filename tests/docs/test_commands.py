@@ -25,6 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from fastvec.cli.entry import main
+from fastvec.doctor.diagnosis import HERE, ISOLATED
 from tests import ARTICLES, ROOT
 from tests.helpers.checkpoints import save_adapter, save_to_hub_cache, use_hub_cache
 from tests.helpers.tiny import SENTENCES, save_decoder
@@ -37,6 +38,8 @@ MODELS = ("Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Embedding-8B", "Qwen/Qwen3-0.
 DATASET, SUBSET = "wikimedia/wikipedia", "20231101.simple"
 LLM2VEC = "McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp"
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+# checks of `fastvec doctor`, which find other things on each machine
+DOCTOR = (*HERE, *ISOLATED)
 SETTINGS = {"STEPS": "2", "BATCH_SIZE": "4", "MAX_LENGTH": "32"}
 
 
@@ -109,7 +112,11 @@ def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    # the doctor loads torch and transformers in a process of its own, 7 s
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.name == "doctor.md"), id=path.name) for path in DOCUMENTS],
+)
 def test_commands_run_and_print_what_is_shown(
     document: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +166,8 @@ def masked(text: str) -> str:
     """`text` without what differs from run to run and from machine to machine."""
     text = re.sub(r"^[\d,]+ of [\d,]+ rows, .*\n", "", text, flags=re.MULTILINE)  # progress, on a slow machine
     text = re.sub(r"int8 is slower than .*\n", "", text.strip())  # on some CPUs
+    text = re.sub(rf"^(?:ok|note) +({'|'.join(DOCTOR)}) .*(?:\n {{20}}.*)*", r"\1", text, flags=re.MULTILINE)
+    text = re.sub(r"(checks passed), \d+ with a note", r"\1", text)
     text = re.sub(r"\b(float32|bfloat16)\b", "DTYPE", text)
     return re.sub(r"\d[\d,.:]*", "#", text)
 
@@ -185,3 +194,14 @@ def test_named_files_exist(document: Path) -> None:
     named = set(re.findall(paths, document.read_text()))
     places = (ROOT, ROOT / "fastvec", ROOT / "fastvec/training")
     assert {name for name in named if not any((place / name).exists() for place in places)} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_tests_exist(document: Path) -> None:
+    """Tests are named as `file.py::test`, or as `::test` of the file named before."""
+    missing, file = [], Path()
+    for name, test in re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", document.read_text()):
+        file = ROOT / name if name else file
+        if not re.search(rf"^ *(?:def|class) {test}\b", file.read_text(), flags=re.MULTILINE):
+            missing.append(f"{file.relative_to(ROOT)}::{test}")
+    assert missing == []

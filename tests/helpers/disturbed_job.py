@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faulting.machine import Files, Machine
 from fastvec import Encoder, embed
 from fastvec.errors import FastvecError
 from fastvec.output.verify import verify
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.verify import verify_folder
 from tests.helpers.corpora import texts, write_arrow
-from tests.helpers.machine import Files, Machine
 
 ROWS = 10
 JOBS: Mapping[str, tuple[str, dict[str, Any]]] = {  # the names of the output and the input, and options

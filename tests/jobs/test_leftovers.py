@@ -1,6 +1,5 @@
 """What other runs, other processes and people leave in a folder never becomes a wrong output."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,9 @@ from fastvec.jobs.worker import ShardWorker
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.verify import verify_folder
 from fastvec.system.durable_files import locked
+from fastvec.system.sealed import read_sealed, sealed
 from tests.helpers.kills import Killed, kill_after
+from tests.helpers.shards import parts_of
 from tests.jobs.test_sharded import contents
 
 pytestmark = pytest.mark.usefixtures("small_chunks", "small_shards")
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("small_chunks", "small_shards")
     [
         ("_receipts/*/1.json", b"{", r"/1.json is damaged: delete it, and run the command again"),
         ("_job.json", b"[]", r"_job.json is damaged: remove the folder"),
-        ("_job.json", b'{"fastvec_job":99}', r"is from another version of fastvec"),
+        ("_job.json", sealed({"fastvec_job": 99}), r"is from another version of fastvec"),
     ],
 )
 def test_damaged_files_of_an_unfinished_job(
@@ -73,6 +74,82 @@ def test_a_shard_whose_file_is_gone_is_embedded_again(
     assert [message.partition(" is missing")[0] for message in caplog.messages] == [
         f"{folder}/part-0000{shard}.arrow" for shard in (1, 3)
     ]
+
+
+def flip_in_the_middle(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content + b"x", lambda content: content[:-20], lambda _: b"", flip_in_the_middle]
+)
+def test_a_finished_shard_that_was_damaged_before_it_was_published_is_embedded_again(
+    articles: Path,
+    encoder: Encoder,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    embed([articles], f"{folder.parent}/undisturbed/", encoder=encoder, column="text")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "publish", fail_to_publish)
+        with pytest.raises(OutputError, match="no"):
+            embed([articles], f"{folder}/", encoder=encoder, column="text")
+    (draft,) = folder.glob("_work/*/part-*.arrow")
+    draft.write_bytes(damage(draft.read_bytes()))
+    embed([articles], f"{folder}/", encoder=encoder, column="text")
+    assert parts_of(folder) == parts_of(folder.parent / "undisturbed")
+
+
+@pytest.fixture
+def with_errors(tmp_path: Path) -> Path:
+    """Rows of two shards, each of which has a row error."""
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join('{"text": "good"}' if row % 50 else "{broken" for row in range(100)))
+    return source
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text('{"row": 7}\n')])
+def test_row_errors_that_are_lost_or_damaged_are_written_again(
+    encoder: Encoder, folder: Path, with_errors: Path, encoded: list[int], damage: Callable[[Path], object]
+) -> None:
+    embed([with_errors], f"{folder}/", encoder=encoder, shard_rows=60)
+    expected = contents(folder)
+    damage(folder / "_errors.jsonl")
+    failed = [check for check in verify_folder(LocalFolder(folder)).checks if not check.passed]
+    assert [check.name for check in failed] == ["row errors"]
+    assert failed[0].detail.endswith("; run the same fastvec embed again to make it anew")
+    encoded.clear()
+    assert embed([with_errors], f"{folder}/", encoder=encoder).rows == 100
+    assert (contents(folder), encoded) == (expected, [])
+
+
+def test_a_shard_of_another_process_of_the_array_is_gone(articles: Path, encoder: Encoder, folder: Path) -> None:
+    for index in range(2):
+        embed([articles], f"{folder}/", encoder=encoder, column="text", shard=f"{index}/2")
+    expected = contents(folder)
+    (folder / "_manifest.json").unlink()
+    (folder / "part-00001.arrow").unlink()
+    with pytest.raises(OutputError, match=r"part-00001.arrow was lost .*, and those of the other --shard$"):
+        embed([articles], f"{folder}/", encoder=encoder, column="text", shard="0/2")
+    embed([articles], f"{folder}/", encoder=encoder, column="text", shard="1/2")
+    assert contents(folder) == expected
+
+
+def test_a_shard_is_finished_though_its_work_cannot_be_deleted(
+    encoder: Encoder, folder: Path, with_errors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        if "_work" in path.parts and path.name.endswith(".errors.jsonl"):
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    assert embed([with_errors], f"{folder}/", encoder=encoder, shard_rows=60).errors == 2
+    assert not (folder / "_work").exists()
 
 
 def test_what_was_left_of_another_job_is_not_of_this_one(articles: Path, encoder: Encoder, folder: Path) -> None:
@@ -140,14 +217,14 @@ def test_a_shard_that_two_processes_published_with_other_bytes_is_done_again(
 ) -> None:
     embed([articles], f"{folder}/", encoder=encoder, column="text")
     (receipt,) = folder.glob("_receipts/*/0.json")
-    theirs = json.dumps({**json.loads(receipt.read_text()), "checksum": "0badc0de"})
+    theirs = sealed({**read_sealed(receipt.read_bytes()), "checksum": "0badc0de"})
     (folder / "_manifest.json").unlink()
     receipt.unlink()
     publish = LocalFolder.publish
 
     def publish_both(self: LocalFolder, path: Path, name: str) -> None:
         publish(self, path, name)
-        receipt.write_text(theirs)
+        receipt.write_bytes(theirs)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalFolder, "publish", publish_both)

@@ -26,8 +26,8 @@ from fastvec.report import Progress
 if sys.platform == "win32":
     pytest.skip("needs flock", allow_module_level=True)
 
+from benchmarks.faulting.machine import POWER_CUTS
 from tests.helpers.disturbed_job import JOBS, DisturbedJob
-from tests.helpers.machine import POWER_CUTS
 
 COMMANDS = st.fixed_dictionaries({"settings": st.sampled_from([0, 0, 0, 1]), "overwrite": st.booleans()})
 CHUNKS = st.integers(1, 6)

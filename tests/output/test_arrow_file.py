@@ -8,7 +8,8 @@ import pytest
 from pyarrow import ipc
 
 from fastvec.errors import OutputError
-from fastvec.output.arrow_file import Block, encode, first_damaged, footer, footer_metadata, head, require_plain
+from fastvec.output.arrow_file import encode, footer, footer_metadata, head, require_plain
+from fastvec.system.blocks import Block, first_damaged
 
 ROWS = 60
 MISSING = np.arange(ROWS) % 3 == 0

@@ -44,7 +44,7 @@ def test_inspect_shows_no_escape_sequences(output: Path) -> None:
     changed = {b"fastvec.instruction": b"\x1b[31mRed\nBlue", b"fastvec.inputs": json.dumps(inputs).encode()}
     write_output(output, [pa.RecordBatch.from_pylist([], schema.with_metadata({**schema.metadata, **changed}))])
     lines = str(inspect(output)).splitlines()
-    assert "instruction  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER}Blue" in lines
+    assert r"instruction  \x1b[31mRed\nBlue" in lines
     assert "inputs       a.parquet (0 rows), b.parquet (0 rows), c.parquet (0 rows), and 2 more" in lines
     assert "norms        none" in lines
 

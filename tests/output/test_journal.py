@@ -8,8 +8,8 @@ import pytest
 
 from fastvec.errors import OutputError, RefusedError
 from fastvec.fingerprint import Json, differences
-from fastvec.output.arrow_file import Block
 from fastvec.output.journal import Chunk, Journal, RowError
+from fastvec.system.blocks import Block
 from tests.helpers.outputs import make_job
 
 CHUNKS = [
@@ -44,6 +44,17 @@ def reopened(path: Path) -> Journal:
 def test_a_reopened_journal_has_its_job_and_chunks(path: Path) -> None:
     assert reopened(path).job == make_job()
     assert reopened(path).chunks == CHUNKS
+
+
+def test_chunks_that_are_given_up_leave_no_line(path: Path) -> None:
+    """A line left behind one that is written shorter would look like damage."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    journal = Journal.open(path, create=False)
+    journal.keep(1)
+    assert (journal.chunks, path.read_bytes()) == (CHUNKS[:1], b"".join(lines[:2]))
+    journal.append(CHUNKS[:1])
+    journal.close()
+    assert reopened(path).chunks == [CHUNKS[0], CHUNKS[0]]
 
 
 def test_a_torn_tail_is_dropped_wherever_it_is_torn(path: Path) -> None:

@@ -130,6 +130,12 @@ def test_files_of_others_are_refused(output: Path) -> None:
     with ipc.new_file(str(output), pa.schema({"a": pa.int64()})):
         pass
     assert_refused(output, f"{output} is not a finished fastvec output{REMEDY}")
+    whole = output.read_bytes()
+    for byte in range(len(whole) // 2, len(whole)):  # the footer; Arrow also raises OSError and NotImplementedError
+        damaged = bytearray(whole)
+        damaged[byte] ^= 255
+        output.write_bytes(damaged)
+        assert_refused(output, f"{output} is not a finished fastvec output{REMEDY}")
 
 
 def test_overwrite_replaces_any_of_these(output: Path) -> None:

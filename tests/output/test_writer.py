@@ -39,7 +39,7 @@ def test_a_finished_output_holds_every_chunk(output: Path) -> None:
         assert json.loads(own.pop(b"fastvec.fingerprint")) == make_job().fingerprint
         assert own == {**make_schema().metadata, b"fastvec.format": b"1"}
         assert reader.metadata.keys() == {
-            b"fastvec.rows", b"fastvec.counts", b"fastvec.batches", b"fastvec.checksum"
+            b"fastvec.rows", b"fastvec.counts", b"fastvec.batches", b"fastvec.errors_crc32", b"fastvec.checksum"
         }  # fmt: skip
         assert (int(reader.metadata[b"fastvec.rows"]), json.loads(reader.metadata[b"fastvec.counts"])) == (35, COUNTS)
     assert contents(output.parent).keys() == {"vecs.arrow", "vecs.errors.jsonl"}
@@ -177,25 +177,42 @@ def test_an_errors_file_of_an_earlier_run_goes(output: Path) -> None:
     assert contents(output.parent).keys() == {"vecs.arrow"}
 
 
-@pytest.mark.parametrize("damage", ["gone", "short", "flipped"])
-def test_a_part_that_is_not_what_the_journal_says_is_refused(output: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["gone", "flipped"])
+def test_a_part_without_a_sound_batch_is_refused(output: Path, damage: str) -> None:
     start_job(output, 3).close()
     part = output.with_name("vecs.arrow.part")
     content = part.read_bytes()
-    sound = {"gone": 0, "short": 2, "flipped": 1}[damage]
-    if damage == "gone":
-        part.unlink()
-    elif damage == "short":
-        part.write_bytes(content[:-1])
-    else:
-        at = len(content) - 552 - 1  # the last byte of the second chunk
-        part.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    part.unlink()
+    if damage == "flipped":
+        part.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     with pytest.raises(OutputError) as error:
         run_job(output)
     assert str(error.value) == (
-        f"{part} is damaged after its first {sound * ROWS} rows, though vecs.arrow.journal lists more: "
-        f"delete both files and run the command again"
+        f"{part} is missing or damaged in its first batch, though vecs.arrow.journal lists 3: delete both files and "
+        "run the command again"
     )
+
+
+@pytest.mark.parametrize(("damage", "sound"), [("short", 2), ("flipped", 1)])
+def test_a_damaged_part_keeps_the_rows_before(
+    output: Path, expected: dict[str, bytes], damage: str, sound: int
+) -> None:
+    start_job(output, 3).close()
+    part = output.with_name("vecs.arrow.part")
+    content = part.read_bytes()
+    begin, end = len(content) - (3 - sound) * 552, len(content) - (2 - sound) * 552
+    part.write_bytes(
+        content[:-1] if damage == "short" else content[: end - 1] + bytes([content[end - 1] ^ 1]) + content[end:]
+    )
+    opened = Writer.open(output, make_job())
+    opened.close()
+    assert opened.rows == sound * ROWS
+    assert opened.warnings == [
+        f"{part} is damaged: batch {sound} (rows {sound * ROWS} to {sound * ROWS + 4}, bytes {begin:,} to {end - 1:,}) "
+        f"is not what was written; the {sound * ROWS} rows before it are kept, and the others are embedded again"
+    ]
+    run_job(output)
+    assert contents(output.parent) == expected
 
 
 def test_memory_does_not_grow_with_the_chunks(output: Path) -> None:

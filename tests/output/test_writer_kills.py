@@ -16,12 +16,12 @@ import pytest
 
 from fastvec.output import writer
 from fastvec.output.writer import Writer
-from tests.helpers.outputs import CHUNKS, contents, make_job, run_job
+from tests.helpers.outputs import CHUNKS, contents, make_job, run_job, start_job
 
 if sys.platform == "win32":
     pytest.skip("needs fork and flock", allow_module_level=True)
 
-from tests.helpers.machine import POWER_CUTS, Files, Machine
+from benchmarks.faulting.machine import POWER_CUTS, Files, Machine
 
 ERRORS = b'{"row": 9, "code": "not_finite"}\n'
 FEW_CHUNKS = 3
@@ -97,6 +97,25 @@ def test_an_overwrite_is_killed_at_every_system_call(machine: Machine, expected:
         machine.start_with(files)
         machine.run(job_of(machine, overwrite=True))
         assert machine.files() == expected
+
+
+def test_a_resume_after_damage_is_killed_at_every_system_call(machine: Machine, expected: Files) -> None:
+    """The rows before the damaged batch are kept, and the others are the same again."""
+    start_job(machine.folder / "vecs.arrow", FEW_CHUNKS).close()
+    part = machine.folder / "vecs.arrow.part"
+    content = part.read_bytes()
+    part.write_bytes(content[:-600] + bytes([content[-600] ^ 1]) + content[-599:])
+    for files in left_by_kills(machine, job_of(machine), machine.files()):
+        machine.start_with(files)
+        machine.run(job_of(machine))
+        assert machine.files() == machine.after_power_cut("lost", "lost") == expected
+
+
+def test_the_file_is_read_back_after_it_is_durable_and_before_it_is_published(machine: Machine) -> None:
+    calls = machine.run(job_of(machine))
+    assert calls.index("posix_fadvise") > calls.index("fsync")
+    assert calls[calls.index("posix_fadvise") - 3 : calls.index("posix_fadvise")] == ["fsync", "close", "open"]
+    assert "replace" not in calls[: calls.index("posix_fadvise")]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -50,6 +50,17 @@ def test_leaving_early_ends_every_thread() -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("fastvec-")] == []
 
 
+def test_a_thread_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not joined at the end, which would raise another error."""
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(RuntimeError, match="can't start new thread"), Pipeline() as pipeline:
+        pipeline.run_ahead("read", iter(range(8)), feeds="encode", depth=1)
+
+
 def test_a_stop_request_reaches_a_consumer_that_waits() -> None:
     stop = threading.Event()
 

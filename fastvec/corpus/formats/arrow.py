@@ -1,5 +1,7 @@
 """Reads Arrow IPC files and streams. Local ones are memory-mapped; a compressed record batch is decoded whole.
 
+`arrow_buffers` limits what the columns of one are decompressed to, in local files.
+
 A stream, as `datasets.save_to_disk` writes it, has no footer: its record batches are counted by going through it once,
 which reads only their headers and one narrow column.
 """
@@ -9,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
 from pyarrow import ipc
 
 from fastvec.corpus.columns import paths_to, select
+from fastvec.corpus.formats.arrow_buffers import check_buffers
 from fastvec.corpus.formats.errors import as_input_errors
 from fastvec.corpus.formats.files import File, as_native, open_random
 from fastvec.corpus.formats.parquet import groups_of
@@ -48,6 +52,8 @@ class ArrowRows:
                     raise InputError(
                         f"{path}: the Arrow stream has no end marker: it is truncated, or still being written"
                     )
+        if isinstance(path, Path):
+            check_buffers(path, stream=stream)
         with _batches(path, stream, None) as (schema, _):
             pass
         narrow = [index for index, column in enumerate(schema) if pa.types.is_primitive(column.type)]

@@ -3,8 +3,12 @@
 An empty field is null, a quoted empty one is an empty text, as in DuckDB and PostgreSQL. A record with another number
 of fields than the first is a bad row: all its columns are null. Records are counted by going through the file once,
 and reading always begins at the start: only a parser knows whether a line end is inside quotes.
+
+pyarrow stops at a bad record that is not UTF-8. A file with such bytes, at any place, is therefore given to it as
+Latin-1, in which all bytes are characters, and its values are turned back into bytes: slower, but nothing is lost.
 """
 
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +16,8 @@ from csv import Error as CsvError
 from csv import field_size_limit, reader
 from dataclasses import dataclass, replace
 from functools import partial
-from io import TextIOWrapper
-from typing import Any, ClassVar
+from io import RawIOBase, TextIOWrapper
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +43,7 @@ class Delimited:
     compression: Compression | None
     delimiter: str
     quoted: bool
+    utf8: bool
     block_bytes: int
     schema: pa.Schema
     group_rows: tuple[int, ...]
@@ -54,18 +59,28 @@ class Delimited:
             header = next((line for line in lines if line.strip()), b"").decode(errors="replace")
         delimiter = "\t" if tabs else max(DELIMITERS, key=header.count)
         quoted = not tabs or _is_quoted(path, compression)
+        one = cls(path, compression, delimiter, quoted, True, 0, pa.schema([]), ())
+        try:
+            return one._in_blocks()
+        except UnicodeDecodeError:
+            return replace(one, utf8=False)._in_blocks()
+
+    def _in_blocks(self) -> "Delimited":
         for block_bytes in BLOCK_BYTES:
-            one = cls(path, compression, delimiter, quoted, block_bytes, pa.schema([]), ())
             try:
-                return one._counted()
+                return replace(self, block_bytes=block_bytes)._counted()
             except pa.ArrowInvalid as error:
                 if "straddling" not in str(error):
                     raise
-        raise InputError(f"{path}: a record is longer than {BLOCK_BYTES[-1]:,} bytes: is a quote not closed?")
+        raise InputError(f"{self.path}: a record is longer than {BLOCK_BYTES[-1]:,} bytes: is a quote not closed?")
 
     def _counted(self) -> "Delimited":
         with self._reader(None, []) as opened:
-            schema = pa.schema([(name, pa.string()) for name in opened.schema.names])
+            try:
+                names = [name if self.utf8 else name.encode("latin-1").decode() for name in opened.schema.names]
+            except UnicodeDecodeError:
+                raise InputError(f"{self.path}: a column name is not UTF-8; convert the file with iconv") from None
+        schema = pa.schema([(name, pa.string()) for name in names])
         named = replace(self, schema=schema)
         last = pa.array([])
         rows = 0
@@ -91,11 +106,12 @@ class Delimited:
         bad: list[int] = []  # rows not yielded yet; the reader leaves them out
         row = 0
         with self._reader(columns, bad) as opened:
+            nothing = pa.RecordBatch.from_pylist([], pa.schema([(name, pa.string()) for name in columns]))
             for batch in opened:
-                full = _with_gaps(batch, row, bad)
+                texts = batch.columns if self.utf8 else [_as_bytes(text) for text in batch.columns]
+                full = _with_gaps(pa.RecordBatch.from_arrays(texts, schema=nothing.schema), row, bad)
                 yield full
                 row += full.num_rows
-            nothing = pa.RecordBatch.from_pylist([], opened.schema)
         if bad:
             yield _with_gaps(nothing, row, bad)
 
@@ -114,6 +130,8 @@ class Delimited:
             invalid_row_handler=skip,
             ignore_empty_lines=len(self.schema) != 1,  # in a single column, an empty line is a null
         )
+        if columns is not None and not self.utf8:
+            columns = [name.encode().decode("latin-1") for name in columns]
         convert = csv.ConvertOptions(
             check_utf8=False,
             include_columns=columns,
@@ -122,12 +140,19 @@ class Delimited:
             quoted_strings_can_be_null=False,
             null_values=[""],
         )
-        read = csv.ReadOptions(use_threads=False, block_size=self.block_bytes)
+        read = csv.ReadOptions(use_threads=False, block_size=self.block_bytes if self.utf8 else 2 * self.block_bytes)
         with (
             open_bytes(self.path, self.compression) as file,
-            csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as opened,
+            csv.open_csv(
+                self._seen_by_pyarrow(file), read_options=read, parse_options=parse, convert_options=convert
+            ) as opened,
         ):
             yield opened
+
+    def _seen_by_pyarrow(self, file: BinaryIO) -> BinaryIO | RawIOBase:
+        if not self.utf8:
+            return _Latin1(file)
+        return file if self.group_rows else _Utf8(file)  # the pass that counts the rows shows whether it is UTF-8
 
     def _ends_with_quote(self) -> bool:
         tail = b""
@@ -135,6 +160,42 @@ class Delimited:
             while block := file.read(HEADER_BYTES):
                 tail = (tail + block)[-16:]
         return tail.rstrip(b"\r\n").endswith(b'"')
+
+
+class _Utf8(RawIOBase):
+    """The bytes of a file. Raises UnicodeDecodeError before it returns any that are not UTF-8."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._decoder = file, getincrementaldecoder("utf-8")()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._decoder.decode(data, final=not data)
+        return data
+
+
+class _Latin1(_Utf8):
+    """The bytes of a file, each of which becomes a character, in UTF-8; without a byte order mark."""
+
+    _mark = BOM_UTF8
+
+    def _read(self, size: int) -> bytes:
+        mark, self._mark = self._mark, b""
+        return self._file.read(size // 2).removeprefix(mark).decode("latin-1").encode()
+
+
+def _as_bytes(texts: pa.Array) -> pa.Array:
+    """Turn characters, read by `_Latin1`, back into bytes."""
+    values = [None if text is None else text.encode("latin-1") for text in texts.to_pylist()]
+    return pa.array(values, pa.binary()).view(pa.string())
 
 
 def _with_gaps(batch: pa.RecordBatch, first_row: int, bad: list[int]) -> pa.RecordBatch:

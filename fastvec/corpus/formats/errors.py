@@ -19,9 +19,16 @@ def as_input_errors(path: File, group: int | None = None) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column name that is not UTF-8
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        MemoryError,
+    ) as error:  # ValueError: a column name that is not UTF-8
         place = "" if group is None else f" row group {group}"
         reason = str(error).partition("\n")[0][:200]
+        if isinstance(error, MemoryError):
+            reason = f"more memory is needed than there is ({reason}): a corrupt file, or a small machine"
         told_by_arrow = not isinstance(error, OSError) or error.errno is None
         if told_by_arrow and re.search("encrypt|decrypt", reason.replace(str(path), ""), re.IGNORECASE):
             raise InputError(f"{path}: {ENCRYPTED}") from error

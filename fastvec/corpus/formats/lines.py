@@ -135,7 +135,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class TextLines:
-    """The lines of a text file, as the binary column `text`."""
+    """The lines of a text file, as the column `text`."""
 
     marks_bad_rows: ClassVar[bool] = False
     file: LineFile
@@ -151,7 +151,8 @@ class TextLines:
     def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
         """Yield the lines as `columns`, from row `skip` of group `first_group` on."""
         for lines in self.file.batches(first_group, skip):
-            yield pa.RecordBatch.from_arrays([pa.array(lines, pa.binary())] * len(columns), list(columns))
+            texts = pa.array(lines, pa.binary()).view(pa.string())  # which may be invalid UTF-8, as in other formats
+            yield pa.RecordBatch.from_arrays([texts] * len(columns), list(columns))
 
     def places(self, rows: Sequence[int]) -> Iterator[dict[str, int]]:
         """Yield the line number of each of `rows`, which ascend."""

@@ -4,14 +4,15 @@ A file's declared sizes are not trusted: 300 bytes of Parquet can decode to giga
 compression. So Parquet is read through a buffered stream, and the decoded sizes of earlier rows determine how many rows
 the next read takes. pyarrow's `read_dictionary` was rejected: it helps only with dictionaries, it copies the
 dictionary with each read, which is 30 times slower if all texts of a row group fit into one dictionary, and it cannot
-read delta encodings. A page is always decoded whole.
+read delta encodings. A page is always decoded whole; `parquet_pages` limits its size, in local files: in a store, each
+page would be a request.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from fastvec.corpus.columns import paths_to, row_bytes, select
 from fastvec.corpus.formats.errors import as_input_errors
 from fastvec.corpus.formats.files import File, as_native
+from fastvec.corpus.formats.parquet_pages import PageHeaders, footer_bytes
 from fastvec.errors import InputError
 
 FIRST_READ_ROWS = 16  # before any row's size is known
@@ -39,19 +41,25 @@ class ParquetRows:
 
     @classmethod
     def open(cls, path: File) -> "ParquetRows":
-        """Read the file's footer."""
+        """Read the file's footer. Raises InputError if the rows of its groups are not as many as those of the file."""
         with _opened(path) as file:
             metadata = file.metadata
             rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+            if sum(rows) != metadata.num_rows and min(rows, default=0) >= 0:
+                raise InputError(
+                    f"{path}: the footer has {metadata.num_rows:,} rows, but {sum(rows):,} in row groups: corrupt file"
+                )
             return cls(path, file.schema_arrow, rows)
 
     def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
         """Yield the named columns, from row `skip` of row group `first_group` on."""
         paths = paths_to(self.schema, columns)
         rows = FIRST_READ_ROWS
-        with _opened(self.path) as file:
+        with _opened(self.path) as file, _headers(self.path) as headers:
             for group in range(first_group, len(self.group_rows)):
                 with as_input_errors(self.path, group):
+                    if headers is not None:
+                        headers.check(group, paths.keys())
                     missing = self.group_rows[group]
                     for batch in file.iter_batches(rows, row_groups=[group], columns=list(paths)):
                         batch = select(batch, paths)
@@ -71,9 +79,20 @@ class ParquetRows:
 
 
 @contextmanager
-def _opened(path: File) -> Iterator[pq.ParquetFile]:
-    options = {"pre_buffer": False, "page_checksum_verification": True}
+def _headers(path: File) -> Iterator[PageHeaders | None]:
     if isinstance(path, Path):
+        with path.open("rb", buffering=0) as file:
+            yield PageHeaders(path, file)
+    else:
+        yield None
+
+
+@contextmanager
+def _opened(path: File) -> Iterator[pq.ParquetFile]:
+    options: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
+    if isinstance(path, Path):
+        # a list is allocated by the length that it claims: of elements that take a byte or more each
+        options["thrift_container_size_limit"] = footer_bytes(path)
         with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, **options) as file:
             yield file
     else:

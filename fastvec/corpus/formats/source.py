@@ -18,6 +18,7 @@ from fastvec.corpus.formats.files import File, identity, open_random, require_un
 from fastvec.corpus.formats.json_lines import JsonLines
 from fastvec.corpus.formats.lines import Compression, LineFile, TextLines, open_bytes, plain_suffix
 from fastvec.corpus.formats.parquet import ParquetRows, groups_of
+from fastvec.corpus.text_column import short
 from fastvec.errors import InputError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -110,7 +111,7 @@ def open_source(path: File, *, text_otherwise: bool = False) -> Source:
         names = Counter(content.schema.names)
     for name, count in names.items():
         if count > 1:
-            raise InputError(f"{path}: {count} columns are named {name!r}; rename all but one")
+            raise InputError(f"{path}: {count} columns are named {short(name, 40)!r}; rename all but one")
     return Source(path=path, size=size, version=version, content=content)
 
 

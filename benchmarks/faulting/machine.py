@@ -9,16 +9,19 @@ machine records what each fsync made durable (the names in the folder and the by
 import fcntl
 import os
 import shutil
+import stat
+import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, get_args
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 Files: TypeAlias = frozenset[tuple[str, bytes]]
 Bytes: TypeAlias = npt.NDArray[np.bool_]
@@ -27,7 +30,7 @@ Data = Literal["kept", "lost", "zeros"]
 POWER_CUTS: list[tuple[Names, Data]] = list(product(get_args(Names), get_args(Data)))
 
 COUNTED: dict[ModuleType, tuple[str, ...]] = {
-    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink", "link"),
+    os: ("open", "close", "lseek", "write", "fsync", "ftruncate", "replace", "unlink", "link", "posix_fadvise"),
     fcntl: ("flock",),
 }
 
@@ -40,6 +43,19 @@ class Killed(BaseException):
     """Raised by every system call of a killed program; only `run` catches it."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Durable:
+    """What survives a power cut for certain: names with their inodes, and the bytes of inodes.
+
+    `before_last` are the names, durable or not, before they last changed.
+    """
+
+    names: dict[str, int]
+    before_last: dict[str, int]
+    content: dict[int, bytes]
+    dropped: dict[int, "Bytes"]  # what a failed fsync has lost, and nobody wrote again
+
+
 class Machine:
     """Programs work in `folder` and the folders in it.
 
@@ -49,22 +65,44 @@ class Machine:
     def __init__(self, folder: Path, attic: Path) -> None:
         self.folder = folder
         self._attic = attic
+        self._lock = threading.RLock()
         folder.mkdir()
         attic.mkdir()
         self.start_with(frozenset())
 
     def start_with(self, files: Files) -> None:
         """Make `files` the only content of the folder, all of them durable."""
-        for folder in (self.folder, self._attic):
-            shutil.rmtree(folder)
-            folder.mkdir()
-        self._in_attic: set[int] = set()
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
         for name, content in files:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_bytes(content)
+        self.settle()
+
+    def settle(self) -> None:
+        """Take all that is in the folder now as durable."""
+        shutil.rmtree(self._attic)
+        self._attic.mkdir()
+        self._in_attic: set[int] = set()
         self._synced_names = self._names_before_last = self._names()
         self._synced_bytes = {inode: (self.folder / name).read_bytes() for name, inode in self._names().items()}
         self._dropped: dict[int, Bytes] = {}
+
+    @property
+    def durable(self) -> Durable:
+        return Durable(
+            names=self._synced_names,
+            before_last=self._names_before_last,
+            content=self._synced_bytes,
+            dropped=self._dropped,
+        )
+
+    @durable.setter
+    def durable(self, durable: Durable) -> None:
+        """Continue after a program that ran in another process, with the same folder."""
+        self._synced_names, self._synced_bytes, self._dropped = durable.names, durable.content, durable.dropped
+        self._names_before_last = durable.before_last
+        self._in_attic = {int(name) for name in os.listdir(self._attic)}
 
     def files(self) -> Files:
         return frozenset((name, (self.folder / name).read_bytes()) for name in self._inodes())
@@ -91,10 +129,10 @@ class Machine:
         self._kill_at, self._midway, self._die, self._dead = kill_at, midway, die, False
         self._fails, self._largest_write = fails, largest_write
         try:
-            with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+            with ExitStack() as patched, suppress(Killed):
                 for module, names in COUNTED.items():
                     for name in names:
-                        patch.setattr(module, name, self._counted(name, getattr(module, name)))
+                        patched.enter_context(patch.object(module, name, self._counted(name, getattr(module, name))))
                 program()
             assert self._dead or not self._open_files
         finally:
@@ -104,6 +142,10 @@ class Machine:
 
     def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return count(*args, **kwargs)
+
+        def count(*args: Any, **kwargs: Any) -> Any:
             if self._dead:
                 raise Killed
             if len(self.calls) == self._kill_at:
@@ -113,6 +155,8 @@ class Machine:
                 self._dead = True
                 raise Killed
             error = self._fails(len(self.calls), name)
+            if name == "close" and stat.S_ISDIR(os.fstat(args[0]).st_mode):  # of a folder there is nothing to write
+                error = None
             self.calls.append(name)
             if error is not None:
                 self._failed(name, original, *args)
