@@ -3,13 +3,15 @@
     PYTHONPATH=.:kernels python -m benchmarks.soak [--rows 1000000] [--kill-seconds 5] [--append FILE]
 
 The model has 30,000 parameters, so that most of the work is reading, tokenizing and writing, where memory could grow.
-Memory is what a run has beyond the process that it is forked from, sampled once a second. The exit code is 1 if the
-files differ, or if the undisturbed run has more memory or descriptors in its last quarter than in its second.
+The undisturbed run is a process of its own. Those that are killed are forked, and have less memory: what they share
+with their parent is not counted. Each is sampled once a second. The exit code is 1 if the files differ, or if the
+undisturbed run has more memory or descriptors in its last quarter than in its second.
 """
 
 import filecmp
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -22,12 +24,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.faulting.command import Ended, Running
+from benchmarks.faulting.command import STOPS, Ended, Program, Running, Within, plainly
 from benchmarks.faulting.corpora import WORDS, save_model
 from benchmarks.reporting.results import append_option, append_row
 from fastvec.output.writer import GROUP_SECONDS
 
 GROWTH = 1.1  # of memory: chunks differ in size
+
+
+# as in a run that is forked, no job is long enough for a CPU to be measured
+COMMAND = """
+from fastvec.cli.entry import main
+from fastvec.encoding import chunk_encoder
+
+chunk_encoder.is_long_job = lambda *_: False
+main()
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,9 +97,17 @@ def sampled(pid: int, begin: float) -> Sample | None:
     return Sample(seconds=time.monotonic() - begin, memory=private * 1024, descriptors=descriptors, threads=threads)
 
 
-def watched(command: Sequence[str], log: Path, kill_after: float | None = None) -> Watched:
+def in_a_new_process(program: Program) -> None:
+    """Run the command without what the process that was forked has of its parent."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    os.execve(sys.executable, [sys.executable, "-c", COMMAND, *sys.argv[1:]], variables)
+
+
+def watched(command: Sequence[str], log: Path, within: Within = plainly, *, kill_after: float | None = None) -> Watched:
     """Run the command, and kill it after so many seconds."""
-    running, begin = Running(command, log, commit_seconds=GROUP_SECONDS, chunk_tokens=None), time.monotonic()
+    begin = time.monotonic()
+    running = Running(command, log, within, commit_seconds=GROUP_SECONDS, chunk_tokens=None)
     samples: list[Sample] = []
     while (ended := running.poll()) is None:
         seconds = time.monotonic() - begin
@@ -118,7 +138,7 @@ def main(rows: int, kill_seconds: float, append: Path | None) -> None:
             "--dtype",
             "float32",
         ]
-        whole = watched([*own, "-o", str(folder / "whole.arrow")], folder / "log")
+        whole = watched([*own, "-o", str(folder / "whole.arrow")], folder / "log", in_a_new_process)
         click.echo(f"undisturbed {whole}; {rows / whole.ended.seconds:,.0f} rows/s")
         second, last = whole.quarter(1), whole.quarter(3)
         failed |= last.memory > GROWTH * second.memory or last.descriptors > second.descriptors
@@ -126,7 +146,7 @@ def main(rows: int, kill_seconds: float, append: Path | None) -> None:
         while not runs or runs[-1].ended.code < 0:
             # long enough for a commit after loading, or there would be no progress
             seconds = kill_seconds * draw.uniform(0.5, 1.5) + GROUP_SECONDS
-            runs.append(watched([*own, "-o", str(folder / "killed.arrow")], folder / "log", seconds))
+            runs.append(watched([*own, "-o", str(folder / "killed.arrow")], folder / "log", kill_after=seconds))
             click.echo(f"run {len(runs):4} {runs[-1]}")
         kills, seconds = len(runs) - 1, sum(run.ended.seconds for run in runs)
         same = runs[-1].ended.code == 0 and filecmp.cmp(folder / "whole.arrow", folder / "killed.arrow", shallow=False)

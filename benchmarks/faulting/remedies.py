@@ -39,7 +39,8 @@ def _wait(found: "re.Match[str]") -> tuple[str, ...]:
 
 REMEDIES: list[tuple[str, Remedy]] = [
     (r"(\S+\.journal): .*; delete it and \S+\.part, and run the command again", _delete_unfinished),
-    (r"(\S+\.part) is damaged .*: delete both files and run the command again", _delete_unfinished),
+    (r"(\S+\.part) is .*damaged.*: delete both files and run the command again", _delete_unfinished),
+    (r"(\S+\.part): .*; delete it and \S+\.journal, and run the command again", _delete_unfinished),
     (r"(\S+\.journal) is not a fastvec journal: move it away", _delete(1)),
     (r"(\S+): .*; delete it, and run (?:the command|fastvec embed) again", _delete(1)),
     (r"(\S+) is damaged: delete it, and run (?:the command|fastvec embed) again", _delete(1)),

@@ -7,21 +7,23 @@ from types import FrameType
 
 from fastvec.system.stop_signals import STOP_SIGNALS
 
+_KILLING = (signal.SIGINT, signal.SIGTERM)  # when they arrive again
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], int | None]]:
     """Yield a function that returns the number of the first SIGINT, SIGTERM or SIGHUP, or None before one arrives.
 
     If the same signal arrives again, it kills the process; not SIGHUP, which the kernel and the shell both send when a
-    terminal is closed. A signal that is ignored, as `nohup` does with SIGHUP, stays so.
+    terminal is closed. If SIGHUP is ignored, as under `nohup`, it stays so.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL if number in (signal.SIGINT, signal.SIGTERM) else signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number in _KILLING else signal.SIG_IGN)
 
-    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    handled = [number for number in STOP_SIGNALS if number in _KILLING or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in handled}
     try:
         yield lambda: received[0] if received else None

@@ -168,20 +168,24 @@ def draft_of(folder: Folder, record: Record, shard: int, shards: int) -> Path:
 
 
 def _is_finished(draft: Path, job: Job, *, read_back: bool) -> bool:
-    """Return whether an earlier run has finished the file of a shard; one that was damaged since is deleted."""
+    """Return whether an earlier run has finished the file of a shard.
+
+    What it left and cannot be resumed, because it was damaged since, is deleted: nobody else writes in a job's work.
+    """
     try:
         if finished_counts(draft, job) is None:
             return False
         if read_back:
             open_intact(draft)
+        return True
     except OutputError as error:
-        if not draft.exists():
+        if getattr(error.__cause__, "errno", None) is not None:  # a lock, or a disk that may be read the next time
             raise
-        logger.warning("%s, which is embedded again", error)
-        with translated_os_errors(draft):
-            draft.unlink()
-        return finished_counts(draft, job) is not None
-    return True
+        logger.warning("what is left of %s is damaged: it is embedded again", draft)
+    with translated_os_errors(draft):
+        for path in (draft, beside(draft, ".part"), beside(draft, ".journal")):
+            path.unlink(missing_ok=True)
+    return False
 
 
 @contextmanager

@@ -27,6 +27,7 @@ OUT_OF_MEMORY = "fastvec: out of memory: free some, or allow more, and run the s
 @pytest.fixture(autouse=True)
 def handlers_as_before() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -49,7 +50,7 @@ def test_a_closed_terminal_stops_once_however_many_send_sighup() -> None:
         assert stopped() == signal.SIGHUP
 
 
-def test_an_ignored_signal_stays_ignored() -> None:
+def test_an_ignored_sighup_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with stop_on_signal() as stopped:
         signal.raise_signal(signal.SIGHUP)

@@ -102,6 +102,21 @@ def test_a_finished_shard_that_was_damaged_before_it_was_published_is_embedded_a
     assert parts_of(folder) == parts_of(folder.parent / "undisturbed")
 
 
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b"{}"), lambda path: path.write_text("")]
+)
+def test_a_shard_whose_journal_is_lost_is_embedded_again(
+    articles: Path, encoder: Encoder, folder: Path, damage: Callable[[Path], object]
+) -> None:
+    embed([articles], f"{folder.parent}/undisturbed/", encoder=encoder, column="text")
+    with pytest.raises(Killed):
+        embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(2))
+    (journal,) = folder.glob("_work/*/part-*.journal")
+    damage(journal)
+    embed([articles], f"{folder}/", encoder=encoder, column="text")
+    assert parts_of(folder) == parts_of(folder.parent / "undisturbed")
+
+
 @pytest.fixture
 def with_errors(tmp_path: Path) -> Path:
     """Rows of two shards, each of which has a row error."""
