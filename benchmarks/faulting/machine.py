@@ -9,6 +9,7 @@ machine records what each fsync made durable (the names in the folder and the by
 import fcntl
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -154,6 +155,8 @@ class Machine:
                 self._dead = True
                 raise Killed
             error = self._fails(len(self.calls), name)
+            if name == "close" and stat.S_ISDIR(os.fstat(args[0]).st_mode):  # of a folder there is nothing to write
+                error = None
             self.calls.append(name)
             if error is not None:
                 self._failed(name, original, *args)

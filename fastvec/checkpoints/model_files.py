@@ -27,19 +27,22 @@ ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 OTHER_FORMATS = {".gguf": "GGUF", ".h5": "TensorFlow's HDF5", ".msgpack": "Flax's MessagePack", ".onnx": "ONNX"}
-# What is parsed whole, by Python in up to 25 times as much memory. The largest known are the tokenizer.json of Gemma
-# (33 MB) and the index of a model with 140,000 tensors (14 MB).
+# What is parsed whole, by Python in up to 25 times as much memory. The largest known is the index of a model with
+# 140,000 tensors (14 MB).
 LARGEST_JSON = 32 << 20
-LARGEST_TOKENIZER_FILE = 256 << 20
+LARGEST_TOKENIZER_FILE = 256 << 20  # the tokenizer.json of Gemma has 33 MB
 LARGEST_HEADER = 32 << 20  # of a safetensors file: 300,000 tensors
 # tokens of a sequence, whatever a file says; a table of rotary positions of that length has 1 GB
 LONGEST = 1 << 20
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`; raises ModelError if the file is missing or contains no JSON object."""
-    content = _parse(path)
+def read_json(path: Path, *, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """Return the JSON object in `path`.
+
+    Raises ModelError if the file is missing, has more than `most` bytes, or contains no JSON object.
+    """
+    content = _parse(path, most)
     if not isinstance(content, dict):
         raise ModelError(f"{path} contains a JSON {type(content).__name__}, expected an object: the file is damaged")
     return content
@@ -56,16 +59,16 @@ def is_regular(path: Path) -> bool:
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:
     """Return the JSON list of objects in `path`; raises ModelError if the file is missing or contains none."""
-    content = _parse(path)
+    content = _parse(path, LARGEST_JSON)
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise ModelError(f"{path} is not a JSON list of objects: the file is damaged")
     return content
 
 
-def _parse(path: Path) -> Any:
+def _parse(path: Path, most: int) -> Any:
     if not is_regular(path):
         raise ModelError(f"{path.parent} has no {path.name}: it is not a model folder, or it is incomplete")
-    _require_size(path, LARGEST_JSON)
+    _require_size(path, most)
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)

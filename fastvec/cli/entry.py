@@ -65,6 +65,7 @@ def _end(codes: Sequence[int]) -> None:
 def main() -> NoReturn:
     """Run the command line; an error that a user can cause becomes one line on stderr and an exit code."""
     gc.set_threshold(ALLOCATIONS)
+    os.environ["RUST_BACKTRACE"] = "0"  # a panic of tokenizers for lack of memory hangs while it prints one
     open_closed_streams()
     try:
         with translated_memory_errors():

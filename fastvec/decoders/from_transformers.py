@@ -24,6 +24,7 @@ from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, r
 from fastvec.decoders.packed_transformers import ATTENTION
 from fastvec.errors import ModelError, one_line, quoted
 from fastvec.system.libraries import quiet_libraries
+from fastvec.system.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def load_model(
         except torch.OutOfMemoryError:
             raise ModelError(f"{checkpoint.name} does not fit into the memory of {device} as {dtype}") from None
         except Exception as error:  # transformers computes with the config's values and raises all kinds of errors
+            if is_out_of_memory(error):  # not the config's fault
+                raise
             raise ModelError(f"{checkpoint.base / 'config.json'} is not loadable: {one_line(error)}") from None
         _require_all_tensors(checkpoint.base, found)
         _refuse_unread(checkpoint.base, config, found["unexpected_keys"])

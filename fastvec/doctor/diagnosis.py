@@ -39,7 +39,8 @@ def diagnose(
 ) -> Diagnosis:
     """Check whether this machine can run fastvec, and write an output to `output`, a file or folder.
 
-    `isolated` are the checks that run in a process of their own, which together may take `limit_seconds`.
+    `isolated` are the checks that run in a process of their own. It may take `limit_seconds`, and so may each that
+    follows one in which a check failed.
     """
     found = [checked(name, target, *([output] if name == "output" else [])) for name, target in HERE.items()]
     found += run_isolated(isolated, limit_seconds=limit_seconds)

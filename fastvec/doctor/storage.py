@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastvec.doctor.report import Outcome, outcome
-from fastvec.stores.address import is_remote
+from fastvec.stores.address import Address, is_remote
 from fastvec.stores.spool import VARIABLE, spool_root
 from fastvec.system.durable_files import lock, open_file, sync_folder, write_at
 
@@ -26,6 +26,7 @@ class Found(NamedTuple):
 
 def check_output(output: str | Path) -> Outcome:
     if is_remote(output):
+        Address.parse(str(output))
         return outcome("in an object store, which is not tried: nothing here uses the network")
     needs, what = MILLION_VECTORS
     folder = _existing(Path(output))
@@ -114,4 +115,7 @@ def _description(folder: Path, found: Found) -> str:
 def _problem(folder: Path, error: OSError, remedy: str) -> str:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return f"{folder}: no space left: make room, or {remedy}"
-    return f"{folder}: {error.strerror or error}: {remedy}"
+    found = error.strerror or str(error)
+    if error.errno == errno.ENOENT and folder.is_dir():  # as /proc, where nothing can be made
+        found = "no file can be made there"
+    return f"{folder}: {found}: {remedy}"

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,9 +197,9 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            os.unlink(path)
-        os.close(fd)
+        for end in (partial(os.unlink, path), partial(os.close, fd)):  # it has no content that could be lost
+            with suppress(OSError):
+                end()
 
 
 def _receipt(shard: int, rows: range, path: Path) -> Receipt:

@@ -136,6 +136,10 @@ class Journal:
         os.fsync(self._fd)
         self._end += len(data)
 
+    def drop_failed(self) -> None:
+        """Remove lines of an append that failed: they may be on the disk, and list chunks that are discarded."""
+        os.ftruncate(self._fd, self._end)
+
     def remove(self) -> None:
         """Delete the journal durably, then release its lock, so that no other run locks a journal being deleted."""
         if sys.platform == "win32":  # cannot delete an open file

@@ -87,6 +87,7 @@ def files_of_run(output: Path) -> tuple[Path, ...]:
 def discard(journal: Journal, part: Path) -> None:
     """Delete unfinished files without durable chunks, or the journal left behind by a finished run."""
     if journal.job is not None:  # without a header, `part` may not be fastvec's
+        journal.drop_failed()
         remove_part(part)
     journal.remove()
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvec.checkpoints.model_files import read_json
+from fastvec.checkpoints.model_files import LARGEST_TOKENIZER_FILE, read_json
 from fastvec.errors import ModelError
+from fastvec.system.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,11 +23,11 @@ LARGEST_GROWTH = 100  # times that a normalizer may lengthen a text; those of pu
 
 @contextmanager
 def translated_panics() -> Iterator[None]:
-    """Raise a panic of the tokenizers library in this block as ModelError, without its words."""
+    """Raise a panic of the tokenizers library in this block, unless memory ran out, as ModelError without its words."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ != "PanicException" or is_out_of_memory(error):
             raise
         raise ModelError(
             "the model's tokenizer failed on a text: its files are damaged, or its pattern takes too many steps; "
@@ -36,8 +37,8 @@ def translated_panics() -> Iterator[None]:
 
 def require_charsmaps(path: Path) -> None:
     """Raise ModelError if a precompiled map of characters in the tokenizer.json at `path` states a size it has not."""
-    if b"Precompiled" in path.read_bytes():
-        for part in _parts(read_json(path)):
+    if b'"precompiled_charsmap"' in path.read_bytes():
+        for part in _parts(read_json(path, most=LARGEST_TOKENIZER_FILE)):
             blob = _decoded(part.get("precompiled_charsmap"))
             if blob is not None and not 4 <= 4 + int.from_bytes(blob[:4], "little") <= len(blob):
                 raise ModelError(f"{path} has a damaged precompiled_charsmap: download the model again")

@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from fastvec.doctor import storage
+from fastvec.errors import UsageError
 
 GB = 10**9
 
@@ -101,5 +102,13 @@ def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_a_folder_in_which_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, "os.open", errno.ENOENT)  # as in /proc
+    detail = f"{tmp_path}: no file can be made there: give another folder with -o"
+    assert storage.check_output(tmp_path) == ("FAILED", detail)
+
+
 def test_a_store_is_not_asked() -> None:
     assert storage.check_output("s3://bucket/vecs.arrow")[0] == "ok"
+    with pytest.raises(UsageError, match="the s3:// address contains a user or a password"):
+        storage.check_output("s3://KEY:SECRET@bucket/vecs.arrow")

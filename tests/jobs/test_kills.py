@@ -1,8 +1,10 @@
 """However and whenever a run into a folder is killed, also by a power cut, rerunning it makes the same bytes."""
 
+import errno
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastvec import Encoder, embed
+from fastvec.errors import FastvecError
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.verify import verify_folder
 from tests import THOROUGH
@@ -119,3 +122,22 @@ def test_one_file_is_killed_at_every_system_call(
             machine.start_with(left)
             machine.run(job)
             assert machine.files() == machine.after_power_cut("lost", "lost") == expected, f"killed at {kill_at}"
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_any_call_fails_in_a_folder(machine: Machine, encoder: Encoder, sources: list[Path], error: int) -> None:
+    """The error is a line, and the same command finishes."""
+    job: Callable[[], object] = partial(embed, sources, f"{machine.folder}/vecs/", encoder=encoder, shard_rows=2)
+    calls = machine.run(job)
+    expected = machine.files()
+    for at in kill_points(calls, 2)[:: 3 if THOROUGH else 1]:
+
+        def run() -> None:
+            with suppress(FastvecError):
+                job()
+
+        machine.start_with(frozenset())
+        machine.run(run, fails=lambda index, name, at=at: error if index == at else None)  # type: ignore[misc]
+        require_right(machine, expected)
+        job()
+        assert machine.files() == expected, f"{calls[at]}, call {at}"

@@ -227,6 +227,6 @@ def test_a_few_sequences_of_faults(faults: type[Faults]) -> None:
 @pytest.mark.slow
 def test_many_sequences_of_faults(faults: type[Faults]) -> None:
     """Others each time; a failure prints how to repeat it."""
-    many = settings(max_examples=50, stateful_step_count=25, print_blob=True)
+    many = settings(max_examples=35, stateful_step_count=25, print_blob=True)
     run_state_machine_as_test(faults, settings=many)
     print(f"{sum(faults.tried.values()):,} faults: {faults.tried}")

@@ -9,8 +9,10 @@ from tokenizers import pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from fastvec.checkpoints.checkpoint import resolve
+from fastvec.errors import ModelError
 from fastvec.texts.from_files import PlainTokenizer, tokenizer_from_files
 from fastvec.texts.from_transformers import tokenizer_from_transformers
+from fastvec.texts.limits import translated_panics
 from tests.helpers.checkpoints import copy, edit_json
 from tests.helpers.tiny import SENTENCES, save_decoder
 
@@ -264,3 +266,14 @@ def test_a_file_that_is_no_tokenizer_is_left_to_transformers(tiny_llama: Path, t
     folder = copy(tiny_llama, tmp_path / "model")
     (folder / "tokenizer.json").write_text("{}")
     assert tokenizer_from_files(resolve(folder)) is None
+
+
+class PanicException(BaseException):
+    """As the tokenizers library raises it."""
+
+
+def test_a_panic_is_the_tokenizers_fault_unless_memory_ran_out() -> None:
+    with pytest.raises(ModelError, match="the model's tokenizer failed on a text"), translated_panics():
+        raise PanicException("called `Result::unwrap()` on an `Err` value: RuntimeError(StackLimit)")
+    with pytest.raises(PanicException), translated_panics():
+        raise PanicException("The global thread pool has not been initialized.: ThreadPoolBuildError")

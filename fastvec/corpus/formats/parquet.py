@@ -8,9 +8,10 @@ read delta encodings. A page is always decoded whole; `parquet_pages` limits its
 page would be a request.
 """
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from fastvec.corpus.columns import paths_to, row_bytes, select
 from fastvec.corpus.formats.errors import as_input_errors
 from fastvec.corpus.formats.files import File, as_native
-from fastvec.corpus.formats.parquet_pages import PageHeaders, footer_bytes
+from fastvec.corpus.formats.parquet_pages import PageHeaders, most_list_items
 from fastvec.errors import InputError
 
 FIRST_READ_ROWS = 16  # before any row's size is known
@@ -38,6 +39,7 @@ class ParquetRows:
     path: File
     schema: pa.Schema
     group_rows: tuple[int, ...]
+    _group_places: "array[int]" = field(default_factory=lambda: array("q"), repr=False, compare=False)
 
     @classmethod
     def open(cls, path: File) -> "ParquetRows":
@@ -55,13 +57,18 @@ class ParquetRows:
         """Yield the named columns, from row `skip` of row group `first_group` on."""
         paths = paths_to(self.schema, columns)
         rows = FIRST_READ_ROWS
-        with _opened(self.path) as file, _headers(self.path) as headers:
+        with _opened(self.path) as file, self._headers(file, paths.keys()) as headers:
             for group in range(first_group, len(self.group_rows)):
                 with as_input_errors(self.path, group):
-                    if headers is not None:
-                        headers.check(group, paths.keys())
                     missing = self.group_rows[group]
-                    for batch in file.iter_batches(rows, row_groups=[group], columns=list(paths)):
+                    ahead = None if headers is None else headers.group(group)
+                    batches = file.iter_batches(rows, row_groups=[group], columns=list(paths))
+                    while True:
+                        if ahead is not None:
+                            ahead.check(self.group_rows[group] - missing + rows)
+                        batch = next(batches, None)
+                        if batch is None:
+                            break
                         batch = select(batch, paths)
                         if skip < batch.num_rows:
                             yield batch.slice(skip)
@@ -77,14 +84,20 @@ class ParquetRows:
         """Yield the row group of each of `rows`, which ascend."""
         return ({"row_group": group} for group in groups_of(self.group_rows, rows))
 
-
-@contextmanager
-def _headers(path: File) -> Iterator[PageHeaders | None]:
-    if isinstance(path, Path):
-        with path.open("rb", buffering=0) as file:
-            yield PageHeaders(path, file)
-    else:
-        yield None
+    @contextmanager
+    def _headers(self, file: pq.ParquetFile, columns: Collection[str]) -> Iterator[PageHeaders | None]:
+        """Yield the page headers of `columns` and of fields of them; None for a file in a store."""
+        if not isinstance(self.path, Path):
+            yield None
+            return
+        leaves = {}
+        for number in range(len(file.schema)):
+            leaf = file.schema.column(number)
+            parts = leaf.path.split(".")
+            if any(".".join(parts[:count]) in columns for count in range(1, len(parts) + 1)):
+                leaves[number] = leaf.max_repetition_level > 0
+        with self.path.open("rb", buffering=0) as opened:
+            yield PageHeaders(self.path, opened, leaves, self._group_places)
 
 
 @contextmanager
@@ -92,7 +105,7 @@ def _opened(path: File) -> Iterator[pq.ParquetFile]:
     options: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
     if isinstance(path, Path):
         # a list is allocated by the length that it claims: of elements that take a byte or more each
-        options["thrift_container_size_limit"] = footer_bytes(path)
+        options["thrift_container_size_limit"] = most_list_items(path)
         with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, **options) as file:
             yield file
     else:
