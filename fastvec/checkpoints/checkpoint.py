@@ -6,7 +6,7 @@ for a bare decoder; an LLM2Vec, sentence-transformers or fastvec folder override
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -180,7 +180,8 @@ def _bare_decoder(stack: ModelStack, *, name: str, revision: str | None, dense: 
     max_positions = count(config, "max_position_embeddings", path) or count(config, "n_positions", path)
     tokenizer_path = tokenizer / "tokenizer_config.json"
     stated = length(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
-    require_sizes(config, path, weight_files(stack.base))
+    weights = weight_files(stack.base)
+    require_sizes(config, path, weights)
     hidden_size = width_of(config, path)
     _check_dense_dimensions(hidden_size, dense)
     checkpoint = Checkpoint(
@@ -193,7 +194,7 @@ def _bare_decoder(stack: ModelStack, *, name: str, revision: str | None, dense: 
         hidden_size=hidden_size,
         max_positions=max_positions,
         max_length=min(stated, max_positions or stated),
-        weights_hash=hash_files(_hashed_files(stack, dense)),
+        weights_hash=hash_files(_hashed_files(stack, weights, dense)),
         tokenizer_hash=hash_files((file.name, file) for file in tokenizer_files(tokenizer)),
         dense=dense,
         special_tokens=special_tokens_of(tokenizer, config),
@@ -206,10 +207,12 @@ def _bare_decoder(stack: ModelStack, *, name: str, revision: str | None, dense: 
     return replace(checkpoint, bidirectional_reason=f"{stated_type} is {model_type} with bidirectional attention")
 
 
-def _hashed_files(stack: ModelStack, dense: tuple[DenseLayer, ...]) -> Iterator[tuple[str, Path]]:
+def _hashed_files(
+    stack: ModelStack, weights: Iterable[Path], dense: tuple[DenseLayer, ...]
+) -> Iterator[tuple[str, Path]]:
     """Yield every file that affects what the model computes, with a name that states its role."""
     yield "base/config.json", stack.base / "config.json"
-    for file in weight_files(stack.base):
+    for file in weights:
         yield f"base/{file.name}", file
     for index, adapter in enumerate(stack.adapters):
         check_safetensors(adapter / ADAPTER_WEIGHTS)

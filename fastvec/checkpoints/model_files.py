@@ -122,8 +122,10 @@ def length(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
     return None if tokens is None else min(tokens, LONGEST)
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """Return the safetensors files of the model in `folder`: one file, or the shards listed in its index.
+def weight_files(folder: Path) -> dict[Path, int]:
+    """Return the safetensors files of the model in `folder`, each with its number of tensors.
+
+    They are one file, or the shards listed in its index.
 
     Raises ModelError if a file is missing or incomplete, if the index is damaged, or if the weights are in another
     format.
@@ -138,13 +140,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         files = [folder / shard for shard in sorted(set(shards))]
     else:
         raise ModelError(f"{folder} has no model.safetensors: {_other_format(folder)}")
-    for file in files:
-        check_safetensors(file)
-    return tuple(files)
+    return {file: check_safetensors(file) for file in files}
 
 
-def check_safetensors(file: Path) -> list[str]:
-    """Return the names of the tensors in `file`; raises ModelError unless it is a complete safetensors file."""
+def check_safetensors(file: Path) -> int:
+    """Return the number of tensors in `file`; raises ModelError unless it is a complete safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     if not is_regular(file):
@@ -155,7 +155,7 @@ def check_safetensors(file: Path) -> list[str]:
         if header > LARGEST_HEADER:
             raise SafetensorError(f"a header of {header:,} bytes")
         with safe_open(file, framework="numpy") as tensors:
-            return list(tensors.keys())
+            return len(tensors.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{file} is an incomplete or damaged safetensors file ({one_line(error)}): download it again"

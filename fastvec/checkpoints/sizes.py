@@ -5,11 +5,11 @@ memory, or build layers without end.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastvec.checkpoints.model_files import check_safetensors, count, setting
+from fastvec.checkpoints.model_files import count, setting
 from fastvec.errors import ModelError
 
 AT_LEAST_ONE = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_attention_heads", "n_head", "n_heads")
@@ -19,12 +19,13 @@ SIZE = re.compile(r"(\w+_)?(size|dims?|heads|experts|rank|embd|inner|groups?)|d_
 MOST_LABELS = 1_000_000  # transformers gives each a name
 
 
-def require_sizes(config: Mapping[str, Any], path: Path, weights: Sequence[Path]) -> None:
+def require_sizes(config: Mapping[str, Any], path: Path, weights: Mapping[Path, int]) -> None:
     """Raise ModelError if `config`, read from `path`, has no layers or heads, or sizes beyond the `weights`.
 
-    These have at least one tensor for each layer, and one byte for each unit of any other size.
+    These are files with their numbers of tensors: at least one tensor for each layer, and one byte for each unit of any
+    other size.
     """
-    tensors = sum(len(check_safetensors(file)) for file in weights)
+    tensors = sum(weights.values())
     stored = sum(file.stat().st_size for file in weights)
     for part in (config, setting(config, "text_config", dict, path, {})):
         for name in AT_LEAST_ONE:

@@ -165,7 +165,8 @@ class TokenBudget(click.ParamType[int | None]):
 @click.option(
     "--verify/--no-verify",
     default=None,
-    help="Read the output back from the disk before it is published. [default: if it takes at most 1% of the time]",
+    help="Read the output back from the disk before it is published. "
+    "[default: 64 MiB of it, the rest if it takes at most 1% of the time]",
 )
 @shared.overwrite
 @click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")

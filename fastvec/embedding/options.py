@@ -36,8 +36,8 @@ class EmbedOptions:
         overlap: The tokens that a passage shares with the next one.
         chunk_tokens: The tokens of a passage, with `chunks`; None: as many as fit into a sequence.
         chunk_text: Whether to add a column with the text of each passage, with `chunks`.
-        verify: Whether what was written is read back from the disk before the output is published; None: if that takes
-            at most 1 % of the job's time. Does not identify a job.
+        verify: Whether what was written is read back from the disk before the output is published; None: the first
+            64 MiB are, and the rest if that takes at most 1 % of the job's time. Does not identify a job.
         late: Whether to encode as much of a text at once as fits into a sequence, and pool each passage from that,
             instead of encoding each passage alone ("late chunking", arXiv 2409.04701).
     """

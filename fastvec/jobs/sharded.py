@@ -27,7 +27,15 @@ from fastvec.jobs.record import require_same_job
 from fastvec.jobs.worker import ShardWorker
 from fastvec.report import Progress, Report, peak_memory_bytes
 from fastvec.shards.folder import Folder, LocalFolder
-from fastvec.shards.manifest import ERRORS, MANIFEST, Manifest, read_errors, read_manifest, write_manifest
+from fastvec.shards.manifest import (
+    ERRORS,
+    MANIFEST,
+    LostErrorsError,
+    Manifest,
+    read_errors,
+    read_manifest,
+    write_manifest,
+)
 from fastvec.shards.receipts import (
     RECEIPTS,
     Receipt,
@@ -166,23 +174,24 @@ def _begun(
         lost = next((shard.file for shard in manifest.shards if sizes.get(shard.file) != shard.bytes), None)
         if lost is None and not _has_errors(folder, manifest):
             lost = ERRORS
-            folder.remove(ERRORS)
         if lost is not None and record is None:
             raise OutputError(
                 f"{folder.location}/{lost} is missing or was cut, and so is {RECORD}, without which it cannot be made "
                 "again: repeat the command with --overwrite"
             )
         if lost is not None:
+            if lost == ERRORS:  # which is created only where there is none
+                folder.remove(ERRORS)
             folder.remove(MANIFEST)
             manifest = None
     return plan, manifest, record
 
 
 def _has_errors(folder: Folder, manifest: Manifest) -> bool:
-    """Return whether the file of row errors is the one that the manifest lists."""
+    """Return whether the file of row errors is the one that the manifest lists. Raises OutputError."""
     try:
         read_errors(folder, manifest)
-    except OutputError:
+    except LostErrorsError:
         return False
     return True
 

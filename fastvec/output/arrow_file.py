@@ -13,8 +13,7 @@ opens and validates.
 import json
 import mmap
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from fastvec.errors import OutputError
-from fastvec.system.blocks import Block
+from fastvec.system.blocks import Block, DamagedBlockError, to_json
 from fastvec.system.durable_files import write_at
 
 FORMAT = "1"
@@ -86,6 +85,22 @@ def write(path: Path, fd: int, schema: pa.Schema, batches: Iterable[pa.RecordBat
     write_at(fd, end, footer(path, schema, blocks, footer_metadata(schema, counts, blocks)))
 
 
+def read_intact(path: Path, schema: pa.Schema, blocks: Sequence[Block]) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of a file, each read once and compared with its CRC32.
+
+    Raises DamagedBlockError, and OSError.
+    """
+    begin, header = 0, len(head(schema))
+    with path.open("rb") as file:
+        for index, block in enumerate(blocks):
+            data = file.read(block.end_offset - begin)
+            if zlib.crc32(data) != block.crc32:
+                raise DamagedBlockError(index)
+            message = pa.py_buffer(data).slice(header)
+            yield ipc.read_record_batch(ipc.read_message(message), schema)
+            begin, header = block.end_offset, 0
+
+
 def footer_metadata(
     schema: pa.Schema, counts: Mapping[str, int], blocks: Sequence[Block], errors_crc32: str | None = None
 ) -> dict[str, str]:
@@ -96,7 +111,7 @@ def footer_metadata(
     metadata = {
         "fastvec.rows": str(sum(block.rows for block in blocks)),
         "fastvec.counts": json.dumps(dict(counts), sort_keys=True),
-        "fastvec.batches": json.dumps([asdict(block) for block in blocks]),
+        "fastvec.batches": to_json(blocks),
         **({} if errors_crc32 is None else {"fastvec.errors_crc32": errors_crc32}),
     }
     checksum = zlib.crc32(head(schema) + json.dumps(metadata).encode())

@@ -13,6 +13,7 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 
 from fastvec.errors import OutputError, RefusedError, UsageError, one_line
 from fastvec.output import parquet_file
-from fastvec.output.ownership import crc32_of, errors_path, require_own_errors, require_writable, write_errors
+from fastvec.output.ownership import crc32_of, errors_path, replacing_errors, require_own_errors, require_writable
 from fastvec.output.reader import Array, Output
 from fastvec.output.verify import open_intact
 from fastvec.system.durable_files import (
@@ -81,12 +82,10 @@ def convert(
         if target.suffix == ".npy":
             return _to_npy(source, target, _chosen(source, vector_column), overwrite=overwrite)
         errors = _row_errors(source)
-        with replacing(target) as fd:
+        with replacing(target, around=partial(replacing_errors, target, errors)) as fd:
             parquet_file.write(
                 fd, source.schema, source.stored_batches(), source.vector_columns, source.counts, crc32_of(errors)
             )
-            write_errors(errors_path(target), errors)
-            sync_folder(target.parent)  # before the rename, so that a finished output has its errors file
         return Written(output=str(output), rows=source.rows, size_bytes=target.stat().st_size)
 
 

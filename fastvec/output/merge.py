@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastvec.errors import OutputError, UsageError
 from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
 from fastvec.output.convert import Written, require_replaceable
-from fastvec.output.ownership import errors_path, write_errors
+from fastvec.output.ownership import replacing_errors
 from fastvec.output.reader import Output
 from fastvec.output.verify import open_intact
 from fastvec.system.durable_files import draft_path, replacing, translated_os_errors
@@ -48,12 +49,12 @@ def merge_files(paths: Sequence[str | Path], output: str | Path, *, overwrite: b
             _require_same_settings(parts[0], part)
         require_replaceable(target, overwrite=overwrite)
         schema, counts = _schema(parts), _summed([part.counts for part in parts])
-        with replacing(target) as fd:
+        # the errors file beside a replaced output was its own
+        with replacing(target, around=partial(replacing_errors, target, b"")) as fd:
             if target.suffix == ".arrow":
                 arrow_file.write(draft_path(target), fd, schema, _batches(parts, schema), counts)
             else:
                 parquet_file.write(fd, schema, _batches(parts, schema), parts[0].vector_columns, counts)
-            write_errors(errors_path(target), b"")  # those beside a replaced output were its own
         rows = sum(part.rows for part in parts)
         return Written(output=str(output), rows=rows, size_bytes=target.stat().st_size)
 

@@ -7,8 +7,8 @@ An output `vecs.arrow` has three companion files: `vecs.arrow.part` and `vecs.ar
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -177,11 +177,28 @@ def crc32_of(errors: bytes) -> str | None:
     return f"{zlib.crc32(errors):08x}" if errors else None
 
 
-def write_errors(path: Path, errors: bytes, *, read_back: bool = False) -> None:
-    """Write the errors file of an output durably, but for its name; without errors, delete that of an earlier run.
+@contextmanager
+def replacing_errors(output: Path, errors: bytes, *, read_back: bool = False) -> Iterator[None]:
+    """Give an output its errors file, durably, before the block, which renames the output.
 
-    Raises OutputError if it is to be read back, and is not what was written.
+    So a finished output has its errors file. If the block raises, an old output has its old one again. Raises OSError,
+    and OutputError if it is to be read back, and is not what was written.
     """
+    path = errors_path(output)
+    old = path.read_bytes() if path.is_file() else b""
+    try:
+        _write_errors(path, errors, read_back=read_back)
+        sync_folder(path.parent)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            _write_errors(path, old, read_back=False)
+            sync_folder(path.parent)
+        raise
+
+
+def _write_errors(path: Path, errors: bytes, *, read_back: bool) -> None:
+    """Write an errors file durably, but for its name; without errors, delete that of an earlier run."""
     temporary = beside(path, ".part")
     if not errors:
         temporary.unlink(missing_ok=True)

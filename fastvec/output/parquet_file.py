@@ -11,16 +11,17 @@
 
 The key-value metadata contain the schema's metadata and, as in an Arrow output's footer, rows, counts, and the rows,
 end and CRC32 of each row group, which covers page headers too. `fastvec.checksum` is the CRC32 of the footer up to the
-end of the file, computed with zeros in its own place, so that every byte of the file is covered. Earlier versions wrote
-no CRC32 of row groups, and a checksum of columns and metadata alone.
+end of the file, computed with zeros in its own place, so that every byte of the file is covered, but
+for the first four of a file without rows, which are compared when it is opened. Earlier versions wrote no CRC32 of row
+groups, and a checksum of columns and metadata alone.
 """
 
 import json
 import os
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastvec.errors import OutputError, one_line
-from fastvec.system.blocks import Block
+from fastvec.system.blocks import Block, to_json
 from fastvec.system.durable_files import write_at
 
 MAGIC = b"PAR1"
@@ -41,7 +42,8 @@ _ROWS_AT_ONCE = 1024  # that a row group grows by, and that are read
 _READ_BYTES = 1 << 20
 _END_BYTES = 8  # the length of the footer, and MAGIC
 _NO_CHECKSUM = "0" * 8  # of the same length as a checksum, which replaces it
-_BEFORE_CHECKSUM = b"\x00\x18\x10fastvec.checksum\x18\x08"  # the end of a key-value pair, and a key, in Thrift
+# the key and the length of the value in Thrift; the bytes of the lengths are in no other metadata, which are JSON
+_BEFORE_CHECKSUM = b"\x18\x10fastvec.checksum\x18\x08"
 
 
 class _Sink:
@@ -94,8 +96,8 @@ def write(
     """Write a whole file of `batches`, in memory for one row group, to the empty file `fd`.
 
     `vectors` are the names of the vector columns, `errors_crc32` is that of the file of row errors, if there is one.
-    Returns the row groups and, as a last block, the footer. Raises OSError, and OutputError for a column that Parquet
-    has not.
+    Returns the row groups and, as a last block, the footer. Raises OSError, and OutputError where
+    `require_storable` does.
     """
     sink, blocks = _Sink(fd), list[Block]()
     options = _encodings(_empty_file(schema), vectors)
@@ -108,23 +110,26 @@ def write(
             "fastvec.rows": str(sum(block.rows for block in blocks)),
             "fastvec.counts": json.dumps(dict(counts), sort_keys=True),
             **({} if errors_crc32 is None else {"fastvec.errors_crc32": errors_crc32}),
-            "fastvec.batches": json.dumps([asdict(block) for block in blocks]),
+            "fastvec.batches": to_json(blocks),
         }
         writer.add_key_value_metadata({**promises, CHECKSUM: _NO_CHECKSUM})
     footer = bytes(sink.held or b"")
-    at, begin = _checksum_place(footer, promises["fastvec.batches"]), sink.tell() - len(footer)
+    at, begin = _checksum_place(footer), sink.tell() - len(footer)
     if at is None or _footer_length(footer) != len(footer):
-        raise RuntimeError("this version of pyarrow writes another footer than this version of fastvec expects")
+        raise OutputError(
+            f"this version of fastvec cannot put its checksum into the Parquet footers of pyarrow {pa.__version__}: "
+            "write a .arrow file, or install an earlier pyarrow"
+        )
     footer = footer[:at] + b"%08x" % zlib.crc32(footer) + footer[at + len(_NO_CHECKSUM) :]
     write_at(fd, begin, footer)
     return [*blocks, Block(rows=0, end_offset=sink.tell(), crc32=zlib.crc32(footer, sink.crc32))]
 
 
-def _checksum_place(footer: bytes, batches: str) -> int | None:
-    """Return where in a footer the checksum is, after the blocks in the metadata; None if it is not there."""
-    before = batches.encode() + _BEFORE_CHECKSUM
-    at = footer.find(before)
-    return None if at < 0 else at + len(before)
+def _checksum_place(footer: bytes) -> int | None:
+    """Return where in a footer the checksum is; None if it is not there, or a column's name looks like it."""
+    if footer.count(_BEFORE_CHECKSUM) != 1:
+        return None
+    return footer.index(_BEFORE_CHECKSUM) + len(_BEFORE_CHECKSUM)
 
 
 def _footer_length(end: bytes) -> int:
@@ -133,8 +138,9 @@ def _footer_length(end: bytes) -> int:
 
 
 def require_storable(schema: pa.Schema) -> None:
-    """Raise OutputError for a column of a type that Parquet does not have."""
-    _empty_file(schema)
+    """Raise OutputError for a column of a type that Parquet does not have, or if a footer cannot have its checksum."""
+    with tempfile.TemporaryFile() as file:
+        write(file.fileno(), schema, [], (), {})
 
 
 def _empty_file(schema: pa.Schema) -> pq.ParquetFile:
@@ -203,8 +209,8 @@ def count_groups(path: Path) -> int:
         return groups
 
 
-def is_footer_intact(path: Path, blocks: Sequence[Block] | None, batches: str) -> bool:
-    """Return whether the footer matches its checksum and begins where the `blocks` end, which `batches` are as text.
+def is_footer_intact(path: Path, blocks: Sequence[Block] | None) -> bool:
+    """Return whether the footer matches its checksum and begins where the `blocks` end.
 
     Of a file without blocks (None), only the columns and the metadata are compared.
     """
@@ -220,7 +226,7 @@ def is_footer_intact(path: Path, blocks: Sequence[Block] | None, batches: str) -
             return False
         raw.seek(begin)
         footer = raw.read()
-    at = _checksum_place(footer, batches)
+    at = _checksum_place(footer)
     if at is None:
         return False
     end = at + len(_NO_CHECKSUM)

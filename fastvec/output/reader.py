@@ -169,7 +169,7 @@ def read_output(path: Path) -> Output:
             promises=promises,
             rows=int(promises["fastvec.rows"]),
             counts={name: int(count) for name, count in json.loads(promises["fastvec.counts"]).items()},
-            blocks=_blocks(promises) if _has_blocks(promises) or not is_parquet else [],
+            blocks=_blocks(promises) or [],
             inputs=[
                 {"uri": str(file["uri"]), "first_row": int(file["first_row"]), "rows": int(file["rows"])}
                 for file in json.loads(own["inputs"])
@@ -197,11 +197,10 @@ def _unreadable(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path} cannot be read: {reason}")
 
 
-def _has_blocks(promises: dict[str, str]) -> bool:
-    return "fastvec.batches" in promises
-
-
-def _blocks(promises: dict[str, str]) -> list[Block]:
+def _blocks(promises: dict[str, str]) -> list[Block] | None:
+    """Return the blocks that a footer lists; None for a Parquet file of an earlier version."""
+    if "fastvec.batches" not in promises:
+        return None
     listed = json.loads(promises["fastvec.batches"])
     return [Block(**{name: int(block[name]) for name in ("rows", "end_offset", "crc32")}) for block in listed]
 
@@ -209,8 +208,7 @@ def _blocks(promises: dict[str, str]) -> list[Block]:
 def _is_footer_intact(output: Output) -> bool:
     promises = output.promises
     if output.is_parquet:
-        blocks = output.blocks if _has_blocks(promises) else None
-        return parquet_file.is_footer_intact(output.path, blocks, promises.get("fastvec.batches", ""))
+        return parquet_file.is_footer_intact(output.path, _blocks(promises))
     return promises == arrow_file.footer_metadata(output.schema, output.counts, output.blocks, output.errors_crc32)
 
 

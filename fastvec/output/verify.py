@@ -169,8 +169,13 @@ def _check_errors(output: Output, path: Path) -> Iterator[Check]:
     """Check the file of row errors at `path`, if there is one or should be one."""
     counted, promised = output.counts.get("errors", 0), output.errors_crc32
     if not path.is_file():
-        if promised is not None or path.exists():
-            yield check("row errors", f"{path.name}, the list of {counted:,}, is no file beside the output", "")
+        problem = None
+        if promised is not None:
+            problem = f"{path.name}, which lists {counted:,} row errors, is missing: restore it, or embed again"
+        elif path.exists():
+            problem = f"{path.name} is not a regular file, and the output has no row errors: delete it"
+        if problem is not None:
+            yield check("row errors", problem, "")
         return
     lines = crc32 = 0
     with path.open("rb") as file:

@@ -19,8 +19,8 @@ import os
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,8 +208,9 @@ class Writer:
         """Commit, append the footer and publish the file under its final name; then release the lock.
 
         `error_lines` (without line ends) are written to `*.errors.jsonl`. If there are none, the errors file of an
-        earlier run is deleted. `verify` says whether the file is read back before it is published; None: if that takes
-        little of the time since the writer was opened. Raises OutputError if it is not what was written.
+        earlier run is deleted. `verify` says whether the file is read back before it is published; None: its first
+        64 MiB, and the rest if that takes little of the time since the writer was opened. Raises OutputError if it is
+        not what was written.
         """
         self.commit()
         part, schema, errors = self._require_part(), self.schema, ownership.error_lines(error_lines)
@@ -223,17 +224,25 @@ class Writer:
             self._part = None
             os.close(part)
             end = Block(rows=0, end_offset=self._end + len(footer), crc32=zlib.crc32(footer, self._crc32))
-            self._read_back([*blocks, end], verify)
-            ownership.write_errors(ownership.errors_path(self._output), errors, read_back=self.verified)
-            sync_folder(self._output.parent)  # before the rename, so that a finished output has its errors file
-            self._publish(verify)
+            if self._output.suffix == ".parquet":
+                self._publish_parquet(errors, verify)
+            else:
+                self._publish_arrow([*blocks, end], errors, verify)
             self._journal.remove()
 
-    def _read_back(self, blocks: Sequence[Block], verify: bool | None) -> None:
-        """Read back the complete Arrow file; without a wish, one that is to be converted is, which reads it anyway."""
-        wanted = True if verify is None and self._output.suffix == ".parquet" else verify
+    def _publish_arrow(self, blocks: Sequence[Block], errors: bytes, verify: bool | None) -> None:
+        """Read back the complete Arrow file, and give it its final name."""
+        with self._found_damage(blocks):
+            self.verified = read_back(self._part_path, blocks, wanted=verify, job_seconds=self._seconds)
+        with ownership.replacing_errors(self._output, errors, read_back=self.verified):
+            os.replace(self._part_path, self._output)
+        sync_folder(self._output.parent)
+
+    @contextmanager
+    def _found_damage(self, blocks: Sequence[Block]) -> Iterator[None]:
+        """Turn a DamagedBlockError of the complete Arrow file into an OutputError."""
         try:
-            self.verified = read_back(self._part_path, blocks, wanted=wanted, job_seconds=self._seconds)
+            yield
         except DamagedBlockError as error:
             sound = sum(block.rows for block in blocks[: error.index])
             remedy = f"run the same command again, which keeps the first {sound:,} rows"
@@ -242,26 +251,31 @@ class Writer:
             where = described(blocks, [error.index], "batch")
             raise OutputError(f"{self._part_path}: {NOT_WRITTEN}: {where}; {remedy}") from None
 
-    def _publish(self, verify: bool | None) -> None:
-        """Give the complete Arrow file its final name, or the Parquet file that is made of it."""
-        if self._output.suffix != ".parquet":
-            os.replace(self._part_path, self._output)
-            sync_folder(self._output.parent)
-            return
-        source = read_output(self._part_path)
-        with replacing(self._output) as fd:
-            blocks = parquet_file.write(
-                fd, source.schema, source.stored_batches(), source.vector_columns, source.counts, source.errors_crc32
-            )
-            os.fsync(fd)
-            draft = draft_path(self._output)
+    def _publish_parquet(self, errors: bytes, verify: bool | None) -> None:
+        """Convert the complete Arrow file, read back the result, and give it its final name.
+
+        The conversion compares what it reads, so that the Arrow file, which is then deleted, is not read before.
+        """
+        source, draft = read_output(self._part_path), draft_path(self._output)
+        groups: list[Block] = []
+
+        @contextmanager
+        def publishing() -> Iterator[None]:
             try:
-                self.verified = read_back(draft, blocks, wanted=verify, job_seconds=self._seconds)
+                self.verified = read_back(draft, groups, wanted=verify, job_seconds=self._seconds)
             except DamagedBlockError as error:
-                where = described(blocks, [error.index], "row group")
+                where = described(groups, [error.index], "row group")
                 raise OutputError(
                     f"{draft}: {NOT_WRITTEN}: {where}; run the same command again, which keeps all rows"
                 ) from None
+            with ownership.replacing_errors(self._output, errors, read_back=self.verified):
+                yield
+
+        with replacing(self._output, around=publishing) as fd, self._found_damage(source.blocks):
+            batches = arrow_file.read_intact(self._part_path, source.schema, source.blocks)
+            groups += parquet_file.write(
+                fd, source.schema, batches, source.vector_columns, source.counts, source.errors_crc32
+            )
         ownership.remove_part(self._part_path)
 
     @property

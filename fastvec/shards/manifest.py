@@ -88,6 +88,10 @@ class Manifest:
     shards: Sequence[Shard]
 
 
+class LostErrorsError(OutputError):
+    """The file of row errors is missing, or is not the one that the manifest lists."""
+
+
 def write_manifest(
     folder: Folder, fingerprint: Mapping[str, Json], ranges: Sequence[range], receipts: Receipts
 ) -> None:
@@ -149,13 +153,13 @@ def read_manifest(folder: Folder) -> Manifest | None:
 
 
 def read_errors(folder: Folder, manifest: Manifest) -> bytes:
-    """Return the lines of row errors. Raises OutputError if they are missing or damaged."""
+    """Return the lines of row errors. Raises LostErrorsError, and OutputError if they cannot be read."""
     if manifest.errors_crc32 is None:
         return b""
     try:
         content = folder.read(ERRORS)
     except FileNotFoundError:
-        raise OutputError(f"{folder.location}/{ERRORS} is missing") from None
+        raise LostErrorsError(f"{folder.location}/{ERRORS} is missing") from None
     if f"{zlib.crc32(content):08x}" != manifest.errors_crc32:
-        raise OutputError(f"{folder.location}/{ERRORS} does not match its CRC32")
+        raise LostErrorsError(f"{folder.location}/{ERRORS} does not match its CRC32")
     return content

@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,14 +12,14 @@ from fastvec.errors import OutputError, UsageError
 from fastvec.output import arrow_file, parquet_file
 from fastvec.output.convert import Written, require_replaceable
 from fastvec.output.merge import merge_files
-from fastvec.output.ownership import errors_path, write_errors
+from fastvec.output.ownership import replacing_errors
 from fastvec.output.reader import SHARD, Output
 from fastvec.output.verify import check_footer
 from fastvec.shards.folder import Folder, is_folder, open_folder
 from fastvec.shards.manifest import Manifest, read_errors
 from fastvec.shards.verify import REMEDY, open_shard, require_manifest
 from fastvec.system.blocks import Block, first_damaged
-from fastvec.system.durable_files import draft_path, replacing, sync_folder, translated_os_errors, write_at
+from fastvec.system.durable_files import draft_path, replacing, translated_os_errors, write_at
 
 _READ_BYTES = 1 << 20
 
@@ -52,13 +53,11 @@ def merge_folder(folder: Folder, output: str | Path, *, overwrite: bool = False)
         manifest = require_manifest(folder)
         errors = read_errors(folder, manifest)
         require_replaceable(target, overwrite=overwrite)
-        with replacing(target) as fd:
+        with replacing(target, around=partial(replacing_errors, target, errors)) as fd:
             if target.suffix == ".arrow":
                 _write_arrow(fd, draft_path(target), folder, manifest)
             else:
                 _write_parquet(fd, folder, manifest)
-            write_errors(errors_path(target), errors)
-            sync_folder(target.parent)  # before the rename, so that a finished output has its errors file
     return Written(output=str(output), rows=manifest.rows, size_bytes=target.stat().st_size)
 
 

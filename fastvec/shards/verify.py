@@ -9,7 +9,7 @@ from fastvec.output.reader import SHARD, Output, read_output
 from fastvec.output.verify import Check, Verification, check, verify
 from fastvec.shards.folder import Folder
 from fastvec.shards.manifest import MANIFEST, Manifest, Shard, read_errors, read_manifest
-from fastvec.shards.receipts import Receipts, finished_shards, is_part, receipt_name
+from fastvec.shards.receipts import RECEIPTS, Receipts, finished_shards, is_part, receipt_name
 from fastvec.shards.record import RECORD, read_record
 
 REMEDY = "delete it, and run fastvec embed again to make it anew"
@@ -93,7 +93,7 @@ def _check_job(folder: Folder, manifest: Manifest) -> Iterator[Check]:
     if record is None:
         return
     if fingerprint_differences(manifest.fingerprint, record.fingerprint):
-        yield check(RECORD, f"is that of another job than {MANIFEST}", "")
+        yield check(RECORD, f"is that of another job than {MANIFEST}: delete it; {_NOT_NEEDED}", "")
         return
     receipts = Receipts(folder, record.id, len(manifest.shards))
     try:
@@ -104,10 +104,11 @@ def _check_job(folder: Folder, manifest: Manifest) -> Iterator[Check]:
     for number, shard in enumerate(manifest.shards):
         own = receipts.rows[number], receipts.bytes[number], f"{receipts.checksums[number]:08x}"
         if receipts.has[number] and own != (shard.rows, shard.bytes, shard.checksum):
-            yield check("receipts", f"{receipt_name(record.id, number)} is not that of {shard.file}; {_NOT_NEEDED}", "")
+            name = receipt_name(record.id, number)
+            yield check("receipts", f"{name} is not that of {shard.file}: delete it; {_NOT_NEEDED}", "")
             return
     if receipts.has.all() and dict(receipts.counts) != dict(manifest.counts):
-        yield check("receipts", f"their counts are not those of {MANIFEST}; {_NOT_NEEDED}", "")
+        yield check("receipts", f"their counts are not those of {MANIFEST}: delete {RECEIPTS}; {_NOT_NEEDED}", "")
 
 
 def _check_ranges(manifest: Manifest) -> Check:

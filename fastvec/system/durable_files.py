@@ -7,8 +7,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,12 @@ def draft_path(target: Path) -> Path:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[int]:
+def replacing(target: Path, around: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[int]:
     """Yield the descriptor of an empty, locked file beside `target`; after the block it becomes `target`, durably.
 
-    If the block raises, the file is deleted, and `target` stays as it is. What a killed process left is overwritten.
+    It is renamed in the context that `around` returns, which is called when it is durable.
+    If the block or the context raises, the file is deleted, and `target` stays as it is. What a killed process left is
+    overwritten.
     Raises RefusedError if a running process writes to the same target, and OSError.
     """
     draft = draft_path(target)
@@ -99,7 +101,8 @@ def replacing(target: Path) -> Iterator[int]:
         if sys.platform == "win32":  # cannot rename an open file
             os.close(fd)
             fd = -1
-        os.replace(draft, target)
+        with around():
+            os.replace(draft, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(draft)

@@ -67,7 +67,7 @@ def test_row_errors_in_a_store_are_verified(
     assert "vecs.errors.jsonl does not match its CRC32" in fastvec("verify", address).stdout
     store.rm(f"/{tmp_path.name}/vecs.errors.jsonl")
     missing = fastvec("verify", address)
-    assert (missing.exit_code, "vecs.errors.jsonl, the list of 1, is no file" in missing.stdout) == (1, True)
+    assert (missing.exit_code, "vecs.errors.jsonl, which lists 1 row errors, is missing" in missing.stdout) == (1, True)
 
 
 def test_json_is_one_document_with_every_field(fastvec: Run, tiny_llama: Path) -> None:

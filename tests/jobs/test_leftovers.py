@@ -140,6 +140,30 @@ def test_row_errors_that_are_lost_or_damaged_are_written_again(
     assert (contents(folder), encoded) == (expected, [])
 
 
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_row_errors_are_not_deleted_if_they_cannot_be_made_again(
+    encoder: Encoder, folder: Path, with_errors: Path, monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    """Because the record is gone, or because the disk may return them the next time."""
+    embed([with_errors], f"{folder}/", encoder=encoder, shard_rows=60)
+    if is_damaged:
+        (folder / "_job.json").unlink()
+        (folder / "_errors.jsonl").write_text('{"row": 7}\n')
+    else:
+        read = LocalFolder.read
+
+        def fail(self: LocalFolder, name: str) -> bytes:
+            if name == "_errors.jsonl":
+                raise OutputError("Input/output error")
+            return read(self, name)
+
+        monkeypatch.setattr(LocalFolder, "read", fail)
+    before = contents(folder)
+    with pytest.raises(OutputError, match="and so is _job.json" if is_damaged else "Input/output error"):
+        embed([with_errors], f"{folder}/", encoder=encoder)
+    assert contents(folder) == before
+
+
 def test_a_shard_of_another_process_of_the_array_is_gone(articles: Path, encoder: Encoder, folder: Path) -> None:
     for index in range(2):
         embed([articles], f"{folder}/", encoder=encoder, column="text", shard=f"{index}/2")

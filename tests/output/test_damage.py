@@ -207,9 +207,10 @@ def test_damaged_row_errors_are_found(with_errors: Path) -> None:
         path.write_bytes(content)
         assert only_problem(with_errors) == changed
     path.unlink()
-    assert only_problem(with_errors) == f"{path.name}, the list of 2, is no file beside the output"
+    missing = f"{path.name}, which lists 2 row errors, is missing: restore it, or embed again"
+    assert only_problem(with_errors) == missing
     os.mkfifo(path)
-    assert only_problem(with_errors) == f"{path.name}, the list of 2, is no file beside the output"
+    assert only_problem(with_errors) == missing
 
 
 def test_row_errors_beside_an_output_without_any_are_found(with_errors: Path) -> None:

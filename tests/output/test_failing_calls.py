@@ -12,6 +12,7 @@ from fastvec.errors import DiskFullError, FastvecError, OutputError, RefusedErro
 from fastvec.output import writer
 from fastvec.output.convert import convert
 from fastvec.output.merge import merge_files
+from fastvec.output.verify import verify
 from tests import THOROUGH
 from tests.helpers.outputs import contents, make_job, run_job, start_job
 
@@ -110,6 +111,38 @@ def test_a_merge_is_killed_at_every_system_call(machine: Machine, tmp_path: Path
             machine.start_with(files)
             job()
             assert machine.files() == expected
+
+
+@pytest.mark.parametrize("kind", ["embed .arrow", "embed .parquet", "convert .parquet", "merge .arrow"])
+def test_an_old_output_keeps_its_row_errors_if_a_call_fails(machine: Machine, tmp_path: Path, kind: str) -> None:
+    """What the failing call leaves is the old output or the new one, with its own row errors."""
+    command, _, suffix = kind.partition(" ")
+    source, output = tmp_path / "source.arrow", machine.folder / f"v{suffix}"
+    run_job(source, chunks=CHUNKS)
+    run_job(output, job=make_job(model="another"))
+    old = machine.files()
+
+    def program(folder: Path) -> object:
+        if command == "embed":
+            return run_job(output, chunks=CHUNKS, overwrite=True)
+        if command == "convert":
+            return convert(source, output, overwrite=True)
+        return merge_files([source, source.with_name("other.arrow")], output, overwrite=True)
+
+    run_job(source.with_name("other.arrow"), job=make_job(inputs=[["other.parquet", 1, 1]]), chunks=CHUNKS)
+    kept = 0
+    machine.start_with(old)
+    for at in range(len(machine.run(lambda: program(machine.folder)))):
+        machine.start_with(old)
+
+        def fails(index: int, name: str, at: int = at) -> int | None:
+            return errno.EIO if index == at else None
+
+        errors_of(machine, program, fails, OutputError)
+        errors = [check.detail for check in verify(output).checks if check.name == "row errors" and not check.passed]
+        assert errors == [], f"{machine.calls[at]}, call {at}"
+        kept += dict(old).items() <= dict(machine.files()).items()
+    assert kept
 
 
 def finish(output: Path, expected: dict[str, bytes]) -> str | None:

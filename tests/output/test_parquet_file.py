@@ -107,6 +107,10 @@ def test_an_output_without_rows(output: Path) -> None:
     writer.finish([])
     assert verify(output).return_code == 0
     assert pq.read_table(output).num_rows == 0
+    content = output.read_bytes()
+    for at in range(len(content)):
+        output.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert verify(output).return_code == 1
 
 
 def test_damage_is_told_by_its_place(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,3 +139,22 @@ def test_a_type_that_parquet_has_not_is_refused_by_its_column() -> None:
         OutputError, match=r"^column either is dense_union<a: int8=0>, which Parquet cannot store: drop"
     ):
         parquet_file.require_storable(schema)
+
+
+def test_the_order_of_the_footers_metadata_does_not_matter(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = pq.ParquetWriter.add_key_value_metadata
+    monkeypatch.setattr(
+        pq.ParquetWriter,
+        "add_key_value_metadata",
+        lambda writer, metadata: add(writer, dict(reversed(metadata.items()))),
+    )
+    run_job(output)
+    assert verify(output).return_code == 0
+
+
+def test_a_pyarrow_with_another_footer_is_refused_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pq.ParquetWriter, "add_key_value_metadata", lambda writer, metadata: None)
+    with pytest.raises(
+        OutputError, match=r"footers of pyarrow .*: write a .arrow file, or install an earlier pyarrow$"
+    ):
+        parquet_file.require_storable(make_schema())

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fastvec.errors import OutputError
-from fastvec.output import ownership
-from fastvec.output.reader import read_output
+from fastvec.output import ownership, writer
+from fastvec.output.reader import Output, read_output
 from fastvec.output.writer import Writer
 from fastvec.system import blocks as blocks_module
 from tests.helpers.outputs import CHUNKS, ROWS, contents, make_job, run_job, start_job, write_chunk
@@ -74,16 +74,25 @@ def test_a_damaged_batch_is_told_and_the_rows_before_it_are_kept(
 @pytest.mark.parametrize(
     ("suffix", "message"), [(".part", "batch 2 (rows 10 to 14"), (".tmp", "row group 0 (rows 0 to 34")]
 )
-def test_both_files_of_a_parquet_output_are_read_back(
+def test_both_files_of_a_parquet_output_are_compared(
     tmp_path: Path,
     spoil: Callable[[str, int], None],
     monkeypatch: pytest.MonkeyPatch,
     suffix: str,
     message: str,
 ) -> None:
+    """The Arrow file when it is converted, without being read before; the result when it is read back."""
     output, whole = tmp_path / "vecs.parquet", tmp_path / "whole.parquet"
     run_job(whole)
-    spoil(f"vecs.parquet{suffix}", 2900 if suffix == ".part" else 100)
+    spoil("vecs.parquet.tmp", 100)
+    if suffix == ".part":
+
+        def spoiled(path: Path) -> Output:
+            source = read_output(path)
+            flip(path, 2900)
+            return source
+
+        monkeypatch.setattr(writer, "read_output", spoiled)
     with pytest.raises(OutputError) as error:
         run_job(output)
     monkeypatch.undo()
@@ -112,9 +121,9 @@ def test_nothing_is_read_back_if_that_is_unwanted(
     output: Path, expected: dict[str, bytes], spoil: Callable[[str, int], None]
 ) -> None:
     spoil("", 100)
-    writer = start_job(output, CHUNKS)
-    writer.finish([], verify=False)
-    assert not writer.verified
+    job = start_job(output, CHUNKS)
+    job.finish([], verify=False)
+    assert not job.verified
     assert contents(output.parent)["vecs.arrow"][:200] == expected["vecs.arrow"][:200]
 
 

@@ -100,7 +100,8 @@ def test_receipts_and_a_record_of_other_work_are_found(folder: LocalFolder) -> N
     assert (name, detail) == ("receipts", f"{second} is damaged: delete it, and run the command again")
     second.write_bytes(sealed(own))
     job.write_bytes(sealed({**record, "fingerprint": {**record["fingerprint"], "dims": 1}}))
-    assert failed(folder) == [("_job.json", "is that of another job than _manifest.json")]
+    remedy = "delete it; it is only needed to make lost shards again"
+    assert failed(folder) == [("_job.json", f"is that of another job than _manifest.json: {remedy}")]
 
 
 def cut(path: Path) -> None:
