@@ -16,7 +16,7 @@ from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import OutputError
 from fastvec.jobs.record import make_record, require_same_job
 from fastvec.output.earlier import EarlierVectors
-from fastvec.output.ownership import beside, discard_unknown, errors_path
+from fastvec.output.ownership import beside, errors_path
 from fastvec.output.reader import read_output
 from fastvec.output.verify import open_intact
 from fastvec.output.writer import Job, finished_counts
@@ -125,7 +125,6 @@ class ShardWorker:
         """
         record, plan = self.begin(), replace(self._plan, output=draft, shard=self._shards[shard])
         job = Job(fingerprint=plan.fingerprint, environment={}, limits=record.limits, choices=record.choices)
-        discard_unknown(draft)  # --overwrite, by which one file's is replaced, keeps what a job has in its folder
         read_back = plan.options.verify is not False
         if _is_finished(draft, job, read_back=read_back):
             return read_back

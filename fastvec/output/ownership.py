@@ -92,22 +92,6 @@ def discard(journal: Journal, part: Path) -> None:
     journal.remove()
 
 
-def discard_unknown(output: Path) -> None:
-    """Delete unfinished work of which the journal is gone or has no header, where no other job can have written it."""
-    part = beside(output, ".part")
-    with translated_os_errors(output):
-        try:
-            journal = Journal.open(beside(output, ".journal"), create=False)
-        except FileNotFoundError:
-            remove_part(part)
-            return
-        try:
-            if journal.job is None:
-                remove_part(part)
-        finally:
-            journal.close()
-
-
 def remove_part(part: Path) -> None:
     """Delete `part` durably. Call it before deleting the journal: without that, `part` cannot be identified."""
     if part.exists():

@@ -283,22 +283,6 @@ def test_a_shard_that_another_process_writes_is_refused(articles: Path, encoder:
     assert embed([articles], f"{folder}/", encoder=encoder, column="text").rows == 300
 
 
-@pytest.mark.parametrize("journal", [None, b"", b'{"fastvec_journal":1,"torn'])
-def test_a_shard_whose_journal_is_lost_is_begun_anew(
-    articles: Path, encoder: Encoder, folder: Path, journal: bytes | None
-) -> None:
-    with pytest.raises(Killed):
-        embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(1))
-    (path,) = folder.glob("_work/*/part-00000.arrow.journal")
-    assert path.with_suffix(".part").exists()
-    if journal is None:
-        path.unlink()
-    else:
-        path.write_bytes(journal)
-    assert embed([articles], f"{folder}/", encoder=encoder, column="text").rows == 300
-    assert verify_folder(LocalFolder(folder)).return_code == 0
-
-
 # of the calls that delete a manifest, five receipts, five shards, and two files
 @pytest.mark.parametrize("kill_at", range(0, 14, 6))
 def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
