@@ -32,6 +32,13 @@ def _delete_folder(found: "re.Match[str]") -> tuple[str, ...]:
     return ()
 
 
+def _delete_record(found: "re.Match[str]") -> tuple[str, ...]:
+    if not Path(found[1], "_manifest.json").exists():
+        return _delete_folder(found)
+    Path(found[1], "_job.json").unlink()
+    return ()
+
+
 def _wait(found: "re.Match[str]") -> tuple[str, ...]:
     end_orphans()
     return ()
@@ -39,12 +46,15 @@ def _wait(found: "re.Match[str]") -> tuple[str, ...]:
 
 REMEDIES: list[tuple[str, Remedy]] = [
     (r"(\S+\.journal): .*; delete it and \S+\.part, and run the command again", _delete_unfinished),
-    (r"(\S+\.part) is .*damaged.*: delete both files and run the command again", _delete_unfinished),
+    (r"(\S+\.part) is .*: delete both files and run the command again", _delete_unfinished),
     (r"(\S+\.part): .*; delete it and \S+\.journal, and run the command again", _delete_unfinished),
     (r"(\S+\.journal) is not a fastvec journal: move it away", _delete(1)),
     (r"(\S+): .*; delete it, and run (?:the command|fastvec embed) again", _delete(1)),
     (r"(\S+) is damaged: delete it, and run (?:the command|fastvec embed) again", _delete(1)),
-    (r"(\S+)/_job\.json is damaged: remove the folder", _delete_folder),
+    (
+        r"(\S+)/_job\.json is damaged: delete it if the folder has a _manifest\.json, or else the folder",
+        _delete_record,
+    ),
     (r"(\S+) has other files, such as \S+: an output in shards needs a folder of its own", _delete_folder),
     (r"replace it with --overwrite|repeat the command with --overwrite", lambda _: ("--overwrite",)),
     (r"is locked by a running process: wait for it", _wait),

@@ -90,13 +90,15 @@ def convert(
 
 
 def _row_errors(source: Output) -> bytes:
-    """Return the content of the errors file of an output; nothing if it is missing, or the output knows of none."""
+    """Return the content of the errors file of an output; nothing if the output knows of none."""
     path = errors_path(source.path)
-    if source.errors_crc32 is None or not path.is_file():
+    if source.errors_crc32 is None:
         return b""
+    if not path.is_file():
+        raise OutputError(f"{path}, which lists the row errors of {source.path.name}, is missing: restore it")
     errors = path.read_bytes()
     if crc32_of(errors) != source.errors_crc32:
-        raise OutputError(f"{path} does not match its CRC32 in {source.path.name}: restore it, or move it away")
+        raise OutputError(f"{path} does not match its CRC32 in {source.path.name}: restore it")
     return errors
 
 

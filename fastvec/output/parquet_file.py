@@ -18,10 +18,10 @@ groups, and a checksum of columns and metadata alone.
 
 import json
 import os
-import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,15 @@ _BEFORE_CHECKSUM = b"\x18\x10fastvec.checksum\x18\x08"
 
 
 class _Sink:
-    """Writes to a file descriptor. After an error it only counts: pyarrow still closes its writer, with a footer.
+    """Passes on pieces and their places. After an error it only counts: pyarrow still closes its writer, with a footer.
 
     From `hold` on, it keeps what is written in `held` instead. `crc32` is that of what was written before.
     """
 
     closed = False
 
-    def __init__(self, fd: int) -> None:
-        self._fd, self._position, self._failed = fd, 0, False
+    def __init__(self, write_piece: Callable[[int, bytes], None]) -> None:
+        self._write, self._position, self._failed = write_piece, 0, False
         self.crc32 = 0
         self.held: bytearray | None = None
 
@@ -64,7 +64,7 @@ class _Sink:
             self.held += piece
         elif not self._failed:
             self._failed = True
-            write_at(self._fd, self._position, piece)
+            self._write(self._position, piece)
             self.crc32 = zlib.crc32(piece, self.crc32)
             self._failed = False
         self._position += len(piece)
@@ -99,7 +99,18 @@ def write(
     Returns the row groups and, as a last block, the footer. Raises OSError, and OutputError where
     `require_storable` does.
     """
-    sink, blocks = _Sink(fd), list[Block]()
+    return _write(partial(write_at, fd), schema, batches, vectors, counts, errors_crc32)
+
+
+def _write(
+    write_piece: Callable[[int, bytes], None],
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    vectors: Sequence[str],
+    counts: Mapping[str, int],
+    errors_crc32: str | None,
+) -> list[Block]:
+    sink, blocks = _Sink(write_piece), list[Block]()
     options = _encodings(_empty_file(schema), vectors)
     with pq.ParquetWriter(sink, schema, write_page_checksum=True, write_page_index=False, **options) as writer:
         for group in _groups(schema, batches):
@@ -121,7 +132,7 @@ def write(
             "write a .arrow file, or install an earlier pyarrow"
         )
     footer = footer[:at] + b"%08x" % zlib.crc32(footer) + footer[at + len(_NO_CHECKSUM) :]
-    write_at(fd, begin, footer)
+    write_piece(begin, footer)
     return [*blocks, Block(rows=0, end_offset=sink.tell(), crc32=zlib.crc32(footer, sink.crc32))]
 
 
@@ -139,8 +150,7 @@ def _footer_length(end: bytes) -> int:
 
 def require_storable(schema: pa.Schema) -> None:
     """Raise OutputError for a column of a type that Parquet does not have, or if a footer cannot have its checksum."""
-    with tempfile.TemporaryFile() as file:
-        write(file.fileno(), schema, [], (), {})
+    _write(lambda _place, _piece: None, schema, [], (), {}, None)
 
 
 def _empty_file(schema: pa.Schema) -> pq.ParquetFile:

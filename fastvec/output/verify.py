@@ -20,6 +20,7 @@ from fastvec.system import blocks
 _UNIT_TOLERANCE = {"float32": 2e-4, "float16": 1e-3}
 
 _READ_BYTES = 1 << 20
+REMEDY = "restore a copy, or embed again with --overwrite"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,9 @@ class Verification:
     def __str__(self) -> str:
         lines = [f"{'ok' if check.passed else 'FAILED':<8}{check.name:<11} {check.detail}" for check in self.checks]
         failed = sum(not check.passed for check in self.checks)
-        verdict = f"{failed} of {len(lines)} checks failed" if failed else f"all {len(lines)} checks passed"
+        is_file = Path(self.path).suffix in (".arrow", ".parquet") and self.checks[0].passed  # and not no output at all
+        remedy = f"; {REMEDY}" if is_file else ""
+        verdict = f"{failed} of {len(lines)} checks failed{remedy}" if failed else f"all {len(lines)} checks passed"
         return "\n".join(map(printable, [*lines, f"{self.path}: {verdict}"]))
 
 
@@ -82,7 +85,7 @@ def open_intact(path: Path) -> Output:
     for checks in (check_bytes, check_columns):
         for check in checks(output):
             if not check.passed:
-                raise OutputError(f"{path} is damaged: {check.name}: {check.detail}")
+                raise OutputError(f"{path} is damaged: {check.name}: {check.detail}; {REMEDY}")
     return output
 
 

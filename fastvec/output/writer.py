@@ -125,8 +125,9 @@ class Writer:
         blocks = [chunk.block for chunk in chunks]
         damaged = first_damaged(self._part_path, blocks) if self._part_path.exists() else 0
         if damaged == 0:
+            found = "is damaged in its first batch" if self._part_path.exists() else "is missing"
             raise OutputError(
-                f"{self._part_path} is missing or damaged in its first batch, though {self._journal.path.name} lists "
+                f"{self._part_path} {found}, though {self._journal.path.name} lists "
                 f"{len(chunks):,}: delete both files and run the command again"
             )
         if damaged is not None:

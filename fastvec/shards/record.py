@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from fastvec.errors import OutputError
 from fastvec.fingerprint import Json
 from fastvec.shards.folder import Folder
+from fastvec.shards.manifest import MANIFEST
 from fastvec.system.sealed import read_sealed, sealed
 
 RECORD = "_job.json"
@@ -44,5 +45,7 @@ def read_record(folder: Folder) -> Record | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise OutputError(f"{folder.location}/{RECORD} is damaged: remove the folder, or choose another -o") from error
+        raise OutputError(
+            f"{folder.location}/{RECORD} is damaged: delete it if the folder has a {MANIFEST}, or else the folder"
+        ) from error
     raise OutputError(f"{folder.location} is from another version of fastvec: finish it with that")

@@ -12,7 +12,7 @@ from fastvec.shards.manifest import MANIFEST, Manifest, Shard, read_errors, read
 from fastvec.shards.receipts import RECEIPTS, Receipts, finished_shards, is_part, receipt_name
 from fastvec.shards.record import RECORD, read_record
 
-REMEDY = "delete it, and run fastvec embed again to make it anew"
+REMEDY = "delete it, and run the same fastvec embed again to make it anew"
 _NOT_NEEDED = "it is only needed to make lost shards again"
 
 
@@ -26,7 +26,9 @@ def verify_folder(folder: Folder) -> Verification:
         checks = [check("manifest", None, f"{len(manifest.shards):,} shards, {manifest.rows:,} rows")]
         checks += [_check_ranges(manifest), *_check_files(folder, manifest), _check_errors(folder, manifest)]
         checks += _check_job(folder, manifest)
-        problems = [problem for shard in manifest.shards for problem in _problems(folder, manifest, shard)]
+        there = folder.names()
+        found = [shard for shard in manifest.shards if shard.file in there]
+        problems = [problem for shard in found for problem in _problems(folder, manifest, shard)]
         checks += problems or [check("shards", None, "all pass every check of a file")]
     except (OutputError, OSError) as error:
         checks = [check("manifest", str(error), "")]
@@ -74,7 +76,7 @@ def _problems(folder: Folder, manifest: Manifest, shard: Shard) -> Iterator[Chec
             open_shard(path, manifest, shard)
             checks = verify(path).checks
     except (OutputError, OSError) as error:
-        problem = str(error).replace(local, shard.file)  # it may be a copy, which is deleted
+        problem = str(error).replace(local, shard.file).removeprefix(f"{shard.file} ")  # it may be a copy
         yield check(shard.file, f"{problem}; {REMEDY}", "")
     else:
         yield from (check(shard.file, f"{one.name}: {one.detail}; {REMEDY}", "") for one in checks if not one.passed)
@@ -99,7 +101,7 @@ def _check_job(folder: Folder, manifest: Manifest) -> Iterator[Check]:
     try:
         receipts.read(sorted(finished_shards(folder, record.id) & set(range(len(manifest.shards)))))
     except OutputError as error:
-        yield check("receipts", f"{error}", "")
+        yield check("receipts", f"{error}; {_NOT_NEEDED}", "")
         return
     for number, shard in enumerate(manifest.shards):
         own = receipts.rows[number], receipts.bytes[number], f"{receipts.checksums[number]:08x}"
@@ -124,7 +126,7 @@ def _check_ranges(manifest: Manifest) -> Check:
 
 def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Check]:
     listed, found = {shard.file for shard in manifest.shards}, {name for name in folder.names() if is_part(name)}
-    wrong = [f"{name} is missing" for name in sorted(listed - found)]
+    wrong = [f"{name} is missing: run the same fastvec embed again" for name in sorted(listed - found)]
     wrong += [f"{name} is not in {MANIFEST}, but tools that read the folder would read it" for name in found - listed]
     yield check("files", wrong[0] if wrong else None, "those of the manifest")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fastvec.checkpoints import model_files
 from fastvec.checkpoints.checkpoint import Checkpoint, resolve
 from fastvec.errors import ModelError
 from tests.helpers.checkpoints import copy, edit_json, save_adapter, save_to_hub_cache, use_hub_cache
@@ -307,3 +308,16 @@ def test_an_instruct_model_that_is_not_llm2vecs_is_not_wrapped(llama: Path) -> N
 def test_llm2vec_settings_that_make_no_sense(llama: Path, settings: dict[str, object], message: str) -> None:
     edit_json(llama / "llm2vec_config.json", **settings)
     assert message in refusal(llama)
+
+
+def test_each_weight_file_is_parsed_once(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Path] = []
+    check = model_files.check_safetensors
+
+    def counted(file: Path) -> int:
+        parsed.append(file)
+        return check(file)
+
+    monkeypatch.setattr(model_files, "check_safetensors", counted)
+    resolve(tiny_llama)
+    assert parsed == [tiny_llama / "model.safetensors"]

@@ -54,7 +54,7 @@ def whole_folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def outcomes(whole_folder: Path) -> Outcomes:
-    shares = ("1", "0.15") if THOROUGH else ("0.1", "0.001")
+    shares = ("1", "0.15") if THOROUGH else ("0.2", "0.001")
     python = [sys.executable, "-O", "-W", "ignore", "-m", "tests.helpers.hostile"]
     paths = environment() | {
         "PYTHONPATH": f"{environment()['PYTHONPATH']}:{whole_folder}"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("small_chunks", "small_shards")
     ("name", "content", "message"),
     [
         ("_receipts/*/1.json", b"{", r"/1.json is damaged: delete it, and run the command again"),
-        ("_job.json", b"[]", r"_job.json is damaged: remove the folder"),
+        ("_job.json", b"[]", r"_job.json is damaged: delete it if the folder has a _manifest.json, or else the folder"),
         ("_job.json", sealed({"fastvec_job": 99}), r"is from another version of fastvec"),
     ],
 )

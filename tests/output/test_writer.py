@@ -177,8 +177,8 @@ def test_an_errors_file_of_an_earlier_run_goes(output: Path) -> None:
     assert contents(output.parent).keys() == {"vecs.arrow"}
 
 
-@pytest.mark.parametrize("damage", ["gone", "flipped"])
-def test_a_part_without_a_sound_batch_is_refused(output: Path, damage: str) -> None:
+@pytest.mark.parametrize(("damage", "found"), [("gone", "is missing"), ("flipped", "is damaged in its first batch")])
+def test_a_part_without_a_sound_batch_is_refused(output: Path, damage: str, found: str) -> None:
     start_job(output, 3).close()
     part = output.with_name("vecs.arrow.part")
     content = part.read_bytes()
@@ -188,8 +188,7 @@ def test_a_part_without_a_sound_batch_is_refused(output: Path, damage: str) -> N
     with pytest.raises(OutputError) as error:
         run_job(output)
     assert str(error.value) == (
-        f"{part} is missing or damaged in its first batch, though vecs.arrow.journal lists 3: delete both files and "
-        "run the command again"
+        f"{part} {found}, though vecs.arrow.journal lists 3: delete both files and run the command again"
     )
 
 

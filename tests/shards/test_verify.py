@@ -97,7 +97,10 @@ def test_receipts_and_a_record_of_other_work_are_found(folder: LocalFolder) -> N
         assert (name, problem in detail) == ("receipts", True)
     second.write_bytes(first.read_bytes())
     ((name, detail),) = failed(folder)
-    assert (name, detail) == ("receipts", f"{second} is damaged: delete it, and run the command again")
+    assert (name, detail) == (
+        "receipts",
+        f"{second} is damaged: delete it, and run the command again; it is only needed to make lost shards again",
+    )
     second.write_bytes(sealed(own))
     job.write_bytes(sealed({**record, "fingerprint": {**record["fingerprint"], "dims": 1}}))
     remedy = "delete it; it is only needed to make lost shards again"
@@ -119,7 +122,7 @@ def swap(path: Path) -> None:
     ("damage", "expected"),
     [
         (cut, [(PARTS[1], "is damaged, or has no valid footer")]),
-        (Path.unlink, [("files", f"{PARTS[1]} is missing"), (PARTS[1], "No such file")]),
+        (Path.unlink, [("files", f"{PARTS[1]} is missing: run the same fastvec embed again")]),
         (swap, [(PARTS[1], "is not the shard that _manifest.json lists"), (PARTS[2], "is not the shard")]),
         (lambda path: shutil.copy(path, path.with_name("part-00003.arrow")), [("files", "part-00003.arrow is not in")]),
     ],
