@@ -172,7 +172,10 @@ def _run(
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
     def program() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        except KeyboardInterrupt:  # before the command began
+            sys.exit(128 + signal.SIGINT)
         try:
             main()
         finally:
