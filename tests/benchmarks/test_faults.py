@@ -73,9 +73,9 @@ def skip_the_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 def rename_before_the_footer(monkeypatch: pytest.MonkeyPatch) -> None:
     finish = Writer.finish
 
-    def finished(self: Writer, lines: Any) -> None:
+    def finished(self: Writer, lines: Any, **options: Any) -> None:
         shutil.copyfile(self._part_path, self._output)
-        finish(self, lines)
+        finish(self, lines, **options)
 
     monkeypatch.setattr(Writer, "finish", finished)
 
