@@ -59,7 +59,7 @@ aot: $(VENV)/.installed
 # Random faults against the real command: kills, power cuts, full disks, damaged files. The seed is a new one each time, and
 # printed with the command that repeats a failure: a fixed one would find nothing after its first pass.
 faults: $(VENV)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=.:kernels $(BIN)/python -m benchmarks.faults --faults 1000 --minutes 5
+	OMP_NUM_THREADS=1 PYTHONPATH=.:kernels $(BIN)/python -m benchmarks.faults --faults 1000 --minutes 5 $(if $(SEED),--seed $(SEED))
 
 # The documentation as a site; a warning, such as one about a broken link, fails.
 docs: $(VENV)/.installed
