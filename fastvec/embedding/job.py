@@ -4,7 +4,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -133,8 +133,9 @@ def _choices(encoder: "Encoder", writer: Writer, text_bytes: int) -> Iterator[No
 
 def require_space(plan: EmbedPlan) -> None:
     """Raise DiskFullError if the output does not fit on the disk."""
-    part = beside(plan.output, ".part")
-    have = shutil.disk_usage(plan.output.parent).free + (part.stat().st_size if part.exists() else 0)
+    have = shutil.disk_usage(plan.output.parent).free
+    with suppress(FileNotFoundError):  # also if another run finishes it at this moment
+        have += beside(plan.output, ".part").stat().st_size
     if have < plan.output_bytes:
         raise DiskFullError(
             f"{plan.output} needs at least {plan.output_bytes:,} bytes and {have:,} are free: make room, or choose "

@@ -16,6 +16,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastvec.embedding.plan import EmbedPlan
@@ -242,19 +243,25 @@ def _clear(folder: Folder, record: Record | None) -> None:
 
 def _require_space(job: ShardedJob, record: Record | None, rows: Sequence[int]) -> None:
     """Raise DiskFullError if shards of so many rows do not fit on the disk where they are written."""
-    place, begun = job.folder.work, 0
-    if record is not None and (place / record.id).is_dir():
-        begun = sum(path.stat().st_size for path in (place / record.id).iterdir())
-    while not place.exists():
-        place = place.parent
+    work = job.folder.work
+    begun = 0 if record is None else sum(LocalFolder(work).names(record.id).values())
     # shards of a folder in a store are deleted here when they are uploaded
     most = sum(rows) if isinstance(job.folder, LocalFolder) else max(rows, default=0)
-    free, needed = shutil.disk_usage(place).free, most * job.plan.row_bytes - begun
+    free, needed = _free_bytes(work), most * job.plan.row_bytes - begun
     if free < needed:
         raise DiskFullError(
             f"{job.folder.location} needs at least {needed:,} bytes more and {free:,} are free: make room, or choose "
             "--dims or a smaller --vector-dtype"
         )
+
+
+def _free_bytes(place: Path) -> int:
+    """Return what is free on the disk of a folder, which need not exist yet, and which another process may delete."""
+    while True:
+        try:
+            return shutil.disk_usage(place).free
+        except FileNotFoundError:
+            place = place.parent
 
 
 def _check_errors(job: ShardedJob, receipts: Receipts) -> None:

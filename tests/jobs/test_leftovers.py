@@ -1,5 +1,6 @@
 """What other runs, other processes and people leave in a folder never becomes a wrong output."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -219,6 +220,24 @@ def test_a_resume_needs_no_room_for_what_is_there(
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
     with pytest.raises(DiskFullError, match="needs at least 15,840 bytes more and 100 are free"):
         embed([articles], f"{folder.parent}/other/", encoder=encoder, column="text", limit=60)
+    assert embed([articles], f"{folder}/", encoder=encoder, column="text", limit=60).rows == 60
+
+
+def test_work_that_another_process_deletes_meanwhile_is_not_missed(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "publish", fail_to_publish)
+        with pytest.raises(OutputError, match="no"):
+            embed([articles], f"{folder}/", encoder=encoder, column="text", limit=60)
+    (next((folder / "_work").iterdir()) / "gone").symlink_to("nothing")  # listed, and not there for its size
+    usage = shutil.disk_usage
+
+    def deleted(path: Path) -> Any:
+        shutil.rmtree(folder / "_work", ignore_errors=True)
+        return usage(path)
+
+    monkeypatch.setattr("shutil.disk_usage", deleted)
     assert embed([articles], f"{folder}/", encoder=encoder, column="text", limit=60).rows == 60
 
 
