@@ -56,8 +56,8 @@ check: lint test
 aot: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.aot
 
-# Random faults against the real command: kills, power cuts, full disks, damaged files. The seed is a new one each time, and
-# printed with the command that repeats a failure: a fixed one would find nothing after its first pass.
+# Random faults against the real command: kills, power cuts, full disks, damaged files. The seed, if
+# none is given, is a new one each time, and printed with the command that repeats a failure.
 faults: $(VENV)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=.:kernels $(BIN)/python -m benchmarks.faults --faults 1000 --minutes 5 $(if $(SEED),--seed $(SEED))
 

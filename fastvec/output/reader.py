@@ -169,7 +169,7 @@ def read_output(path: Path) -> Output:
             promises=promises,
             rows=int(promises["fastvec.rows"]),
             counts={name: int(count) for name, count in json.loads(promises["fastvec.counts"]).items()},
-            blocks=_blocks(promises) or [],
+            blocks=_blocks(promises),
             inputs=[
                 {"uri": str(file["uri"]), "first_row": int(file["first_row"]), "rows": int(file["rows"])}
                 for file in json.loads(own["inputs"])
@@ -197,18 +197,16 @@ def _unreadable(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path} cannot be read: {reason}")
 
 
-def _blocks(promises: dict[str, str]) -> list[Block] | None:
-    """Return the blocks that a footer lists; None for a Parquet file of an earlier version."""
-    if "fastvec.batches" not in promises:
-        return None
-    listed = json.loads(promises["fastvec.batches"])
+def _blocks(promises: dict[str, str]) -> list[Block]:
+    listed = json.loads(promises.get("fastvec.batches", "[]"))
     return [Block(**{name: int(block[name]) for name in ("rows", "end_offset", "crc32")}) for block in listed]
 
 
 def _is_footer_intact(output: Output) -> bool:
     promises = output.promises
     if output.is_parquet:
-        return parquet_file.is_footer_intact(output.path, _blocks(promises))
+        has_blocks = "fastvec.batches" in promises  # an earlier version wrote none
+        return parquet_file.is_footer_intact(output.path, output.blocks if has_blocks else None)
     return promises == arrow_file.footer_metadata(output.schema, output.counts, output.blocks, output.errors_crc32)
 
 

@@ -14,7 +14,7 @@ from fastvec.errors import InputError
 from tests import ROOT
 from tests.helpers.processes import environment
 
-MEMORY = 1 << 30  # that a process may allocate beyond what it has with its imports: two pages of the largest size
+MEMORY = 1 << 30  # that a process may allocate beyond what it has with its imports, whatever a file claims
 
 
 def read_damaged(path: Path, kind: str, step: int = 1) -> dict[int, dict[str, Any]]:
