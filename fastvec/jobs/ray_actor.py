@@ -10,7 +10,6 @@ import logging
 import os
 import pickle
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvec import errors
-from fastvec.errors import FastvecError, InputError, ModelError, OutputError, RefusedError, WorkerError
+from fastvec.errors import FastvecError, InputError, ModelError, OutputError, WorkerError
 from fastvec.jobs.processes import TRIES
 from fastvec.jobs.sharded import ShardedJob
 from fastvec.jobs.worker import LoadEncoder, ShardWorker, draft_of
@@ -29,7 +28,6 @@ from fastvec.shards.record import read_record
 from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors, write_at
 
 CLAIM_SECONDS = 60.0  # how long an actor waits for one that has its shard; those of a killed driver end after about 3 s
-POLL_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +158,7 @@ def _claimed(path: Path, journal: Path, run: str) -> Iterator[None]:
     """
     with translated_os_errors(path):
         make_folder(path.parent)
-        fd = _locked(beside(path, ".claim"))
+        fd = open_locked(beside(path, ".claim"), wait_seconds=CLAIM_SECONDS)
     try:
         begun = {"run": run, "journal_bytes": journal.stat().st_size if journal.exists() else 0}
         earlier = _read(fd)
@@ -179,17 +177,6 @@ def _claimed(path: Path, journal: Path, run: str) -> Iterator[None]:
         with suppress(OSError):
             os.unlink(beside(path, ".claim"))
         os.close(fd)
-
-
-def _locked(path: Path) -> int:
-    deadline = time.monotonic() + CLAIM_SECONDS
-    while True:
-        try:
-            return open_locked(path)
-        except RefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_SECONDS)
 
 
 def _read(fd: int) -> dict[str, Any]:

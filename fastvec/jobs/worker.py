@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # the encoder is loaded when it is needed
 
 logger = logging.getLogger(__name__)
 
+# How long to wait for a process that has the shard: one whose parent was killed commits its last batch, and ends.
+LOCK_SECONDS = 10.0
+
 LoadEncoder = Callable[[EncoderSettings], "Encoder"]
 
 
@@ -102,7 +105,7 @@ class ShardWorker:
     ) -> Receipt:
         """Embed a shard, or what is missing of it, publish it, and return its receipt.
 
-        Raises FastvecError; RefusedError if another process is writing the shard.
+        Raises FastvecError; RefusedError if another process is writing the shard and does not end.
         """
         record = self.begin()
         receipt = receipt_name(record.id, shard)
@@ -189,10 +192,10 @@ def _is_finished(draft: Path, job: Job, *, read_back: bool) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock on a file in this block, and delete it. Raises RefusedError if another process holds it."""
+    """Hold the lock on a file in this block, and delete it. Raises RefusedError if another process keeps it."""
     with translated_os_errors(path):
         make_folder(path.parent)
-        fd = open_locked(path)
+        fd = open_locked(path, wait_seconds=LOCK_SECONDS)
     try:
         yield
     finally:

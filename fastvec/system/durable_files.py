@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ if sys.platform != "win32":
     import fcntl
 
 _BINARY = getattr(os, "O_BINARY", 0)  # otherwise Windows translates line endings
+_POLL_SECONDS = 0.1  # how often a wait looks for a lock
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -55,21 +57,27 @@ def open_file(path: Path, flags: int) -> int:
     return os.open(path, flags | _BINARY, 0o666)
 
 
-def open_locked(path: Path, *, create: bool = True) -> int:
+def open_locked(path: Path, *, create: bool = True, wait_seconds: float = 0.0) -> int:
     """Open the file `path` for reading and writing, and hold a lock on it until the descriptor is closed.
 
-    Raises RefusedError if a running process holds the lock, and OSError.
+    Raises RefusedError if a running process holds the lock for `wait_seconds`, and OSError.
     """
+    deadline = time.monotonic() + wait_seconds
     while True:
         fd = open_file(path, os.O_RDWR | (os.O_CREAT if create else 0))
         try:
             lock(fd, path)
             if _is_same_file(fd, path):
                 return fd
+        except RefusedError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                raise
+            time.sleep(_POLL_SECONDS)
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # another process deleted or renamed this file between open and lock
+        os.close(fd)  # it is locked, or another process deleted or renamed it between open and lock
 
 
 def _is_same_file(fd: int, path: Path) -> bool:

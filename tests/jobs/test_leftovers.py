@@ -15,7 +15,6 @@ from fastvec.errors import DiskFullError, OutputError, RefusedError, RowErrorsEr
 from fastvec.jobs.worker import ShardWorker
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.verify import verify_folder
-from fastvec.system.durable_files import locked
 from fastvec.system.sealed import read_sealed, sealed
 from tests.helpers.kills import Killed, kill_after
 from tests.helpers.shards import parts_of
@@ -292,16 +291,6 @@ def test_a_shard_that_two_processes_published_with_other_bytes_is_done_again(
     assert verify_folder(LocalFolder(folder)).return_code == 0
 
 
-def test_a_shard_that_another_process_writes_is_refused(articles: Path, encoder: Encoder, folder: Path) -> None:
-    (folder.parent / "other").mkdir()
-    with pytest.raises(Killed):
-        embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(1))
-    (work,) = (folder / "_work").iterdir()
-    with locked(work / "part-00000.arrow.lock"), pytest.raises(RefusedError, match="is locked by a running process"):
-        embed([articles], f"{folder}/", encoder=encoder, column="text")
-    assert embed([articles], f"{folder}/", encoder=encoder, column="text").rows == 300
-
-
 # of the calls that delete a manifest, five receipts, five shards, and two files
 @pytest.mark.parametrize("kill_at", range(0, 14, 6))
 def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
@@ -327,17 +316,6 @@ def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
         job(300)
     assert job(300, overwrite=True) == 300
     assert verify_folder(LocalFolder(folder)).return_code == 0
-
-
-def test_an_overwrite_is_refused_while_another_process_writes(articles: Path, encoder: Encoder, folder: Path) -> None:
-    with pytest.raises(Killed):
-        embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(4))
-    before = contents(folder)
-    (work,) = (folder / "_work").iterdir()
-    with locked(work / "part-00001.arrow.lock"), pytest.raises(RefusedError, match="is locked by a running process"):
-        embed([articles], f"{folder}/", encoder=encoder, column="title", overwrite=True)
-    assert contents(folder).keys() == before.keys() | {f"_work/{work.name}/part-00001.arrow.lock"}
-    assert embed([articles], f"{folder}/", encoder=encoder, column="title", overwrite=True).rows == 300
 
 
 def test_a_shard_and_the_record_are_gone(articles: Path, encoder: Encoder, folder: Path) -> None:

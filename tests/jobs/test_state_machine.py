@@ -215,6 +215,7 @@ def faults(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("fastvec.output.writer.GROUP_BYTES", 1000)
     monkeypatch.setattr("fastvec.output.writer.GROUP_SECONDS", 1e9)
     monkeypatch.setattr("fastvec.embedding.encoded_chunks.FIRST_TEXTS", 4)
+    monkeypatch.setattr("fastvec.jobs.worker.LOCK_SECONDS", 0.0)  # a second run is within the first, which cannot end
     own = {"root": tmp_path, "encoder": encoder, "expected": {}, "tried": Counter()}
     return type("Faults", (Faults,), own)
 
