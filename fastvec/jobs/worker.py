@@ -194,14 +194,21 @@ def _is_finished(draft: Path, job: Job, *, read_back: bool) -> bool:
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock on a file in this block, and delete it. Raises RefusedError if another process keeps it."""
     with translated_os_errors(path):
-        make_folder(path.parent)
-        fd = open_locked(path, wait_seconds=LOCK_SECONDS)
+        try:
+            fd = _opened(path)
+        except FileNotFoundError:  # the process that had the shard was of a run that is done, and deleted the folder
+            fd = _opened(path)
     try:
         yield
     finally:
         for end in (partial(os.unlink, path), partial(os.close, fd)):  # it has no content that could be lost
             with suppress(OSError):
                 end()
+
+
+def _opened(path: Path) -> int:
+    make_folder(path.parent)
+    return open_locked(path, wait_seconds=LOCK_SECONDS)
 
 
 def _receipt(shard: int, rows: range, path: Path) -> Receipt:

@@ -1,14 +1,19 @@
 """Two processes that would write the same shard: the second waits for one that ends, and is refused otherwise."""
 
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fastvec import Encoder, embed
 from fastvec.errors import RefusedError
 from fastvec.jobs import worker
+from fastvec.shards.folder import LocalFolder
+from fastvec.shards.verify import verify_folder
+from fastvec.system import durable_files
 from fastvec.system.durable_files import locked
 from tests.helpers.kills import Killed, kill_after
 from tests.jobs.test_sharded import contents
@@ -39,6 +44,26 @@ def test_a_process_that_ends_is_waited_for(articles: Path, encoder: Encoder, fol
         end.start()
         assert embed([articles], f"{folder}/", encoder=encoder, column="text").rows == 300
         end.join()
+
+
+def test_a_run_that_finishes_the_job_meanwhile(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It deletes the folder of the lock that this one waits for."""
+    with pytest.raises(Killed):
+        embed([articles], f"{folder}/", encoder=encoder, column="text", progress=kill_after(1))
+    (work,) = (folder / "_work").iterdir()
+    other = ExitStack()
+    other.enter_context(locked(work / "part-00000.arrow.lock"))
+
+    def the_other_finishes(_: float) -> None:
+        other.close()
+        embed([articles], f"{folder}/", encoder=encoder, column="text")
+
+    monkeypatch.setattr(durable_files, "time", SimpleNamespace(monotonic=time.monotonic, sleep=the_other_finishes))
+    assert embed([articles], f"{folder}/", encoder=encoder, column="text").rows == 300
+    assert verify_folder(LocalFolder(folder)).return_code == 0
+    assert not (folder / "_work").exists()
 
 
 def test_an_overwrite_is_refused_while_another_process_writes(articles: Path, encoder: Encoder, folder: Path) -> None:
