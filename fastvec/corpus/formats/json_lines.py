@@ -6,9 +6,10 @@ all its columns are null. Strings that look like dates stay strings.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +23,12 @@ from fastvec.corpus.formats.lines import LineFile
 from fastvec.errors import InputError
 
 SAMPLE_BYTES = 16 << 20  # from which the columns are inferred: enough for fields that few lines have
+MOST_FIELDS = 10_000  # after which no more are inferred: some files have identifiers as keys, others in each line
 MOST_DEPTH = 200  # of nesting, in a line from which columns are inferred
+# pyarrow gives each line a value of each field of the lines that it parses together: most of them nulls, if each line
+# has other fields
+SAMPLE_LINES = 32  # that columns are inferred from together
+MOST_VALUES = 1 << 20  # of lines that are read together
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
@@ -40,23 +46,20 @@ class JsonLines:
 
         Raises InputError if none of them is an object.
         """
-        fields: dict[str, pa.Field] = {}
-        size = 0
-        for lines in file.batches() if file.groups else ():
-            for schema in _schemas(_stripped(lines)):
-                for field in schema:
-                    known = fields.get(field.name, field)
-                    with suppress(pa.ArrowException):  # of two types that exclude each other, the first one counts
-                        both = [pa.schema([known]), pa.schema([field])]
-                        known = pa.unify_schemas(both, promote_options="permissive").field(0)
-                    fields[field.name] = known
-            size += sum(map(len, lines))
-            if size > SAMPLE_BYTES:
+        inferred: dict[str, pa.DataType] = {}
+        count = 0
+        for lines in _sample(file):
+            for field in chain.from_iterable(_schemas(lines)):
+                known, type = inferred.get(field.name), _without_dates(field.type)
+                if known != type:
+                    inferred[field.name] = both = type if known is None else _unified(known, type)
+                    count += _field_count(both) - (0 if known is None else _field_count(known))
+            if count > MOST_FIELDS:
                 break
-        if not fields:
+        if not inferred:
             first = next(file.batches())[0].strip() if file.groups else b""
             raise InputError(f"{file.path}: {_what_is_wrong(first)}")
-        return cls(file, pa.schema([field.with_type(_written_type(field.type)) for field in fields.values()]))
+        return cls(file, pa.schema([(name, _without_nulls(type)) for name, type in inferred.items()]))
 
     @property
     def group_rows(self) -> tuple[int, ...]:
@@ -66,18 +69,32 @@ class JsonLines:
         """Yield the named columns, from row `skip` of group `first_group` on, and a last column that marks bad rows."""
         paths = paths_to(self.schema, columns)
         schema = pa.schema([self.schema.field(top) for top in dict.fromkeys(path[0] for path in paths.values())])
+        together = MOST_VALUES // max(sum(_field_count(field.type) for field in schema), 1) or 1
         for lines in self.file.batches(first_group, skip):
-            parts = list(_parsed(_stripped(lines), schema))
-            rows = pa.concat_batches([part for part, _ in parts])
-            yield with_bad_rows(select(rows, paths), np.concatenate([bad for _, bad in parts]))
+            for some in _divided(lines, together):
+                parts = list(_parsed(some, schema))
+                rows = pa.concat_batches([part for part, _ in parts])
+                yield with_bad_rows(select(rows, paths), np.concatenate([bad for _, bad in parts]))
 
     def places(self, rows: Sequence[int]) -> Iterator[dict[str, int]]:
         """Yield the line number of each of `rows`, which ascend."""
         return ({"line": number} for number in self.file.numbers(rows))
 
 
-def _stripped(lines: Sequence[bytes]) -> list[bytes]:
-    return [line.strip() for line in lines]
+def _divided(lines: Sequence[bytes], together: int) -> Iterator[list[bytes]]:
+    """Yield the lines, without white space around them, so many at a time."""
+    for begin in range(0, len(lines), together):
+        yield [line.strip() for line in lines[begin : begin + together]]
+
+
+def _sample(file: LineFile) -> Iterator[list[bytes]]:
+    """Yield the lines that columns are inferred from."""
+    size = 0
+    for lines in file.batches() if file.groups else ():
+        yield from _divided(lines, SAMPLE_LINES)
+        size += sum(map(len, lines))
+        if size > SAMPLE_BYTES:
+            break
 
 
 def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.bool_]]]:
@@ -153,15 +170,37 @@ def _schemas(lines: Sequence[bytes]) -> Iterator[pa.Schema]:
         yield from _schemas(lines[middle:])
 
 
-def _written_type(type: pa.DataType) -> pa.DataType:
-    """Return the type that a column is read with: JSON has no dates, and a null may become any text."""
-    if types.is_timestamp(type) or types.is_null(type):
+def _unified(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """Return the type of values of both types; of two types that exclude each other, the first."""
+    with suppress(pa.ArrowException):
+        schemas = [pa.schema([("", type)]) for type in (first, second)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    return first
+
+
+def _without_dates(type: pa.DataType) -> pa.DataType:
+    """Return the type with strings for dates, which JSON does not have."""
+    return _with_strings(type, types.is_timestamp)
+
+
+def _without_nulls(type: pa.DataType) -> pa.DataType:
+    """Return the type with strings for what was null in all lines, and may become any text."""
+    return _with_strings(type, types.is_null)
+
+
+def _with_strings(type: pa.DataType, instead_of: Callable[[pa.DataType], bool]) -> pa.DataType:
+    if instead_of(type):
         return pa.string()
     if types.is_list(type):
-        return pa.list_(_written_type(type.value_type))
+        return pa.list_(_with_strings(type.value_type, instead_of))
     if types.is_struct(type):
-        return pa.struct([(field.name, _written_type(field.type)) for field in type])
+        return pa.struct([(field.name, _with_strings(field.type, instead_of)) for field in type])
     return type
+
+
+def _field_count(type: pa.DataType) -> int:
+    """Return how many values a row of the type has, with one for each list."""
+    return sum(_field_count(type.field(i).type) for i in range(type.num_fields)) if types.is_nested(type) else 1
 
 
 def _what_is_wrong(first: bytes) -> str:

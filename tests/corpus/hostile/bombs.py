@@ -108,6 +108,15 @@ def gzipped_lines(count: int, size: int) -> bytes:
     return gzip.compress(b'{"text": "%s"}\n' % (b"x" * size) * count, 1)
 
 
+def lines_of_keys(count: int, keys: int, *, nested: bool) -> bytes:
+    """Return objects of a megabyte in all, each with fields that no other has: as a table, 110 million nulls."""
+    lines = []
+    for line in range(count):
+        fields = ",".join(f'"{number:x}":1' for number in range(line * keys, (line + 1) * keys))
+        lines.append(f'{{"text":"a","by_id":{{{fields}}}}}' if nested else f'{{"text":"a",{fields}}}')
+    return "\n".join(lines).encode()
+
+
 def one_long_text(size: int) -> bytes:
     file = BytesIO()
     pq.write_table(pa.table({"text": ["a", "x" * size, "b"]}), file, compression="zstd")

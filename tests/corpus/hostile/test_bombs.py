@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from fastvec.corpus.formats.json_lines import MOST_FIELDS, SAMPLE_LINES
 from tests import ROOT
-from tests.corpus.hostile.bombs import READ, REFUSED, many_groups, one_long_text
+from tests.corpus.hostile.bombs import READ, REFUSED, lines_of_keys, many_groups, one_long_text
 from tests.helpers.processes import environment
 
 MIB = 1 << 20
@@ -25,14 +26,14 @@ from benchmarks.fuzzing.trial import Allowance, trial
 
 bound = int(sys.argv[2])
 for path in Path(sys.argv[1]).iterdir():
-    outcome = trial(path, column="text", keep=None, allowance=Allowance(memory=bound, limit=1 << 32))
+    outcome = trial(path, column="text", keep=json.loads(sys.argv[3]), allowance=Allowance(memory=bound, limit=1 << 32))
     print(json.dumps({"name": path.name, **asdict(outcome)}))
 """
 
 
-def outcomes(folder: Path, bound: int) -> dict[str, dict[str, Any]]:
-    """Read every file of a folder, each in a process, and return how that ended."""
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(bound)]
+def outcomes(folder: Path, bound: int, keep: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Read every file of a folder, each in a process, and return how that ended; `keep` None are all columns."""
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(bound), json.dumps(keep)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
     return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
 
@@ -58,6 +59,26 @@ def test_small_files_of_much_content_are_read_in_little_memory(tmp_path: Path) -
     assert {name: (outcome["status"], outcome["rows"], outcome["reason"]) for name, outcome in found.items()} == {
         name: ("read", rows, "") for name, (_, rows) in READ.items()
     }
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_lines_each_with_keys_of_its_own_are_read_in_little_memory(tmp_path: Path, nested: bool) -> None:
+    (tmp_path / "keys.jsonl").write_bytes(lines_of_keys(1000, 110, nested=nested))
+
+    (outcome,) = outcomes(tmp_path, BOUND, keep=[]).values()
+
+    assert (outcome["status"], outcome["rows"], outcome["reason"]) == ("read", 1000, "")
+
+
+@pytest.mark.slow
+def test_keys_that_are_kept_take_the_memory_of_a_bounded_number(tmp_path: Path) -> None:
+    (tmp_path / "keys.jsonl").write_bytes(lines_of_keys(1000, 110, nested=True))
+    fields = MOST_FIELDS + SAMPLE_LINES * 110
+    chunk = 1000 * fields * 9  # an integer and its bits of validity, rounded up
+
+    (outcome,) = outcomes(tmp_path, BOUND + 2 * chunk).values()  # as batches, and as one chunk
+
+    assert (outcome["status"], outcome["rows"], outcome["reason"]) == ("read", 1000, "")
 
 
 @pytest.mark.slow
