@@ -15,6 +15,7 @@ from fastvec.output import arrow_file
 from fastvec.output.ownership import FIRST_LINE_BYTES, errors_path, is_row_error
 from fastvec.output.reader import PASSAGE_COLUMNS, Array, Output, read_output
 from fastvec.system import blocks
+from fastvec.system.durable_files import translated_os_errors
 
 # float32: the error of a norm summed in float32 is up to D/2 · 2⁻²⁴, 1.2e-4 for D = 4096; float16 rounding adds 2⁻¹¹
 _UNIT_TOLERANCE = {"float32": 2e-4, "float16": 1e-3}
@@ -79,13 +80,14 @@ def verify(path: str | Path) -> Verification:
 def open_intact(path: Path) -> Output:
     """Open the finished output at `path`, and check its bytes: a copy of damaged vectors would look intact.
 
-    Raises OutputError if it is not a finished output, or is damaged.
+    Raises OutputError if it is not a finished output, is damaged, or cannot be read.
     """
-    output = read_output(path)
-    for checks in (check_bytes, check_columns):
-        for check in checks(output):
-            if not check.passed:
-                raise OutputError(f"{path} is damaged: {check.name}: {check.detail}; {REMEDY}")
+    with translated_os_errors(path):
+        output = read_output(path)
+        for checks in (check_bytes, check_columns):
+            for check in checks(output):
+                if not check.passed:
+                    raise OutputError(f"{path} is damaged: {check.name}: {check.detail}; {REMEDY}")
     return output
 
 

@@ -1,5 +1,6 @@
 """What other runs, other processes and people leave in a folder never becomes a wrong output."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 from fastvec import Encoder, embed
 from fastvec.errors import DiskFullError, OutputError, RefusedError, RowErrorsError
 from fastvec.jobs.worker import ShardWorker
+from fastvec.output.reader import Output
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.verify import verify_folder
 from fastvec.system.sealed import read_sealed, sealed
@@ -100,6 +102,25 @@ def test_a_finished_shard_that_was_damaged_before_it_was_published_is_embedded_a
     draft.write_bytes(damage(draft.read_bytes()))
     embed([articles], f"{folder}/", encoder=encoder, column="text")
     assert parts_of(folder) == parts_of(folder.parent / "undisturbed")
+
+
+def test_a_finished_shard_that_cannot_be_read_now_is_kept(
+    articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_to_read(output: Output) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(output.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "publish", fail_to_publish)
+        with pytest.raises(OutputError, match="no"):
+            embed([articles], f"{folder}/", encoder=encoder, column="text")
+    (draft,) = folder.glob("_work/*/part-*.arrow")
+    before = draft.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("fastvec.output.verify.check_bytes", fail_to_read)
+        with pytest.raises(OutputError, match=f"^{draft}: Input/output error$"):
+            embed([articles], f"{folder}/", encoder=encoder, column="text")
+    assert draft.read_bytes() == before
 
 
 @pytest.mark.parametrize(
