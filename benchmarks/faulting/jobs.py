@@ -3,7 +3,7 @@
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,14 +132,19 @@ class Job:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the files in a folder by name; the random id of a job in shards is left out of names and contents."""
-    found = {}
+    for _ in range(100):
+        with suppress(FileNotFoundError):  # another run may delete files meanwhile
+            return dict(_contents(folder))
+    raise Violation(f"{folder} is missing, or its files never stay")
+
+
+def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in folder.rglob("*"):
         if path.is_file():
             name, content = path.relative_to(folder).as_posix(), path.read_bytes()
             if path.suffix == ".json" and path.name != "_manifest.json":
                 content = _VARYING.sub(rb"\1", content)
-            found[_ID.sub(b"ID", name.encode()).decode()] = content
-    return found
+            yield _ID.sub(b"ID", name.encode()).decode(), content
 
 
 def require_end(ended: Ended, codes: set[int]) -> None:

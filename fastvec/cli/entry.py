@@ -64,15 +64,15 @@ def _end(codes: Sequence[int]) -> None:
 
 def main() -> NoReturn:
     """Run the command line; an error that a user can cause becomes one line on stderr and an exit code."""
-    gc.set_threshold(ALLOCATIONS)
-    os.environ["RUST_BACKTRACE"] = "0"  # a panic of tokenizers for lack of memory hangs while it prints one
-    open_closed_streams()
     try:
+        gc.set_threshold(ALLOCATIONS)
+        os.environ["RUST_BACKTRACE"] = "0"  # a panic of tokenizers for lack of memory hangs while it prints one
+        open_closed_streams()
         with translated_memory_errors():
             cli(prog_name="fastvec", standalone_mode=False)
     except FastvecError as error:
         fail(str(error), error.exit_code)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):  # the second before click runs
         fail("stopped", 130)
     except click.ClickException as error:
         fail(error.format_message(), error.exit_code)

@@ -50,6 +50,14 @@ def test_a_closed_terminal_stops_once_however_many_send_sighup() -> None:
         assert stopped() == signal.SIGHUP
 
 
+def test_ctrl_c_before_the_command_has_begun_is_one_line(fastvec: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastvec.cli.entry.open_closed_streams", interrupted)
+    assert fastvec("--help") == (130, "", "fastvec: stopped\n")
+
+
 def test_an_ignored_sighup_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with stop_on_signal() as stopped:
