@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,17 @@ def open_locked(path: Path, *, create: bool = True, wait_seconds: float = 0.0) -
     deadline = time.monotonic() + wait_seconds
     while True:
         fd = open_file(path, os.O_RDWR | (os.O_CREAT if create else 0))
-        try:
-            lock(fd, path)
-            if _is_same_file(fd, path):
-                return fd
-        except RefusedError:
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                raise
-            time.sleep(_POLL_SECONDS)
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # it is locked, or another process deleted or renamed it between open and lock
+        with ExitStack() as opened:
+            opened.callback(os.close, fd)
+            try:
+                lock(fd, path)
+                if _is_same_file(fd, path):  # another process may delete or rename it between open and lock
+                    opened.pop_all()
+                    return fd
+            except RefusedError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
 
 
 def _is_same_file(fd: int, path: Path) -> bool:

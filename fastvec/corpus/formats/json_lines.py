@@ -199,7 +199,7 @@ def _with_strings(type: pa.DataType, instead_of: Callable[[pa.DataType], bool]) 
 
 
 def _field_count(type: pa.DataType) -> int:
-    """Return how many values a row of the type has, with one for each list."""
+    """Return how many values a row of the type has, if each list has one."""
     return sum(_field_count(type.field(i).type) for i in range(type.num_fields)) if types.is_nested(type) else 1
 
 
