@@ -92,13 +92,16 @@ class Running:
         return self._ended(status) if pid else None
 
     def wait(self) -> Ended:
-        """Wait for the end. Raises TimeoutError if there is none."""
+        """Wait for the end. Raises TimeoutError if there is none, with where each thread is."""
         deadline = time.monotonic() + END_SECONDS
         while (ended := self.poll()) is None:
             if time.monotonic() > deadline:
-                self.kill(signal.SIGUSR2)
-                time.sleep(1)
-                self.kill()
+                processes = [self.pid, *self.workers()]
+                for number in (signal.SIGUSR2, signal.SIGKILL):
+                    for pid in processes:
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, number)
+                    time.sleep(1)
                 os.waitpid(self.pid, 0)
                 what = f"fastvec {' '.join(self.arguments)} did not end in {END_SECONDS:.0f} s"
                 raise TimeoutError(f"{what}:\n{self.log.read_text()}")

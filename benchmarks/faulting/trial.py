@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -102,6 +103,13 @@ class Trial:
         self.history.append(f"{fault}: ended with {ended.code} after {ended.seconds:.2f} s [{options}]")
         self.history += [f"    {line}" for line in ended.printed.splitlines() if line.startswith("fastvec: ")]
         require_end(ended, self.success | set(codes) | ({1, 4} if self.damaged else set()))
+        self.check_files()
+
+    def killed(self, fault: str) -> None:
+        """Check the promises after a run that did not end for a reason of Python's, and was killed."""
+        self.machine_knows = False
+        self.tally.count(fault, -signal.SIGKILL)
+        self.history.append(f"{fault}: hung in the start of a thread, and was killed")
         self.check_files()
 
     def check_files(self) -> None:

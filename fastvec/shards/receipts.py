@@ -109,10 +109,11 @@ class Receipts:
     def read(self, shards: Iterable[int]) -> None:
         """Add the receipts of `shards` from the folder, unless they are already there."""
         missing = [shard for shard in shards if not self.has[shard]]
+        readers = min(READERS, len(missing))
         with ThreadPoolExecutor(READERS) as pool:
             for begin in range(0, len(missing), READERS * READ_AHEAD):
                 some = missing[begin : begin + READERS * READ_AHEAD]
-                for receipts in pool.map(self._read_some, (some[reader::READERS] for reader in range(READERS))):
+                for receipts in pool.map(self._read_some, (some[reader::readers] for reader in range(readers))):
                     for receipt in receipts:
                         self.add(receipt)
 

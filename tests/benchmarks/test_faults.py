@@ -1,9 +1,12 @@
 """The campaign of faults passes, and finds bugs that are planted in the writer."""
 
 import os
+import random
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,13 @@ if sys.platform != "linux":
 import torch
 
 from benchmarks import faults
+from benchmarks.faulting import command, inside
 from benchmarks.faulting import faults as kinds
 from benchmarks.faulting import jobs as jobs_module
 from benchmarks.faulting.command import adopting_orphans
 from benchmarks.faulting.faults import Fault, kill_at_a_call, kill_at_a_time
 from benchmarks.faulting.jobs import Jobs, Violation
-from benchmarks.faulting.trial import NONE, Tally
+from benchmarks.faulting.trial import NONE, Tally, Trial
 from fastvec.output import writer
 from fastvec.output.writer import Writer
 
@@ -53,6 +57,29 @@ def test_scenarios_are_run_until_their_job_is_done(jobs: Jobs) -> None:
     assert tally.scenarios == 2
     assert tally.runs[NONE] >= 2
     assert f"{NONE:28} {tally.runs[NONE]:6}  0: " in faults.table(tally)
+
+
+class NeverBegins(threading.Thread):
+    """A thread that ends before Python notes that it has begun, as one for which there is no memory."""
+
+    def _bootstrap(self) -> None:
+        raise MemoryError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_pythons", [True, False])
+def test_only_the_start_of_a_thread_may_hang_without_memory(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, is_pythons: bool
+) -> None:
+    draw, tally = random.Random(0), Tally()
+    trial = Trial(jobs.draw(draw), draw, tally)
+    monkeypatch.setattr(command, "END_SECONDS", 0.5)
+    hang = NeverBegins().start if is_pythons else threading.Event().wait
+    monkeypatch.setattr(inside, "limit_memory", lambda *_: hang())
+    with nullcontext() if is_pythons else pytest.raises(TimeoutError, match="did not end"):
+        kinds.limit_memory(trial)
+    assert tally.runs["memory limit"] == int(is_pythons)
+    trial.remove()
 
 
 class WithoutFsync:
