@@ -25,7 +25,7 @@ from fastvec.output.ownership import beside
 from fastvec.report import Progress
 from fastvec.shards.receipts import Receipt, part_name
 from fastvec.shards.record import read_record
-from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors, write_at
+from fastvec.system.durable_files import make_locked, translated_os_errors, write_at
 
 CLAIM_SECONDS = 60.0  # how long an actor waits for one that has its shard; those of a killed driver end after about 3 s
 
@@ -157,8 +157,7 @@ def _claimed(path: Path, journal: Path, run: str) -> Iterator[None]:
     process keeps it.
     """
     with translated_os_errors(path):
-        make_folder(path.parent)
-        fd = open_locked(beside(path, ".claim"), wait_seconds=CLAIM_SECONDS)
+        fd = make_locked(beside(path, ".claim"), CLAIM_SECONDS)
     try:
         begun = {"run": run, "journal_bytes": journal.stat().st_size if journal.exists() else 0}
         earlier = _read(fd)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from fastvec.settings import EncoderSettings
 from fastvec.shards.folder import Folder
 from fastvec.shards.receipts import Receipt, part_name, read_receipt, receipt_name
 from fastvec.shards.record import Record, read_record
-from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors
+from fastvec.system.durable_files import make_locked, translated_os_errors
 
 if TYPE_CHECKING:  # the encoder is loaded when it is needed
     from fastvec.encoder import Encoder
@@ -194,21 +193,14 @@ def _is_finished(draft: Path, job: Job, *, read_back: bool) -> bool:
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock on a file in this block, and delete it. Raises RefusedError if another process keeps it."""
     with translated_os_errors(path):
-        try:
-            fd = _opened(path)
-        except FileNotFoundError:  # the process that had the shard was of a run that is done, and deleted the folder
-            fd = _opened(path)
+        fd = make_locked(path, LOCK_SECONDS)
     try:
         yield
     finally:
-        for end in (partial(os.unlink, path), partial(os.close, fd)):  # it has no content that could be lost
-            with suppress(OSError):
-                end()
-
-
-def _opened(path: Path) -> int:
-    make_folder(path.parent)
-    return open_locked(path, wait_seconds=LOCK_SECONDS)
+        with suppress(OSError):
+            os.unlink(path)
+        with suppress(OSError):  # it has no content that could be lost
+            os.close(fd)
 
 
 def _receipt(shard: int, rows: range, path: Path) -> Receipt:

@@ -1,6 +1,6 @@
 """`fastvec verify` of a folder: the manifest, each file that it names, and that together they are the whole output."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from fastvec.errors import OutputError
@@ -24,10 +24,10 @@ def verify_folder(folder: Folder) -> Verification:
     try:
         manifest = require_manifest(folder)
         checks = [check("manifest", None, f"{len(manifest.shards):,} shards, {manifest.rows:,} rows")]
-        checks += [_check_ranges(manifest), *_check_files(folder, manifest), _check_errors(folder, manifest)]
+        names = folder.names()
+        checks += [_check_ranges(manifest), *_check_files(names, manifest), _check_errors(folder, manifest)]
         checks += _check_job(folder, manifest)
-        there = folder.names()
-        found = [shard for shard in manifest.shards if shard.file in there]
+        found = [shard for shard in manifest.shards if shard.file in names]
         problems = [problem for shard in found for problem in _problems(folder, manifest, shard)]
         checks += problems or [check("shards", None, "all pass every check of a file")]
     except (OutputError, OSError) as error:
@@ -124,8 +124,8 @@ def _check_ranges(manifest: Manifest) -> Check:
     return check("ranges", problem, f"rows 0 to {row - 1:,}, without a gap" if row else "no rows")
 
 
-def _check_files(folder: Folder, manifest: Manifest) -> Iterator[Check]:
-    listed, found = {shard.file for shard in manifest.shards}, {name for name in folder.names() if is_part(name)}
+def _check_files(names: Collection[str], manifest: Manifest) -> Iterator[Check]:
+    listed, found = {shard.file for shard in manifest.shards}, {name for name in names if is_part(name)}
     wrong = [f"{name} is missing: run the same fastvec embed again" for name in sorted(listed - found)]
     wrong += [f"{name} is not in {MANIFEST}, but tools that read the folder would read it" for name in found - listed]
     yield check("files", wrong[0] if wrong else None, "those of the manifest")

@@ -78,6 +78,19 @@ def open_locked(path: Path, *, create: bool = True, wait_seconds: float = 0.0) -
                 time.sleep(_POLL_SECONDS)
 
 
+def make_locked(path: Path, wait_seconds: float) -> int:
+    """Do what `open_locked` does, and make the folder of the file.
+
+    A process that is waited for may delete the folder: of a job's work, when the job is done.
+    """
+    make_folder(path.parent)
+    try:
+        return open_locked(path, wait_seconds=wait_seconds)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        return open_locked(path, wait_seconds=wait_seconds)
+
+
 def _is_same_file(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
