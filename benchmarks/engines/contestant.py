@@ -31,9 +31,9 @@ Encoded = TypeVar("Encoded")
 
 
 def fastvec_command(model: str, rows: Path, vectors: Path, dtype: str, max_length: int, quantize: str) -> None:
-    import fastvec.cli.embed
+    import fastvec.cli.commands.embed
 
-    command: Any = fastvec.cli.embed.embed
+    command: Any = fastvec.cli.commands.embed.embed
     output = vectors.with_suffix(".arrow")
     arguments = [str(rows), "-o", str(output), "--model", model, "--dtype", dtype, "--overwrite", "--column", "text"]
     arguments += ["--max-length", str(max_length), *(["--quantize", quantize] if quantize else [])]

@@ -11,11 +11,11 @@ from typing import NoReturn
 import click
 
 from fastvec import __version__
-from fastvec.cli.adapt import adapt
-from fastvec.cli.convert import convert, merge
-from fastvec.cli.doctor import doctor
-from fastvec.cli.embed import embed
-from fastvec.cli.outputs import inspect, verify
+from fastvec.cli.commands.adapt import adapt
+from fastvec.cli.commands.convert import convert, merge
+from fastvec.cli.commands.doctor import doctor
+from fastvec.cli.commands.embed import embed
+from fastvec.cli.commands.outputs import inspect, verify
 from fastvec.cli.streams import fail, open_closed_streams
 from fastvec.errors import FastvecError
 from fastvec.system.memory import translated_memory_errors
