@@ -87,6 +87,14 @@ MAY_IMPORT = {
         "fastvec.shards",
         "fastvec.system",
     },
+    "fastvec.vectors": {
+        "fastvec.corpus",  # the texts of the inputs
+        "fastvec.fingerprint",
+        "fastvec.output",
+        "fastvec.settings",
+        "fastvec.shards",
+        "fastvec.stores",
+    },
     "fastvec.doctor": {
         "fastvec.decoders",
         "fastvec.encoder",

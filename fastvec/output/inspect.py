@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastvec.errors import OutputError, printable
-from fastvec.output.reader import CHUNK_TEXT, PASSAGE_COLUMNS, Output, read_output
+from fastvec.output.reader import Output, read_output
 from fastvec.output.verify import check_columns
 
 _SAMPLED_BATCHES = 16
@@ -103,10 +103,7 @@ def inspect(path: str | Path) -> Summary:
     for check in check_columns(output):
         if not check.passed:
             raise OutputError(f"{path} does not match its metadata: {check.name}: {check.detail}")
-    own, names, taken = output.own, output.schema.names, ("row", *output.vector_columns)
-    if output.has_passages:
-        taken += tuple(name for name, _ in (*PASSAGE_COLUMNS, CHUNK_TEXT))
-    taken += tuple(json.loads(own.get("hash_columns", "[]")))
+    own = output.own
     return Summary(
         path=str(path),
         size_bytes=output.path.stat().st_size,
@@ -129,7 +126,7 @@ def inspect(path: str | Path) -> Summary:
         vector_columns=output.vector_columns,
         normalize=output.normalize,
         norms=_sampled_norms(output),
-        kept={name: str(output.schema.field(name).type) for name in names if name not in taken},
+        kept={name: str(output.schema.field(name).type) for name in output.kept_columns},
         inputs=output.inputs,
         counts=output.counts,
     )

@@ -84,6 +84,14 @@ class Output:
         return self.own.get("long") == "chunks"
 
     @property
+    def kept_columns(self) -> tuple[str, ...]:
+        """The columns that were copied from the inputs."""
+        own = {"row", *self.vector_columns, *json.loads(self.own.get("hash_columns", "[]"))}
+        if self.has_passages:
+            own |= {name for name, _ in (*PASSAGE_COLUMNS, CHUNK_TEXT)}
+        return tuple(name for name in self.schema.names if name not in own)
+
+    @property
     def vectors_missing(self) -> int:
         """The number of texts without a vector, by the counts: null ones and errors; a row has one for each column."""
         return self.counts.get("nulls", 0) + self.counts.get("errors", 0)

@@ -1,0 +1,79 @@
+"""Finds the model that made the vectors of an output, and how queries are encoded with it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastvec.errors import ModelError
+from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
+from fastvec.output.reader import Output
+from fastvec.settings import EncoderSettings, resolve_settings
+
+# what may differ between a query and the texts: the numbers it is computed in, what stands before it, and where the
+# model, whose weights are compared, comes from
+_OWN_TO_A_QUERY = ("dtype", "instruction", "revision")
+_OF_EOS = ("append_eos", "add_bos_token", "add_eos_token")
+QUERY_PROMPT = "query"
+
+
+def query_settings(
+    output: Output,
+    *,
+    model: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
+    device: str = "auto",
+) -> EncoderSettings:
+    """Return the settings that made the vectors of `output`, except for the dtype, which is this machine's fastest.
+
+    `model` and `adapters` say where the model is, if it is not where its name in the output says. Raises ModelError if
+    it is not there, or is another model.
+    """
+    made = output.fingerprint
+    here: str | Path = output.own.get("model", "") if model is None else model
+    is_named = model is None and not Path(here).is_dir()
+    options: dict[str, Any] = {
+        "adapters": adapters,
+        "revision": made.get("revision") if is_named else None,
+        "device": device,
+        **{name: made.get(name) for name in ("pooling", "normalize", "bidirectional")},
+    }
+    settings = resolve_settings(here, **options)
+    if not _differences(made, settings, ("weights", "tokenizer")):
+        options |= {name: made.get(name) for name in ("max_length", "dims")}
+        settings = resolve_settings(here, **options)
+    problems = _differences(made, settings)
+    if problems and not _differences(made, settings, set(made) - {*_OF_EOS, *_OWN_TO_A_QUERY}):
+        for eos in (True, False):  # only the effect of --eos is recorded
+            other = resolve_settings(here, eos=eos, **options)
+            if not _differences(made, other):
+                return other
+    if problems:
+        raise ModelError(
+            f"{output.path.name} was made by another model than {settings.checkpoint.name}: "
+            f"{'; '.join(problems[:SHOWN_DIFFERENCES])}: give the model that made it with --model, and its --adapter"
+        )
+    return settings
+
+
+def _differences(made: Mapping[str, Any], settings: EncoderSettings, names: Collection[str] | None = None) -> list[str]:
+    here = {name: value for name, value in settings.fingerprint("", None).items() if name not in _OWN_TO_A_QUERY}
+    compared = {name: value for name, value in here.items() if names is None or name in names}
+    return fingerprint_differences({name: made.get(name) for name in compared}, compared)
+
+
+def query_prompt(
+    output: Output, settings: EncoderSettings, instruction: str | None = None, prompt_name: str | None = None
+) -> tuple[str | None, str | None]:
+    """Return the instruction, or the name of the prompt, for queries: what is given, or what the model has for queries.
+
+    A model without a prompt named `query` gets what stood before the texts. Raises UsageError for both at once, or for
+    a prompt that the model does not have.
+    """
+    if instruction is None and prompt_name is None:
+        prompts, before = settings.checkpoint.prompts, output.own.get("instruction", "")
+        if QUERY_PROMPT in prompts:
+            return None, QUERY_PROMPT
+        same = [name for name, text in prompts.items() if text == before]
+        return (None, same[0]) if same and before else (before, None)
+    settings.prefix(instruction, prompt_name)
+    return instruction, prompt_name

@@ -1,0 +1,267 @@
+"""Reads the vectors of finished outputs in blocks, by position over all of them.
+
+Shapes: n rows of all outputs, b of a block, D dimensions of a vector, W values that store it (D, or D / 8 if binary).
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from fastvec.errors import OutputError, UsageError, one_line
+from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
+from fastvec.output import parquet_file
+from fastvec.output.reader import PASSAGE_COLUMNS, Array, Output, read_output
+from fastvec.output.vector_column import FloatArray, from_values
+from fastvec.output.verify import check_columns
+from fastvec.shards.folder import is_folder, open_folder
+from fastvec.shards.verify import open_shard, require_manifest
+from fastvec.stores.address import Address, is_remote
+from fastvec.stores.spool import fetched
+
+# the fields of a fingerprint that may differ between outputs whose vectors can be compared
+_OWN = ("inputs", "column", "template", "instruction_column", "rows", "hash", "reuse", "merged", "shard", "keep")
+SMALLEST_NORM = 1e-12  # as in `encoding.similarity`: a zero vector stays zero
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows: the first has the position `begin`.
+
+    `values` [b, W] are as stored, in memory or mapped from the file; `valid` [b] is false for rows without a vector,
+    whose values mean nothing; None if all have one.
+    """
+
+    begin: int
+    values: Array
+    valid: npt.NDArray[np.bool_] | None
+    ranges: FloatArray | None  # [D], if int8
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the outputs: a file, under the name that the user knows, and the position of its first row."""
+
+    output: Output
+    name: str
+    begin: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.output.rows
+
+    @cached_property
+    def batch_begins(self) -> list[int]:
+        """The rows at which record batches, or row groups, begin, and the number of rows."""
+        return [0, *accumulate(self._batch_rows())]
+
+    def _batch_rows(self) -> Sequence[int]:
+        if not self.output.is_parquet:
+            return [block.rows for block in self.output.blocks]
+        with parquet_file.opened(self.output.path) as file:
+            return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+
+    def batches(self, columns: Sequence[str], first: int, last: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield the record batches, or row groups in pieces, from the `first` to the `last`, each with its first row.
+
+        Batches of an Arrow file are mapped, not read. Raises OutputError if one cannot be read.
+        """
+        path, index, row = self.output.path, first, self.batch_begins[first]
+        try:
+            if self.output.is_parquet:
+                with parquet_file.opened(path) as file:
+                    for batch in file.iter_batches(row_groups=range(first, last + 1), columns=list(columns)):
+                        yield row, batch
+                        row += batch.num_rows
+                return
+            with pa.memory_map(os.fsencode(path)) as source:
+                reader = ipc.open_file(source)
+                for index in range(first, last + 1):
+                    batch = reader.get_batch(index).select(list(columns))
+                    batch.validate()
+                    yield row, batch
+                    row += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise OutputError(f"{self.name}: batch {index} cannot be read: {one_line(error)}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """The vectors of one column of several outputs. A position counts the rows over all of them, from 0.
+
+    `kept` are the columns copied from the inputs that all of them have.
+    """
+
+    parts: tuple[Part, ...]
+    column: str
+    kept: tuple[str, ...]
+
+    @property
+    def first(self) -> Output:
+        """The first output, for what all have in common."""
+        return self.parts[0].output
+
+    @property
+    def rows(self) -> int:
+        return self.parts[-1].end
+
+    @property
+    def dims(self) -> int:
+        return self.first.dims
+
+    @property
+    def dtype(self) -> str:
+        return self.first.vector_dtype
+
+    @property
+    def row_columns(self) -> tuple[str, ...]:
+        """The columns that number a row: `row`, and those of passages if rows are passages."""
+        return ("row", *(name for name, _ in PASSAGE_COLUMNS)) if self.first.has_passages else ("row",)
+
+    def blocks(self, rows: int, *, begin: int = 0, end: int | None = None) -> Iterator[Block]:
+        """Yield the vectors from the position `begin` up to `end` in blocks of at most `rows`.
+
+        A block ends where a record batch of its file ends. Raises OutputError if a file cannot be read.
+        """
+        end = self.rows if end is None else min(end, self.rows)
+        for part in self.parts:
+            low, high = max(begin - part.begin, 0), min(end - part.begin, part.output.rows)
+            if low >= high:
+                continue
+            first, last = (bisect_right(part.batch_begins, row) - 1 for row in (low, high - 1))
+            for start, batch in part.batches([self.column], first, last):
+                cut = batch.slice(max(low - start, 0), max(high - start, 0) - max(low - start, 0))
+                for offset in range(0, cut.num_rows, rows):
+                    yield self._block(part, cut.slice(offset, rows), part.begin + max(low, start) + offset)
+
+    def _block(self, part: Part, batch: pa.RecordBatch, begin: int) -> Block:
+        values, valid = part.output.vectors(batch, self.column)
+        return Block(begin, values, None if valid.all() else valid, part.output.ranges)
+
+    def floats(self, block: Block, *, unit: bool = False) -> FloatArray:
+        """Return the vectors of a block [b, D] in float32, those of rows without one all 0.
+
+        Bits become 1 and -1. With `unit`, every vector has length 1, but for those of length 0. Float32 vectors that
+        need no change are not copied.
+        """
+        values = block.values if self.dtype == "float32" else from_values(block.values, self.dtype, block.ranges)
+        if block.valid is not None:
+            values = np.where(block.valid[:, None], values, np.float32(0))
+        if unit and not (self.first.normalize and self.dtype == "float32"):
+            lengths = np.sqrt(np.einsum("bd,bd->b", values, values))[:, None]
+            values = values / np.maximum(lengths, np.float32(SMALLEST_NORM))
+        return values
+
+    def take(self, positions: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Return the rows at `positions` [n], in this order, of `columns` of the outputs.
+
+        Reads the record batches that have one of them, each once.
+        """
+        order = np.argsort(positions, kind="stable")
+        ascending = positions[order]
+        taken: list[pa.RecordBatch] = []
+        for part in self.parts:
+            low, high = np.searchsorted(ascending, [part.begin, part.end])
+            taken += _taken(part, ascending[low:high] - part.begin, columns)
+        if not taken:
+            schema = pa.schema([self.first.schema.field(name) for name in columns])
+            return schema.remove_metadata().empty_table()
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return pa.concat_tables([pa.Table.from_batches([one]) for one in taken], promote_options="permissive").take(
+            back
+        )
+
+    def places(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """Return the name of the output that has each of `positions`."""
+        ends = [part.end for part in self.parts]
+        return [self.parts[bisect_right(ends, position)].name for position in positions.tolist()]
+
+
+def _taken(part: Part, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield `rows` of a part, which ascend, in one or several record batches without metadata."""
+    batch_of = np.searchsorted(part.batch_begins, rows, side="right") - 1
+    for index in np.unique(batch_of).tolist():
+        own = rows[batch_of == index]
+        for start, batch in part.batches(columns, index, index):
+            inside = own[(own >= start) & (own < start + batch.num_rows)] - start
+            if len(inside):
+                yield batch.take(pa.array(inside)).replace_schema_metadata(None)
+
+
+@contextmanager
+def open_vectors(files: Sequence[str | Path], *, vector_column: str | None = None) -> Iterator[Vectors]:
+    """Open finished outputs, files or folders of shards, for the time of the block. Those of a store are copied first.
+
+    Raises UsageError without files and for a `vector_column` that they do not have; OutputError if a file is not a
+    finished output, or differs from the first in what its vectors mean.
+    """
+    if not files:
+        raise UsageError("no output was given: name a file that fastvec embed wrote")
+    with ExitStack() as copies:
+        parts: list[Part] = []
+        for name, output in _outputs(files, copies):
+            for check in check_columns(output):
+                if not check.passed:
+                    raise OutputError(f"{name} does not match its metadata: {check.name}: {check.detail}")
+            parts.append(Part(output=output, name=name, begin=parts[-1].end if parts else 0))
+            _require_comparable(parts[0], parts[-1])
+        column = _chosen(parts[0], vector_column)
+        yield Vectors(parts=tuple(parts), column=column, kept=_kept(parts))
+
+
+def _outputs(files: Sequence[str | Path], copies: ExitStack) -> Iterator[tuple[str, Output]]:
+    for file in files:
+        if is_folder(file):
+            folder = open_folder(file)
+            manifest = require_manifest(folder)
+            for shard in manifest.shards:
+                path = copies.enter_context(folder.fetched(shard.file))
+                yield f"{folder.location}/{shard.file}", open_shard(path, manifest, shard)
+        elif is_remote(file):
+            address = Address.parse(str(file))
+            try:
+                path = copies.enter_context(fetched(address))
+            except FileNotFoundError:
+                raise OutputError(f"{address}: no such file or bucket") from None
+            yield str(address), read_output(path)
+        else:
+            yield str(file), read_output(Path(file))
+
+
+def _require_comparable(first: Part, other: Part) -> None:
+    problems = fingerprint_differences(_settings(first.output), _settings(other.output))[:SHOWN_DIFFERENCES]
+    if problems:
+        raise OutputError(f"{other.name} cannot be compared with {first.name}, they differ: {'; '.join(problems)}")
+
+
+def _settings(output: Output) -> Mapping[str, Any]:
+    return {name: value for name, value in output.fingerprint.items() if name not in _OWN}
+
+
+def _chosen(part: Part, name: str | None) -> str:
+    names = part.output.vector_columns
+    if name is None and len(names) == 1:
+        return names[0]
+    if name not in names:
+        found = f"{len(names)} columns of vectors" if name is None else f"no column of vectors named {name!r}"
+        raise UsageError(f"{part.name} has {found}: choose --vector-column {' or '.join(names)}")
+    return name
+
+
+def _kept(parts: Sequence[Part]) -> tuple[str, ...]:
+    first, *others = (part.output.kept_columns for part in parts)
+    return tuple(name for name in first if all(name in kept for kept in others))
