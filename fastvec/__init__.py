@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from fastvec.encoder import Encoder
     from fastvec.jobs.embedding import embed
     from fastvec.output.convert import convert
+    from fastvec.retrieval.job import search
     from fastvec.shards.merge import merge
     from fastvec.training.job import adapt
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "FastvecError", "__version__", "adapt", "convert", "embed", "merge"]
+__all__ = ["Encoder", "FastvecError", "__version__", "adapt", "convert", "embed", "merge", "search"]
 
 _LAZY_EXPORTS = {
     "Encoder": "fastvec.encoder",
@@ -29,6 +30,7 @@ _LAZY_EXPORTS = {
     "convert": "fastvec.output.convert",
     "embed": "fastvec.jobs.embedding",
     "merge": "fastvec.shards.merge",
+    "search": "fastvec.retrieval.job",
 }
 
 

@@ -94,6 +94,15 @@ MAY_IMPORT = {
         "fastvec.settings",
         "fastvec.shards",
         "fastvec.stores",
+        "fastvec.system",
+    },
+    "fastvec.retrieval": {
+        "fastvec.checkpoints",
+        "fastvec.corpus",
+        "fastvec.encoder",
+        "fastvec.encoding",
+        "fastvec.output",
+        "fastvec.vectors",
     },
     "fastvec.doctor": {
         "fastvec.decoders",
@@ -114,6 +123,7 @@ MAY_IMPORT = {
         "fastvec.encoder",
         "fastvec.jobs",
         "fastvec.output",
+        "fastvec.retrieval",
         "fastvec.settings",
         "fastvec.shards",
         "fastvec.stores",

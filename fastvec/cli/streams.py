@@ -72,8 +72,8 @@ class StderrLog(logging.Handler):
         say(printable(self.format(record)))
 
 
-def log_to_stderr(quiet: bool) -> None:
+def log_to_stderr(quiet: bool, level: int = logging.INFO) -> None:
     log = logging.getLogger("fastvec")
-    log.setLevel(logging.ERROR if quiet else logging.INFO)
+    log.setLevel(logging.ERROR if quiet else level)
     if not log.handlers:
         log.addHandler(StderrLog())

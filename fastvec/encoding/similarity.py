@@ -26,7 +26,7 @@ def similarities(a: Any, b: Any, function: Similarity) -> FloatArray:
     if left.shape[1] != right.shape[1]:
         raise UsageError(f"vectors of {left.shape[1]} and of {right.shape[1]} dimensions cannot be compared")
     if function == "cosine":
-        return _normalized(left) @ _normalized(right).T
+        return unit(left) @ unit(right).T
     if function == "dot":
         return left @ right.T
     return -(_euclidean(left, right) if function == "euclidean" else _manhattan(left, right))
@@ -44,7 +44,8 @@ def _matrix(vectors: Any) -> FloatArray:
     return np.atleast_2d(matrix)
 
 
-def _normalized(vectors: FloatArray) -> FloatArray:
+def unit(vectors: FloatArray) -> FloatArray:
+    """Return `vectors` [n, D] at length 1; a zero vector stays zero."""
     norms: FloatArray = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.maximum(norms, SMALLEST_NORM)).astype(np.float32, copy=False)
 

@@ -47,12 +47,17 @@ def query_settings(
             other = resolve_settings(here, eos=eos, **options)
             if not _differences(made, other):
                 return other
-    if problems:
+    require_made_by(output, settings)
+    return settings
+
+
+def require_made_by(output: Output, settings: EncoderSettings) -> None:
+    """Raise ModelError if a model with `settings` does not make the vectors of `output`."""
+    if problems := _differences(output.fingerprint, settings):
         raise ModelError(
             f"{output.path.name} was made by another model than {settings.checkpoint.name}: "
             f"{'; '.join(problems[:SHOWN_DIFFERENCES])}: give the model that made it with --model, and its --adapter"
         )
-    return settings
 
 
 def _differences(made: Mapping[str, Any], settings: EncoderSettings, names: Collection[str] | None = None) -> list[str]:

@@ -1,8 +1,8 @@
 """Finds the texts that vectors were made of, in the inputs that an output names."""
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,76 +17,89 @@ from fastvec.vectors.stored import Vectors
 
 TEXT = CHUNK_TEXT[0]
 NEAR_ROWS = 256  # rows between two texts that are read too, rather than begun anew
+Rows = npt.NDArray[np.int64]
 
 
-def texts_at(vectors: Vectors, positions: npt.NDArray[np.int64]) -> list[str | None]:
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """An input file as it was embedded, and what of its rows was the text."""
+
+    uri: str
+    size: int
+    version: int | str
+    first_row: int
+    column: str | None
+    template: str | None
+
+    def open(self) -> Corpus:
+        """Raises InputError if the file is not there, or changed."""
+        try:
+            corpus = open_corpus([self.uri], column=self.column, template=self.template)
+        except UsageError as error:  # such as a store whose package is missing
+            raise InputError(str(error)) from error
+        (file,) = corpus.files[:1]
+        if len(corpus.files) > 1 or (file.size, file.version) != (self.size, self.version):
+            raise InputError(f"{self.uri} changed since it was embedded: its texts may be others")
+        return corpus
+
+
+def texts_at(vectors: Vectors, positions: Rows) -> list[str | None]:
     """Return the texts at `positions` [n], in this order; None where a row has none.
 
     A passage is cut out of its row's text. What an output contains itself, with `--chunk-text`, is taken from there.
-    Raises InputError if the inputs are not there, changed since they were embedded, or are unknown, as those of joined
-    outputs with different text columns are.
+    Only the input files that have one of the rows are opened. Raises InputError if one is not there or changed since
+    it was embedded, or if it is not known which column the texts are, as after a merge of outputs that differ in it.
     """
     if all(TEXT in part.output.schema.names for part in vectors.parts):
         texts: list[str | None] = vectors.take(positions, [TEXT])[TEXT].to_pylist()
         return texts
     places = vectors.take(positions, vectors.row_columns)
+    rows = places["row"].to_numpy()
+    indices: dict[_Input, list[int]] = {}  # shards have the same inputs
+    part_of = np.searchsorted([part.end for part in vectors.parts], positions, side="right")
+    for number in np.unique(part_of).tolist():
+        inputs = _inputs(vectors.parts[number].output, vectors.column)
+        own = np.flatnonzero(part_of == number)
+        file_of = np.searchsorted([file.first_row for file in inputs], rows[own], side="right") - 1
+        for index, file in zip(own.tolist(), file_of.tolist(), strict=True):
+            indices.setdefault(inputs[file], []).append(index)
     found: list[str | None] = [None] * len(positions)
-    ends = np.array([part.end for part in vectors.parts])
-    part_of = np.searchsorted(ends, positions, side="right")
-    # shards have the same inputs, which are opened once
-    inputs_of = {index: _identity(vectors.parts[index].output) for index in np.unique(part_of).tolist()}
-    for inputs in dict.fromkeys(inputs_of.values()):
-        own = [i for i, part in enumerate(part_of.tolist()) if inputs_of[part] == inputs]
-        part = next(part for index, part in enumerate(vectors.parts) if inputs_of.get(index) == inputs)
-        corpus = _open(part.output, vectors.column)
-        rows = places["row"].take(pa.array(own)).to_numpy()
-        for i, text in zip(own, _read(corpus, rows), strict=True):
-            found[i] = _passage(text, places, i)
+    for file, some in indices.items():
+        for index, text in zip(some, _read(file.open(), rows[some] - file.first_row), strict=True):
+            found[index] = _passage(text, places, index)
     return found
 
 
-def _identity(output: Output) -> str:
-    return json.dumps([output.own.get("inputs"), output.fingerprint.get("inputs"), output.fingerprint.get("merged")])
-
-
-def _open(output: Output, vector_column: str) -> Corpus:
-    """Open the inputs of an output as they were embedded. Raises InputError."""
+def _inputs(output: Output, vector_column: str) -> list[_Input]:
     column, template = output.own.get("column"), output.own.get("template")
     if column is None and template is None:
-        raise InputError(f"{output.path}: which column its texts are is not recorded: it was joined of several outputs")
+        raise InputError(f"{output.path} does not say which column its texts are: it was joined of several outputs")
     if column is not None and len(output.vector_columns) > 1:
         column = json.loads(column)[output.vector_columns.index(vector_column)]
-    try:
-        corpus = open_corpus([file["uri"] for file in output.inputs], column=column, template=template)
-    except UsageError as error:  # a store whose package is missing, or standard input
-        raise InputError(str(error)) from error
-    _require_unchanged(output, corpus)
-    return corpus
+    jobs: Sequence[Mapping[str, Any]] = output.fingerprint.get("merged") or [output.fingerprint]
+    stated = [file for job in jobs for file in job["inputs"]]
+    return [
+        _Input(uri, size, version, own["first_row"], column, template)
+        for own, (uri, size, version) in zip(output.inputs, stated, strict=True)
+        if own["rows"]  # an empty file has the first row of the next one
+    ]
 
 
-def _require_unchanged(output: Output, corpus: Corpus) -> None:
-    begun = output.fingerprint
-    jobs: Sequence[Mapping[str, Any]] = begun.get("merged") or [begun]
-    then = [tuple(file[:3]) for job in jobs for file in job.get("inputs", ())]
-    now = [(file.uri, file.size, file.version) for file in corpus.files]
-    if then != now:
-        changed = next((b for a, b in zip(then, now, strict=False) if a != b), now[0] if now else ("no file",))
-        raise InputError(f"{changed[0]} changed since it was embedded: its texts may be others")
+def _read(corpus: Corpus, rows: Rows) -> list[str | None]:
+    """Return the texts of `rows` [n] of a file, in this order. Rows near each other are read at once."""
+    wanted, place = np.unique(rows, return_inverse=True)
+    texts: list[str | None] = []
+    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > NEAR_ROWS) + 1):
+        texts += _run(corpus, run)
+    return [texts[index] for index in place.tolist()]
 
 
-def _read(corpus: Corpus, rows: npt.NDArray[np.int64]) -> list[str | None]:
-    """Return the texts of `rows`, in this order. Rows near each other are read at once."""
+def _run(corpus: Corpus, rows: Rows) -> Iterator[str | None]:
+    """Yield the texts of `rows`, which ascend."""
     limits = ChunkLimits(rows=1024, bytes=MEMORY_BYTES)
-    wanted = np.unique(rows)
-    run_of = np.cumsum(np.diff(wanted, prepend=wanted[:1]) > NEAR_ROWS)
-    texts: dict[int, str | None] = {}
-    for _, run in groupby(zip(run_of.tolist(), wanted.tolist(), strict=True), key=lambda pair: pair[0]):
-        inside = [row for _, row in run]
-        for chunk in corpus.chunks(limits, first_row=inside[0], end_row=inside[-1] + 1):
-            for row in inside:
-                if 0 <= row - chunk.first_row < len(chunk.texts):
-                    texts[row] = chunk.texts[row - chunk.first_row].as_py()
-    return [texts.get(row) for row in rows.tolist()]
+    for chunk in corpus.chunks(limits, first_row=int(rows[0]), end_row=int(rows[-1]) + 1):
+        begin, end = np.searchsorted(rows, [chunk.first_row, chunk.first_row + len(chunk.texts)])
+        yield from chunk.texts.take(pa.array(rows[begin:end] - chunk.first_row)).to_pylist()
 
 
 def _passage(text: str | None, places: pa.Table, index: int) -> str | None:

@@ -53,10 +53,14 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One of the outputs: a file, under the name that the user knows, and the position of its first row."""
+    """A file of one of the outputs, and the position of its first row.
+
+    `name` is the file's for messages, and `source` the output as it was given: the file or its folder.
+    """
 
     output: Output
     name: str
+    source: str
     begin: int
 
     @property
@@ -75,7 +79,7 @@ class Part:
             return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
 
     def batches(self, columns: Sequence[str], first: int, last: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield the record batches, or row groups in pieces, from the `first` to the `last`, each with its first row.
+        """Yield the record batches, or row groups in pieces, from `first` to `last`, each with its first row.
 
         Batches of an Arrow file are mapped, not read. Raises OutputError if one cannot be read.
         """
@@ -165,6 +169,12 @@ class Vectors:
             values = values / np.maximum(lengths, np.float32(SMALLEST_NORM))
         return values
 
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield `columns` of all rows in record batches, each with the position of its first row."""
+        for part in self.parts:
+            for start, batch in part.batches(columns, 0, len(part.batch_begins) - 2):
+                yield part.begin + start, batch
+
     def take(self, positions: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Return the rows at `positions` [n], in this order, of `columns` of the outputs.
 
@@ -185,10 +195,15 @@ class Vectors:
             back
         )
 
-    def places(self, positions: npt.NDArray[np.int64]) -> list[str]:
-        """Return the name of the output that has each of `positions`."""
+    @property
+    def has_several(self) -> bool:
+        """Whether rows are those of several outputs, so that their numbers are not enough to tell them apart."""
+        return len({part.source for part in self.parts}) > 1
+
+    def sources(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """Return the output, as it was given, that has each of `positions`."""
         ends = [part.end for part in self.parts]
-        return [self.parts[bisect_right(ends, position)].name for position in positions.tolist()]
+        return [self.parts[bisect_right(ends, position)].source for position in positions.tolist()]
 
 
 def _taken(part: Part, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -211,35 +226,37 @@ def open_vectors(files: Sequence[str | Path], *, vector_column: str | None = Non
     """
     if not files:
         raise UsageError("no output was given: name a file that fastvec embed wrote")
+    if len({os.path.realpath(file) for file in files}) < len(files):
+        raise UsageError("an output was given twice: its rows would be found twice")
     with ExitStack() as copies:
         parts: list[Part] = []
-        for name, output in _outputs(files, copies):
+        for source, name, output in _outputs(files, copies):
             for check in check_columns(output):
                 if not check.passed:
                     raise OutputError(f"{name} does not match its metadata: {check.name}: {check.detail}")
-            parts.append(Part(output=output, name=name, begin=parts[-1].end if parts else 0))
+            parts.append(Part(output=output, name=name, source=source, begin=parts[-1].end if parts else 0))
             _require_comparable(parts[0], parts[-1])
         column = _chosen(parts[0], vector_column)
         yield Vectors(parts=tuple(parts), column=column, kept=_kept(parts))
 
 
-def _outputs(files: Sequence[str | Path], copies: ExitStack) -> Iterator[tuple[str, Output]]:
+def _outputs(files: Sequence[str | Path], copies: ExitStack) -> Iterator[tuple[str, str, Output]]:
     for file in files:
         if is_folder(file):
             folder = open_folder(file)
             manifest = require_manifest(folder)
             for shard in manifest.shards:
                 path = copies.enter_context(folder.fetched(shard.file))
-                yield f"{folder.location}/{shard.file}", open_shard(path, manifest, shard)
+                yield folder.location, f"{folder.location}/{shard.file}", open_shard(path, manifest, shard)
         elif is_remote(file):
             address = Address.parse(str(file))
             try:
                 path = copies.enter_context(fetched(address))
             except FileNotFoundError:
                 raise OutputError(f"{address}: no such file or bucket") from None
-            yield str(address), read_output(path)
+            yield str(address), str(address), read_output(path)
         else:
-            yield str(file), read_output(Path(file))
+            yield str(file), str(file), read_output(Path(file))
 
 
 def _require_comparable(first: Part, other: Part) -> None:

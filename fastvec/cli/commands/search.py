@@ -1,0 +1,64 @@
+"""The command `fastvec search`."""
+
+import logging
+from typing import Any
+
+import click
+
+from fastvec.cli import options as shared
+from fastvec.cli.progress import progress_display
+from fastvec.cli.streams import end_job, log_to_stderr, print_report
+
+
+@click.command(short_help="Search outputs for the texts nearest to a query.")
+@click.argument("files", metavar="FILE... QUERY", nargs=-1, required=True)
+@click.option("--queries", metavar="FILE", help="A file of queries, in any format that embed reads, instead of QUERY.")
+@click.option("--query-column", metavar="COL", help="The text column of --queries. [default: as embed chooses it]")
+@click.option("-k", "k", type=int, default=10, show_default=True, help="How many rows to find for each query.")
+@click.option(
+    "--filter", metavar="CONDITION", help="Search only rows for which it holds: \"year > 1990 and lang == 'en'\"."
+)
+@click.option("--keep", multiple=True, metavar="COL", help="A kept column to show; repeat for more. [default: all]")
+@click.option(
+    "--text/--no-text",
+    default=None,
+    help="Show the texts, which are read from the inputs. [default: if no kept column is shown]",
+)
+@click.option("--instruction", help="An instruction to put before every query.")
+@click.option(
+    "--prompt-name",
+    help="The name of the checkpoint's prompt to put before every query. [default: query, or as before the texts]",
+)
+@click.option("--model", help="Where the model is that made the vectors. [default: where the output says]")
+@shared.adapter
+@click.option("--vector-column", help="Which column of vectors to search, if there are several.")
+@shared.device
+@click.option("-o", "--output", metavar="OUT", help="A .parquet, .arrow or .jsonl file for the hits.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@shared.quiet
+@shared.as_json
+def search(files: tuple[str, ...], queries: str | None, query_column: str | None, **options: Any) -> None:
+    """Find the texts whose vectors are nearest to that of a query, by comparing it with all of them.
+
+    A FILE is an output of fastvec embed, or a folder of shards; several must be of the same model and settings. QUERY,
+    the last argument, is a text, encoded by the model that made the vectors.
+    """
+    from fastvec.retrieval.job import read_queries
+    from fastvec.retrieval.job import search as run
+
+    quiet, as_json = options.pop("quiet"), options.pop("as_json")
+    log_to_stderr(quiet, logging.WARNING)  # how the model runs was said when it embedded the texts
+    if queries is None:
+        if query_column is not None:
+            raise click.UsageError("--query-column needs --queries")
+        if len(files) == 1:
+            raise click.UsageError('a query is missing: fastvec search FILE "a question", or --queries FILE')
+        files, texts = files[:-1], [files[-1]]
+    else:
+        texts = read_queries(queries, query_column)
+    options["keep"] = options["keep"] or None
+    with progress_display(quiet=quiet or as_json) as progress:
+        report = run(files, texts, progress=progress, **options)
+    if report.output is not None:
+        end_job(report, as_json=as_json, quiet=quiet)
+    print_report(report, as_json)

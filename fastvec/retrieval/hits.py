@@ -1,0 +1,142 @@
+"""What a search found: a table, and how it is printed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fastvec.errors import UsageError, printable
+from fastvec.retrieval.exact import NONE, Best
+from fastvec.vectors.source_texts import texts_at
+from fastvec.vectors.stored import Vectors
+
+FILE = "file"
+TEXT = "text"
+OWN = ("query", "rank", "score", FILE, "row")
+SHOWN_CHARACTERS = 160  # of a value
+DIGITS = 6  # of a score in JSON; float32 has seven
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """What is shown of a row: its kept `columns`, and its text if `with_text`."""
+
+    columns: tuple[str, ...]
+    with_text: bool
+
+
+def choose_shown(vectors: Vectors, keep: Sequence[str] | None, text: bool | None) -> Shown:
+    """Return what to show: the kept columns `keep`, None for all; the text by default if there are no such columns.
+
+    Raises UsageError for a column that the outputs do not have.
+    """
+    for name in keep or ():
+        if name not in vectors.kept:
+            known = ", ".join(vectors.kept) or "none"
+            raise UsageError(f"there is no kept column {name!r}: {vectors.parts[0].name} has {known}")
+    columns = vectors.kept if keep is None else tuple(dict.fromkeys(keep))
+    with_text = not columns if text is None else text
+    for name in columns:
+        if name in (*OWN, TEXT)[: len(OWN) + with_text]:
+            raise UsageError(f"kept column {name!r} has the name of a column of the hits: choose others with --keep")
+    return Shown(columns=columns, with_text=with_text)
+
+
+def hits_schema(vectors: Vectors, shown: Shown) -> pa.Schema:
+    """Return the schema of the hits: query, rank, score, file if there are several, row, and what is shown."""
+    schema = vectors.first.schema
+    return pa.schema(
+        [
+            pa.field("query", pa.int64(), nullable=False),
+            pa.field("rank", pa.int32(), nullable=False),
+            pa.field("score", pa.float32(), nullable=False),
+            *([pa.field(FILE, pa.string())] if vectors.has_several else []),
+            *(schema.field(name) for name in vectors.row_columns),
+            *(schema.field(name) for name in shown.columns),
+            *([pa.field(TEXT, pa.string())] if shown.with_text else []),
+        ]
+    )
+
+
+def hits_of(vectors: Vectors, best: Best, shown: Shown, first_query: int = 0) -> pa.Table:
+    """Return a table of what was found, by query and rank, which count from `first_query` and 1.
+
+    Raises InputError if the texts are to be shown and cannot be read.
+    """
+    queries, ranks = np.nonzero(best.positions != NONE)
+    positions = best.positions[queries, ranks]
+    rows = vectors.take(positions, [*vectors.row_columns, *shown.columns])
+    columns: dict[str, Any] = {
+        "query": queries.astype(np.int64) + first_query,
+        "rank": ranks.astype(np.int32) + np.int32(1),
+        "score": best.scores[queries, ranks],
+        FILE: vectors.sources(positions) if vectors.has_several else None,
+        **{name: rows[name] for name in rows.schema.names},
+        TEXT: texts_at(vectors, positions) if shown.with_text else None,
+    }
+    schema = hits_schema(vectors, shown)
+    return pa.table([pa.chunked_array([]) if len(positions) == 0 else columns[f.name] for f in schema], schema=schema)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchReport:
+    """The report of a search. `hits` has a row for each hit, by query and rank; None if they were written to a file.
+
+    `seconds` is the time to search, with the model loaded. `note` says what the queries were encoded with.
+    """
+
+    queries: list[str]
+    rows: int
+    similarity: str
+    seconds: float
+    hits: pa.Table | None = None
+    output: str | None = None
+    note: str = ""
+
+    @property
+    def return_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        common = {"rows": self.rows, "similarity": self.similarity, "seconds": self.seconds}
+        if self.hits is None:
+            return {"queries": len(self.queries), "output": self.output, **common}
+        found: list[dict[str, Any]] = [{"query": query, "hits": []} for query in self.queries]
+        for hit in self.hits.to_pylist():
+            query = hit.pop("query")
+            found[query]["hits"].append({**hit, "score": round(hit["score"], DIGITS)})
+        return {"queries": found, **common}
+
+    def __str__(self) -> str:
+        if self.hits is None:
+            count = f"{len(self.queries):,} queries against {self.rows:,} vectors"
+            return f"{count} in {self.seconds:.1f} s; hits in {self.output}"
+        lines: list[str] = []
+        hits = self.hits.to_pylist()
+        for number, query in enumerate(self.queries):
+            own = [hit for hit in hits if hit["query"] == number]
+            if len(self.queries) > 1:
+                lines += [""] * bool(lines) + [printable(query)]
+            lines += _lines(own) or ["no row has a vector and passes the filter"]
+        return "\n".join(lines)
+
+
+def _lines(hits: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each hit: score, row and what is shown, in columns."""
+    cells = []
+    for hit in hits:
+        row = ":".join(str(hit[name]) for name in ("row", "chunk") if name in hit)
+        shown = [_short(value) for name, value in hit.items() if name not in (*OWN, "chunk", "char_start", "char_end")]
+        cells.append([f"{hit['score']:.3f}", *([_short(hit[FILE])] if FILE in hit else []), row, *shown])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)] if cells else []
+    return [
+        "  " + "  ".join([*(one.ljust(width) for one, width in zip(row, widths, strict=False)), row[-1]])
+        for row in cells
+    ]
+
+
+def _short(value: Any) -> str:
+    text = printable(" ".join(str(value).split())) if value is not None else "-"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"

@@ -1,0 +1,143 @@
+"""Compares a block of vectors with queries: by a matrix product, on a GPU, by bits, or by a distance.
+
+Shapes: q queries, b rows of a block, D dimensions, W values that store a vector (D, or D / 8 if binary).
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+
+from fastvec.checkpoints.sentence_transformers import Similarity
+from fastvec.encoding.similarity import similarities, unit
+from fastvec.output.vector_column import FloatArray
+from fastvec.vectors.stored import Block, Vectors
+
+Rows = npt.NDArray[np.intp]
+RESCORED = 10  # times k: how many of the nearest rows by bits are compared by values
+# Fewer queries are compared on the CPU: a product of q queries does q / 2 operations for each byte of float32 that
+# would move to the GPU, and a CPU does more in the time of that byte.
+GPU_QUERIES = 64
+
+
+class Scoring(ABC):
+    """How a block is compared with the queries. A row is selected by its key; `oversampling` times k of them are, if
+    keys are not the similarities themselves.
+    """
+
+    oversampling = 1
+
+    @abstractmethod
+    def keys(self, block: Block, rows: Rows | None) -> FloatArray:
+        """Return a number for each query and row [q, b], the larger the better; of `rows` of the block only, if given.
+
+        The next call may overwrite the array.
+        """
+
+    def scores(self, block: Block, queries: Rows, rows: Rows, keys: FloatArray) -> FloatArray:
+        """Return the similarities [n] of n pairs of a query and a row of the block, which have these `keys`."""
+        return keys
+
+
+class Products(Scoring):
+    """Cosine and dot product of float32, float16 and int8 vectors, by one matrix product a block.
+
+    The ranges of int8 vectors are multiplied into the queries instead of the rows.
+    """
+
+    def __init__(self, vectors: Vectors, queries: FloatArray, *, normalize: bool) -> None:
+        self._vectors, self._queries, self._normalize = vectors, queries, normalize
+        self._scratch = np.zeros(0, dtype=np.float32)
+
+    def keys(self, block: Block, rows: Rows | None) -> FloatArray:
+        queries = self._queries
+        if self._normalize:
+            values = self._vectors.floats(block, unit=True)
+            values = values if rows is None else values[rows]
+        else:
+            values = block.values if rows is None else block.values[rows]
+            values = values.astype(np.float32, copy=False)
+            if block.ranges is not None:
+                queries = queries * (block.ranges / np.float32(127))
+        return self._product(queries, values)
+
+    def _product(self, queries: FloatArray, values: FloatArray) -> FloatArray:
+        count, size = len(queries), len(queries) * len(values)
+        if len(self._scratch) < size:
+            self._scratch = np.empty(size, dtype=np.float32)
+        out = self._scratch[:size].reshape(count, len(values))
+        if count == 1:  # a matrix times a vector reads the rows once, and is not split into tiles
+            np.dot(values, queries[0], out=out[0])
+            return out
+        return np.matmul(queries, values.T, out=out)
+
+
+class ProductsOnGpu(Products):
+    """The same on a GPU, to which each block moves as it is stored."""
+
+    def __init__(self, vectors: Vectors, queries: FloatArray, *, normalize: bool, device: str) -> None:
+        super().__init__(vectors, queries, normalize=normalize)
+        self._device = device
+
+    def _product(self, queries: FloatArray, values: FloatArray) -> FloatArray:
+        import torch
+
+        left, right = (torch.from_numpy(np.ascontiguousarray(part)).to(self._device) for part in (queries, values))
+        found: FloatArray = (left @ right.T).cpu().numpy()
+        return found
+
+
+class Distances(Scoring):
+    """Euclidean and Manhattan distances, negative."""
+
+    def __init__(self, vectors: Vectors, queries: FloatArray, function: Similarity) -> None:
+        self._vectors, self._queries, self._function = vectors, queries, function
+
+    def keys(self, block: Block, rows: Rows | None) -> FloatArray:
+        values = self._vectors.floats(block)
+        return similarities(self._queries, values if rows is None else values[rows], self._function)
+
+
+class Bits(Scoring):
+    """Binary vectors: rows are selected by the number of bits that differ from the query's, and scored by its values.
+
+    A score is the cosine, or the dot product, of the query with the row's values 1 and -1.
+    """
+
+    oversampling = RESCORED
+
+    def __init__(self, queries: FloatArray, *, normalize: bool) -> None:
+        self._queries = queries
+        self._scale = np.float32(queries.shape[1] ** -0.5 if normalize else 1)
+        self._bits = np.packbits(queries > 0, axis=1)
+
+    def keys(self, block: Block, rows: Rows | None) -> FloatArray:
+        values = block.values if rows is None else block.values[rows]
+        width = np.uint64 if values.shape[1] % 8 == 0 else np.uint8
+        values, queries = np.ascontiguousarray(values).view(width), self._bits.view(width)
+        found = np.empty((len(queries), len(values)), dtype=np.float32)
+        for query, out in zip(queries, found, strict=True):
+            out[:] = np.bitwise_count(values ^ query).sum(axis=1, dtype=np.uint16)
+        return np.negative(found, out=found)
+
+    def scores(self, block: Block, queries: Rows, rows: Rows, keys: FloatArray) -> FloatArray:
+        signs = np.unpackbits(block.values[rows], axis=1).astype(np.float32) * 2 - 1
+        scores: FloatArray = np.einsum("nd,nd->n", self._queries[queries], signs) * self._scale
+        return scores
+
+
+def scoring_for(vectors: Vectors, queries: FloatArray, function: Similarity, device: str) -> Scoring:
+    """Return how `queries` [q, D] are compared with `vectors` by the similarity `function`.
+
+    Vectors that were normalized when they were embedded are not normalized again, also if they were rounded since.
+    """
+    cosine = function == "cosine"
+    if function not in ("cosine", "dot"):
+        return Distances(vectors, queries, function)
+    queries = unit(queries) if cosine else queries
+    if vectors.dtype == "binary":
+        return Bits(queries, normalize=cosine)
+    normalize = cosine and not vectors.first.normalize
+    if device != "cpu" and len(queries) >= GPU_QUERIES:
+        return ProductsOnGpu(vectors, queries, normalize=normalize, device=device)
+    return Products(vectors, queries, normalize=normalize)
