@@ -89,6 +89,7 @@ MAY_IMPORT = {
     },
     "fastvec.vectors": {
         "fastvec.corpus",  # the texts of the inputs
+        "fastvec.encoder",
         "fastvec.fingerprint",
         "fastvec.output",
         "fastvec.settings",

@@ -18,7 +18,7 @@ from fastvec.errors import InputError, UsageError, quoted
 from fastvec.retrieval.exact import best_rows
 from fastvec.retrieval.filters import Filter
 from fastvec.retrieval.hits import SearchReport, Shown, choose_shown, hits_of, hits_schema
-from fastvec.vectors.query_encoder import query_prompt, query_settings
+from fastvec.vectors.query_encoder import query_prompt
 from fastvec.vectors.result_file import require_result_file, result_file
 from fastvec.vectors.source_texts import texts_at
 from fastvec.vectors.stored import Vectors, open_vectors
@@ -98,30 +98,21 @@ def search(
         require_result_file(target, overwrite=overwrite)
     with open_vectors([files] if isinstance(files, str | Path) else files, vector_column=vector_column) as vectors:
         shown = choose_shown(vectors, keep, text)
-        mask = None if filter is None else _mask(vectors, filter)
         shown = _with_texts_if_there(vectors, shown) if text is None else shown
-        settings = (
-            query_settings(vectors.first, model=model, adapters=adapters, device=device)
-            if encoder is None
-            else encoder.settings
-        )
-        given = query_prompt(vectors.first, settings, instruction, prompt_name)
-        if encoder is None:
-            from fastvec.encoder import Encoder
-
-            encoder = Encoder(settings)
+        mask = None if filter is None else _mask(vectors, filter)
+        encoder = encoder_for(vectors.first, encoder, model=model, adapters=adapters, device=device)
+        prompt = query_prompt(vectors.first, encoder.settings, instruction, prompt_name)
         started = time.perf_counter()
-        found = _search(vectors, encoder, texts, k, given, mask, shown, progress)
-        report = SearchReport(queries=texts, rows=vectors.rows, similarity=settings.checkpoint.similarity, seconds=0.0)
-        if target is None:
-            tables = list(found)
-            report = replace(report, hits=pa.concat_tables(tables))
-        else:
-            with result_file(target, hits_schema(vectors, shown)) as write:
-                for table in found:
-                    write(table)
-            report = replace(report, output=str(output))
-        return replace(report, seconds=time.perf_counter() - started)
+        found = _search(vectors, encoder, texts, k, prompt, mask, shown, progress)
+        hits = _written(found, target, hits_schema(vectors, shown))
+        return SearchReport(
+            queries=texts,
+            rows=vectors.rows,
+            similarity=encoder.settings.checkpoint.similarity,
+            seconds=time.perf_counter() - started,
+            hits=hits,
+            output=None if output is None else str(output),
+        )
 
 
 def read_queries(file: str | Path, column: str | None = None) -> list[str]:
@@ -178,12 +169,22 @@ def _with_texts_if_there(vectors: Vectors, shown: Shown) -> Shown:
     return shown
 
 
+def _written(found: Iterator[pa.Table], target: Path | None, schema: pa.Schema) -> pa.Table | None:
+    """Write the hits to a file, or return them if there is none."""
+    if target is None:
+        return pa.concat_tables(found)
+    with result_file(target, schema) as write:
+        for table in found:
+            write(table)
+    return None
+
+
 def _search(
     vectors: Vectors,
     encoder: "Encoder",
     queries: Sequence[str],
     k: int,
-    given: tuple[str | None, str | None],
+    prompt: tuple[str | None, str | None],
     mask: npt.NDArray[np.bool_] | None,
     shown: Shown,
     progress: Callable[[SearchProgress], None],
@@ -193,7 +194,7 @@ def _search(
     step = max(min(QUERIES_AT_ONCE, HITS_AT_ONCE // k), 1)
     for begin in range(0, len(queries), step):
         some = queries[begin : begin + step]
-        encoded = encoder.encode(some, *given)
+        encoded = encoder.encode(some, *prompt)
         best = best_rows(
             vectors,
             encoded,

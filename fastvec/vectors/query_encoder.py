@@ -2,18 +2,42 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastvec.errors import ModelError
 from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
 from fastvec.output.reader import Output
 from fastvec.settings import EncoderSettings, resolve_settings
 
+if TYPE_CHECKING:  # imports torch, which a wrong model does not need
+    from fastvec.encoder import Encoder
+
 # what may differ between a query and the texts: the numbers it is computed in, what stands before it, and where the
 # model, whose weights are compared, comes from
 _OWN_TO_A_QUERY = ("dtype", "instruction", "revision")
 _OF_EOS = ("append_eos", "add_bos_token", "add_eos_token")
 QUERY_PROMPT = "query"
+
+
+def encoder_for(
+    output: Output,
+    encoder: "Encoder | None" = None,
+    *,
+    model: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
+    device: str = "auto",
+) -> "Encoder":
+    """Return `encoder`, or load the model that made the vectors of `output`, from `model` if it is not None.
+
+    Raises ModelError if either is another model.
+    """
+    if encoder is not None:
+        require_made_by(output, encoder.settings)
+        return encoder
+    settings = query_settings(output, model=model, adapters=adapters, device=device)
+    from fastvec.encoder import Encoder
+
+    return Encoder(settings)
 
 
 def query_settings(
