@@ -80,20 +80,19 @@ def hits_of(vectors: Vectors, best: Best, shown: Shown, first_query: int = 0) ->
     return pa.table([pa.chunked_array([]) if len(positions) == 0 else columns[f.name] for f in schema], schema=schema)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SearchReport:
     """The report of a search. `hits` has a row for each hit, by query and rank; None if they were written to a file.
 
-    `seconds` is the time to search, with the model loaded. `note` says what the queries were encoded with.
+    `seconds` is the time to search, with the model loaded.
     """
 
     queries: list[str]
     rows: int
     similarity: str
     seconds: float
-    hits: pa.Table | None = None
-    output: str | None = None
-    note: str = ""
+    hits: pa.Table | None
+    output: str | None
 
     @property
     def return_code(self) -> int:

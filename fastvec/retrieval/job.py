@@ -18,7 +18,7 @@ from fastvec.errors import InputError, UsageError, quoted
 from fastvec.retrieval.exact import best_rows
 from fastvec.retrieval.filters import Filter
 from fastvec.retrieval.hits import SearchReport, Shown, choose_shown, hits_of, hits_schema
-from fastvec.vectors.query_encoder import query_prompt
+from fastvec.vectors.query_encoder import encoder_for, query_prompt
 from fastvec.vectors.result_file import require_result_file, result_file
 from fastvec.vectors.source_texts import texts_at
 from fastvec.vectors.stored import Vectors, open_vectors
@@ -81,8 +81,7 @@ def search(
         text: Whether to return the texts of the rows, which are read from the inputs. None: if no column is returned.
         vector_column: Which vectors to search, if the outputs have several columns of them.
         device: Where the model runs and, for 64 queries or more, the comparison.
-        output: A .parquet, .arrow or .jsonl file for the hits, which are then not in the report.
-        overwrite: Whether to replace that file.
+        output, overwrite: A .parquet, .arrow or .jsonl file for the hits instead, and whether to replace it.
         progress: Called after each block of rows.
 
     Raises:
@@ -105,14 +104,9 @@ def search(
         started = time.perf_counter()
         found = _search(vectors, encoder, texts, k, prompt, mask, shown, progress)
         hits = _written(found, target, hits_schema(vectors, shown))
-        return SearchReport(
-            queries=texts,
-            rows=vectors.rows,
-            similarity=encoder.settings.checkpoint.similarity,
-            seconds=time.perf_counter() - started,
-            hits=hits,
-            output=None if output is None else str(output),
-        )
+        seconds, similarity = time.perf_counter() - started, encoder.settings.checkpoint.similarity
+    name = None if output is None else str(output)
+    return SearchReport(texts, rows=vectors.rows, similarity=similarity, seconds=seconds, hits=hits, output=name)
 
 
 def read_queries(file: str | Path, column: str | None = None) -> list[str]:
