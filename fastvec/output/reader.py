@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
 from fastvec.errors import OutputError, UsageError, one_line
@@ -132,6 +133,8 @@ class Output:
         column = batch.column(name)
         width = column.type.list_size
         values = column.values.slice(column.offset * width, len(column) * width)  # `values` ignores the slice
+        if values.null_count:  # of null rows, read from Parquet; integers would become floats, for a NaN
+            values = pc.fill_null(values, 0)
         valid: npt.NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
         return values.to_numpy(zero_copy_only=False).reshape(len(column), width), valid
 

@@ -72,12 +72,12 @@ def hits_of(vectors: Vectors, best: Best, shown: Shown, first_query: int = 0) ->
         "query": queries.astype(np.int64) + first_query,
         "rank": ranks.astype(np.int32) + np.int32(1),
         "score": best.scores[queries, ranks],
-        FILE: vectors.sources(positions) if vectors.has_several else None,
+        **({FILE: vectors.sources(positions)} if vectors.has_several else {}),
         **{name: rows[name] for name in rows.schema.names},
-        TEXT: texts_at(vectors, positions) if shown.with_text else None,
+        **({TEXT: texts_at(vectors, positions)} if shown.with_text else {}),
     }
     schema = hits_schema(vectors, shown)
-    return pa.table([pa.chunked_array([]) if len(positions) == 0 else columns[f.name] for f in schema], schema=schema)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 @dataclass(frozen=True, slots=True)

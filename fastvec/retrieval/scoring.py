@@ -82,7 +82,8 @@ class ProductsOnGpu(Products):
     def _product(self, queries: FloatArray, values: FloatArray) -> FloatArray:
         import torch
 
-        left, right = (torch.from_numpy(np.ascontiguousarray(part)).to(self._device) for part in (queries, values))
+        # copied, because torch warns of the memory of a mapped file, which cannot be written
+        left, right = (torch.tensor(part, device=self._device) for part in (queries, values))
         found: FloatArray = (left @ right.T).cpu().numpy()
         return found
 

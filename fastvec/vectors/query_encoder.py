@@ -85,9 +85,12 @@ def require_made_by(output: Output, settings: EncoderSettings) -> None:
 
 
 def _differences(made: Mapping[str, Any], settings: EncoderSettings, names: Collection[str] | None = None) -> list[str]:
-    here = {name: value for name, value in settings.fingerprint("", None).items() if name not in _OWN_TO_A_QUERY}
-    compared = {name: value for name, value in here.items() if names is None or name in names}
-    return fingerprint_differences({name: made.get(name) for name in compared}, compared)
+    here = settings.fingerprint("", None)
+    # a rule of EOS that neither states is in neither fingerprint
+    compared = [name for name in (*here, *_OF_EOS) if name in here or name in made]
+    compared = [name for name in compared if name not in _OWN_TO_A_QUERY and (names is None or name in names)]
+    old, new = ({name: values.get(name) for name in compared} for values in (made, here))
+    return fingerprint_differences(old, new)
 
 
 def query_prompt(

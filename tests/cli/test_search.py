@@ -1,0 +1,72 @@
+"""The command `fastvec search`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import ARTICLES
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def vecs(fastvec: Run) -> Path:
+    assert fastvec("embed", ARTICLES, "-o", "vecs.arrow", "--column", "text", "--keep", "title").exit_code == 0
+    return Path("vecs.arrow")
+
+
+def test_a_query_prints_rows_to_stdout_and_nothing_to_stderr(fastvec: Run, vecs: Path) -> None:
+    done = fastvec("search", vecs, "species of moth", "-k", "3")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [line.split("  ")[-1].strip() for line in done.stdout.splitlines()] == [
+        "Erechthias hemiclistra",
+        "Lysiphragma epixyla",
+        "Eschatotypa melichrysa",
+    ]
+
+
+def test_json_is_one_document(fastvec: Run, vecs: Path) -> None:
+    done = fastvec("search", vecs, "species of moth", "-k", "1", "--json", "--filter", "row > 200", "--text")
+    (query,) = json.loads(done.stdout)["queries"]
+    assert query["query"] == "species of moth"
+    (hit,) = query["hits"]
+    assert hit["row"] > 200
+    assert hit["text"].startswith(hit["title"])
+
+
+def test_queries_of_a_file_go_to_a_file(fastvec: Run, vecs: Path) -> None:
+    Path("q.txt").write_text("moths\nskiing\n")
+    done = fastvec("search", vecs, "--queries", "q.txt", "-k", "2", "-o", "hits.jsonl")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr.startswith("2 queries against 300 vectors in ")
+    assert [json.loads(line)["query"] for line in Path("hits.jsonl").read_text().splitlines()] == [0, 0, 1, 1]
+    again = fastvec("search", vecs, "--queries", "q.txt", "-o", "hits.jsonl")
+    assert again.exit_code == 4
+    assert "--overwrite" in again.stderr
+
+
+def test_variables_of_the_environment_are_named_after_options(
+    fastvec: Run, vecs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTVEC_SEARCH_K", "2")
+    assert len(fastvec("search", vecs, "moths").stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vecs.arrow"], "a query is missing"),
+        (["vecs.arrow", "x", "--query-column", "a"], "--query-column needs --queries"),
+        (["none.arrow", "x"], "none.arrow cannot be read: No such file"),
+        (["vecs.arrow", "--queries", "none.jsonl"], "none.jsonl"),
+        (["vecs.arrow", "x", "-k", "many"], "'many' is not a valid integer"),
+        (["vecs.arrow", "vecs.arrow", "x"], "given twice"),
+        (["vecs.arrow", "x", "--model", "none/none/none"], "no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line(fastvec: Run, vecs: Path, arguments: list[str], message: str) -> None:
+    done = fastvec("search", *arguments)
+    assert done.exit_code in (1, 2)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr

@@ -1,0 +1,81 @@
+"""Conditions on columns: what they mean, and what is refused."""
+
+from datetime import date
+
+import pyarrow as pa
+import pytest
+
+from fastvec.errors import UsageError
+from fastvec.retrieval.filters import Filter
+
+TABLE = pa.table(
+    {
+        "year": pa.array([1990, 2000, None]),
+        "title": ["a", "b`c`", None],
+        "is ok": [True, False, True],
+        "meta": [{"source": "x"}, {"source": "y"}, None],
+        "day": pa.array([date(2020, 1, 1), date(2020, 1, 2), None]),
+    }
+)
+
+MEANINGS = {
+    "year > 1990": [False, True, False],
+    "year >= 1990 and title in ('a', 'z')": [True, False, False],
+    "year == 1990 or year == 2000": [True, True, False],
+    "title not in ('a',)": [False, True, True],
+    "not year > 1990": [True, False, False],
+    "year is None": [False, False, True],
+    "title is not None": [True, True, False],
+    "1980 < year < 1999": [True, False, False],
+    "2000 == year": [False, True, False],
+    "year > -5": [True, True, False],
+    "`is ok`": [True, False, True],
+    "not `is ok` and year != 1": [False, True, False],
+    "title == 'b`c`'": [False, True, False],
+    "meta.source == 'x'": [True, False, False],
+    "day > '2020-01-01'": [False, True, False],
+    "'2020-01-01' == day": [True, False, False],
+    "day in ('2020-01-02',)": [False, True, False],
+    "  year < 1995 ": [True, False, False],
+}
+
+
+@pytest.mark.parametrize("text", MEANINGS)
+def test_a_condition_means_what_it_means_in_python_and_is_false_where_null(text: str) -> None:
+    condition = Filter(text, TABLE.schema)
+    assert condition.mask(TABLE.select(condition.columns)).to_pylist() == MEANINGS[text]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a condition"),
+        ("year >", "is not a condition .*invalid syntax"),
+        ("\0", "is not a condition"),
+        ("(" * 500, "is not a condition"),
+        ("not " * 5000 + "year", "is not a condition"),
+        ("author == 'x'", "names the column 'author'; the outputs have year, title, is ok, meta, day"),
+        ("__import__('os').remove('x')", "which is no condition"),
+        ("year == __import__('os')", "where a text, a number or a column is expected"),
+        ("(lambda: 1)() == year", "where a text, a number or a column is expected"),
+        ("year + 1 == 2", "has 'year [+] 1', where"),
+        ("title in 'abc'", "`in` without values in parentheses"),
+        ("title is 'abc'", "`is` without None"),
+        ("[year][0].real == 1", "only columns and their fields have names"),
+        ("day > 'soon'", "'soon' is no date32"),
+    ],
+)
+def test_what_is_no_condition_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Filter(text, TABLE.schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("title > 5", "cannot be computed"), ("title", "must evaluate to bool"), ("meta.none == 1", "cannot be computed")],
+)
+def test_what_cannot_be_computed_is_one_line(text: str, message: str) -> None:
+    condition = Filter(text, TABLE.schema)
+    with pytest.raises(UsageError, match=message) as raised:
+        condition.mask(TABLE.select(condition.columns))
+    assert "\n" not in str(raised.value)
