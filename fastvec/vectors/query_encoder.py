@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvec.errors import ModelError
-from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
 from fastvec.output.reader import Output
 from fastvec.settings import EncoderSettings, resolve_settings
 
@@ -65,8 +64,7 @@ def query_settings(
     if not _differences(made, settings, ("weights", "tokenizer")):
         options |= {name: made.get(name) for name in ("max_length", "dims")}
         settings = resolve_settings(here, **options)
-    problems = _differences(made, settings)
-    if problems and not _differences(made, settings, set(made) - {*_OF_EOS, *_OWN_TO_A_QUERY}):
+    if _differences(made, settings) and not _differences(made, settings, set(made) - {*_OF_EOS, *_OWN_TO_A_QUERY}):
         for eos in (True, False):  # only the effect of --eos is recorded
             other = resolve_settings(here, eos=eos, **options)
             if not _differences(made, other):
@@ -77,20 +75,21 @@ def query_settings(
 
 def require_made_by(output: Output, settings: EncoderSettings) -> None:
     """Raise ModelError if a model with `settings` does not make the vectors of `output`."""
-    if problems := _differences(output.fingerprint, settings):
+    if names := _differences(output.fingerprint, settings):
         raise ModelError(
-            f"{output.path.name} was made by another model than {settings.checkpoint.name}: "
-            f"{'; '.join(problems[:SHOWN_DIFFERENCES])}: give the model that made it with --model, and its --adapter"
+            f"{output.path.name} was not made by {settings.checkpoint.name} as it is here, but by another "
+            f"{', '.join(names[:-1])}{' and ' if names[1:] else ''}{names[-1]}: give the model that made it "
+            f"({output.own.get('model', 'unknown')}) with --model, and its --adapter"
         )
 
 
 def _differences(made: Mapping[str, Any], settings: EncoderSettings, names: Collection[str] | None = None) -> list[str]:
+    """Return the names of the settings that differ, among `names` if given."""
     here = settings.fingerprint("", None)
     # a rule of EOS that neither states is in neither fingerprint
-    compared = [name for name in (*here, *_OF_EOS) if name in here or name in made]
-    compared = [name for name in compared if name not in _OWN_TO_A_QUERY and (names is None or name in names)]
-    old, new = ({name: values.get(name) for name in compared} for values in (made, here))
-    return fingerprint_differences(old, new)
+    compared = dict.fromkeys([*here, *(name for name in _OF_EOS if name in made)])
+    wanted = [name for name in compared if name not in _OWN_TO_A_QUERY and (names is None or name in names)]
+    return [name for name in wanted if made.get(name) != here.get(name)]
 
 
 def query_prompt(

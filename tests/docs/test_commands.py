@@ -172,7 +172,7 @@ def masked(text: str) -> str:
     return re.sub(r"\d[\d,.:]*", "#", text)
 
 
-@pytest.mark.parametrize("name", ["README.md", "kernels.md", "api.md", "corpora.md"])
+@pytest.mark.parametrize("name", ["README.md", "kernels.md", "api.md", "corpora.md", "search.md"])
 def test_python_examples_run(
     name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
