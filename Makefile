@@ -34,11 +34,11 @@ test-isa: $(VENV)/.installed
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m '' -k 'not triton' $(NUMERIC)
 
-# The recipes of docs/integrations.md and what runs on Ray, whose libraries `make test` does not install and skips.
+# The recipes of docs/integrations.md, what runs on Ray and the encoder for mteb, whose libraries `make test` does not install and skips.
 test-integrations: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations,mteb,ray]'
 	$(PYTEST) tests/docs/test_integrations.py tests/docs/test_reading.py tests/encoding/test_inputs.py tests/embedding/test_inputs.py \
-		tests/test_ray.py tests/jobs/test_ray_data.py
+		tests/test_ray.py tests/jobs/test_ray_data.py tests/test_mteb.py
 
 # Inputs and outputs in object stores, on a real S3 server of this machine, which `make test` does not install and skips.
 test-stores: $(VENV)/.installed

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     },
     "fastvec.encoder": {"fastvec.encoding", "fastvec.output", "fastvec.settings", "fastvec.texts"},
     "fastvec.ray": {"fastvec.encoder"},
+    "fastvec.mteb": {"fastvec.encoder"},
     "fastvec.embedding": {
         "fastvec.corpus",
         "fastvec.checkpoints",
