@@ -135,7 +135,9 @@ class Output:
         values = column.values.slice(column.offset * width, len(column) * width)  # `values` ignores the slice
         if values.null_count:  # of null rows, read from Parquet; integers would become floats, for a NaN
             values = pc.fill_null(values, 0)
-        valid: npt.NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
+        valid = np.ones(len(column), dtype=np.bool_)
+        if column.null_count:
+            valid = column.is_valid().to_numpy(zero_copy_only=False)
         return values.to_numpy(zero_copy_only=False).reshape(len(column), width), valid
 
     def norms(self, vectors: Array) -> Array:

@@ -19,7 +19,7 @@ from fastvec.vectors.stored import Block, Vectors
 
 Positions = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-BLOCK_BYTES = 4 << 20  # of the rows of a block: most of them stay in a core's cache for the next step
+BLOCK_BYTES = 16 << 20  # of the rows of a block, as float32
 SCORE_BYTES = 16 << 20  # of the keys of a block
 FEWEST_ROWS = 256
 NONE = -1  # the position where fewer than k rows were found
@@ -95,8 +95,9 @@ class _Candidates:
             return
         if count > 2 * self._size * len(keys) and keys.shape[1] > self._size:
             better &= keys >= self._least(keys)
-        queries, columns = np.nonzero(better)
-        own_keys, own = keys[queries, columns], columns if rows is None else rows[columns]
+        places = np.flatnonzero(better)  # in a tenth of the time of np.nonzero, which returns both coordinates
+        queries, columns = np.divmod(places, keys.shape[1])
+        own_keys, own = keys.reshape(-1)[places], columns if rows is None else rows[columns]
         self._merge(queries, own_keys, scoring.scores(block, queries, own, own_keys), block.begin + own)
 
     def _least(self, keys: FloatArray) -> FloatArray:

@@ -148,12 +148,13 @@ class Vectors:
             first, last = (bisect_right(part.batch_begins, row) - 1 for row in (low, high - 1))
             for start, batch in part.batches([self.column], first, last):
                 cut = batch.slice(max(low - start, 0), max(high - start, 0) - max(low - start, 0))
-                for offset in range(0, cut.num_rows, rows):
-                    yield self._block(part, cut.slice(offset, rows), part.begin + max(low, start) + offset)
+                size = -(-cut.num_rows // max(-(-cut.num_rows // rows), 1))  # of equal blocks: no small last one
+                for offset in range(0, cut.num_rows, size):
+                    yield self._block(part, cut.slice(offset, size), part.begin + max(low, start) + offset)
 
     def _block(self, part: Part, batch: pa.RecordBatch, begin: int) -> Block:
         values, valid = part.output.vectors(batch, self.column)
-        return Block(begin, values, None if valid.all() else valid, part.output.ranges)
+        return Block(begin, values, valid if batch.column(self.column).null_count else None, part.output.ranges)
 
     def floats(self, block: Block, *, unit: bool = False) -> FloatArray:
         """Return the vectors of a block [b, D] in float32, those of rows without one all 0.
