@@ -57,6 +57,14 @@ MAY_IMPORT = {
         "fastvec.system",
         "fastvec.texts",
     },
+    "fastvec.run_report": {
+        "fastvec.embedding",
+        "fastvec.output",
+        "fastvec.report",
+        "fastvec.shards",
+        "fastvec.stores",
+        "fastvec.system",
+    },
     "fastvec.training.objectives": {
         "fastvec.corpus",
         "fastvec.checkpoints",
@@ -83,6 +91,7 @@ MAY_IMPORT = {
         "fastvec.fingerprint",
         "fastvec.output",
         "fastvec.report",
+        "fastvec.run_report",
         "fastvec.settings",
         "fastvec.shards",
         "fastvec.system",
