@@ -83,8 +83,7 @@ def embed(
             measurements=None if page is None else page.measurements,
         )
         if page is not None:
-            how = {"batch tokens": batch_tokens, "shard": shard, "devices": devices, "engine": engine}
-            page.write(plan, done, how)
+            page.write(plan, done, {"batch tokens": batch_tokens, "shard": shard, "devices": devices, "engine": engine})
     return done
 
 

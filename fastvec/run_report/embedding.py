@@ -15,7 +15,7 @@ from fastvec.output.ownership import earlier_fingerprint, errors_path
 from fastvec.report import PADDED_BATCH, Report
 from fastvec.run_report import plots
 from fastvec.run_report.machine import machine, size
-from fastvec.run_report.page import Figure, Page, Table, Total, render
+from fastvec.run_report.page import Figure, Page, Table, Total, duration, render
 from fastvec.run_report.target import require_no_input, require_reportable, write_report
 from fastvec.shards.folder import LocalFolder
 from fastvec.shards.manifest import ERRORS
@@ -92,9 +92,9 @@ def _totals(job: Embedding) -> Iterator[Total]:
     )
     yield Total(name="Rows", value=f"{report.rows:,}", detail=passages)
     if not report.already_finished:
-        yield Total(name="Time", value=_time(report.seconds), detail="from when the model was loaded")
-        yield Total(name="Rows a second", value=f"{report.rows_per_second:,.0f}")
-        yield Total(name="Tokens a second", value=f"{report.tokens_per_second:,.0f}")
+        yield Total(name="Time", value=duration(report.seconds), detail="without loading")
+        yield Total(name="Rows/s", value=f"{report.rows_per_second:,.0f}")
+        yield Total(name="Tokens/s", value=f"{report.tokens_per_second:,.0f}")
     yield Total(name="Tokens", value=f"{report.tokens:,}", detail="encoded, without duplicates")
     if report.peak_memory_bytes is not None:
         yield Total(name="Peak memory", value=size(report.peak_memory_bytes), detail="of this process")
@@ -298,11 +298,3 @@ def _as_computed(plan: EmbedPlan) -> EmbedPlan:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "0%"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

@@ -40,13 +40,15 @@ _TEMPLATE = """<!doctype html>
 {%- endfor %}
 </ul>
 {%- endif %}
-<section class="cards">
+<section class="figures">
 {%- for figure in page.figures %}
 <figure class="card">
 <figcaption><h2>{{ figure.title }}</h2><p>{{ figure.caption }}</p></figcaption>
 {{ figure.svg }}
 </figure>
 {%- endfor %}
+</section>
+<section class="tables">
 {%- for table in page.tables %}
 <section class="card">
 <h2>{{ table.title }}</h2>
@@ -55,7 +57,8 @@ _TEMPLATE = """<!doctype html>
 {%- endif %}
 <table>
 {%- for row in table.rows %}
-<tr><th scope="row">{{ row[0] }}</th>{% for value in row[1:] %}<td>{{ value }}</td>{% endfor %}</tr>
+<tr><th scope="row">{{ row[0] }}</th>
+{%- for value in row[1:] %}<td{% if not loop.last %} class="number"{% endif %}>{{ value }}</td>{% endfor %}</tr>
 {%- endfor %}
 </table>
 </section>
@@ -86,7 +89,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows of a name and one or more values."""
+    """Rows of a name and a value; or of a name, a number and what it means."""
 
     title: str
     rows: Sequence[Sequence[str]]
@@ -116,3 +119,12 @@ def render(page: Page) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown)
     return environment.from_string(_TEMPLATE).render(page=page, style=Markup(STYLE), generator=GENERATOR)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a total: in seconds, or from 100 on as h:mm:ss."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

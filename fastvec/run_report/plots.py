@@ -48,6 +48,7 @@ SETTINGS: Any = {  # of matplotlib, whose type for them is the list of all names
     "legend.fontsize": 9,
 }
 BARS = 50  # of a histogram, at most
+MARKED = 30  # points of a line with a marker for each, at most
 INTERVALS = 100  # of a rate over time, at most
 
 
@@ -112,24 +113,29 @@ def stages(worked: Mapping[str, float], waited: Mapping[str, float]) -> Svg:
 
 @styled
 def lengths(counts: Array, max_length: int) -> Svg:
-    """Plot a histogram of sequences, of which there are `counts` [longest + 1], with a line at `max_length`."""
-    longest = len(counts) - 1
-    width = max(1, -(-longest // BARS))
-    edges = np.arange(0, longest + width + 1, width)
-    bars = np.add.reduceat(np.append(counts, np.zeros(int(edges[-1]) - longest - 1, counts.dtype)), edges[:-1])
+    """Plot a histogram of sequences, of which there are `counts` [longest + 1], with a line at `max_length`.
+
+    A bar ends with the length where it ends, so that sequences of `max_length` are left of the line.
+    """
+    width = max(1, -(-(len(counts) - 1) // BARS))
+    bars = np.add.reduceat(counts[1:], np.arange(0, len(counts) - 1, width)) if len(counts) > 1 else np.zeros(1)
+    bars[0] += counts[0]
+    end = width * len(bars)
     figure, (axes,) = _figure(2.4, 1)
-    axes.bar(edges[:-1], bars, width=width * 0.9, align="edge", color=ACCENT)
-    axes.set(xlabel="tokens of a sequence", ylabel="sequences", ylim=(0, None))
-    _number(axes.xaxis, axes.yaxis)
-    if max_length <= 1.25 * edges[-1]:
+    axes.bar(np.arange(len(bars)) * width, bars, width=width * 0.9, align="edge", color=ACCENT)
+    axes.set(xlabel="tokens of a sequence", ylabel="sequences", ylim=(0, None), xlim=(0, end))
+    if max_length <= 1.25 * end:
         axes.axvline(max_length, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xlim(0, max(int(edges[-1]), max_length * 1.02) if max_length <= 1.25 * edges[-1] else int(edges[-1]))
+        axes.set_xlim(0, max(end, max_length) * 1.02)
+    _number(axes.xaxis, axes.yaxis)
     return _svg(figure, "Lengths of sequences", "lengths")
 
 
 @styled
 def norms(counts: Array, edges: Array) -> Svg:
     """Plot a histogram of norms; `counts` [e + 1] are those below, between and above `edges` [e], of equal ratios."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     seen = np.flatnonzero(counts[1:-1])
     first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)
     # at least 8 ranges in a bar, so that bars differ little in width
@@ -140,25 +146,31 @@ def norms(counts: Array, edges: Array) -> Svg:
     axes.stairs(bars, borders, fill=True, color=ACCENT)
     if borders[-1] > 3 * borders[0]:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
     axes.set(xlabel="norm of a vector", ylabel="vectors", ylim=(0, None))
     _number(axes.yaxis)
     return _svg(figure, "Norms of vectors", "norms")
 
 
 @styled
-def curves(panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]], xlabel: str) -> Svg:
-    """Plot lines of (x, y) by name, in panels with a label each; many points are a line, few have markers."""
-    figure, found = _figure(1.7 * len(panels), len(panels))
-    for axes, (label, lines) in zip(found, panels, strict=True):
-        for color, (name, points) in zip((ACCENT, INK, SOFT), lines.items(), strict=False):
-            marker = "o" if len(points) <= 30 else ""
-            axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=3, linewidth=1.2, label=name)
+def curves(name: str, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Svg:
+    """Plot the (step, value) of named lines, in a panel for each label; long lines have no markers."""
+    figure, found = _figure(0.6 + (2.2 if len(panels) == 1 else 1.3 * len(panels)), len(panels))
+    for axes, (label, lines) in zip(found, panels.items(), strict=True):
+        most = max(map(len, lines.values()))
+        for line, points in lines.items():
+            is_long = len(points) > MARKED
+            color = ACCENT if len(lines) == 1 or not is_long else WASH
+            color = INK if len(lines) > 1 and len(points) < most else color
+            axes.plot(*zip(*points, strict=True), "" if is_long else "o-", color=color, ms=3, lw=1.2, label=line)
         axes.set_ylabel(label)
         if len(lines) > 1:
             axes.legend(loc="upper right")
-    found[-1].set_xlabel(xlabel)
+    found[-1].set_xlabel("step")
     _number(found[-1].xaxis)
-    return _svg(figure, xlabel, panels[0][0])
+    return _svg(figure, ", ".join(panels), name)
 
 
 def _figure(height: float, rows: int) -> "tuple[Figure, list[Axes]]":

@@ -22,7 +22,7 @@ h1 { margin: 0; font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { margin: 0; font-size: 1rem; }
 p { margin: 0; }
 .about { margin-top: .25rem; color: var(--soft); overflow-wrap: anywhere; }
-.totals { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 1.5rem 0 0; }
+.totals { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: 1rem; margin: 1.5rem 0 0; }
 .total, .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
 .total { padding: .75rem 1rem; }
 .total dt { color: var(--soft); font-size: .8rem; }
@@ -30,8 +30,10 @@ p { margin: 0; }
 .total dd span { display: block; color: var(--soft); font-size: .8rem; font-weight: 400; }
 .notes { margin: 1rem 0 0; padding: .75rem 1rem .75rem 2rem; border-radius: .5rem; background: var(--note); }
 .notes li { overflow-wrap: anywhere; }
-.cards { display: grid; gap: 1rem; margin: 1rem 0 0; }
-.cards { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.figures { display: grid; gap: 1rem; margin: 1rem 0 0; }
+.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.tables { columns: 26rem; column-gap: 1rem; margin: 1rem 0 0; }
+.tables .card { break-inside: avoid; margin: 0 0 1rem; }
 .card { padding: 1rem; min-width: 0; margin: 0; }
 .card p { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .card svg { display: block; width: 100%; height: auto; margin-top: .75rem; }
@@ -42,6 +44,7 @@ th + td, td + td { padding-left: 1rem; }
 tr:first-child > * { border-top: 0; }
 th { width: 30%; color: var(--soft); font-weight: 400; }
 td { overflow-wrap: anywhere; white-space: pre-line; font-variant-numeric: tabular-nums; }
-footer { margin-top: 1.5rem; color: var(--soft); font-size: .85rem; }
+td.number { width: 1%; white-space: nowrap; text-align: right; }
+footer { margin-top: .5rem; color: var(--soft); font-size: .85rem; }
 @media print { body { background: none; } .total, .card { break-inside: avoid; } }
 """
