@@ -34,14 +34,14 @@ def measured(encoder: Encoder, output: Path, options: EmbedOptions) -> tuple[Rep
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("long", ["truncate", "mean", "chunks"])
 def test_a_job_is_measured_whole(encoder: Encoder, output: Path, long: str) -> None:
-    report, found = measured(encoder, output, EmbedOptions(column="text", long=long))
+    report, found = measured(encoder, output, EmbedOptions(column="text", limit=100, long=long))
     tokens = np.arange(len(found.sequences))
     assert int(found.sequences @ tokens) == report.tokens
     assert found.sequences[-1] > 0
     if long == "truncate":
-        assert found.sequences.sum() == 300 - report.duplicates
+        assert found.sequences.sum() == 100 - report.duplicates
     assert found.vectors == report.rows
-    assert found.points[-1][1:] == (300, report.tokens)
+    assert found.points[-1][1:] == (100, report.tokens)
     assert found.busy.keys() == {"read", "tokenize", "encode", "write"}
     assert all(seconds > 0 for seconds in found.busy.values())
 
