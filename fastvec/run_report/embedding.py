@@ -92,7 +92,7 @@ def _totals(job: Embedding) -> Iterator[Total]:
     )
     yield Total(name="Rows", value=f"{report.rows:,}", detail=passages)
     if not report.already_finished:
-        yield Total(name="Time", value=duration(report.seconds), detail="without loading")
+        yield Total(name="Time", value=duration(report.seconds), detail="" if report.shards else "without loading")
         yield Total(name="Rows/s", value=f"{report.rows_per_second:,.0f}")
         yield Total(name="Tokens/s", value=f"{report.tokens_per_second:,.0f}")
     yield Total(name="Tokens", value=f"{report.tokens:,}", detail="encoded, without duplicates")
@@ -135,9 +135,7 @@ def _figures(job: Embedding) -> Iterator[Figure]:
     if points[-1].seconds > 0:
         series = {"rows/s": [point.rows for point in points], "tokens/s": [point.tokens for point in points]}
         drawn = plots.rates([point.seconds for point in points], series)
-        yield Figure(
-            title="Speed", caption="Rows and tokens a second, as chunks of rows were written or reported.", svg=drawn
-        )
+        yield Figure(title="Speed", caption="Rows and tokens a second, over the time of this run.", svg=drawn)
     if measured.busy:
         caption = (
             f"Bottleneck: {report.bottleneck or max(measured.busy, key=measured.busy.__getitem__)}, the stage that "

@@ -49,7 +49,7 @@ SETTINGS: Any = {  # of matplotlib, whose type for them is the list of all names
 }
 BARS = 50  # of a histogram, at most
 MARKED = 30  # points of a line with a marker for each, at most
-INTERVALS = 100  # of a rate over time, at most
+INTERVALS = 60  # of a rate over time, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +74,21 @@ def styled(draw: Callable[Arguments, Svg]) -> Callable[Arguments, Svg]:
 
 @styled
 def rates(seconds: Sequence[float], series: Mapping[str, Sequence[float]]) -> Svg:
-    """Plot the rate of each of the `series`, sums so far [n] at `seconds` [n], in a panel of its own."""
-    kept = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), INTERVALS + 1)).round().astype(int))
-    times = np.asarray(seconds, dtype=np.float64)[kept]
-    kept, times = kept[np.append(True, np.diff(times) > 0)], times[np.append(True, np.diff(times) > 0)]
+    """Plot the rate of each of the `series`, sums so far [n] at `seconds` [n], in a panel of its own.
+
+    A rate is the mean of an interval with about two of the points: several processes report a chunk each at nearly the
+    same moment, and between two such points the rate would be that of no time.
+    """
+    borders = np.linspace(0, seconds[-1], 1 + min(max((len(seconds) - 1) // 2, 1), INTERVALS))
     figure, panels = _figure(1.55 * len(series), len(series))
     for axes, (name, sums) in zip(panels, series.items(), strict=True):
-        values = np.asarray(sums, dtype=np.float64)[kept]
         # a shard that is begun again takes back its rows
-        each = np.maximum(np.diff(values), 0) / np.diff(times)
-        axes.stairs(each, times, fill=True, color=WASH)
-        axes.stairs(each, times, color=ACCENT, linewidth=1.2, baseline=None)
-        axes.set(xlim=(0, times[-1]), ylim=(0, None), ylabel=name)
+        each = np.maximum(np.diff(np.interp(borders, seconds, sums)), 0) / np.diff(borders)
+        axes.stairs(each, borders, fill=True, color=WASH)
+        axes.stairs(each, borders, color=ACCENT, linewidth=1.2, baseline=None)
+        axes.set(xlim=(0, borders[-1]), ylim=(0, None), ylabel=name)
         _number(axes.yaxis)
-    panels[-1].set_xlabel("seconds since the model was loaded")
+    panels[-1].set_xlabel("seconds")
     _number(panels[-1].xaxis)
     return _svg(figure, "Rates over time", "rates")
 

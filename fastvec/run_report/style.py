@@ -31,7 +31,7 @@ p { margin: 0; }
 .notes { margin: 1rem 0 0; padding: .75rem 1rem .75rem 2rem; border-radius: .5rem; background: var(--note); }
 .notes li { overflow-wrap: anywhere; }
 .figures { display: grid; gap: 1rem; margin: 1rem 0 0; }
-.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 .tables { columns: 26rem; column-gap: 1rem; margin: 1rem 0 0; }
 .tables .card { break-inside: avoid; margin: 0 0 1rem; }
 .card { padding: 1rem; min-width: 0; margin: 0; }
