@@ -249,8 +249,8 @@ def _computation(job: Embedding) -> Iterator[tuple[str, str]]:
     if measured.vectors:
         least, most = measured.norm_range
         yield "norms", f"{least:.4f} to {most:.4f}, mean {measured.norm_sum / measured.vectors:.4f}"
-    read_back = {True: "yes", False: "no", None: "not known"}[report.verified]
-    yield "read back", f"{read_back} (whether the output was read from the disk before it was published)"
+    read_back = {True: "yes, from the disk, before it was published", False: "no", None: "not known"}[report.verified]
+    yield "read back", read_back
     if report.agreement is not None:
         yield (
             "quantized",
