@@ -27,6 +27,11 @@ device = click.option(
     show_default=True,
     help="Where the model runs; auto is a GPU if there is one.",
 )
+report = click.option(
+    "--report",
+    metavar="FILE.html",
+    help="Write a page about the run when it is done, with figures. It replaces a report.",
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace another job's output.")
 quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")

@@ -19,7 +19,6 @@ from fastvec.errors import RowErrorsError
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.vector_column import FloatArray, ranges_of
 from fastvec.output.writer import RowError
-from fastvec.report import padded_tokens
 from fastvec.system.pipeline import delayed
 
 if TYPE_CHECKING:  # planning a job must not import torch
@@ -44,7 +43,7 @@ class EncodedChunk:
     counts: Mapping[str, int]
     errors: Sequence[RowError]
     batch_tokens: int
-    padded_tokens: int
+    lengths: npt.NDArray[np.integer]  # [s], the tokens of each sequence that was encoded, in input order
 
 
 class ChunkEmbedder:
@@ -110,7 +109,7 @@ class ChunkEmbedder:
             errors=self._row_errors(chunk, failed),
             origin=chunk.origin,
             batch_tokens=begun.batch_tokens,
-            padded_tokens=padded_tokens(chunk.texts.lengths),
+            lengths=chunk.texts.lengths,
         )
 
     def _row_errors(self, tokenized: TokenizedChunk, failed: Mapping[int, str]) -> list[RowError]:

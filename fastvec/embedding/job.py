@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fastvec.embedding.measurements import Measurements
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.run import Run, report_of
 from fastvec.errors import DiskFullError, InterruptedRunError
@@ -34,6 +35,7 @@ def embed_file(
     overwrite: bool,
     progress: Callable[[Progress], None],
     stop_signal: Callable[[], int | None],
+    measurements: Measurements | None = None,
 ) -> Report:
     """Do what is left to do of a job whose output is one file. Raises FastvecError."""
     if plan.settings.auto_dtype:
@@ -68,6 +70,7 @@ def embed_file(
         overwrite=overwrite,
         progress=progress,
         stop_signal=stop_signal,
+        measurements=measurements,
     )
     if plan.remote is not None:
         plan.remote.publish(job, overwrite=overwrite, check=check)
@@ -85,6 +88,7 @@ def write_file(
     ranges: FloatArray | None = None,
     progress: Callable[[Progress], None],
     stop_signal: Callable[[], int | None],
+    measurements: Measurements | None = None,
 ) -> Report:
     """Write the output of `job`, or resume it; `ranges` [D] are those of an int8 column that other files share."""
     with closing(Writer.open(plan.output, job, overwrite=overwrite)) as writer:
@@ -93,7 +97,8 @@ def write_file(
         # the run that is resumed may have halved its budget for lack of memory
         budgets = [budget for budget in (batch_tokens, writer.batch_tokens) if budget is not None]
         with _choices(encoder, writer, plan.text_bytes), encoder.batches_of(min(budgets, default=None)):
-            return Run(plan, encoder, writer, earlier, progress, stop_signal, ranges=ranges).run()
+            run = Run(plan, encoder, writer, earlier, progress, stop_signal, ranges=ranges, measurements=measurements)
+            return run.run()
 
 
 def _require_no_stop(stop_signal: Callable[[], int | None], plan: EmbedPlan) -> None:

@@ -18,12 +18,13 @@ import pyarrow as pa
 from fastvec.checkpoints import bundled
 from fastvec.corpus.reader import ChunkLimits
 from fastvec.embedding.encoded_chunks import ChunkEmbedder, EncodedChunk, are_enough, ranges, require_few_errors
+from fastvec.embedding.measurements import Measurements
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import InterruptedRunError
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.vector_column import FloatArray, ranges_from_json, to_column
 from fastvec.output.writer import RowError, Writer
-from fastvec.report import Progress, Report, peak_memory_bytes
+from fastvec.report import Progress, Report, padded_tokens, peak_memory_bytes
 from fastvec.system.pipeline import Pipeline, StoppedError
 
 if TYPE_CHECKING:  # planning a job must not import torch
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Run:
     """Runs the stages of one job. The last stage, writing, runs in the caller's thread.
 
-    `ranges` [D] are those of an int8 column; None takes them from the first vectors.
+    `ranges` [D] are those of an int8 column; None takes them from the first vectors. `measurements` are added to.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class Run:
         stop_signal: Callable[[], int | None],
         *,
         ranges: FloatArray | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
+        self._measurements = measurements
         self._plan, self._encoder, self._writer = plan, encoder, writer
         self._embedder = ChunkEmbedder(plan, encoder, earlier)
         self._ranges = ranges if earlier is None else earlier.output.ranges
@@ -90,8 +93,13 @@ class Run:
                     self._progress(self._state(pipeline))
         except StoppedError:
             raise self._interrupted() from None
+        is_held = bool(self._held)
         self._write_held()
+        if is_held:  # the progress after the last chunk did not count what was held
+            self._progress(self._state(pipeline))
         writer.finish(_error_lines(plan, writer.errors), verify=plan.options.verify)
+        if self._measurements is not None:
+            self._measurements.add_work(pipeline.busy)
         return self._finished_report(pipeline)
 
     @property
@@ -134,7 +142,9 @@ class Run:
         self._writer.write(batch, counts=done.counts, errors=done.errors, batch_tokens=done.batch_tokens)
         self._rows += done.counts.get("input_rows", len(rows))
         self._tokens += done.counts["tokens"]
-        self._padded_tokens += done.padded_tokens
+        self._padded_tokens += padded_tokens(done.lengths)
+        if self._measurements is not None:
+            self._measurements.add_chunk(done.lengths, done.vectors[done.valid])
 
     def _begin(self) -> None:
         """Fix the schema before the first write; the held vectors set the int8 ranges.

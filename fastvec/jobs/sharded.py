@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastvec.embedding.measurements import Measurements
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.run import report_of
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, RowErrorsError
@@ -69,14 +70,22 @@ class ShardedJob:
 Schedule = Callable[[ShardedJob, Sequence[int], JobProgress, Callable[[], int | None]], Iterator[Receipt]]
 
 
-def in_this_process(encoder: "Encoder | None") -> Schedule:
-    """Return a schedule that embeds one shard after another; without an `encoder`, it is loaded when it is needed."""
+def in_this_process(encoder: "Encoder | None", measurements: Measurements | None = None) -> Schedule:
+    """Return a schedule that embeds one shard after another; without an `encoder`, it is loaded when it is needed.
+
+    `measurements` are added to.
+    """
 
     def run(
         job: ShardedJob, shards: Sequence[int], progress: JobProgress, stop_signal: Callable[[], int | None]
     ) -> Iterator[Receipt]:
         worker = ShardWorker(
-            job.plan, job.folder, shard_rows=job.shard_rows, batch_tokens=job.batch_tokens, encoder=encoder
+            job.plan,
+            job.folder,
+            shard_rows=job.shard_rows,
+            batch_tokens=job.batch_tokens,
+            encoder=encoder,
+            measurements=measurements,
         )
         for shard in shards:
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastvec.embedding.job import write_file
+from fastvec.embedding.measurements import Measurements
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.errors import OutputError
 from fastvec.jobs.record import make_record, require_same_job
@@ -60,7 +61,9 @@ class ShardWorker:
         batch_tokens: int | None = None,
         encoder: "Encoder | None" = None,
         load_encoder: LoadEncoder = load_encoder,
+        measurements: Measurements | None = None,
     ) -> None:
+        self._measurements = measurements
         self._plan, self._folder = plan, folder
         self._shard_rows, self._batch_tokens = shard_rows, batch_tokens
         self._encoder, self._load_encoder = encoder, load_encoder
@@ -140,6 +143,7 @@ class ShardWorker:
             ranges=None if record.ranges is None else np.array(record.ranges, dtype=np.float32),
             progress=progress,
             stop_signal=stop_signal,
+            measurements=self._measurements,
         )
         return bool(report.verified)
 

@@ -116,10 +116,11 @@ from fastvec.cli.streams import end_job, log_to_stderr
     is_flag=True,
     help="Split the model over the processes that torchrun starts, instead of a copy in each.",
 )
+@shared.report
 @shared.overwrite
 @shared.quiet
 @shared.as_json
-def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
+def adapt(quiet: bool, as_json: bool, report: str | None, **options: Any) -> None:
     """Train a decoder into a text encoder.
 
     LLM2Vec trains with mntp (masked next token prediction) first, then with simcse (texts alone) or contrastive (pairs
@@ -130,6 +131,7 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     Run the same command again to resume an interrupted run.
     """
     from fastvec.distributed.ranks import one_report, own_rank
+    from fastvec.run_report.adaptation import AdaptationPage
     from fastvec.training.job import adapt as run
 
     first = own_rank() == 0  # only rank 0 logs and reports
@@ -137,5 +139,9 @@ def adapt(quiet: bool, as_json: bool, **options: Any) -> None:
     log_to_stderr(quiet)
     show = progress_display(quiet=quiet or as_json)
     with one_report(), stop_on_signal() as stop_signal, show as progress:
-        report = run(**options, progress=progress, stop_signal=stop_signal)
-    end_job(report, as_json=as_json, quiet=quiet)
+        inputs = (*options["data"], *filter(None, [options["eval_pairs"]]))
+        page = AdaptationPage(report, options["output"], inputs) if report is not None and first else None
+        done = run(**options, progress=progress, stop_signal=stop_signal)
+        if page is not None:
+            page.write(done)
+    end_job(done, as_json=as_json, quiet=quiet)

@@ -168,6 +168,7 @@ class TokenBudget(click.ParamType[int | None]):
     help="Read the output back from the disk before it is published. "
     "[default: 64 MiB of it, the rest if it takes at most 1% of the time]",
 )
+@shared.report
 @shared.overwrite
 @click.option("--dry-run", is_flag=True, help="Estimate tokens, size and time; write nothing.")
 @shared.quiet
@@ -219,7 +220,7 @@ def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], i
     from fastvec.encoder import Encoder
 
     batch_tokens, output = options.pop("batch_tokens"), options.pop("output")
-    for name in ("overwrite", "shard", "shard_rows", "devices", "engine"):
+    for name in ("overwrite", "report", "shard", "shard_rows", "devices", "engine"):
         del options[name]  # nothing is written
     with written_to(output) as path, local_inputs(options.pop("inputs"), path, stop_signal) as inputs:
         plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))
