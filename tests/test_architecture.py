@@ -115,6 +115,7 @@ MAY_IMPORT = {
         "fastvec.encoder",
         "fastvec.encoding",
         "fastvec.output",
+        "fastvec.system",
         "fastvec.vectors",
     },
     "fastvec.doctor": {

@@ -11,7 +11,8 @@ import errno
 import io
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,15 @@ def require_replaceable(target: Path, *, overwrite: bool) -> None:
     require_own_errors(target)
 
 
+def require_replaceable_dataset(target: Path, *, overwrite: bool) -> None:
+    """Raise RefusedError if the Lance dataset `target` exists, unless `overwrite`; OutputError for another folder."""
+    if not target.is_dir():
+        require_writable(target)
+    elif not (target / "_versions").is_dir():
+        raise OutputError(f"{target} is a folder, but not a Lance dataset: choose another name")
+    _refuse_existing(target, overwrite=overwrite)
+
+
 def _refuse_existing(target: Path, *, overwrite: bool) -> None:
     if target.exists() and not overwrite:
         raise RefusedError(f"{target} exists: replace it with --overwrite, or choose another name")
@@ -162,21 +172,33 @@ def _append(fd: int, end: int, values: Array) -> int:
 
 
 def _to_lance(source: Output, target: Path, *, overwrite: bool) -> Written:
+    with lance_dataset(source, target, overwrite=overwrite):
+        pass
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    return Written(output=str(target), rows=source.rows, size_bytes=size)
+
+
+@contextmanager
+def lance_dataset(source: Output, target: Path, *, overwrite: bool) -> Iterator[Any]:
+    """Yield a table of lancedb with the rows of `source`; after the block it becomes the dataset `target`, durably.
+
+    If the block raises, `target` stays as it is. Raises OutputError, also for an error of lancedb in the block;
+    RefusedError if `target` exists, unless `overwrite`; OSError.
+    """
     try:
         import lancedb
     except ImportError as error:
         raise OutputError("Lance datasets need the package lancedb: pip install 'fastvec[lance]'") from error
-    if not target.is_dir():
-        require_writable(target)
-    elif not (target / "_versions").is_dir():
-        raise OutputError(f"{target} is a folder, but not a Lance dataset: choose another name")
-    _refuse_existing(target, overwrite=overwrite)
+    require_replaceable_dataset(target, overwrite=overwrite)
     draft = draft_path(target)
     draft.mkdir(exist_ok=True)
     with locked(draft / "lock"):
         try:
             _clear(draft)  # of what a killed process left
-            _write_lance(lancedb.connect(draft), source, target)
+            with _translated_lance_errors(target):
+                reader = pa.RecordBatchReader.from_batches(source.schema, source.batches())
+                # "null" keeps null vectors, which are refused otherwise
+                yield lancedb.connect(draft).create_table("vectors", reader, on_bad_vectors="null")
             sync_tree(draft)
             if target.exists():  # a folder cannot be renamed over another one
                 os.replace(target, draft / "old")
@@ -187,8 +209,6 @@ def _to_lance(source: Output, target: Path, *, overwrite: bool) -> Written:
             with suppress(OSError):
                 os.unlink(draft / "lock")
                 os.rmdir(draft)
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    return Written(output=str(target), rows=source.rows, size_bytes=size)
 
 
 def _clear(draft: Path) -> None:
@@ -196,11 +216,10 @@ def _clear(draft: Path) -> None:
         shutil.rmtree(draft / name, ignore_errors=True)
 
 
-def _write_lance(database: Any, source: Output, target: Path) -> None:
-    reader = pa.RecordBatchReader.from_batches(source.schema, source.batches())
+@contextmanager
+def _translated_lance_errors(target: Path) -> Iterator[None]:
     try:
-        # "null" keeps null vectors, which are refused otherwise
-        database.create_table("vectors", reader, on_bad_vectors="null")
+        yield
     except (RuntimeError, ValueError, OSError) as error:
         if "No space left" in str(error):  # an error of Rust, without a number
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

@@ -1,13 +1,16 @@
 """The command `fastvec search`."""
 
 import logging
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from fastvec.cli import options as shared
 from fastvec.cli.progress import progress_display
 from fastvec.cli.streams import end_job, log_to_stderr, print_report
+
+OF_AN_INDEX = ("output", "model", "adapters", "vector_column", "overwrite")  # the options that go with --index
 
 
 @click.command(short_help="Search outputs for the texts nearest to a query.")
@@ -34,20 +37,29 @@ from fastvec.cli.streams import end_job, log_to_stderr, print_report
 @click.option("--vector-column", help="Which column of vectors to search, if there are several.")
 @shared.device
 @click.option("-o", "--output", metavar="OUT", help="A .parquet, .arrow or .jsonl file for the hits.")
+@click.option(
+    "--index",
+    type=click.Choice(["faiss", "lance"]),
+    help="Search for nothing: write an approximate index of the FILEs for this library to -o.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @shared.quiet
 @shared.as_json
-def search(files: tuple[str, ...], queries: str | None, query_column: str | None, **options: Any) -> None:
+def search(
+    files: tuple[str, ...], queries: str | None, query_column: str | None, index: str | None, **options: Any
+) -> None:
     """Find the texts whose vectors are nearest to that of a query, by comparing it with all of them.
 
     A FILE is an output of fastvec embed, or a folder of shards; several must be of the same model and settings. QUERY,
-    the last argument, is a text, encoded by the model that made the vectors.
+    the last argument, is a text, encoded by the model that made the vectors. With --index, all arguments are FILEs.
     """
     from fastvec.retrieval.job import read_queries
     from fastvec.retrieval.job import search as run
 
     quiet, as_json = options.pop("quiet"), options.pop("as_json")
     log_to_stderr(quiet, logging.WARNING)  # how the model runs was said when it embedded the texts
+    if index is not None:
+        _write_index(files, index, options, quiet=quiet, as_json=as_json)
     if queries is None:
         if query_column is not None:
             raise click.UsageError("--query-column needs --queries")
@@ -62,3 +74,19 @@ def search(files: tuple[str, ...], queries: str | None, query_column: str | None
     if report.output is not None:
         end_job(report, as_json=as_json, quiet=quiet)
     print_report(report, as_json)
+
+
+def _write_index(files: tuple[str, ...], kind: str, options: dict[str, Any], *, quiet: bool, as_json: bool) -> NoReturn:
+    from fastvec.retrieval.index import write_index
+
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name not in (*OF_AN_INDEX, "files", "index", "quiet", "as_json"):
+            raise click.UsageError(f"{option.opts[0]} is for a search: --index only writes an index")
+    if options["output"] is None:
+        raise click.UsageError(f"--index needs a name for the index: -o vecs.{kind}")
+    with progress_display(quiet=quiet or as_json) as progress:
+        chosen: dict[str, Any] = {name: options[name] for name in OF_AN_INDEX}
+        report = write_index(files, kind=kind, progress=progress, **chosen)  # type: ignore[arg-type]  # click checks it
+    end_job(report, as_json=as_json, quiet=quiet)
