@@ -76,6 +76,16 @@ MAY_IMPORT = {
         "fastvec.texts",
         "fastvec.training.objectives",
     },
+    "fastvec.evaluation": {
+        "fastvec.checkpoints",
+        "fastvec.corpus",
+        "fastvec.encoder",
+        "fastvec.output",
+        "fastvec.settings",
+        "fastvec.stores",
+        "fastvec.system",
+        "fastvec.training",  # its pairs
+    },
     "fastvec.jobs": {
         "fastvec.corpus",
         "fastvec.embedding",
@@ -104,6 +114,7 @@ MAY_IMPORT = {
         "fastvec.doctor",
         "fastvec.embedding",
         "fastvec.encoder",
+        "fastvec.evaluation",
         "fastvec.jobs",
         "fastvec.output",
         "fastvec.settings",
