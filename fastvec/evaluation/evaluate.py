@@ -18,8 +18,7 @@ from fastvec.evaluation import files
 from fastvec.evaluation.baselines import Bm25, tfidf
 from fastvec.evaluation.bootstrap import SAMPLES, Measured
 from fastvec.evaluation.contestants import Contestant, Model
-from fastvec.evaluation.plot import draw
-from fastvec.evaluation.report import Difference, EvalReport, Score, TaskInfo
+from fastvec.evaluation.report import Difference, EvalReport, Score, TaskInfo, draw
 from fastvec.evaluation.retrieval import Retrieval
 from fastvec.evaluation.tasks import Task
 from fastvec.output.convert import require_replaceable
@@ -198,9 +197,10 @@ def judged(tasks: Sequence[Task], contestants: Iterable[Contestant]) -> EvalRepo
                 logger.info("%s on %s", contestant.name, task.name)
             for measure, measured in task.judge(contestant).items():
                 found[task.name, measure][contestant.name] = measured
+    took_part = {name for own in found.values() for name in own}  # not BM25, if there is nothing to search
     return EvalReport(
         tasks=tuple(TaskInfo(name=task.name, kind=task.kind, size=task.size, notes=task.notes) for task in tasks),
-        names=tuple(sorted(baselines, key=lambda name: not baselines[name])),
+        names=tuple(sorted((name for name in baselines if name in took_part), key=lambda name: not baselines[name])),
         scores=tuple(score for column, own in found.items() for score in _scores(column, own, baselines)),
         models=tuple(models),
         samples=SAMPLES,

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from fastvec.errors import InputError, UsageError, quoted
-from fastvec.evaluation.classification import Classification, Labeled
-from fastvec.evaluation.clustering import Clustering
 from fastvec.evaluation.columns import has_column, numbers, read_columns
+from fastvec.evaluation.labels import Classification, Clustering, Labeled
 from fastvec.evaluation.retrieval import Retrieval
 from fastvec.evaluation.similarity import Similarity
 from fastvec.stores.address import is_remote

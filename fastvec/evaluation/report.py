@@ -1,14 +1,15 @@
-"""The result of an evaluation: a table for people, and JSON.
+"""The result of an evaluation: a table for people, JSON, and a plot.
 
-Scores are shares (or correlations) in JSON, and multiplied by 100 in the table, as is usual.
+Scores are shares (or correlations) in JSON, and multiplied by 100 in the table and the plot, as is usual.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 BEST = "*"
 NOTHING = "-"
+PLOTS_ACROSS = 3
 FOOTER = "±: half of the 95 % interval over {samples:,} bootstrap samples; {best}: the best of its column"
 
 
@@ -121,3 +122,28 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     cells = [line for line in lines if len(line) > 1]
     widths = [max(len(line[n]) for line in cells) for n in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines]
+
+
+def draw(report: EvalReport, file: BinaryIO) -> None:
+    """Write a PNG of bars with their intervals, a plot for each measure of each task."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = report.columns
+    across = min(len(columns), PLOTS_ACROSS)
+    down = -(-len(columns) // across)
+    height = 1.2 + 0.35 * len(report.names)
+    figure = Figure(figsize=(5 * across, height * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(down, across, squeeze=False)
+    for axis, (task, measure) in zip(axes.flat, columns, strict=False):
+        scores = list(report.of((task, measure)).values())[::-1]
+        values = [100 * score.value for score in scores]
+        below = [100 * max(score.value - score.low, 0) for score in scores]
+        above = [100 * max(score.high - score.value, 0) for score in scores]
+        colors = ["C7" if score.baseline else "C0" for score in scores]
+        axis.barh([score.name for score in scores], values, xerr=[below, above], color=colors)
+        axis.set(title=task, xlabel=f"{measure} × 100")
+    for axis in axes.flat[len(columns) :]:
+        axis.remove()
+    figure.savefig(file, format="png", dpi=100)

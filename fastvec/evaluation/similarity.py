@@ -46,7 +46,8 @@ def correlation(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> Sta
         first, second = of_x(counts) - middle, of_y(counts) - middle
         spread = np.sqrt((counts * first**2).sum(axis=1) * (counts * second**2).sum(axis=1))
         together = (counts * first * second).sum(axis=1)
-        return np.divide(together, spread, out=np.zeros_like(spread), where=spread > 0)[:, None]
+        found: Array = np.divide(together, spread, out=np.zeros_like(spread), where=spread > 0)
+        return found[:, None]
 
     return statistic
 

@@ -7,8 +7,7 @@ from sklearn.metrics import accuracy_score, f1_score, v_measure_score
 
 from fastvec.evaluation.baselines import tfidf
 from fastvec.evaluation.bootstrap import SEED, bootstrap
-from fastvec.evaluation.classification import Classification, Labeled, accuracy_and_f1
-from fastvec.evaluation.clustering import SEEDS, Clustering, v_measures
+from fastvec.evaluation.labels import SEEDS, Classification, Clustering, Labeled, accuracy_and_f1, v_measures
 
 
 def test_accuracy_and_f1_are_those_of_scikit_learn() -> None:

@@ -1,16 +1,24 @@
-"""Classification by the nearest neighbour: a text has the label of the most similar training text.
+"""Tasks of texts with labels: classification by the nearest neighbour, and clustering.
 
-Shapes: m test texts, c labels, s resamples.
+A test text has the label of the most similar training text. The clusters are those of scikit-learn's MiniBatchKMeans
+with the options of mteb's clustering tasks, as many as there are labels; V-measure is the harmonic mean of homogeneity
+and completeness (Rosenberg and Hirschberg, 2007).
+
+Shapes: n texts, D dimensions, m test texts, s resamples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastvec.evaluation.bootstrap import Array, Measured, Statistic, bootstrap
 from fastvec.evaluation.contestants import Contestant
+
+SEEDS = 10
+BATCH = 512  # as mteb
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +52,26 @@ class Classification:
         return dict(zip(self.measures, bootstrap(len(found), statistic), strict=True))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clustering:
+    """Texts of at least two labels. The samples of its score are those of the seeds, not of resampled texts."""
+
+    kind: ClassVar[str] = "clustering"
+    measures: ClassVar[tuple[str, ...]] = ("V-measure",)
+    name: str
+    data: Labeled
+    notes: tuple[str, ...] = (f"± over {SEEDS} seeds of k-means",)
+
+    @property
+    def size(self) -> str:
+        return f"{len(self.data.texts):,} texts, {len(set(self.data.labels)):,} labels"
+
+    def judge(self, contestant: Contestant) -> dict[str, Measured]:
+        vectors, _ = contestant.vectors(self.data.texts, [])
+        scores = v_measures(vectors, self.data.labels)
+        return {self.measures[0]: Measured(float(scores.mean()), scores)}
+
+
 def accuracy_and_f1(wanted: npt.NDArray[np.str_], found: npt.NDArray[np.str_]) -> Statistic:
     """Return the statistic [s, 2] of the share of right labels and the mean of the labels' F1, over labels [m].
 
@@ -60,3 +88,16 @@ def accuracy_and_f1(wanted: npt.NDArray[np.str_], found: npt.NDArray[np.str_]) -
         return float(hits.sum() / counts.sum()), float((2 * hits[there > 0] / there[there > 0]).mean())
 
     return lambda counts: np.array([of_one(one) for one in counts])
+
+
+def v_measures(vectors: Any, labels: Sequence[str], seeds: Sequence[int] = range(SEEDS)) -> Array:
+    """Return the V-measure [seeds] of the clusters that k-means finds in `vectors` [n, D] from each seed."""
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.metrics import v_measure_score
+
+    count = len(set(labels))
+    found = [
+        MiniBatchKMeans(count, batch_size=BATCH, init="k-means++", n_init=1, random_state=seed).fit_predict(vectors)
+        for seed in seeds
+    ]
+    return np.array([v_measure_score(labels, one) for one in found])
