@@ -121,8 +121,10 @@ def read_tasks(
     classification = {"train": train, "test": test}
     for parts in (retrieval, classification):
         if any(parts.values()) and not all(parts.values()):
-            missing = " and ".join(f"--{name}" for name, value in parts.items() if not value)
-            raise UsageError(f"{missing} is missing: {', '.join(f'--{name}' for name in parts)} are needed together")
+            names, missing = (
+                [f"--{name}" for name in own] for own in (parts, [one for one in parts if not parts[one]])
+            )
+            raise UsageError(f"{' and '.join(names)} are needed together: add {' and '.join(missing)}")
     named: list[tuple[str, Task]] = [(one, files.read_pairs(one, pair_columns)) for one in _several(pairs)]
     named += [(one, files.read_beir(one)) for one in _several(beir)]
     if queries and corpus and qrels:

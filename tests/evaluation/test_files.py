@@ -150,8 +150,8 @@ def test_tasks_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({}, "no task was given: --pairs, --beir, --queries, --train or --clusters"),
-        ({"train": "x"}, "--test is missing: --train, --test are needed together"),
-        ({"corpus": "x"}, "--queries and --qrels is missing: --queries, --corpus, --qrels are needed together"),
+        ({"train": "x"}, "--train and --test are needed together: add --test"),
+        ({"corpus": "x"}, "--queries and --corpus and --qrels are needed together: add --queries and --qrels"),
         ({"pairs": "missing.csv"}, "missing.csv: cannot be read"),
         ({"clusters": "missing.csv"}, "missing.csv: no such file or folder"),
         ({"pairs": "x.csv", "pair_columns": ["a", "b"]}, "expected the names of three columns, .* got a, b"),
