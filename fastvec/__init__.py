@@ -15,6 +15,7 @@ for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 
 if TYPE_CHECKING:
     from fastvec.encoder import Encoder
+    from fastvec.evaluation.evaluate import evaluate
     from fastvec.jobs.embedding import embed
     from fastvec.output.convert import convert
     from fastvec.retrieval.job import search
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from fastvec.training.job import adapt
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "FastvecError", "__version__", "adapt", "convert", "embed", "merge", "search"]
+__all__ = ["Encoder", "FastvecError", "__version__", "adapt", "convert", "embed", "evaluate", "merge", "search"]
 
 _LAZY_EXPORTS = {
     "Encoder": "fastvec.encoder",
     "adapt": "fastvec.training.job",
     "convert": "fastvec.output.convert",
     "embed": "fastvec.jobs.embedding",
+    "evaluate": "fastvec.evaluation.evaluate",
     "merge": "fastvec.shards.merge",
     "search": "fastvec.retrieval.job",
 }

@@ -87,6 +87,16 @@ MAY_IMPORT = {
         "fastvec.system",
         "fastvec.training",
     },
+    "fastvec.evaluation": {
+        "fastvec.checkpoints",
+        "fastvec.corpus",
+        "fastvec.encoder",
+        "fastvec.output",
+        "fastvec.settings",
+        "fastvec.stores",
+        "fastvec.system",
+        "fastvec.training",  # its pairs
+    },
     "fastvec.jobs": {
         "fastvec.corpus",
         "fastvec.embedding",
@@ -135,6 +145,7 @@ MAY_IMPORT = {
         "fastvec.doctor",
         "fastvec.embedding",
         "fastvec.encoder",
+        "fastvec.evaluation",
         "fastvec.jobs",
         "fastvec.output",
         "fastvec.retrieval",

@@ -6,5 +6,5 @@
   compares them, and `device_timing` times passes.
 - `race` runs the contestants of `benchmarks.embed` with a time limit; `contestant` runs one engine, or fastvec, in its
   own process; `energy` reads the energy counters of processors and GPUs.
-- `quality_tasks` reads the public tasks that `benchmarks.quality` scores.
+- `quality_tasks` reads the public tasks that `benchmarks.quality` judges models on.
 """

@@ -15,6 +15,7 @@ from fastvec.cli.commands.adapt import adapt
 from fastvec.cli.commands.convert import convert, merge
 from fastvec.cli.commands.doctor import doctor
 from fastvec.cli.commands.embed import embed
+from fastvec.cli.commands.eval import evaluate
 from fastvec.cli.commands.outputs import inspect, verify
 from fastvec.cli.commands.search import search
 from fastvec.cli.streams import fail, open_closed_streams
@@ -31,14 +32,14 @@ def cli() -> None:
     """Embed text corpora with decoder language models, and train decoders into text encoders."""
 
 
-for _command in (embed, adapt, search, verify, inspect, convert, merge, doctor):
+for _command in (embed, adapt, search, evaluate, verify, inspect, convert, merge, doctor):
     cli.add_command(_command)
     # click would name an environment variable after the parameter, e.g. `adapters` for --adapter; users only see the
     # option, so the variable is named after that
     for _option in _command.params:
         if isinstance(_option, click.Option):
-            _name = max(_option.opts, key=len).lstrip("-")
-            _option.envvar = f"FASTVEC_{_command.name}_{_name}".upper().replace("-", "_")
+            _long = next(name for name in _option.opts if name.startswith("--"))
+            _option.envvar = f"FASTVEC_{_command.name}_{_long[2:]}".upper().replace("-", "_")
 
 
 def process() -> NoReturn:

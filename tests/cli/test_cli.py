@@ -252,7 +252,7 @@ def test_a_run_completes_when_stderr_is_closed(
     assert (done.exit_code, fastvec("verify", "vecs.arrow").exit_code) == (0, 0)
 
 
-@pytest.mark.parametrize("command", ["embed", "adapt"])
+@pytest.mark.parametrize("command", ["embed", "adapt", "eval"])
 def test_every_option_is_documented(command: str) -> None:
     text = (ROOT / f"docs/{command}.md").read_text()
     shown = subprocess.run(

@@ -48,7 +48,7 @@ def test_queries_of_a_file_go_to_a_file(fastvec: Run, vecs: Path) -> None:
 def test_variables_of_the_environment_are_named_after_options(
     fastvec: Run, vecs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FASTVEC_SEARCH_K", "2")
+    monkeypatch.setenv("FASTVEC_SEARCH_TOP_K", "2")
     assert len(fastvec("search", vecs, "moths").stdout.splitlines()) == 2
 
 

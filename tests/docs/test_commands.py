@@ -27,6 +27,7 @@ from fsspec.registry import _registry
 from fastvec.cli.entry import main
 from fastvec.doctor.diagnosis import HERE, ISOLATED
 from tests import ARTICLES, ROOT
+from tests.evaluation.data import save_beir
 from tests.helpers.checkpoints import save_adapter, save_to_hub_cache, use_hub_cache
 from tests.helpers.tiny import SENTENCES, save_decoder
 
@@ -72,6 +73,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table(pairs), folder / "pairs.parquet")
     scored = [f'"{text}","{SENTENCES[0]}",{score}' for score, text in enumerate(SENTENCES)]
     (folder / "stsb-dev.csv").write_text("\n".join(["sentence1,sentence2,score", *scored]))
+    save_beir(folder / "collection")
+    labeled = [f'"{text}",{number % 2}' for number, text in enumerate(SENTENCES)]
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_text("\n".join(["text,label", *labeled]))
     decoder = save_decoder(folder / "decoder", "llama")
     shutil.copytree(decoder, folder / "path-or-hub-id")
     cache = folder / "cache"
@@ -172,7 +177,7 @@ def masked(text: str) -> str:
     return re.sub(r"\d[\d,.:]*", "#", text)
 
 
-@pytest.mark.parametrize("name", ["README.md", "kernels.md", "api.md", "corpora.md", "search.md"])
+@pytest.mark.parametrize("name", ["README.md", "kernels.md", "api.md", "corpora.md", "eval.md", "search.md"])
 def test_python_examples_run(
     name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.engines.quality_tasks import load_tasks
+from benchmarks.quality import main
+from fastvec.evaluation.retrieval import Retrieval
+
+DOCUMENTS = {"184": "wings at high speed", "29": "heat of a body", "31": "flow in a pipe"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    documents = "".join(f"<doc>\n<docno>{n}</docno>\n<text>{text}\n</text></doc>\n" for n, text in DOCUMENTS.items())
+    (tmp_path / "cran.all.1400.xml").write_text(documents)
+    queries = ["speed of\nwings", "nothing", "flow in pipes"]
+    (tmp_path / "cran.qry.xml").write_text(
+        "".join(f"<num>0{n}</num><title>{q}</title>\n" for n, q in enumerate(queries))
+    )
+    (tmp_path / "cranqrel.trec.txt").write_text("1 0 184 3\n1 0 29 -1\n1 0 999 2\n3 0 31 4\n")
+    (tmp_path / "stsb-en-dev.csv").write_text("a cat,a kitten,4.5\na cat,a car,1\nrain falls,it rains,4\n")
+    return tmp_path
+
+
+def test_cranfield_is_binary_and_its_queries_are_numbered_by_position(data: Path) -> None:
+    (task,) = (task for task in load_tasks(data) if isinstance(task, Retrieval))
+    assert task.queries == {"1": "speed of wings", "3": "flow in pipes"}
+    assert task.documents == DOCUMENTS
+    assert task.qrels == {"1": {"184": 1}, "3": {"31": 1}}
+
+
+def test_report_has_the_means_of_input_embeddings_as_baselines(data: Path) -> None:
+    done = CliRunner().invoke(main, [str(data), "-o", str(data / "results")], catch_exceptions=False)
+    names = ["TF-IDF", "BM25", "fastvec-mini, mean of tokens", "fastvec-mini, weighted mean", "fastvec-mini"]
+    lines = done.stdout.splitlines()
+    assert [line.partition("  ")[0] for line in lines[2:7]] == names
+    assert lines[0].split() == ["×", "100", "STS-B", "dev", "Cranfield"]
+    assert sorted(path.name for path in (data / "results").iterdir()) == ["eval.json", "eval.png"]
