@@ -245,7 +245,7 @@ def test_vectors_are_added_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     write_index(path, tmp_path / "v.faiss", kind="faiss", progress=said.append)
 
-    assert [progress.share for progress in said] == [(300, 800), (600, 800), (799, 800)]
+    assert [progress.share for progress in said] == [(267, 800), (534, 800), (799, 800)]
 
 
 @pytest.mark.parametrize(

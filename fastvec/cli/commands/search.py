@@ -17,7 +17,7 @@ OF_AN_INDEX = ("output", "model", "adapters", "vector_column", "overwrite")  # t
 @click.argument("files", metavar="FILE... QUERY", nargs=-1, required=True)
 @click.option("--queries", metavar="FILE", help="A file of queries, in any format that embed reads, instead of QUERY.")
 @click.option("--query-column", metavar="COL", help="The text column of --queries. [default: as embed chooses it]")
-@click.option("-k", "--top-k", "k", type=int, default=10, show_default=True, help="How many rows to find for each query.")
+@click.option("-k", "--top-k", "k", type=int, default=10, show_default=True, help="Rows to find for each query.")
 @click.option(
     "--filter", metavar="CONDITION", help="Search only rows for which it holds: \"year > 1990 and lang == 'en'\"."
 )
