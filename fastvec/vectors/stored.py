@@ -78,6 +78,11 @@ class Part:
         with parquet_file.opened(self.output.path) as file:
             return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
 
+    @cached_property
+    def _reader(self) -> ipc.RecordBatchFileReader:
+        """The mapped file. It stays mapped, so that a second search does not wait for its pages again."""
+        return ipc.open_file(_mapped(self.output.path))
+
     def batches(self, columns: Sequence[str], first: int, last: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield the record batches, or row groups in pieces, from `first` to `last`, each with its first row.
 
@@ -91,13 +96,11 @@ class Part:
                         yield row, batch
                         row += batch.num_rows
                 return
-            with pa.memory_map(os.fsencode(path)) as source:
-                reader = ipc.open_file(source)
-                for index in range(first, last + 1):
-                    batch = reader.get_batch(index).select(list(columns))
-                    batch.validate()
-                    yield row, batch
-                    row += batch.num_rows
+            for index in range(first, last + 1):
+                batch = self._reader.get_batch(index).select(list(columns))
+                batch.validate()
+                yield row, batch
+                row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise OutputError(f"{self.name}: batch {index} cannot be read: {one_line(error)}") from error
 
@@ -205,6 +208,12 @@ class Vectors:
         """Return the output, as it was given, that has each of `positions`."""
         ends = [part.end for part in self.parts]
         return [self.parts[bisect_right(ends, position)].source for position in positions.tolist()]
+
+
+def _mapped(path: Path) -> pa.Buffer:
+    """Map a file, without a descriptor that stays open: an output may have thousands of shards."""
+    with pa.memory_map(os.fsencode(path)) as source:
+        return source.read_buffer()
 
 
 def _taken(part: Part, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
