@@ -1,13 +1,9 @@
-"""`make demo`: embed a small corpus from the repository with the bundled model, verify the output and search it."""
+"""`make demo`: embed a small corpus with the bundled model, verify the output, search it, and draw a map of it."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
-from fastvec import Encoder
 from tests import ARTICLES
 
 QUERIES = ("silent films of the late 1920s", "bacteria that live in soil", "women racing on skis")
@@ -15,31 +11,19 @@ QUERIES = ("silent films of the late 1920s", "bacteria that live in soil", "wome
 
 def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    output = folder / "vecs.arrow"
-    run("embed", str(ARTICLES), "-o", str(output), "--column", "text", "--keep", "title", "--overwrite")
-    run("verify", str(output))
-    run("inspect", str(output))
-    search(output)
+    output, page = folder / "vecs.arrow", folder / "map.html"
+    run("embed", ARTICLES, "-o", output, "--column", "text", "--keep", "title", "--overwrite")
+    run("verify", output)
+    run("inspect", output)
+    for query in QUERIES:
+        run("search", output, query, "-k", "3")
+    run("map", output, "-o", page, "--png", page.with_suffix(".png"), "--overwrite")
 
 
-def run(*arguments: str) -> None:
-    print("\n$ fastvec " + " ".join(arguments), flush=True)
-    subprocess.run([sys.executable, "-m", "fastvec", *arguments], check=True)
-
-
-def search(output: Path) -> None:
-    """Print the titles of the three texts nearest to each query."""
-    with pa.memory_map(str(output)) as source:
-        table = pa.ipc.open_file(source).read_all()
-    titles = table["title"].to_pylist()
-    column = table["embedding"].combine_chunks()
-    vectors = column.values.to_numpy().reshape(len(column), -1)
-    for query, vector in zip(QUERIES, Encoder.from_pretrained().encode(QUERIES), strict=True):
-        scores = vectors @ vector
-        nearest = np.argsort(-scores)[:3]
-        print(f"\n{query}")
-        for row in nearest:
-            print(f"  {scores[row]:.2f}  {titles[row]}")
+def run(*arguments: str | Path) -> None:
+    shown = (f'"{one}"' if " " in str(one) else str(one) for one in arguments)
+    print("\n$ fastvec " + " ".join(shown), flush=True)
+    subprocess.run([sys.executable, "-m", "fastvec", *map(str, arguments)], check=True)
 
 
 if __name__ == "__main__":

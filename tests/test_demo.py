@@ -11,7 +11,9 @@ def test_the_demo_embeds_checks_and_finds(tmp_path: Path, capfd: pytest.CaptureF
     assert "all 11 checks passed" in shown
     assert "300 rows to" in told
     assert "used the bundled fastvec-mini" in told
-    films, bacteria, skis = (shown.partition(query)[2].splitlines()[1:4] for query in QUERIES)
+    films, bacteria, skis = (shown.partition(f'"{query}" -k 3\n')[2].splitlines()[:3] for query in QUERIES)
     assert any("(1929 film)" in line for line in films)
     assert any("bacterium" in line or "bacillus" in line for line in bacteria)
     assert any("ski" in line.casefold() for line in skis)
+    assert (tmp_path / "map.html").stat().st_size > 100_000
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

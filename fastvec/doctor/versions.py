@@ -14,7 +14,7 @@ from fastvec.doctor.report import Outcome, outcome
 # in this order, of those that fastvec requires; then the others
 FIRST = ("torch", "triton", "transformers", "tokenizers", "pyarrow", "numpy")
 # of pyproject.toml, what a user of the command may install; the others are for developers
-EXTRAS = ("azure", "gcs", "lance", "ray", "s3", "sentencepiece", "train")
+EXTRAS = ("azure", "eval", "faiss", "gcs", "lance", "map", "mteb", "ray", "report", "s3", "sentencepiece", "train")
 
 
 def check_python() -> Outcome:
