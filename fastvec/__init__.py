@@ -18,20 +18,36 @@ if TYPE_CHECKING:
     from fastvec.evaluation.evaluate import evaluate
     from fastvec.jobs.embedding import embed
     from fastvec.output.convert import convert
+    from fastvec.pairs.dedup import dedup
+    from fastvec.pairs.neighbors import neighbors
     from fastvec.retrieval.job import search
     from fastvec.shards.merge import merge
     from fastvec.training.job import adapt
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "FastvecError", "__version__", "adapt", "convert", "embed", "evaluate", "merge", "search"]
+__all__ = [
+    "Encoder",
+    "FastvecError",
+    "__version__",
+    "adapt",
+    "convert",
+    "dedup",
+    "embed",
+    "evaluate",
+    "merge",
+    "neighbors",
+    "search",
+]
 
 _LAZY_EXPORTS = {
     "Encoder": "fastvec.encoder",
     "adapt": "fastvec.training.job",
     "convert": "fastvec.output.convert",
+    "dedup": "fastvec.pairs.dedup",
     "embed": "fastvec.jobs.embedding",
     "evaluate": "fastvec.evaluation.evaluate",
     "merge": "fastvec.shards.merge",
+    "neighbors": "fastvec.pairs.neighbors",
     "search": "fastvec.retrieval.job",
 }
 

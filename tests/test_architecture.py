@@ -128,6 +128,7 @@ MAY_IMPORT = {
         "fastvec.system",
         "fastvec.vectors",
     },
+    "fastvec.pairs": {"fastvec.output", "fastvec.vectors"},
     "fastvec.doctor": {
         "fastvec.decoders",
         "fastvec.encoder",
@@ -148,6 +149,7 @@ MAY_IMPORT = {
         "fastvec.evaluation",
         "fastvec.jobs",
         "fastvec.output",
+        "fastvec.pairs",
         "fastvec.retrieval",
         "fastvec.run_report",
         "fastvec.settings",

@@ -245,7 +245,7 @@ def open_vectors(files: Sequence[str | Path], *, vector_column: str | None = Non
                 if not check.passed:
                     raise OutputError(f"{name} does not match its metadata: {check.name}: {check.detail}")
             parts.append(Part(output=output, name=name, source=source, begin=parts[-1].end if parts else 0))
-            _require_comparable(parts[0], parts[-1])
+            require_comparable(parts[0], parts[-1])
         column = _chosen(parts[0], vector_column)
         yield Vectors(parts=tuple(parts), column=column, kept=_kept(parts))
 
@@ -269,7 +269,8 @@ def _outputs(files: Sequence[str | Path], copies: ExitStack) -> Iterator[tuple[s
             yield str(file), str(file), read_output(Path(file))
 
 
-def _require_comparable(first: Part, other: Part) -> None:
+def require_comparable(first: Part, other: Part) -> None:
+    """Raise OutputError if the vectors of two outputs differ in what they mean."""
     problems = fingerprint_differences(_settings(first.output), _settings(other.output))[:SHOWN_DIFFERENCES]
     if problems:
         raise OutputError(f"{other.name} cannot be compared with {first.name}, they differ: {'; '.join(problems)}")
