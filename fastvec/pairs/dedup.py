@@ -210,8 +210,10 @@ def _join_pairs(
             if rows == 0:  # the last row with itself
                 continue
             scores = products.similarities(held[:rows], products.put(right.vectors))
-            if right.positions[0] <= left.positions[rows - 1]:
-                scores[places[:rows, None] >= products.put(right.positions)[None]] = -np.inf
+            first = int(np.searchsorted(left.positions, right.positions[0]))
+            if first < rows:
+                same_or_later = places[first:rows, None] >= products.put(right.positions)[None]
+                scores[first:rows][same_or_later] = -np.inf
             mask = products.above(scores, below)
             count = products.count(mask)
             if count:

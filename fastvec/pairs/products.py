@@ -19,9 +19,11 @@ GPU_OPERATIONS = 2e12
 
 
 class Products:
-    """The comparisons on the CPU. `rows` of the left block and `columns` of the right block: 32 MiB of similarities."""
+    """The comparisons on the CPU. `rows` of the left block and `columns` of the right block: 16 MiB of similarities,
+    which stay in a cache until they are compared with the threshold.
+    """
 
-    rows, columns = 8192, 1024
+    rows, columns = 8192, 512
 
     def __init__(self) -> None:
         self._scores = np.empty(0, dtype=np.float32)
