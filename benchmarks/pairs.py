@@ -60,7 +60,8 @@ def make_vectors(rows: int, dims: int) -> FloatArray:
     copies = random.permutation(rows)[: rows // 10]
     vectors[copies] = vectors[random.integers(0, rows, len(copies))]
     vectors += 0.15 * random.standard_normal((rows, dims), dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths: FloatArray = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / lengths
 
 
 def product_rate(vectors: FloatArray) -> float:
@@ -71,7 +72,7 @@ def product_rate(vectors: FloatArray) -> float:
     while (seconds := time.perf_counter() - started) < 3:
         np.matmul(left, right.T, out=out)
         rounds += 1
-    return 2 * out.size * vectors.shape[1] * rounds / seconds
+    return 2.0 * rounds * len(left) * len(right) * vectors.shape[1] / seconds
 
 
 def write(output: Path, vectors: FloatArray) -> None:

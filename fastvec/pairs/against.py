@@ -47,7 +47,7 @@ class AgainstReport:
         return {**asdict(self), "removed": self.removed}
 
     def __str__(self) -> str:
-        no_vector = f"; {self.no_vector:,} of them have no vector" if self.no_vector else ""
+        no_vector = f", {self.no_vector:,} of them without a vector" if self.no_vector else ""
         return (
             f"{self.rows:,} rows to {self.output} in {self.seconds:.1f} s: {self.removed:,} are near one of "
             f"{self.other_rows:,} others at {self.threshold:g}; {self.kept:,} rows are kept{no_vector}"

@@ -66,7 +66,7 @@ class DedupReport:
         groups = f"{self.groups:,} group{'s' * (self.groups != 1)}"
         found = f"{self.removed:,} near-duplicates in {groups} at {self.threshold:g}"
         largest = f", the largest has {self.largest:,} rows" if self.groups else ""
-        no_vector = f"; {self.no_vector:,} of them have no vector" if self.no_vector else ""
+        no_vector = f", {self.no_vector:,} of them without a vector" if self.no_vector else ""
         return (
             f"{self.rows:,} rows to {self.output} in {self.seconds:.1f} s: {found}{largest}; "
             f"{self.kept:,} rows are kept{no_vector}"

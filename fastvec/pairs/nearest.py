@@ -121,7 +121,7 @@ class _Best:
 
 
 def _sort_keys(rows: Indices, similarities: FloatArray) -> npt.NDArray[np.uint64]:
-    """Return numbers [n] in the order of rows, then of falling similarities; sorting by two columns takes twice as long.
+    """Return numbers [n] in the order of rows, then of falling similarities: one key is sorted in half the time of two.
 
     The bits of floats that are positive are in their order, those of negative ones in the reverse order.
     """

@@ -41,7 +41,7 @@ class NeighborsReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        no_vector = f"; {self.no_vector:,} rows have no vector" if self.no_vector else ""
+        no_vector = f"; {self.no_vector:,} without a vector" if self.no_vector else ""
         return f"{self.neighbors:,} neighbors of {self.rows:,} rows to {self.output} in {self.seconds:.1f} s{no_vector}"
 
 
