@@ -1,10 +1,11 @@
 """Measures `fastvec.dedup` and `fastvec.neighbors` against NumPy's rate of matrix products, and FAISS.
 
-    PYTHONPATH=.:kernels python -m benchmarks.pairs [--rows 20000] [--dims 384] [--k 10] [--faiss] [--folder .]
+    PYTHONPATH=.:kernels python -m benchmarks.pairs [--rows 20000] [--dims 384] [--k 10] [--faiss] [--cpu-seconds]
 
 Makes random unit vectors, a tenth of them near-duplicates of others at a cosine of about 0.98, and writes them as an
 Arrow output in batches of 1,024 rows. The rate of products is that of blocks of the size that both use, one after the
-other into the same memory, and nothing else. `dedup` compares n (n - 1) / 2 pairs, `neighbors` n².
+other into the same memory, and nothing else. `dedup` compares n (n - 1) / 2 pairs, `neighbors` n². With
+`--cpu-seconds` and OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1, shares can be compared while other processes run.
 """
 
 import tempfile
@@ -24,6 +25,7 @@ from fastvec.pairs.products import Products
 
 BATCH = 1024
 THRESHOLD = 0.95
+Clock = Callable[[], float]
 
 
 @click.command()
@@ -31,27 +33,29 @@ THRESHOLD = 0.95
 @click.option("--dims", type=click.IntRange(min=2), default=384, show_default=True)
 @click.option("--k", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--faiss", "with_faiss", is_flag=True, help="Also measure FAISS's IndexFlatIP.")
+@click.option("--cpu-seconds", is_flag=True, help="Measure the processor's time instead of the clock's.")
 @click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", show_default=True)
-def main(rows: int, dims: int, k: int, with_faiss: bool, folder: Path) -> None:
+def main(rows: int, dims: int, k: int, with_faiss: bool, cpu_seconds: bool, folder: Path) -> None:
     """Print seconds, rates, and the share of the rate of products."""
+    clock = time.process_time if cpu_seconds else time.perf_counter
     vectors = make_vectors(rows, dims)
-    rate = product_rate(vectors)
+    rate = product_rate(vectors, clock)
     click.echo(f"{rows:,} x {dims} float32, {environment()['cpu']}, NumPy's products: {rate / 1e9:.1f} GFLOP/s")
     pairs = rows * (rows - 1) // 2
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         output = Path(inside, "vecs.arrow")
         write(output, vectors)
         groups, nearest = Path(inside, "groups.parquet"), Path(inside, "neighbors.parquet")
-        show("dedup", lambda: dedup(output, groups, threshold=THRESHOLD, device="cpu"), pairs, dims, rate)
-        show(f"neighbors, k={k}", lambda: neighbors(output, nearest, k=k, device="cpu"), rows**2, dims, rate)
+        show("dedup", lambda: dedup(output, groups, threshold=THRESHOLD, device="cpu"), pairs, dims, rate, clock)
+        show(f"neighbors, k={k}", lambda: neighbors(output, nearest, k=k, device="cpu"), rows**2, dims, rate, clock)
     if with_faiss:
         import faiss
 
         index = faiss.IndexFlatIP(dims)
         index.add(vectors)
-        show("FAISS range_search", lambda: index.range_search(vectors, THRESHOLD), rows**2, dims, rate)
-        show(f"FAISS search, k={k}", lambda: index.search(vectors, k + 1), rows**2, dims, rate)
-    click.echo(f"products once more: {product_rate(vectors) / 1e9:.1f} GFLOP/s")
+        show("FAISS range_search", lambda: index.range_search(vectors, THRESHOLD), rows**2, dims, rate, clock)
+        show(f"FAISS search, k={k}", lambda: index.search(vectors, k + 1), rows**2, dims, rate, clock)
+    click.echo(f"products once more: {product_rate(vectors, clock) / 1e9:.1f} GFLOP/s")
 
 
 def make_vectors(rows: int, dims: int) -> FloatArray:
@@ -64,15 +68,16 @@ def make_vectors(rows: int, dims: int) -> FloatArray:
     return vectors / lengths
 
 
-def product_rate(vectors: FloatArray) -> float:
-    """Return the operations per second of products of blocks of `vectors` [n, D], over about 3 s."""
+def product_rate(vectors: FloatArray, clock: Clock) -> float:
+    """Return the operations per second of products of blocks of `vectors` [n, D], over 3 s."""
     left, right = vectors[: Products.rows], vectors[: Products.columns]
     out = np.empty((len(left), len(right)), dtype=np.float32)
-    rounds, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < 3:
+    rounds, started = 0, clock()
+    while (seconds := clock() - started) < 3:
         np.matmul(left, right.T, out=out)
         rounds += 1
-    return 2.0 * rounds * len(left) * len(right) * vectors.shape[1] / seconds
+    rate: float = 2.0 * rounds * len(left) * len(right) * vectors.shape[1] / seconds
+    return rate
 
 
 def write(output: Path, vectors: FloatArray) -> None:
@@ -95,10 +100,10 @@ def write(output: Path, vectors: FloatArray) -> None:
     writer.finish([], verify=False)
 
 
-def show(name: str, run: Callable[[], object], pairs: int, dims: int, rate: float) -> None:
-    started = time.perf_counter()
+def show(name: str, run: Callable[[], object], pairs: int, dims: int, rate: float, clock: Clock) -> None:
+    started = clock()
     run()
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     done = 2 * pairs * dims / seconds
     click.echo(f"{name:22} {seconds:7.2f} s {done / 1e9:7.1f} GFLOP/s {done / rate:6.0%} of the products' rate")
 

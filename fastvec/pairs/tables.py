@@ -4,6 +4,7 @@ Shapes: n rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,21 @@ class RowNames:
     """The columns that say which row a position is: `row`, `file` of several outputs, and `chunk` of passages."""
 
     def __init__(self, vectors: Vectors) -> None:
-        self.has_files = vectors.has_several
-        names = [name for name in (ROW, CHUNK) if name in vectors.row_columns]
-        self._numbers: dict[str, npt.NDArray[np.integer]] = {
-            name: np.empty(vectors.rows, dtype=np.int64 if name == ROW else np.int32) for name in names
-        }
-        for begin, batch in vectors.batches(names):
-            for name in names:
-                self._numbers[name][begin : begin + batch.num_rows] = batch.column(name).to_numpy()
+        self._vectors, self.has_files = vectors, vectors.has_several
         self._files = pa.array([part.source for part in vectors.parts], pa.string())
         self._ends = np.array([part.end for part in vectors.parts])
+
+    @cached_property
+    def _numbers(self) -> dict[str, npt.NDArray[np.integer]]:
+        """The row numbers of all positions, and those of passages; read when they are needed."""
+        names = [name for name in (ROW, CHUNK) if name in self._vectors.row_columns]
+        found: dict[str, npt.NDArray[np.integer]] = {
+            name: np.empty(self._vectors.rows, dtype=np.int64 if name == ROW else np.int32) for name in names
+        }
+        for begin, batch in self._vectors.batches(names):
+            for name in names:
+                found[name][begin : begin + batch.num_rows] = batch.column(name).to_numpy()
+        return found
 
     def columns(self, positions: Positions, names: Mapping[str, str]) -> dict[str, pa.Array]:
         """Return the columns for the rows at `positions` [n], null where one is negative, under other `names`."""
