@@ -82,7 +82,7 @@ def neighbors(quiet: bool, as_json: bool, **options: Any) -> None:
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[Displayable], None]]:
-    """Yield a function that displays progress, and raises InterruptedRunError after a signal, so that no file is left."""
+    """Yield a function that displays progress, and after a signal raises InterruptedRunError: no file is left."""
     with stop_on_signal() as stop_signal, progress_display(quiet=quiet) as display:
 
         def show(progress: Displayable) -> None:
