@@ -95,7 +95,7 @@ class KeptColumns:
         for begin, batch in self._vectors.batches(self._sources):
             if batch.num_rows:
                 where = slice(begin, begin + batch.num_rows)
-                columns = pa.Table.from_batches([batch]).cast(self._types).columns
+                columns = pa.Table.from_batches([batch]).select(list(self._sources)).cast(self._types).columns
                 if self._names.has_files:
                     files = self._names.files(np.arange(where.start, where.stop))
                     columns.insert(len(self._vectors.kept), files)
@@ -119,7 +119,7 @@ class Gathered:
     def end(self) -> None:
         """Write what is held."""
         if self._held:
-            self._write(pa.concat_tables(self._held))
+            self._write(pa.concat_tables(self._held).combine_chunks())
             self._held, self._rows, self._bytes = [], 0, 0
 
 

@@ -11,6 +11,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from fastvec.errors import OutputError
+from fastvec.output import parquet_file
 from fastvec.output.convert import require_replaceable
 from fastvec.system.durable_files import replacing, translated_os_errors
 
@@ -29,7 +30,8 @@ def require_result_file(target: Path, *, overwrite: bool) -> None:
 def result_file(target: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], object]]:
     """Yield a function that appends tables of `schema` to the file `target`, which appears whole or not at all.
 
-    It replaces an existing file when the block ends. Raises OutputError or DiskFullError.
+    It replaces an existing file when the block ends. Raises OutputError, also for a type that Parquet does not have, or
+    DiskFullError.
     """
     with translated_os_errors(target), replacing(target) as fd, ExitStack() as opened:
         file = opened.enter_context(os.fdopen(os.dup(fd), "wb"))
@@ -38,6 +40,7 @@ def result_file(target: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table]
         elif target.suffix == ".arrow":
             yield opened.enter_context(ipc.new_file(file, schema)).write_table
         else:
+            parquet_file.require_storable(schema)
             yield opened.enter_context(pq.ParquetWriter(file, schema, compression="zstd")).write_table
 
 

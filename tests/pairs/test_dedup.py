@@ -142,6 +142,14 @@ def test_kept_columns_of_types_that_do_not_agree_are_one_line(tmp_path: Path) ->
     assert not (tmp_path / "g.parquet").exists()
 
 
+def test_a_kept_column_that_parquet_cannot_store_is_one_line(tmp_path: Path) -> None:
+    saved = save(tmp_path / "v.arrow", clustered(seed=2, rows=4), names=pa.array([{}] * 4, pa.struct([])))
+    with pytest.raises(OutputError, match=r"column id is struct<>, which Parquet cannot store"):
+        dedup(saved, tmp_path / "g.parquet", threshold=0.9)
+    dedup(saved, tmp_path / "g.arrow", threshold=0.9)
+    assert {path.name for path in tmp_path.iterdir()} == {"v.arrow", "g.arrow"}
+
+
 def test_shards_and_passages_are_named_by_their_row(tmp_path: Path, tiny_llama: Path, encoder: Encoder) -> None:
     texts = pa.table({"text": ["one", "two", None, "one", "three", "two"]})
     embed(texts, f"{tmp_path}/shards/", encoder=encoder, shard_rows=2)
