@@ -61,7 +61,9 @@ def dedup(quiet: bool, as_json: bool, **options: Any) -> None:
 @click.command(short_help="Find the nearest rows of each row.")
 @files
 @output
-@click.option("-k", type=int, default=10, show_default=True, help="How many neighbors a row has, at most.")
+@click.option(
+    "-k", "--top-k", "k", type=int, default=10, show_default=True, help="How many neighbors a row has, at most."
+)
 @click.option("--threshold", type=float, help="The least cosine similarity of a neighbor. [default: none]")
 @vector_column
 @device
