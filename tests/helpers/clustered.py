@@ -1,14 +1,12 @@
 """Outputs of vectors around some centers, from the real writer."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from fastvec.output.vector_column import VectorDtype, column_type, ranges_of, ranges_to_json, to_column
-from fastvec.output.writer import Writer
-from tests.helpers.outputs import make_job, make_schema
+from tests.helpers import vectors as in_batches
 
 DIMS = 16
 Floats = npt.NDArray[np.float32]
@@ -23,28 +21,7 @@ def clustered(rows: int, *, seed: int = 0, unit: bool = True) -> Floats:
     return (vectors if unit else vectors * random.uniform(0.5, 2, (rows, 1))).astype(np.float32)
 
 
-def write_vectors(
-    path: Path,
-    vectors: Floats,
-    *,
-    missing: tuple[int, ...] = (),
-    dtype: VectorDtype = "float32",
-    normalize: bool = True,
-) -> Path:
-    """Write a finished output of `vectors` in one record batch, in which the rows `missing` have none."""
-    rows, ranges = len(vectors), ranges_of(vectors)
-    metadata = make_schema(dtype=dtype, normalize=normalize, dims=DIMS).metadata
-    if dtype == "int8":
-        metadata[b"fastvec.ranges"] = ranges_to_json(ranges).encode()
-    fields = [
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("embedding", column_type(DIMS, dtype)),
-    ]
-    valid = ~np.isin(np.arange(rows), missing)
-    writer = Writer.open(path, make_job())
-    writer.begin(pa.schema(fields, metadata=metadata))
-    column = to_column(vectors, valid, dtype, ranges)
-    batch = pa.record_batch([pa.array(np.arange(rows)), column], schema=pa.schema(fields, metadata=metadata))
-    writer.write(batch.cast(writer.schema), counts={"nulls": len(missing)}, errors=[], batch_tokens=1)
-    writer.finish([])
+def write_vectors(path: Path, vectors: Floats, **options: Any) -> Path:
+    """Write a finished output in one record batch; see `vectors.write_vectors` for the options."""
+    in_batches.write_vectors(path, vectors, batch_rows=max(len(vectors), 1), **options)
     return path

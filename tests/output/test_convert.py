@@ -76,6 +76,16 @@ def test_npy_has_the_vectors_and_their_row_numbers(output: Path, dtype: str) -> 
     assert written.size_bytes == sum(output.with_name(name).stat().st_size for name in ("v.npy", "v.rows.npy"))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_npy_of_a_parquet_output_is_that_of_the_arrow_one(output: Path, dtype: str) -> None:
+    """Where a vector is missing, Parquet has no values, and Arrow zeros."""
+    run_job(output, dtype=dtype)
+    convert(output, output.with_name("arrow.npy"))
+    convert(output, output.with_suffix(".parquet"))
+    convert(output.with_suffix(".parquet"), output.with_name("parquet.npy"))
+    assert output.with_name("parquet.npy").read_bytes() == output.with_name("arrow.npy").read_bytes()
+
+
 def test_faiss_searches_the_mapped_npy(arrow: Path) -> None:
     convert(arrow, arrow.with_name("v.npy"))
     vectors, numbers = (np.load(arrow.with_name(name), mmap_mode="r") for name in ("v.npy", "v.rows.npy"))
