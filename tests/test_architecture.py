@@ -95,6 +95,12 @@ MAY_IMPORT = {
         "fastvec.shards",
         "fastvec.stores",
     },
+    "fastvec.maps": {
+        "fastvec.corpus",  # what a string column is, and names of text columns
+        "fastvec.output",
+        "fastvec.system",
+        "fastvec.vectors",
+    },
     "fastvec.doctor": {
         "fastvec.decoders",
         "fastvec.encoder",
@@ -113,6 +119,7 @@ MAY_IMPORT = {
         "fastvec.embedding",
         "fastvec.encoder",
         "fastvec.jobs",
+        "fastvec.maps",
         "fastvec.output",
         "fastvec.settings",
         "fastvec.shards",

@@ -15,6 +15,7 @@ from fastvec.cli.commands.adapt import adapt
 from fastvec.cli.commands.convert import convert, merge
 from fastvec.cli.commands.doctor import doctor
 from fastvec.cli.commands.embed import embed
+from fastvec.cli.commands.map import map_
 from fastvec.cli.commands.outputs import inspect, verify
 from fastvec.cli.streams import fail, open_closed_streams
 from fastvec.errors import FastvecError
@@ -30,7 +31,7 @@ def cli() -> None:
     """Embed text corpora with decoder language models, and train decoders into text encoders."""
 
 
-for _command in (embed, adapt, verify, inspect, convert, merge, doctor):
+for _command in (embed, adapt, verify, inspect, convert, merge, map_, doctor):
     cli.add_command(_command)
     # click would name an environment variable after the parameter, e.g. `adapters` for --adapter; users only see the
     # option, so the variable is named after that
