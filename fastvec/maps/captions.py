@@ -49,9 +49,7 @@ def read_captions(vectors: Vectors, positions: npt.NDArray[np.int64], label: str
         note = f"{instead} are shown instead of texts: {error}"
     titles = columns[title] if title is not None else [""] * len(positions)
     bodies = [text.removeprefix(title).strip() for text, title in zip(texts, titles, strict=True)]
-    return Captions(
-        titles=tuple(titles), texts=tuple(bodies), places=tuple(_places(vectors, positions)), note=note
-    )
+    return Captions(titles=tuple(titles), texts=tuple(bodies), places=tuple(_places(vectors, positions)), note=note)
 
 
 def require_kept(vectors: Vectors, name: str, option: str) -> str:

@@ -33,7 +33,8 @@ def cluster_points(points: Points, seed: int) -> npt.NDArray[np.int64]:
     order = np.argsort(-np.bincount(found, minlength=k), kind="stable")
     rank = np.empty(k, np.int64)
     rank[order] = np.arange(k)
-    return rank[found]
+    clusters: npt.NDArray[np.int64] = rank[found]
+    return clusters
 
 
 def name_clusters(clusters: npt.NDArray[np.int64], texts: Sequence[str]) -> list[tuple[str, ...]]:

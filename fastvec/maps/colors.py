@@ -35,7 +35,7 @@ def cluster_colors(clusters: npt.NDArray[np.int64], centers: Points) -> Coloring
 
 
 def column_colors(name: str, column: pa.ChunkedArray) -> Coloring:
-    """Color points by the values of a column [n]: numbers and times on a scale, few distinct or other values each in a color.
+    """Color points by the values of a column [n]: numbers and times on a scale, others by value.
 
     Raises UsageError if the column has lists, structs or bytes.
     """

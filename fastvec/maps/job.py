@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fastvec.errors import OutputError, UsageError
 from fastvec.maps.captions import Captions, read_captions, require_kept
 from fastvec.maps.clusters import cluster_points, name_clusters
-from fastvec.maps.colors import PALETTE, cluster_colors, column_colors, darkened
+from fastvec.maps.colors import cluster_colors, column_colors, darkened
 from fastvec.maps.drawing import Coloring, Drawing, Label
 from fastvec.maps.page import page_of
 from fastvec.maps.picture import picture_of
@@ -105,19 +105,16 @@ def draw_map(
                 require_kept(vectors, name, option)
         sample = read_sample(vectors, limit, seed)
         if not len(sample.positions):
-            raise OutputError(f"{vectors.parts[0].name} has no vectors to draw: none of its {vectors.rows:,} rows has one")
+            raise OutputError(
+                f"{vectors.parts[0].name} has no vectors to draw: none of its {vectors.rows:,} rows has one"
+            )
         coloring = None if color is None else column_colors(color, vectors.take(sample.positions, [color])[color])
         log.info(f"reading the texts of {len(sample.positions):,} rows")
         captions = read_captions(vectors, sample.positions, label)
         log.info(f"projecting {len(sample.positions):,} vectors of {vectors.dims} dimensions")
         points = project(sample.vectors, seed)
         drawing, clusters = _drawing(vectors, sample, points, captions, coloring, seed)
-        size = 0
-        for suffix, target in targets.items():
-            content = page_of(drawing) if suffix == PAGE else picture_of(drawing)
-            size += len(content)
-            with replacing(target) as fd:
-                write_at(fd, 0, content)
+        size = _write(drawing, targets)
         return MapReport(
             outputs=tuple(map(str, targets.values())),
             rows=vectors.rows,
@@ -141,6 +138,17 @@ def _targets(output: str | Path, png: str | Path | None) -> Mapping[str, Path]:
     if target.suffix == PICTURE or Path(png).suffix != PICTURE:
         raise UsageError(f"-o {output} --png {png}: with --png, -o names a .html file and --png a .png file")
     return {PAGE: target, PICTURE: Path(png)}
+
+
+def _write(drawing: Drawing, targets: Mapping[str, Path]) -> int:
+    """Write the files and return their size in bytes."""
+    size = 0
+    for suffix, target in targets.items():
+        content = page_of(drawing) if suffix == PAGE else picture_of(drawing)
+        with replacing(target) as fd:
+            write_at(fd, 0, content)
+        size += len(content)
+    return size
 
 
 def _require_packages() -> None:

@@ -4,7 +4,7 @@
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
   const count = data.x.length;
-  const DIMMED = 0.07; // opacity of points that a search does not find
+  const DIMMED = count > 5000 ? 0.07 : 0.15; // opacity of points that a search does not find
   const [SMALLEST, LARGEST] = [2.5, 12]; // pixels
 
   const element = (tag, parent, properties = {}) => {
@@ -49,7 +49,12 @@
   });
   plot.renderers = [renderer];
 
-  const card = (_, { index }) => {
+  // BokehJS asks for every point under the mouse, and shows what is not null: the nearest point's card
+  const card = (_, { index, x, y }) => {
+    const away = (one) => (data.x[one] - x) ** 2 + (data.y[one] - y) ** 2;
+    const { indices } = source.inspected;
+    if (indices.some((one) => away(one) < away(index) || (away(one) === away(index) && one < index))) return null;
+    const more = indices.length > 1 ? ` · ${indices.length - 1} more here` : "";
     const box = document.createElement("div");
     Object.assign(box.style, {
       width: "320px", padding: "4px 6px", whiteSpace: "pre-line", overflowWrap: "anywhere", background: "#fff",
@@ -57,12 +62,12 @@
     });
     element("div", box, { textContent: data.heading[index], style: { fontWeight: "600", color: "#1f2328" } });
     element("div", box, { textContent: data.text[index], style: { color: "#3d444d" } });
-    element("div", box, { textContent: data.place[index], style: { color: "#656d76", fontSize: "12px" } });
+    element("div", box, { textContent: data.place[index] + more, style: { color: "#656d76", fontSize: "12px" } });
     return box;
   };
   const wheel = new Bokeh.WheelZoomTool();
   const pan = new Bokeh.PanTool();
-  plot.toolbar.tools = [pan, wheel, new Bokeh.HoverTool({ tooltips: card, limit: 1 })];
+  plot.toolbar.tools = [pan, wheel, new Bokeh.HoverTool({ tooltips: card })];
   plot.toolbar.active_scroll = wheel;
   plot.toolbar.active_drag = pan;
 
@@ -81,7 +86,8 @@
   const fit = () => {
     const [width, height] = [plot.inner_width, plot.inner_height];
     if (!(width > 0 && height > 0)) return;
-    fitted = Math.max((right - left) / Math.max(width - 120, 50), (top - bottom) / Math.max(height - 80, 50)) || 1;
+    const [across, down] = [120, data.labels.some((label) => label.above) ? 130 : 80]; // pixels of margins, for labels
+    fitted = Math.max((right - left) / Math.max(width - across, 50), (top - bottom) / Math.max(height - down, 50)) || 1;
     show((left + right) / 2, (bottom + top) / 2, fitted);
   };
 
@@ -95,7 +101,7 @@
     if (Math.abs(zoomed - size) < 0.05 * size) return;
     size = zoomed;
     for (const one of [renderer.glyph, renderer.nonselection_glyph]) one.size = { value: size };
-    for (const one of [renderer.selection_glyph, renderer.hover_glyph]) one.size = { value: size + 2 };
+    for (const one of [renderer.selection_glyph, renderer.hover_glyph]) one.size = { value: Math.max(size + 2, 6) };
   };
 
   // labels: a label that would overlap an earlier one waits until there is room

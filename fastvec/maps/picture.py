@@ -26,7 +26,7 @@ def picture_of(drawing: Drawing) -> bytes:
     points, palette = drawing.points, np.array(drawing.coloring.palette)
     area = min(38.0, 14_000 / len(points)) + 1.5  # of a point, in square points of 1/72 inch
     colors = palette[drawing.coloring.of_points]
-    axes.scatter(*points.T, s=area, c=colors, alpha=0.65 if len(points) > 5000 else 0.8, linewidths=0)
+    axes.scatter(points[:, 0], points[:, 1], s=area, c=colors, alpha=0.65 if len(points) > 5000 else 0.8, linewidths=0)
     # texts of a corpus may contain $, which is no formula
     plain: dict[str, Any] = {"parse_math": False}
     figure.text(0.02, 0.965, drawing.title, fontsize=14, fontweight="bold", color=TEXT, va="center", **plain)
@@ -36,7 +36,7 @@ def picture_of(drawing: Drawing) -> bytes:
         _add_legend(axes, drawing)
         _add_labels(canvas, axes, drawing)
         file = io.BytesIO()
-        canvas.print_png(file)
+        figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
 
 

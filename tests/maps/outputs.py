@@ -19,7 +19,8 @@ HOSTILE = (
 
 
 def unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    scaled: npt.NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 def random_vectors(rows: int, dims: int = 8, seed: int = 0) -> npt.NDArray[np.float32]:

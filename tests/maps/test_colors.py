@@ -60,7 +60,7 @@ def test_dates_and_times_are_on_a_scale() -> None:
 
 
 def test_lists_have_no_colors() -> None:
-    with pytest.raises(UsageError, match="^--color tags is a column of list<.*>: choose one of strings, numbers"):
+    with pytest.raises(UsageError, match=r"^--color tags is a column of list<.*>: choose one of strings, numbers"):
         column_colors("tags", column([["a"]]))
 
 

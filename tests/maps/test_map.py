@@ -127,6 +127,14 @@ def test_every_option_is_documented() -> None:
     assert {option for option in options if not re.search(rf"{option}(?![a-z-])", text)} == set()
 
 
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_vectors(tmp_path / "vecs.arrow", random_vectors(12), language=pa.array(["en", "de"] * 6))
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/map.md").read_text(), re.MULTILINE | re.DOTALL)
+    exec(example, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"vecs.arrow", "map.html", "map.png"}
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     vecs = write_vectors(tmp_path / "vecs.arrow", random_vectors(60))

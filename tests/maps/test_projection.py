@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fastvec.maps import projection
@@ -14,9 +15,11 @@ def test_nearest_neighbors_are_those_of_brute_force(monkeypatch: pytest.MonkeyPa
     expected = 1 - wide @ wide.T
     np.fill_diagonal(expected, 0)
     # a similarity is a sum of 8 products, each below 1, of which every step rounds by at most 2^-24
-    bound = {"rtol": 0, "atol": 16 * 2**-24}
-    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :10], **bound)
-    np.testing.assert_allclose(distances, np.take_along_axis(expected, neighbors.astype(np.int64), axis=1), **bound)
+    bound = 16 * 2**-24
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :10], rtol=0, atol=bound)
+    np.testing.assert_allclose(
+        distances, np.take_along_axis(expected, neighbors.astype(np.int64), axis=1), rtol=0, atol=bound
+    )
     assert (neighbors[:, 0] == np.arange(120)).all()
     assert all(len(set(row)) == 10 for row in neighbors.tolist())
 
@@ -38,8 +41,8 @@ def test_a_few_vectors_are_projected_with_their_distances() -> None:
     vectors = (flat @ plane.T).astype(np.float32)
     points = project(vectors, 0)
 
-    def distances(of: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(of[:, None] - of[None], axis=2)
+    def distances(of: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.asarray(np.linalg.norm(of[:, None] - of[None], axis=2))
 
     np.testing.assert_allclose(distances(points), distances(vectors.astype(np.float64)), atol=1e-6)
     assert points[:, 0].std() > points[:, 1].std()
