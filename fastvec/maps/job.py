@@ -96,8 +96,8 @@ def draw_map(
         raise UsageError(f"--limit {limit}: a map has at least 1 row")
     with ExitStack() as stack:
         for target in targets.values():
-            stack.enter_context(translated_os_errors(target))
-            require_replaceable(target, overwrite=overwrite)
+            with translated_os_errors(target):
+                require_replaceable(target, overwrite=overwrite)
         _require_packages()
         vectors = stack.enter_context(open_vectors(files, vector_column=vector_column))
         for name, option in ((label, "--label"), (color, "--color")):
@@ -145,7 +145,7 @@ def _write(drawing: Drawing, targets: Mapping[str, Path]) -> int:
     size = 0
     for suffix, target in targets.items():
         content = page_of(drawing) if suffix == PAGE else picture_of(drawing)
-        with replacing(target) as fd:
+        with translated_os_errors(target), replacing(target) as fd:
             write_at(fd, 0, content)
         size += len(content)
     return size
@@ -210,7 +210,8 @@ def _title(vectors: Vectors) -> str:
     if not uris:
         return Path(vectors.parts[0].name).name
     name = "standard input" if uris[0] == "-" else uris[0].rstrip("/").rsplit("/", 1)[-1]
-    return name if len(uris) == 1 else f"{name} and {len(uris) - 1:,} other files"
+    others = len(uris) - 1
+    return f"{name} and {others:,} other file{'s' * (others > 1)}" if others else name
 
 
 def _subtitle(vectors: Vectors, sample: Sample) -> str:

@@ -14,9 +14,10 @@ from fastvec.maps.job import draw_map
 from tests.maps.browser import NO_GL, PLACE, SOFTWARE_GL, VISIBLE, Browser, browser, missing
 from tests.maps.outputs import HOSTILE, random_vectors, write_vectors
 
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium leaves its connection to be collected
 ]
 TITLES = (*HOSTILE, "Zürich", *(f"Whale {i}" for i in range(7)))

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,10 +10,12 @@ import pyarrow as pa
 import pytest
 
 from fastvec.cli.entry import main
+from fastvec.errors import DiskFullError
 from fastvec.maps import job
 from fastvec.maps.job import draw_map
 from tests import ROOT
 from tests.cli.conftest import Done, Run
+from tests.helpers.outputs import run_job
 from tests.helpers.processes import environment
 from tests.maps.outputs import random_vectors, write_vectors
 
@@ -48,7 +52,7 @@ def test_a_page_and_a_picture_are_written(fastvec: Run, vecs: Path, tmp_path: Pa
     assert sum(cluster["size"] for cluster in report["clusters"]) == 11
     assert report["note"].startswith("kept columns are shown instead of texts: ")
     assert page.read_text().startswith("<!DOCTYPE html>")
-    assert "a.parquet and 1 other files" in page.read_text()
+    assert "a.parquet and 1 other file" in page.read_text()
     assert "11 of 12 texts · 1 without a vector · tiny, 8 dimensions · projected by PCA" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     first = page.read_bytes(), picture.read_bytes()
@@ -95,6 +99,23 @@ def test_errors_are_one_line_and_nothing_is_written(
     assert done.stderr.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == before
     assert (tmp_path / "old.html").read_text() == "old"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "binary"])
+def test_vectors_of_any_dtype_are_drawn(tmp_path: Path, dtype: str) -> None:
+    run_job(tmp_path / "vecs.arrow", dtype=dtype)
+    report = draw_map([tmp_path / "vecs.arrow"], tmp_path / "map.html", limit=10)
+    assert (report.rows, report.drawn, report.without_vector) == (35, 10, 9)
+
+
+def test_a_full_disk_is_one_error(vecs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(job, "write_at", full)
+    with pytest.raises(DiskFullError, match=r"no space left for .*map\.html"):
+        draw_map([vecs], tmp_path / "map.html")
+    assert {path.name for path in tmp_path.iterdir()} == {"vecs.arrow"}
 
 
 def test_a_missing_package_is_named(fastvec: Run, vecs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.sparse import csr_array
 
 from fastvec.maps import projection
-from fastvec.maps.projection import nearest_neighbors, project
+from fastvec.maps.projection import _with_islands_near, nearest_neighbors, project
 from tests.maps.outputs import random_vectors, unit
 
 
@@ -53,6 +54,22 @@ def test_any_few_vectors_have_places(shape: tuple[int, int]) -> None:
     points = project(random_vectors(*shape), 0)
     assert points.shape == (shape[0], 2)
     assert np.isfinite(points).all()
+
+
+def test_islands_come_nearer_and_keep_their_shape() -> None:
+    random = np.random.default_rng(0)
+    mainland, large = random.standard_normal((900, 2)), random.standard_normal((94, 2)) + [0, 40]
+    islands = [random.random((3, 2)) + [50, 0], random.random((3, 2)) - [0, 100]]
+    points = np.vstack([mainland, large, *islands])
+    groups = np.repeat(np.arange(4), [900, 94, 3, 3])
+    moved = _with_islands_near(points, csr_array(groups[:, None] == groups))
+    assert (moved[:994] == points[:994]).all()
+    for group, axis in ((2, 0), (3, 1)):
+        before, after = points[groups == group], moved[groups == group]
+        np.testing.assert_allclose(after - after[0], before - before[0], atol=1e-9)
+        assert np.abs(after[:, 1 - axis]).max() < 1  # in the same direction
+        assert 1 < np.abs(after[:, axis]).max() < 0.1 * np.abs(before[:, axis]).max()
+    assert np.abs(moved[groups == 3]).max() > np.abs(moved[groups == 2]).max()  # still the farthest
 
 
 @pytest.mark.slow
