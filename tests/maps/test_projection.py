@@ -58,8 +58,8 @@ def test_any_few_vectors_have_places(shape: tuple[int, int]) -> None:
 
 def test_islands_come_nearer_and_keep_their_shape() -> None:
     random = np.random.default_rng(0)
-    mainland, large = random.standard_normal((900, 2)), random.standard_normal((94, 2)) + [0, 40]
-    islands = [random.random((3, 2)) + [50, 0], random.random((3, 2)) - [0, 100]]
+    mainland, large = random.standard_normal((900, 2)), random.normal([0.0, 40.0], size=(94, 2))
+    islands = [random.uniform([50, 0], [51, 1], (3, 2)), random.uniform([0, -100], [1, -99], (3, 2))]
     points = np.vstack([mainland, large, *islands])
     groups = np.repeat(np.arange(4), [900, 94, 3, 3])
     moved = _with_islands_near(points, csr_array(groups[:, None] == groups))
