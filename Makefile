@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The one place that decides which torch: without a GPU the version that has a small CPU build, else what pyproject says.
 TORCH := $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 
-.PHONY: demo test test-slow test-isa test-integrations test-stores check lint aot faults docs lock clean
+.PHONY: demo test test-slow test-isa test-integrations test-stores test-browser check lint aot faults docs lock clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.installed: pyproject.toml
@@ -44,6 +44,11 @@ test-integrations: $(VENV)/.installed
 test-stores: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[stores]'
 	$(PYTEST) -m '' tests/stores
+
+# Maps in headless Chromium, which `make test` does not install and skips.
+test-browser: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	$(PYTEST) -n 0 -m '' -rs tests/maps/test_browser.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

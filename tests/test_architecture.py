@@ -128,6 +128,12 @@ MAY_IMPORT = {
         "fastvec.system",
         "fastvec.vectors",
     },
+    "fastvec.maps": {
+        "fastvec.corpus",  # what a string column is, and names of text columns
+        "fastvec.output",
+        "fastvec.system",
+        "fastvec.vectors",
+    },
     "fastvec.pairs": {"fastvec.output", "fastvec.vectors"},
     "fastvec.doctor": {
         "fastvec.decoders",
@@ -148,6 +154,7 @@ MAY_IMPORT = {
         "fastvec.encoder",
         "fastvec.evaluation",
         "fastvec.jobs",
+        "fastvec.maps",
         "fastvec.output",
         "fastvec.pairs",
         "fastvec.retrieval",

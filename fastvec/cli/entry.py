@@ -16,6 +16,7 @@ from fastvec.cli.commands.convert import convert, merge
 from fastvec.cli.commands.doctor import doctor
 from fastvec.cli.commands.embed import embed
 from fastvec.cli.commands.eval import evaluate
+from fastvec.cli.commands.map import map_
 from fastvec.cli.commands.neighbors import dedup, neighbors
 from fastvec.cli.commands.outputs import inspect, verify
 from fastvec.cli.commands.search import search
@@ -33,7 +34,7 @@ def cli() -> None:
     """Embed text corpora with decoder language models, and train decoders into text encoders."""
 
 
-for _command in (embed, adapt, search, dedup, neighbors, evaluate, verify, inspect, convert, merge, doctor):
+for _command in (embed, adapt, search, dedup, neighbors, map_, evaluate, verify, inspect, convert, merge, doctor):
     cli.add_command(_command)
     # click would name an environment variable after the parameter, e.g. `adapters` for --adapter; users only see the
     # option, so the variable is named after that

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
 from fastvec.errors import OutputError, UsageError, one_line
@@ -133,12 +132,14 @@ class Output:
         column = batch.column(name)
         width = column.type.list_size
         values = column.values.slice(column.offset * width, len(column) * width)  # `values` ignores the slice
-        if values.null_count:  # of null rows, read from Parquet; integers would become floats, for a NaN
-            values = pc.fill_null(values, 0)
         valid = np.ones(len(column), dtype=np.bool_)
         if column.null_count:
             valid = column.is_valid().to_numpy(zero_copy_only=False)
-        return values.to_numpy(zero_copy_only=False).reshape(len(column), width), valid
+        rows: Array = values.to_numpy(zero_copy_only=False).reshape(len(column), width)
+        if values.null_count and pa.types.is_integer(values.type):  # floats now, with NaN for a null
+            rows[~valid] = 0  # read from Parquet, a null row has null values
+            rows = rows.astype(values.type.to_pandas_dtype()) if np.isfinite(rows).all() else rows
+        return rows, valid
 
     def norms(self, vectors: Array) -> Array:
         """Return the L2 norms of `vectors` [n, D] as float64 [n]; int8 vectors are dequantized first."""
