@@ -81,13 +81,13 @@ def _texts(vectors: Vectors, positions: npt.NDArray[np.int64]) -> list[str]:
 
 
 def _places(vectors: Vectors, positions: npt.NDArray[np.int64]) -> list[str]:
-    """Return the row of each position in the inputs, with the output's name if several outputs have the same rows."""
+    """Return the row of each position in the inputs, with the output's name if there are several outputs."""
     columns = vectors.take(positions, vectors.row_columns)
     rows = columns["row"].to_numpy()
     places = [f"row {row:,}" for row in rows.tolist()]
     if vectors.first.has_passages:
         numbers = columns["chunk"].to_pylist()
         places = [f"{place}, passage {number}" for place, number in zip(places, numbers, strict=True)]
-    if len(vectors.parts) > 1 and any((np.diff(rows) < 0).tolist()):
-        places = [f"{name}, {place}" for name, place in zip(vectors.places(positions), places, strict=True)]
+    if vectors.has_several:
+        places = [f"{name}, {place}" for name, place in zip(vectors.sources(positions), places, strict=True)]
     return places

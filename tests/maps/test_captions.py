@@ -62,14 +62,13 @@ def test_a_column_of_texts_is_not_taken_for_titles(tmp_path: Path) -> None:
         assert read_captions(opened, ROWS, None).titles == ("x", "z")
 
 
-def test_places_name_the_output_if_row_numbers_repeat(tmp_path: Path) -> None:
+def test_places_name_the_output_if_there_are_several(tmp_path: Path) -> None:
     vectors = random_vectors(3)
     a, b = (write_vectors(tmp_path / f"{name}.arrow", vectors) for name in "ab")
     with open_vectors([a, b]) as opened:
-        places = read_captions(opened, np.array([0, 4]), None).places
-        assert places == ("row 0", "row 1")  # no number twice here
-        places = read_captions(opened, np.array([2, 4]), None).places
-    assert places == (f"{a}, row 2", f"{b}, row 1")
+        assert read_captions(opened, np.array([2, 4]), None).places == (f"{a}, row 2", f"{b}, row 1")
+    with open_vectors([a]) as opened:
+        assert read_captions(opened, np.array([2]), None).places == ("row 2",)
 
 
 def test_a_column_that_was_not_kept_is_named(tmp_path: Path) -> None:
