@@ -41,6 +41,7 @@ LLM2VEC = "McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp"
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 # checks of `fastvec doctor`, which find other things on each machine
 DOCTOR = (*HERE, *ISOLATED)
+SLOW = ("doctor.md", "map.md")
 SETTINGS = {"STEPS": "2", "BATCH_SIZE": "4", "MAX_LENGTH": "32"}
 
 
@@ -119,8 +120,8 @@ def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.mark.parametrize(
     "document",
-    # the doctor loads torch and transformers in a process of its own, 7 s
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.name == "doctor.md"), id=path.name) for path in DOCUMENTS],
+    # the doctor loads torch and transformers in a process of its own, 7 s; UMAP compiles itself, 10 s
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.name in SLOW), id=path.name) for path in DOCUMENTS],
 )
 def test_commands_run_and_print_what_is_shown(
     document: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
