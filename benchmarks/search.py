@@ -5,7 +5,7 @@
 fastvec searches an output of random unit vectors on the disk, which the page cache holds; the others an array in
 memory. *Rate* is that of the bytes of all vectors for one query (read once), and of the products' operations for more;
 its ceiling is a matrix product of the same shapes in the same blocks, by NumPy, of which nothing is kept. Every
-contestant must find the same rows.
+contestant must find the same rows, up to rounding.
 """
 
 import statistics
@@ -30,6 +30,7 @@ from fastvec.vectors.stored import open_vectors
 Array = npt.NDArray[np.float32]
 Contestant = Callable[[Array], npt.NDArray[np.int64]]
 K, CHUNK_ROWS, FAISS_BLAS = 10, 8192, 20
+SAME = 0.99  # of the rows, in order: sums in another order round differently, which swaps rows that are as near
 FINGERPRINT: dict[str, Any] = {"inputs": []}
 
 
@@ -157,7 +158,7 @@ def measure(
             seconds[name].append(time.perf_counter() - started)
             if exact and name != "ceiling":
                 expected = rows if expected is None else expected
-                if np.mean(rows == expected) < 1:
+                if np.mean(rows == expected) < SAME:
                     raise click.ClickException(f"{name} finds other rows than fastvec")
     ceilings, results = seconds["ceiling"][1:], []
     operations = 2 * len(queries) * size / 4
