@@ -56,6 +56,7 @@ def test_variables_of_the_environment_are_named_after_options(
     ("arguments", "message"),
     [
         (["vecs.arrow"], "a query is missing"),
+        (["vecs.arrow", "other.arrow"], "a query is missing"),
         (["vecs.arrow", "x", "--query-column", "a"], "--query-column needs --queries"),
         (["none.arrow", "x"], "none.arrow cannot be read: No such file"),
         (["vecs.arrow", "--queries", "none.jsonl"], "none.jsonl"),

@@ -1,6 +1,7 @@
 """The command `fastvec search`."""
 
 import logging
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -63,7 +64,7 @@ def search(
     if queries is None:
         if query_column is not None:
             raise click.UsageError("--query-column needs --queries")
-        if len(files) == 1:
+        if len(files) == 1 or Path(files[-1]).suffix in (".arrow", ".parquet"):
             raise click.UsageError('a query is missing: fastvec search FILE "a question", or --queries FILE')
         files, texts = files[:-1], [files[-1]]
     else:
