@@ -8,6 +8,7 @@ its ceiling is a matrix product of the same shapes in the same blocks, by NumPy,
 contestant must find the same rows, up to rounding.
 """
 
+import json
 import statistics
 import tempfile
 import time
@@ -25,6 +26,7 @@ from benchmarks.reporting.results import environment, write_json
 from fastvec.output.vector_column import VectorDtype, ranges_of, ranges_to_json, to_column
 from fastvec.output.writer import Job, Writer
 from fastvec.retrieval.exact import best_rows, block_rows
+from fastvec.system.durable_files import forget_cached
 from fastvec.vectors.stored import open_vectors
 
 Array = npt.NDArray[np.float32]
@@ -41,6 +43,7 @@ FINGERPRINT: dict[str, Any] = {"inputs": []}
 @click.option("--vector-dtype", "dtype", type=click.Choice(["float32", "float16", "int8", "binary"]), default="float32")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", show_default=True)
+@click.option("--streamed", is_flag=True, help="Hold no array; fastvec alone, from the disk, with its memory.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A JSON file of the results.")
 def main(
     rows: int,
@@ -49,6 +52,7 @@ def main(
     dtype: VectorDtype,
     rounds: int,
     folder: Path,
+    streamed: bool,
     output: Path | None,
 ) -> None:
     """Print the median seconds of each contestant, and its share of the ceiling."""
@@ -56,8 +60,14 @@ def main(
     click.echo(f"{rows:,} rows of {dims} {dtype} values; {environment()['cpu']}")
     found = []
     with tempfile.TemporaryDirectory(dir=folder) as inside:
-        path, array = Path(inside, "vecs.arrow"), unit(random.standard_normal((rows, dims), dtype=np.float32))
-        write(path, array, dtype)
+        path = Path(inside, "vecs.arrow")
+        if streamed:
+            write(path, chunks_of(rows, dims), dtype)
+            for count in queries:
+                search_streamed(path, unit(random.standard_normal((count, dims), dtype=np.float32)))
+            return
+        array = unit(random.standard_normal((rows, dims), dtype=np.float32))
+        write(path, (array[begin : begin + CHUNK_ROWS] for begin in range(0, rows, CHUNK_ROWS)), dtype)
         with open_vectors([path]) as vectors:
             for count in queries:
                 some = unit(random.standard_normal((count, dims), dtype=np.float32))
@@ -78,29 +88,61 @@ def unit(vectors: Array) -> Array:
     return scaled
 
 
-def write(path: Path, array: Array, dtype: VectorDtype) -> None:
+def chunks_of(rows: int, dims: int) -> Iterator[Array]:
+    for begin in range(0, rows, CHUNK_ROWS):
+        random = np.random.default_rng(begin)
+        yield unit(random.standard_normal((min(CHUNK_ROWS, rows - begin), dims), dtype=np.float32))
+
+
+def search_streamed(path: Path, queries: Array) -> None:
+    """Print how long a search takes from the disk and again, and the anonymous memory that it takes at most."""
+    forget_cached(path)
+    with open_vectors([path]) as vectors:
+        for where in ("from the disk", "again"):
+            before, peak = anonymous_bytes(), 0
+
+            def look(_: int) -> None:
+                nonlocal peak
+                peak = max(peak, anonymous_bytes())
+
+            started = time.perf_counter()
+            best_rows(vectors, queries, K, progress=look)
+            seconds = time.perf_counter() - started
+            size = path.stat().st_size / 1e9
+            memory = f"{max(peak - before, 0) / 2**20:.0f} MiB more of anonymous memory than before"
+            click.echo(f"{len(queries)} queries {where}: {seconds:.2f} s, {size / seconds:.1f} GB/s; {memory}")
+
+
+def anonymous_bytes() -> int:
+    """Return the memory of this process that is not mapped from a file (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+def write(path: Path, chunks: Iterator[Array], dtype: VectorDtype) -> None:
     """Write an output with the least metadata by which it is recognized."""
-    ranges = ranges_of(array[:CHUNK_ROWS]) if dtype == "int8" else None
-    own = {
-        "inputs": "[]",
-        "dims": str(array.shape[1]),
-        "vector_dtype": dtype,
-        "vector_column": "embedding",
-        "normalize": "true",
-        "fingerprint": '{"inputs": []}',
-        **({} if ranges is None else {"ranges": ranges_to_json(ranges)}),
-    }
+    begin, ranges = 0, None
     writer = Writer.open(path, Job(fingerprint=FINGERPRINT, environment={}, limits={}))
-    for begin in range(0, len(array), CHUNK_ROWS):
-        some = array[begin : begin + CHUNK_ROWS]
+    for some in chunks:
+        if begin == 0 and dtype == "int8":
+            ranges = ranges_of(some)
         column = to_column(some, np.ones(len(some), dtype=np.bool_), dtype, ranges)
         if begin == 0:
+            own = {
+                "inputs": "[]",
+                "dims": str(some.shape[1]),
+                "vector_dtype": dtype,
+                "vector_column": "embedding",
+                "normalize": "true",
+                "fingerprint": json.dumps(FINGERPRINT),
+                **({} if ranges is None else {"ranges": ranges_to_json(ranges)}),
+            }
             fields = [pa.field("row", pa.int64(), nullable=False), ("embedding", column.type)]
             writer.begin(pa.schema(fields, metadata={f"fastvec.{name}": text for name, text in own.items()}))
         numbers = pa.array(np.arange(begin, begin + len(some)))
-        writer.write(
-            pa.RecordBatch.from_arrays([numbers, column], schema=writer.schema), counts={}, errors=[], batch_tokens=0
-        )
+        batch = pa.RecordBatch.from_arrays([numbers, column], schema=writer.schema)
+        writer.write(batch, counts={}, errors=[], batch_tokens=0)
+        begin += len(some)
     writer.finish([], verify=False)
 
 
