@@ -54,9 +54,9 @@ def best_rows(
 ) -> Best:
     """Return the `k` best rows of each of `queries` [q, D] by a similarity function, exactly.
 
-    Binary vectors are selected by bits: ten times k of them are compared by the query's values. `mask` [rows] is false
-    for rows to leave out. `progress` is called with the number of rows compared so far. Raises OutputError if a file
-    cannot be read.
+    One to three queries select ten times k binary vectors by bits first, and compare these by the query's values.
+    `mask` [rows] is false for rows to leave out. `progress` is called with the number of rows compared so far. Raises
+    OutputError if a file cannot be read.
     """
     scoring = scoring_for(vectors, queries, function, device)
     found = _Candidates(len(queries), k * scoring.oversampling)

@@ -14,7 +14,7 @@ from fastvec.checkpoints.sentence_transformers import Similarity
 from fastvec.output.vector_column import VectorDtype
 from fastvec.retrieval import exact
 from fastvec.retrieval.exact import NONE, best_rows, block_rows
-from fastvec.retrieval.scoring import GPU_QUERIES, ProductsOnGpu
+from fastvec.retrieval.scoring import BIT_QUERIES, GPU_QUERIES, ProductsOnGpu
 from fastvec.vectors.stored import Vectors, open_vectors
 from tests.helpers.vectors import random_vectors, write_vectors
 
@@ -83,7 +83,7 @@ def test_rows_that_were_normalized_are_compared_as_they_are_stored(tmp_path: Pat
 
 def test_binary_rows_are_chosen_by_bits_and_scored_by_values(tmp_path: Path) -> None:
     stored = write_vectors(tmp_path / "a.arrow", random_vectors(ROWS, DIMS), dtype="binary", missing=(7,))
-    queries = random_vectors(6, DIMS, seed=1)
+    queries = random_vectors(BIT_QUERIES - 1, DIMS, seed=1)
     bits = all_scores(np.sign(queries), stored, "dot")  # D - 2 · differing bits
     values = all_scores(queries, stored, "cosine")
     bits[:, 7] = -np.inf
@@ -94,6 +94,15 @@ def test_binary_rows_are_chosen_by_bits_and_scored_by_values(tmp_path: Path) -> 
         best = chosen[np.argsort(-values[query, chosen], kind="stable")][:K]
         np.testing.assert_allclose(found.scores[query], values[query, best], atol=(DIMS + 2) * 2**-23)
         assert set(found.positions[query]) <= set(chosen)
+
+
+def test_many_queries_compare_all_binary_rows_by_values(tmp_path: Path) -> None:
+    stored = write_vectors(tmp_path / "a.arrow", random_vectors(ROWS, DIMS), dtype="binary", missing=(7,))
+    queries = random_vectors(BIT_QUERIES, DIMS, seed=1)
+    scores = all_scores(queries, stored, "cosine")
+    scores[:, 7] = -np.inf
+    with open_vectors([tmp_path / "a.arrow"]) as vectors:
+        assert_best(best_rows(vectors, queries, K), scores, K)
 
 
 @given(
