@@ -125,6 +125,7 @@ MAY_IMPORT = {
         "fastvec.encoder",
         "fastvec.encoding",
         "fastvec.output",
+        "fastvec.stores",
         "fastvec.system",
         "fastvec.vectors",
     },

@@ -22,9 +22,9 @@ from fastvec.pairs.against import AgainstReport, write_near
 from fastvec.pairs.components import Components
 from fastvec.pairs.products import Products, products_for
 from fastvec.pairs.progress import PairCounter, PairProgress
-from fastvec.pairs.tables import Gathered, KeptColumns, RowNames, named, require_apart
+from fastvec.pairs.tables import Gathered, KeptColumns, RowNames, named
 from fastvec.pairs.unit_blocks import Positions, UnitBlock, least_similarity, unit_blocks
-from fastvec.vectors.result_file import require_result_file, result_file
+from fastvec.vectors.result_file import require_apart, require_result_file, result_file
 from fastvec.vectors.stored import Vectors, open_vectors, require_comparable
 
 PAIRS_AT_ONCE = 1 << 18
@@ -123,12 +123,12 @@ def dedup(
         report: DedupReport | AgainstReport
         if others:
             other = opened.enter_context(open_vectors(others, vector_column=vector_column))
-            require_apart(targets, [vectors, other])
+            require_apart(targets, [*vectors.paths, *other.paths])
             require_comparable(vectors.parts[0], other.parts[0])
             both = names, RowNames(other)
             report = write_near(targets[0], vectors, other, both, threshold, device, progress)
         else:
-            require_apart(targets, [vectors])
+            require_apart(targets, vectors.paths)
             report = _dedup(targets, vectors, names, threshold, device, progress)
     return replace(report, seconds=time.perf_counter() - started)
 

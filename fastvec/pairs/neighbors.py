@@ -13,9 +13,9 @@ from fastvec.errors import UsageError
 from fastvec.pairs.nearest import NONE, Nearest, nearest_rows
 from fastvec.pairs.products import products_for
 from fastvec.pairs.progress import PairCounter, PairProgress
-from fastvec.pairs.tables import Gathered, RowNames, named, require_apart
+from fastvec.pairs.tables import Gathered, RowNames, named
 from fastvec.pairs.unit_blocks import least_similarity
-from fastvec.vectors.result_file import require_result_file, result_file
+from fastvec.vectors.result_file import require_apart, require_result_file, result_file
 from fastvec.vectors.stored import open_vectors
 
 MOST_NEIGHBORS = 10_000
@@ -84,7 +84,7 @@ def neighbors(
     files = [files] if isinstance(files, str | Path) else files
     require_result_file(target, overwrite=overwrite)
     with open_vectors(files, vector_column=vector_column) as vectors:
-        require_apart([target], [vectors])
+        require_apart([target], vectors.paths)
         names, compared, lines = RowNames(vectors), 0, 0
         products = products_for(device, 2.0 * vectors.rows**2 * vectors.dims)
         counter = PairCounter(vectors.rows**2, progress)

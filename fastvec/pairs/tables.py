@@ -5,13 +5,11 @@ Shapes: n rows.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fastvec.errors import OutputError, UsageError, one_line
 from fastvec.pairs.unit_blocks import Positions
 from fastvec.vectors.stored import Vectors
 
@@ -69,20 +67,13 @@ def named(pattern: str, row: str) -> dict[str, str]:
 class KeptColumns:
     """The columns that all outputs kept of their inputs, with those that number rows. One type for all outputs.
 
-    A kept column that is named as one of `taken` becomes `kept_NAME`. Raises OutputError if types differ too much.
+    A kept column that is named as one of `taken` becomes `kept_NAME`.
     """
 
     def __init__(self, vectors: Vectors, names: RowNames, taken: Sequence[str]) -> None:
         self._vectors, self._names = vectors, names
         self._sources = (*vectors.kept, *vectors.row_columns)
-        schemas = [
-            pa.schema([part.output.schema.field(name) for name in self._sources]).remove_metadata()
-            for part in vectors.parts
-        ]
-        try:
-            self._types = pa.unify_schemas(schemas, promote_options="permissive")
-        except pa.ArrowException as error:
-            raise OutputError(f"the kept columns of the outputs have different types: {one_line(error)}") from error
+        self._types = vectors.schema.remove_metadata()
         taken = (*taken, FILE) if names.has_files else taken
         renamed = [f"kept_{name}" if name in taken else name for name in vectors.kept]
         fields = [self._types.field(name).with_name(new) for name, new in zip(vectors.kept, renamed, strict=True)]
@@ -121,12 +112,3 @@ class Gathered:
         if self._held:
             self._write(pa.concat_tables(self._held).combine_chunks())
             self._held, self._rows, self._bytes = [], 0, 0
-
-
-def require_apart(targets: Sequence[Path], vectors: Sequence[Vectors]) -> None:
-    """Raise UsageError if a file to write is also another one, or one to read."""
-    read = [part.output.path.resolve() for some in vectors for part in some.parts]
-    paths = [target.resolve() for target in targets]
-    for number, path in enumerate(paths):
-        if path in read or path in paths[:number]:
-            raise UsageError(f"{targets[number]} is given twice: choose another name for the result")

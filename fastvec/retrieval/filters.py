@@ -47,7 +47,7 @@ class Filter:
         try:
             tree = ast.parse(_QUOTED.sub(self._placeholder, text.strip()), mode="eval")
             self._expression = self._condition(tree.body)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
             raise UsageError(f"the filter {quoted(text)} is not a condition ({reason}): write one {EXAMPLE}") from None
 
@@ -99,7 +99,9 @@ class Filter:
             if not isinstance(right, ast.Tuple | ast.List | ast.Set):
                 raise UsageError(f"the filter {quoted(self.text)} has `in` without values in parentheses, {EXAMPLE}")
             values = [self._constant(value, self._type(left)) for value in right.elts]
-            found = self._operand(left).isin(values)
+            column = self._operand(left)
+            # as a comparison, null where the column is null: isin alone is false there, and its negation true
+            found = pc.if_else(column.is_valid(), column.isin(values), pa.scalar(None, pa.bool_()))
             return found if isinstance(op, ast.In) else ~found
         return _COMPARISONS[type(op)](self._operand(left, right), self._operand(right, left))
 

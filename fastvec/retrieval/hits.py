@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 
 from fastvec.errors import UsageError, printable
+from fastvec.output.reader import PASSAGE_COLUMNS
 from fastvec.retrieval.exact import NONE, Best
+from fastvec.vectors.result_file import json_rows
 from fastvec.vectors.source_texts import texts_at
 from fastvec.vectors.stored import Vectors
 
 FILE = "file"
 TEXT = "text"
+PASSAGE = tuple(name for name, _ in PASSAGE_COLUMNS)
 OWN = ("query", "rank", "score", FILE, "row")
 SHOWN_CHARACTERS = 160  # of a value
 DIGITS = 6  # of a score in JSON; float32 has seven
@@ -46,7 +49,7 @@ def choose_shown(vectors: Vectors, keep: Sequence[str] | None, text: bool | None
 
 def hits_schema(vectors: Vectors, shown: Shown) -> pa.Schema:
     """Return the schema of the hits: query, rank, score, file if there are several, row, and what is shown."""
-    schema = vectors.first.schema
+    schema = vectors.schema
     return pa.schema(
         [
             pa.field("query", pa.int64(), nullable=False),
@@ -103,7 +106,7 @@ class SearchReport:
         if self.hits is None:
             return {"queries": len(self.queries), "output": self.output, **common}
         found: list[dict[str, Any]] = [{"query": query, "hits": []} for query in self.queries]
-        for hit in self.hits.to_pylist():
+        for hit in json_rows(self.hits):
             query = hit.pop("query")
             found[query]["hits"].append({**hit, "score": round(hit["score"], DIGITS)})
         return {"queries": found, **common}
@@ -113,27 +116,31 @@ class SearchReport:
             count = f"{len(self.queries):,} queries against {self.rows:,} vectors"
             return f"{count} in {self.seconds:.1f} s; hits in {self.output}"
         lines: list[str] = []
-        hits = self.hits.to_pylist()
+        of_query: dict[int, list[dict[str, Any]]] = {}
+        for hit in json_rows(self.hits):
+            of_query.setdefault(hit["query"], []).append(hit)
         for number, query in enumerate(self.queries):
-            own = [hit for hit in hits if hit["query"] == number]
             if len(self.queries) > 1:
                 lines += [""] * bool(lines) + [printable(query)]
-            lines += _lines(own) or ["no row has a vector and passes the filter"]
+            lines += _lines(of_query.get(number, [])) or ["no row has a vector and passes the filter"]
         return "\n".join(lines)
 
 
 def _lines(hits: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line for each hit: score, row and what is shown, in columns."""
+    """Return a line for each hit: score, output if there are several, row, passage if rows are passages, and the rest.
+
+    Only a passage has a number, and where it begins and ends, in these places after the row.
+    """
     cells = []
     for hit in hits:
-        row = ":".join(str(hit[name]) for name in ("row", "chunk") if name in hit)
-        shown = [_short(value) for name, value in hit.items() if name not in (*OWN, "chunk", "char_start", "char_end")]
-        cells.append([f"{hit['score']:.3f}", *([_short(hit[FILE])] if FILE in hit else []), row, *shown])
+        names = list(hit)
+        after = names.index("row") + 1
+        has_passage = tuple(names[after : after + len(PASSAGE)]) == PASSAGE
+        row = f"{hit['row']}:{hit[PASSAGE[0]]}" if has_passage else str(hit["row"])
+        shown = [_short(hit[name]) for name in names[after + has_passage * len(PASSAGE) :]]
+        cells.append([f"{hit['score']:.3f}", *([_short(hit[FILE])] if FILE in names[:after] else []), row, *shown])
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)] if cells else []
-    return [
-        "  " + "  ".join([*(one.ljust(width) for one, width in zip(row, widths, strict=False)), row[-1]])
-        for row in cells
-    ]
+    return ["  ".join(["", *map(str.ljust, row, widths), row[-1]]) for row in cells]
 
 
 def _short(value: Any) -> str:

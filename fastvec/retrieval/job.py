@@ -15,11 +15,12 @@ import pyarrow as pa
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import MEMORY_BYTES, ChunkLimits
 from fastvec.errors import InputError, UsageError, quoted
-from fastvec.retrieval.exact import best_rows
+from fastvec.retrieval.exact import Best, best_rows
 from fastvec.retrieval.filters import Filter
 from fastvec.retrieval.hits import SearchReport, Shown, choose_shown, hits_of, hits_schema
+from fastvec.stores.address import is_remote
 from fastvec.vectors.query_encoder import encoder_for, query_prompt
-from fastvec.vectors.result_file import require_result_file, result_file
+from fastvec.vectors.result_file import require_apart, require_result_file, result_file
 from fastvec.vectors.source_texts import texts_at
 from fastvec.vectors.stored import Vectors, open_vectors
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # imports torch, which a wrong option does not need
 logger = logging.getLogger(__name__)
 QUERIES_AT_ONCE = 4096  # that the vectors are read for; fewer if there are more hits than this
 HITS_AT_ONCE = 1 << 20
+TEXTS_AT_ONCE = 10_000  # in memory, if hits with texts are written to a file
 MOST_HITS = 10_000
 
 
@@ -96,8 +98,8 @@ def search(
     if target is not None:
         require_result_file(target, overwrite=overwrite)
     with open_vectors([files] if isinstance(files, str | Path) else files, vector_column=vector_column) as vectors:
-        shown = choose_shown(vectors, keep, text)
-        shown = _with_texts_if_there(vectors, shown) if text is None else shown
+        require_apart([] if target is None else [target], vectors.paths)
+        shown = _shown(vectors, keep, text)
         mask = None if filter is None else _mask(vectors, filter)
         encoder = encoder_for(vectors.first, encoder, model=model, adapters=adapters, device=device)
         prompt = query_prompt(vectors.first, encoder.settings, instruction, prompt_name)
@@ -109,11 +111,13 @@ def search(
     return SearchReport(texts, rows=vectors.rows, similarity=similarity, seconds=seconds, hits=hits, output=name)
 
 
-def read_queries(file: str | Path, column: str | None = None) -> list[str]:
+def read_queries(file: str | Path, column: str | None = None, *, output: str | None = None) -> list[str]:
     """Return the texts of a file of queries, of any format that `embed` reads.
 
-    Raises InputError if it cannot be read, or a row has no text.
+    Raises InputError if it cannot be read, or a row has no text; UsageError if it is also the `output`.
     """
+    if output is not None and not is_remote(file):
+        require_apart([Path(output)], [Path(file)])
     corpus = open_corpus([file], column=column)
     texts: list[str] = []
     for chunk in corpus.chunks(ChunkLimits(rows=8192, bytes=MEMORY_BYTES)):
@@ -140,8 +144,7 @@ def _checked(queries: list[str], k: int) -> list[str]:
 
 def _mask(vectors: Vectors, text: str) -> npt.NDArray[np.bool_]:
     """Return which rows a filter passes. Raises UsageError if none does."""
-    schema = vectors.first.schema
-    condition = Filter(text, pa.schema([schema.field(name) for name in (*vectors.kept, *vectors.row_columns)]))
+    condition = Filter(text, vectors.schema)
     mask = np.zeros(vectors.rows, dtype=np.bool_)
     for begin, batch in vectors.batches(condition.columns):
         found = condition.mask(pa.Table.from_batches([batch]).replace_schema_metadata(None))
@@ -151,9 +154,10 @@ def _mask(vectors: Vectors, text: str) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _with_texts_if_there(vectors: Vectors, shown: Shown) -> Shown:
-    """Leave out texts that were not asked for, if the inputs are not there any more."""
-    if not shown.with_text or vectors.rows == 0:
+def _shown(vectors: Vectors, keep: Sequence[str] | None, text: bool | None) -> Shown:
+    """Return what to show, without texts that were not asked for if the inputs are not there any more."""
+    shown = choose_shown(vectors, keep, text)
+    if not shown.with_text or text or vectors.rows == 0:
         return shown
     try:
         texts_at(vectors, np.array([part.begin for part in vectors.parts if part.output.rows], dtype=np.int64))
@@ -198,7 +202,10 @@ def _search(
             device=encoder.settings.device,
             progress=partial(_report, progress, begin * vectors.rows, len(some), total),
         )
-        yield hits_of(vectors, best, shown, begin)
+        few = max(TEXTS_AT_ONCE // k, 1) if shown.with_text else step
+        for first in range(0, len(some), few):
+            part = Best(best.positions[first : first + few], best.scores[first : first + few])
+            yield hits_of(vectors, part, shown, begin + first)
 
 
 def _report(progress: Callable[[SearchProgress], None], before: int, queries: int, total: int, rows: int) -> None:

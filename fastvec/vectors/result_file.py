@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from fastvec.errors import OutputError
+from fastvec.errors import OutputError, UsageError
 from fastvec.output import parquet_file
 from fastvec.output.convert import require_replaceable
 from fastvec.system.durable_files import replacing, translated_os_errors
@@ -24,6 +26,14 @@ def require_result_file(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target} ends in none of {', '.join(SUFFIXES)}, the formats that can be written")
     with translated_os_errors(target):
         require_replaceable(target, overwrite=overwrite)
+
+
+def require_apart(targets: Sequence[Path], read: Sequence[Path]) -> None:
+    """Raise UsageError if a file to write is also another one, or one to read."""
+    inputs, paths = {path.resolve() for path in read}, [target.resolve() for target in targets]
+    for number, path in enumerate(paths):
+        if path in inputs or path in paths[:number]:
+            raise UsageError(f"{targets[number]} is given twice: choose another name for the result")
 
 
 @contextmanager
@@ -45,5 +55,22 @@ def result_file(target: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table]
 
 
 def _lines(table: pa.Table) -> bytes:
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in json_rows(table))
     return "".join(lines).encode("utf-8", "backslashreplace")
+
+
+def json_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows with values of JSON: dates and times as texts, NaN as null, what JSON does not have as a text."""
+    columns = [_plain(column) for column in table.columns]
+    rows = pa.table(columns, names=table.schema.names).to_pylist()
+    found: list[dict[str, Any]] = json.loads(json.dumps(rows, default=str))
+    return found
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_temporal(column.type):  # nanoseconds become no value of Python's
+        return column.cast(pa.string())
+    if pa.types.is_floating(column.type):
+        wide = column.cast(pa.float64()) if pa.types.is_float16(column.type) else column
+        return pc.if_else(pc.is_finite(wide), wide, pa.scalar(None, wide.type))
+    return column

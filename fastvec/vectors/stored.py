@@ -6,7 +6,7 @@ Shapes: n rows of all outputs, b of a block, D dimensions of a vector, W values 
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -109,12 +109,22 @@ class Part:
 class Vectors:
     """The vectors of one column of several outputs. A position counts the rows over all of them, from 0.
 
-    `kept` are the columns copied from the inputs that all of them have.
+    `kept_schema` has the columns copied from the inputs that all of them have, of types that one type can hold.
     """
 
     parts: tuple[Part, ...]
     column: str
-    kept: tuple[str, ...]
+    kept_schema: pa.Schema
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The names of the columns copied from the inputs."""
+        return tuple(self.kept_schema.names)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The kept columns, and those that number a row, as they are in all outputs."""
+        return pa.schema([*self.kept_schema, *(self.first.schema.field(name) for name in self.row_columns)])
 
     @property
     def first(self) -> Output:
@@ -124,6 +134,11 @@ class Vectors:
     @property
     def rows(self) -> int:
         return self.parts[-1].end
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+        return [part.output.path for part in self.parts]
 
     @property
     def dims(self) -> int:
@@ -191,8 +206,7 @@ class Vectors:
             low, high = np.searchsorted(ascending, [part.begin, part.end])
             taken += _taken(part, ascending[low:high] - part.begin, columns)
         if not taken:
-            schema = pa.schema([self.first.schema.field(name) for name in columns])
-            return schema.remove_metadata().empty_table()
+            return pa.schema([self.first.schema.field(name) for name in columns]).remove_metadata().empty_table()
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return pa.concat_tables([pa.Table.from_batches([one]) for one in taken], promote_options="permissive").take(
@@ -247,7 +261,7 @@ def open_vectors(files: Sequence[str | Path], *, vector_column: str | None = Non
             parts.append(Part(output=output, name=name, source=source, begin=parts[-1].end if parts else 0))
             require_comparable(parts[0], parts[-1])
         column = _chosen(parts[0], vector_column)
-        yield Vectors(parts=tuple(parts), column=column, kept=_kept(parts))
+        yield Vectors(parts=tuple(parts), column=column, kept_schema=_kept_schema(parts))
 
 
 def _outputs(files: Sequence[str | Path], copies: ExitStack) -> Iterator[tuple[str, str, Output]]:
@@ -290,6 +304,11 @@ def _chosen(part: Part, name: str | None) -> str:
     return name
 
 
-def _kept(parts: Sequence[Part]) -> tuple[str, ...]:
-    first, *others = (part.output.kept_columns for part in parts)
-    return tuple(name for name in first if all(name in kept for kept in others))
+def _kept_schema(parts: Sequence[Part]) -> pa.Schema:
+    fields: list[pa.Field] = []
+    for name in parts[0].output.kept_columns:
+        if all(name in part.output.kept_columns for part in parts[1:]):
+            own = [pa.schema([part.output.schema.field(name)]).remove_metadata() for part in parts]
+            with suppress(pa.ArrowException):  # such as of a number in one output and a text in another
+                fields += pa.unify_schemas(own, promote_options="permissive")
+    return pa.schema(fields)

@@ -56,7 +56,10 @@ def test_variables_of_the_environment_are_named_after_options(
     ("arguments", "message"),
     [
         (["vecs.arrow"], "a query is missing"),
-        (["vecs.arrow", "other.arrow"], "a query is missing"),
+        (["vecs.arrow", "q.txt"], "a query is missing"),
+        (["vecs.arrow", "--queries", "q.txt", "-o", "q.txt", "--overwrite"], "q.txt is given twice"),
+        (["vecs.arrow", "x", "-o", "vecs.arrow", "--overwrite"], "vecs.arrow is given twice"),
+        (["vecs.arrow", "--queries", "q.jsonl", "-o", "q.jsonl", "--overwrite"], "q.jsonl is given twice"),
         (["vecs.arrow", "x", "--query-column", "a"], "--query-column needs --queries"),
         (["none.arrow", "x"], "none.arrow cannot be read: No such file"),
         (["vecs.arrow", "--queries", "none.jsonl"], "none.jsonl"),
@@ -66,7 +69,11 @@ def test_variables_of_the_environment_are_named_after_options(
     ],
 )
 def test_a_mistake_is_one_line(fastvec: Run, vecs: Path, arguments: list[str], message: str) -> None:
+    Path("q.txt").write_text("moths\n")
+    Path("q.jsonl").write_text('{"text": "moths"}\n')
+    before = vecs.read_bytes()
     done = fastvec("search", *arguments)
+    assert vecs.read_bytes() == before
     assert done.exit_code in (1, 2)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

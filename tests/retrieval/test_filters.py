@@ -22,7 +22,9 @@ MEANINGS = {
     "year > 1990": [False, True, False],
     "year >= 1990 and title in ('a', 'z')": [True, False, False],
     "year == 1990 or year == 2000": [True, True, False],
-    "title not in ('a',)": [False, True, True],
+    "title not in ('a',)": [False, True, False],
+    "not title in ('a',)": [False, True, False],
+    "title in ('a', 'x') or year is None": [True, False, True],
     "not year > 1990": [True, False, False],
     "year is None": [False, False, True],
     "title is not None": [True, True, False],
@@ -63,6 +65,8 @@ def test_a_condition_means_what_it_means_in_python_and_is_false_where_null(text:
         ("title is 'abc'", "`is` without None"),
         ("[year][0].real == 1", "only columns and their fields have names"),
         ("day > 'soon'", "'soon' is no date32"),
+        ("title in ('a', 1)", "is not a condition"),
+        ("year == 1180591620717411303424", "is not a condition"),
     ],
 )
 def test_what_is_no_condition_is_refused(text: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """`fastvec.search`: queries in, rows with their kept columns and texts out."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ def test_the_nearest_rows_of_a_file_and_of_shards(
     best = expected(articles_in_one, model, QUERIES, 4)
     for at_once in (1, 2, 4096):
         monkeypatch.setattr(job, "QUERIES_AT_ONCE", at_once)
+        monkeypatch.setattr(job, "TEXTS_AT_ONCE", 5)
         for files in (articles_in_one, articles_in_shards):
             report = search(files, QUERIES, k=4, encoder=model)
+            with_texts = search(files, QUERIES, k=4, encoder=model, text=True).hits
+            assert with_texts is not None
+            assert with_texts["text"].to_pylist() == [WHOLE[row]["text"] for rows in best for row in rows]
             assert rows_of(report.hits) == best
             assert report.hits is not None
             assert report.hits["rank"].to_pylist() == [1, 2, 3, 4] * 3
@@ -138,6 +143,55 @@ def test_values_are_printed_on_one_line(tmp_path: Path, model: Encoder) -> None:
     assert len(lines) == 2
     assert all(line.isprintable() and len(line) < 250 for line in lines)
     assert any(" -  d" in line for line in lines)
+
+
+def test_values_that_json_and_python_do_not_have(tmp_path: Path, model: Encoder) -> None:
+    columns = {
+        "text": ["a"],
+        "when": pa.array([1], pa.timestamp("ns")),
+        "day": pa.array([1], pa.date32()),
+        "share": pa.array([float("nan")]),
+        "raw": pa.array([b"\xff"]),
+        "chunk": ["c"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    keep = ["when", "day", "share", "raw", "chunk"]
+    output = tmp_path / "vecs.arrow"
+    embed([tmp_path / "a.parquet"], output, encoder=model, column="text", keep=keep)
+    report = search(output, "x", encoder=model)
+    expected = {"when": "1970-01-01 00:00:00.000000001", "day": "1970-01-02", "share": None, "chunk": "c"}
+    (hit,) = json.loads(json.dumps(report.to_json(), allow_nan=False))["queries"][0]["hits"]
+    assert {name: hit[name] for name in expected} == expected
+    assert str(report).split()[1:] == ["0", "1970-01-01", "00:00:00.000000001", "1970-01-02", "-", "b'\\xff'", "c"]
+    search(output, "x", encoder=model, output=tmp_path / "hits.jsonl")
+    written = json.loads((tmp_path / "hits.jsonl").read_text())
+    assert {name: written[name] for name in hit if name != "score"} == {n: v for n, v in hit.items() if n != "score"}
+
+
+def test_kept_columns_of_several_outputs_have_one_type(tmp_path: Path, model: Encoder) -> None:
+    types = {"a": (pa.int32(), [1]), "b": (pa.int64(), [2])}
+    for name, (type_, values) in types.items():
+        other = ["x"] if name == "a" else [1]
+        pq.write_table(
+            pa.table({"text": [name], "n": pa.array(values, type_), "other": other}), tmp_path / f"{name}.parquet"
+        )
+        embed(
+            [tmp_path / f"{name}.parquet"],
+            tmp_path / f"{name}.arrow",
+            encoder=model,
+            column="text",
+            keep=["n", "other"],
+        )
+    found = search([tmp_path / "a.arrow", tmp_path / "b.arrow"], "x", encoder=model, filter="n > 0").hits
+    assert found is not None
+    assert found.schema.names == ["query", "rank", "score", "file", "row", "n"]
+    assert sorted(found["n"].to_pylist()) == [1, 2]
+
+
+def test_a_passage_is_named_by_its_number(tmp_path: Path, model: Encoder) -> None:
+    embed([ARTICLES], tmp_path / "v.arrow", encoder=model, column="text", limit=3, long="chunks", chunk_tokens=40)
+    lines = str(search(tmp_path / "v.arrow", "x", k=3, encoder=model)).splitlines()
+    assert all(re.fullmatch(r"  -?\d\.\d{3}  \d:\d+ +\S.*", line) for line in lines), lines
 
 
 def test_progress_reaches_all_pairs(articles_in_one: Path, model: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

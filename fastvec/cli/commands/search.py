@@ -64,11 +64,11 @@ def search(
     if queries is None:
         if query_column is not None:
             raise click.UsageError("--query-column needs --queries")
-        if len(files) == 1 or Path(files[-1]).suffix in (".arrow", ".parquet"):
+        if len(files) == 1 or Path(files[-1]).exists():
             raise click.UsageError('a query is missing: fastvec search FILE "a question", or --queries FILE')
         files, texts = files[:-1], [files[-1]]
     else:
-        texts = read_queries(queries, query_column)
+        texts = read_queries(queries, query_column, output=options["output"])
     options["keep"] = options["keep"] or None
     with progress_display(quiet=quiet or as_json) as progress:
         report = run(files, texts, progress=progress, **options)
