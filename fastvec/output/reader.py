@@ -207,6 +207,8 @@ def read_output(path: Path) -> Output:
 
 
 def _unreadable(path: Path, error: OSError) -> OutputError:
+    if isinstance(error, FileNotFoundError) and path.with_name(f"{path.name}.journal").exists():
+        return OutputError(f"{path} is unfinished: run the same command again to resume it")
     reason = os.strerror(error.errno) if error.errno else one_line(error)  # pyarrow's message would repeat the path
     return OutputError(f"{path} cannot be read: {reason}")
 

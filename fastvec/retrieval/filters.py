@@ -30,6 +30,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+_ASSIGNED = re.compile(r"[^=!<>]=[^=]")
 EXAMPLE = "such as: year >= 1990 and lang in ('en', 'de')"
 
 
@@ -49,6 +50,7 @@ class Filter:
             self._expression = self._condition(tree.body)
         except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
+            reason = "compare with ==" if _ASSIGNED.search(text) else reason
             raise UsageError(f"the filter {quoted(text)} is not a condition ({reason}): write one {EXAMPLE}") from None
 
     @property
@@ -64,7 +66,10 @@ class Filter:
             numbered = table.append_column("", pa.array(range(table.num_rows), type=pa.int64()))
             found = numbered.filter(self._expression).column(numbered.num_columns - 1)
         except (pa.ArrowException, TypeError, ValueError) as error:
-            raise UsageError(f"the filter {quoted(self.text)} cannot be computed: {one_line(error)}") from error
+            types = ", ".join(f"{name} is {self._schema.field(name).type}" for name in self.columns)
+            raise UsageError(
+                f"the filter {quoted(self.text)} cannot be computed: {types}; {one_line(error)}"
+            ) from error
         return pc.is_in(numbered.column(numbered.num_columns - 1), value_set=found).combine_chunks()
 
     def _placeholder(self, found: re.Match[str]) -> str:

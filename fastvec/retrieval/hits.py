@@ -113,7 +113,8 @@ class SearchReport:
 
     def __str__(self) -> str:
         if self.hits is None:
-            count = f"{len(self.queries):,} queries against {self.rows:,} vectors"
+            queries = "query" if len(self.queries) == 1 else "queries"
+            count = f"{len(self.queries):,} {queries} against {self.rows:,} vectors"
             return f"{count} in {self.seconds:.1f} s; hits in {self.output}"
         lines: list[str] = []
         of_query: dict[int, list[dict[str, Any]]] = {}
@@ -127,20 +128,22 @@ class SearchReport:
 
 
 def _lines(hits: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line for each hit: score, output if there are several, row, passage if rows are passages, and the rest.
+    """Return the lines of hits: score, output if there are several, row and columns; the text is on a line of its own.
 
-    Only a passage has a number, and where it begins and ends, in these places after the row.
+    If rows are passages, three columns after the row number them; the first follows the row, after a colon.
     """
-    cells = []
+    cells, texts = [], []
     for hit in hits:
-        names = list(hit)
+        names = [name for name in hit if name != TEXT or hit[name] is None]
         after = names.index("row") + 1
         has_passage = tuple(names[after : after + len(PASSAGE)]) == PASSAGE
         row = f"{hit['row']}:{hit[PASSAGE[0]]}" if has_passage else str(hit["row"])
         shown = [_short(hit[name]) for name in names[after + has_passage * len(PASSAGE) :]]
         cells.append([f"{hit['score']:.3f}", *([_short(hit[FILE])] if FILE in names[:after] else []), row, *shown])
+        texts.append(["      " + _short(hit[TEXT])] if hit.get(TEXT) is not None else [])
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)] if cells else []
-    return ["  ".join(["", *map(str.ljust, row, widths), row[-1]]) for row in cells]
+    lines = ["  ".join(["", *map(str.ljust, row, widths), row[-1]]) for row in cells]
+    return [one for line, text in zip(lines, texts, strict=True) for one in (line, *text)]
 
 
 def _short(value: Any) -> str:

@@ -124,7 +124,10 @@ def read_queries(file: str | Path, column: str | None = None, *, output: str | N
         if chunk.texts.null_count:
             row = chunk.first_row + int(np.flatnonzero(chunk.texts.is_null().to_numpy(zero_copy_only=False))[0])
             raise InputError(f"{file}: row {row} has no text in column {corpus.columns[0]}: a query needs one")
-        texts += chunk.texts.to_pylist()
+        for row, text in enumerate(chunk.texts.to_pylist(), start=chunk.first_row):
+            if not text.strip():
+                raise InputError(f"{file}: row {row}, counted from 0, is empty: a query needs a text")
+            texts.append(text)
     return texts
 
 

@@ -32,7 +32,9 @@ def require_apart(targets: Sequence[Path], read: Sequence[Path]) -> None:
     """Raise UsageError if a file to write is also another one, or one to read."""
     inputs, paths = {path.resolve() for path in read}, [target.resolve() for target in targets]
     for number, path in enumerate(paths):
-        if path in inputs or path in paths[:number]:
+        if path in inputs:
+            raise UsageError(f"{targets[number]} is a file that is read, or was embedded: choose another name")
+        if path in paths[:number]:
             raise UsageError(f"{targets[number]} is given twice: choose another name for the result")
 
 

@@ -39,7 +39,7 @@ class _Input:
             raise InputError(str(error)) from error
         (file,) = corpus.files[:1]
         if len(corpus.files) > 1 or (file.size, file.version) != (self.size, self.version):
-            raise InputError(f"{self.uri} changed since it was embedded: its texts may be others")
+            raise InputError(f"{self.uri} has another size or date than when it was embedded: its texts may be others")
         return corpus
 
 

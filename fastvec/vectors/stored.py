@@ -137,8 +137,9 @@ class Vectors:
 
     @property
     def paths(self) -> list[Path]:
-        """The files that are read."""
-        return [part.output.path for part in self.parts]
+        """The files that are read, and the local inputs that they were made of: what no result may replace."""
+        inputs = {file["uri"] for part in self.parts for file in part.output.inputs}
+        return [*(part.output.path for part in self.parts), *(Path(uri) for uri in inputs if not is_remote(uri))]
 
     @property
     def dims(self) -> int:

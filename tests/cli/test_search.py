@@ -57,9 +57,15 @@ def test_variables_of_the_environment_are_named_after_options(
     [
         (["vecs.arrow"], "a query is missing"),
         (["vecs.arrow", "q.txt"], "a query is missing"),
-        (["vecs.arrow", "--queries", "q.txt", "-o", "q.txt", "--overwrite"], "q.txt is given twice"),
-        (["vecs.arrow", "x", "-o", "vecs.arrow", "--overwrite"], "vecs.arrow is given twice"),
-        (["vecs.arrow", "--queries", "q.jsonl", "-o", "q.jsonl", "--overwrite"], "q.jsonl is given twice"),
+        (["vecs.arrow", "--queries", "q.txt", "-o", "q.txt", "--overwrite"], "q.txt is a file that is read"),
+        (["vecs.arrow", "x", "-o", "vecs.arrow", "--overwrite"], "vecs.arrow is a file that is read"),
+        (["vecs.arrow", "--queries", "q.jsonl", "-o", "q.jsonl", "--overwrite"], "q.jsonl is a file that is read"),
+        (["vecs.arrow", "x", "--queries", "q.txt"], "a query 'x' and --queries were both given"),
+        (["vecs.arrow", "--queries", "blank.txt"], "blank.txt: row 1, counted from 0, is empty"),
+        (["vecs.arrow", "x", "-o", str(ARTICLES), "--overwrite"], "was embedded: choose another name"),
+        (["begun.arrow", "x"], "begun.arrow is unfinished: run the same command again"),
+        (["vecs.arrow", "x", "--filter", "title = 'x'"], "compare with =="),
+        (["vecs.arrow", "x", "--filter", "title < 5"], "title is string"),
         (["vecs.arrow", "x", "--query-column", "a"], "--query-column needs --queries"),
         (["none.arrow", "x"], "none.arrow cannot be read: No such file"),
         (["vecs.arrow", "--queries", "none.jsonl"], "none.jsonl"),
@@ -70,6 +76,8 @@ def test_variables_of_the_environment_are_named_after_options(
 )
 def test_a_mistake_is_one_line(fastvec: Run, vecs: Path, arguments: list[str], message: str) -> None:
     Path("q.txt").write_text("moths\n")
+    Path("blank.txt").write_text("moths\n\nskiing\n")
+    Path("begun.arrow.journal").touch()
     Path("q.jsonl").write_text('{"text": "moths"}\n')
     before = vecs.read_bytes()
     done = fastvec("search", *arguments)

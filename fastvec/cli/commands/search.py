@@ -65,9 +65,12 @@ def search(
         if query_column is not None:
             raise click.UsageError("--query-column needs --queries")
         if len(files) == 1 or Path(files[-1]).exists():
-            raise click.UsageError('a query is missing: fastvec search FILE "a question", or --queries FILE')
+            found = f", {files[-1]} is a file" if Path(files[-1]).exists() else ""
+            raise click.UsageError(f'a query is missing{found}: fastvec search FILE "a question", or --queries FILE')
         files, texts = files[:-1], [files[-1]]
     else:
+        if not Path(files[-1]).exists() and not Path(files[-1]).suffix:
+            raise click.UsageError(f"a query {files[-1]!r} and --queries were both given: leave one out")
         texts = read_queries(queries, query_column, output=options["output"])
     options["keep"] = options["keep"] or None
     with progress_display(quiet=quiet or as_json) as progress:
