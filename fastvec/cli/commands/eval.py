@@ -15,6 +15,7 @@ from fastvec.cli.streams import log_to_stderr, print_report
     multiple=True,
     help="A folder or hub id; repeat to compare several. [default: bundled]",
 )
+@shared.adapter
 @click.option(
     "--pairs", multiple=True, metavar="FILE", help="Pairs of texts with scores, for similarity; repeat for more files."
 )
@@ -57,7 +58,7 @@ from fastvec.cli.streams import log_to_stderr, print_report
 @click.option("-o", "--output", metavar="DIR", help="A folder to write eval.json and eval.png to.")
 @shared.overwrite
 @shared.quiet
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@shared.as_json
 def evaluate(quiet: bool, as_json: bool, models: tuple[str, ...], pair_columns: str | None, **options: Any) -> None:
     """Judge one or several models on tasks of your own, beside TF-IDF and BM25.
 
