@@ -68,8 +68,9 @@ def evaluate(
         show_progress_bar: Show on a terminal how many texts are encoded.
         data: The tasks, as `read_tasks` takes them.
 
-    Raises UsageError for options that contradict each other, for lack of a task, for two models of the same name, and if
-    a package is missing; InputError for a file that is not as expected; ModelError; and with `output` RefusedError and OutputError.
+    Raises UsageError for options that contradict each other, for lack of a task, for two models of the same name, and
+    if a package is missing; InputError for a file that is not as expected; ModelError; and with `output` RefusedError
+    and OutputError.
     """
     given = [models] if models is None or isinstance(models, (str, Path, Encoder)) else list(models)
     if adapters and (len(given) != 1 or isinstance(given[0], Encoder)):

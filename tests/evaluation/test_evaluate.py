@@ -1,4 +1,5 @@
 import json
+import signal
 import sys
 import weakref
 from pathlib import Path
@@ -98,6 +99,7 @@ def test_one_model_at_a_time_is_in_memory(pairs: Path, tmp_path: Path, monkeypat
     assert before == [0, 0]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute transformers renamed
 def test_an_adapter_is_merged_into_the_only_model(pairs: Path, encoder: Encoder, tmp_path: Path) -> None:
     decoder = save_decoder(tmp_path / "decoder", "llama")
     adapter = save_adapter(decoder, tmp_path / "adapter")
@@ -179,3 +181,12 @@ def test_command(pairs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     assert code == 1
     assert printed.startswith(f"fastvec: {pairs}: there is no column 'c'")
     assert run([], monkeypatch, capfd)[0] == 2
+
+
+def test_a_signal_leaves_no_file(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "write_at", lambda *_: signal.raise_signal(signal.SIGTERM))
+    arguments = ["--pairs", pairs, "-o", tmp_path / "results", "--quiet"]
+    assert run(arguments, monkeypatch, capfd) == (143, "fastvec: stopped\n")
+    assert list((tmp_path / "results").iterdir()) == []
