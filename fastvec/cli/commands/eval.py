@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from fastvec.cli import options as shared
+from fastvec.cli.signals import interrupted_by_signal
 from fastvec.cli.streams import log_to_stderr, print_report
 
 
@@ -72,5 +73,6 @@ def evaluate(quiet: bool, as_json: bool, models: tuple[str, ...], pair_columns: 
 
     log_to_stderr(quiet)
     columns = None if pair_columns is None else [name.strip() for name in pair_columns.split(",")]
-    report = run(list(models) or None, pair_columns=columns, show_progress_bar=not quiet, **options)
+    with interrupted_by_signal():
+        report = run(list(models) or None, pair_columns=columns, show_progress_bar=not quiet, **options)
     print_report(report, as_json)
