@@ -9,12 +9,13 @@ from fastvec.errors import InputError
 from fastvec.evaluation.contestants import Contestant, Fitted
 from fastvec.evaluation.top_k import Rows, Scores
 
+TFIDF, BM25 = "TF-IDF", "BM25"
 NO_WORDS = "the texts have no words that a baseline can count: leave the baselines out with --no-baselines"
 
 
 def tfidf() -> Fitted:
     """Return TF-IDF with scikit-learn's defaults: words of two characters and more in lower case, rows of length 1."""
-    return Fitted("TF-IDF", _tfidf)
+    return Fitted(TFIDF, _tfidf)
 
 
 def _tfidf(texts: list[str]) -> Any:
@@ -35,7 +36,7 @@ class Bm25(Contestant):
     baseline = True
 
     def __init__(self) -> None:
-        super().__init__("BM25")
+        super().__init__(BM25)
 
     def vectors(self, first: Sequence[str], second: Sequence[str]) -> tuple[Any, Any]:
         raise NotImplementedError("BM25 has no vectors")

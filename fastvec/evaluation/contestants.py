@@ -5,6 +5,7 @@ Shapes: n and m texts, D dimensions, q queries.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastvec.checkpoints.sentence_transformers import Similarity
 from fastvec.encoder import Encoder
 from fastvec.errors import UsageError
 from fastvec.evaluation.top_k import Rows, Scores, top_k
+from fastvec.settings import EncoderSettings
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +65,7 @@ class Model(Contestant):
         query_instruction: str | None = None,
         show_progress_bar: bool = False,
     ) -> None:
-        super().__init__(encoder.settings.checkpoint.name)
+        super().__init__(model_name(encoder.settings))
         settings = encoder.settings
         self.similarity = settings.checkpoint.similarity
         self.about = {
@@ -104,6 +106,12 @@ class Fitted(Contestant):
     def vectors(self, first: Sequence[str], second: Sequence[str]) -> tuple[Any, Any]:
         found = self._embed([*first, *second])
         return found[: len(first)], found[len(first) :]
+
+
+def model_name(settings: EncoderSettings) -> str:
+    """Return the name of the checkpoint, and of the adapters that were given in addition."""
+    checkpoint = settings.checkpoint
+    return "+".join([checkpoint.name, *(Path(adapter).name for adapter in checkpoint.added)])
 
 
 def pairwise(first: Any, second: Any, similarity: Similarity) -> Array:

@@ -15,9 +15,9 @@ from typing import Any
 from fastvec.encoder import Encoder
 from fastvec.errors import UsageError
 from fastvec.evaluation import files
-from fastvec.evaluation.baselines import Bm25, tfidf
+from fastvec.evaluation.baselines import BM25, TFIDF, Bm25, tfidf
 from fastvec.evaluation.bootstrap import SAMPLES, Measured
-from fastvec.evaluation.contestants import Contestant, Model
+from fastvec.evaluation.contestants import Contestant, Model, model_name
 from fastvec.evaluation.report import Difference, EvalReport, Score, TaskInfo, draw
 from fastvec.evaluation.retrieval import Retrieval
 from fastvec.evaluation.tasks import Task
@@ -41,6 +41,7 @@ Given = str | Path | Sequence[str | Path]
 def evaluate(
     models: str | Path | Encoder | Sequence[str | Path | Encoder | None] | None = None,
     *,
+    adapters: Sequence[str | Path] = (),
     baselines: bool = True,
     instruction: str | None = None,
     query_instruction: str | None = None,
@@ -57,6 +58,7 @@ def evaluate(
 
     Args:
         models: Folders or hub ids, or loaded encoders; None is the bundled model. One is loaded after another.
+        adapters: PEFT folders or hub ids, merged in this order into the model, of which there is one, not loaded yet.
         baselines: Judge TF-IDF too, and for retrieval BM25.
         instruction: An instruction before every text, except in retrieval.
         query_instruction: An instruction before every query, instead of the checkpoint's prompt for queries.
@@ -66,10 +68,13 @@ def evaluate(
         show_progress_bar: Show on a terminal how many texts are encoded.
         data: The tasks, as `read_tasks` takes them.
 
-    Raises UsageError for options that contradict each other, for lack of a task, and if a package is missing;
-    InputError for a file that is not as expected; ModelError; and with `output` RefusedError and OutputError.
+    Raises UsageError for options that contradict each other, for lack of a task, for two models of the same name, and
+    if a package is missing; InputError for a file that is not as expected; ModelError; and with `output` RefusedError
+    and OutputError.
     """
     given = [models] if models is None or isinstance(models, (str, Path, Encoder)) else list(models)
+    if adapters and (len(given) != 1 or isinstance(given[0], Encoder)):
+        raise UsageError("--adapter is for one model, which is not loaded yet: give one --model, as a folder or hub id")
     _require_packages(data, baselines=baselines, plot=output is not None)
     if output is not None:
         _require_replaceable(Path(output), overwrite=overwrite)
@@ -77,9 +82,13 @@ def evaluate(
     resolved = [
         one
         if isinstance(one, Encoder)
-        else resolve_settings(one, device=device, dtype=dtype, dims=dims, max_length=max_length)
+        else resolve_settings(one, adapters=adapters, device=device, dtype=dtype, dims=dims, max_length=max_length)
         for one in given
     ]
+    _require_other_names(model_name(one.settings if isinstance(one, Encoder) else one) for one in resolved)
+    if output is not None:  # before hours of judging, but after the errors that are found at once
+        with translated_os_errors(Path(output)):
+            make_folder(Path(output))
     model = partial(
         Model, instruction=instruction, query_instruction=query_instruction, show_progress_bar=show_progress_bar
     )
@@ -163,10 +172,16 @@ def _require_packages(data: dict[str, Any], *, baselines: bool, plot: bool) -> N
 
 
 def _require_replaceable(folder: Path, *, overwrite: bool) -> None:
-    with translated_os_errors(folder):
-        make_folder(folder)
-    for name in OUTPUTS:
-        require_replaceable(folder / name, overwrite=overwrite)
+    if folder.exists():
+        for name in OUTPUTS:
+            require_replaceable(folder / name, overwrite=overwrite)
+
+
+def _require_other_names(models: Iterable[str]) -> None:
+    names = Counter([TFIDF, BM25, *models])
+    for name, times in names.items():
+        if times > 1:
+            raise UsageError(f"{name} takes part twice: give each model once")
 
 
 def _contestants(models: Iterable[Contestant], *, baselines: bool) -> Iterator[Contestant]:
@@ -178,8 +193,8 @@ def _contestants(models: Iterable[Contestant], *, baselines: bool) -> Iterator[C
 def judged(tasks: Sequence[Task], contestants: Iterable[Contestant]) -> EvalReport:
     """Judge each contestant, made when it is its turn, on each task; BM25 is judged on retrieval only.
 
+    Contestants and tasks have different names. A contestant is released before the next one is made.
     Scores are compared with those of the best baseline, and of the first contestant that is none.
-    Raises UsageError if two contestants, or two tasks, have the same name.
     """
     begin = time.monotonic()
     found: dict[tuple[str, str], dict[str, Measured]] = {
@@ -188,8 +203,6 @@ def judged(tasks: Sequence[Task], contestants: Iterable[Contestant]) -> EvalRepo
     baselines: dict[str, bool] = {}
     models = []
     for contestant in contestants:
-        if contestant.name in baselines:
-            raise UsageError(f"{contestant.name} takes part twice: give each model once")
         baselines[contestant.name] = contestant.baseline
         models += [] if contestant.about is None else [contestant.about]
         for task in tasks:
@@ -199,6 +212,7 @@ def judged(tasks: Sequence[Task], contestants: Iterable[Contestant]) -> EvalRepo
                 logger.info("%s on %s", contestant.name, task.name)
             for measure, measured in task.judge(contestant).items():
                 found[task.name, measure][contestant.name] = measured
+        del contestant  # otherwise it stays in memory until the next one is loaded
     took_part = {name for own in found.values() for name in own}  # not BM25, if there is nothing to search
     return EvalReport(
         tasks=tuple(TaskInfo(name=task.name, kind=task.kind, size=task.size, notes=task.notes) for task in tasks),

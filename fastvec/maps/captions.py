@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
 
 from fastvec.corpus.columns import is_string
 from fastvec.corpus.text_column import TEXT_NAMES
@@ -61,6 +64,19 @@ def require_kept(vectors: Vectors, name: str, option: str) -> str:
     return name
 
 
+def shown_values(column: pa.ChunkedArray) -> list[str]:
+    """Return the values of a column [n] as text, those that are null as an empty one.
+
+    Nanoseconds are not made Python objects, which needs pandas; those of durations are left out.
+    """
+    kind = column.type
+    if types.is_duration(kind) and kind.unit == "ns":
+        column = pc.cast(column, pa.duration("us"), safe=False)
+    elif (types.is_timestamp(kind) or types.is_time64(kind)) and kind.unit == "ns":
+        column = pc.replace_substring_regex(pc.cast(column, pa.string()), r"\.0+(Z|[+-]\d+)?$", r"\1")
+    return ["" if value is None else str(value) for value in column.to_pylist()]
+
+
 def _title_column(strings: Sequence[str]) -> str | None:
     lower = {name.lower(): name for name in reversed(strings)}
     found = next((lower[title] for title in TITLES if title in lower), None)
@@ -68,8 +84,7 @@ def _title_column(strings: Sequence[str]) -> str | None:
 
 
 def _strings(vectors: Vectors, positions: npt.NDArray[np.int64], name: str) -> list[str]:
-    values = vectors.take(positions, [name])[name].to_pylist()
-    return ["" if value is None else str(value).strip()[:READ_CHARACTERS] for value in values]
+    return [value.strip()[:READ_CHARACTERS] for value in shown_values(vectors.take(positions, [name])[name])]
 
 
 def _texts(vectors: Vectors, positions: npt.NDArray[np.int64]) -> list[str]:

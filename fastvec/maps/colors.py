@@ -13,6 +13,7 @@ from pyarrow import types
 
 from fastvec.corpus.columns import is_string
 from fastvec.errors import UsageError
+from fastvec.maps.captions import shown_values
 from fastvec.maps.drawing import Coloring
 from fastvec.maps.projection import Points
 
@@ -45,7 +46,7 @@ def column_colors(name: str, column: pa.ChunkedArray) -> Coloring:
         return _scale(name, column)
     if not (is_scale or is_string(kind) or types.is_boolean(kind) or types.is_null(kind)):
         raise UsageError(f"--color {name} is a column of {kind}: choose one of strings, numbers, dates or times")
-    return _categories(name, ["" if value is None else str(value) for value in column.to_pylist()])
+    return _categories(name, shown_values(column))
 
 
 def darkened(color: str) -> str:
@@ -105,6 +106,6 @@ def _integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _shown(value: float, kind: pa.DataType) -> str:
     if types.is_temporal(kind):
-        whole = pa.scalar(int(value), pa.int32() if kind.bit_width == 32 else pa.int64())
-        return str(whole.cast(kind))
+        whole = pa.chunked_array([pa.array([int(value)], pa.int32() if kind.bit_width == 32 else pa.int64())])
+        return shown_values(whole.cast(kind))[0]
     return str(int(value)) if types.is_integer(kind) else f"{value:.4g}"

@@ -141,14 +141,12 @@ def _targets(output: str | Path, png: str | Path | None) -> Mapping[str, Path]:
 
 
 def _write(drawing: Drawing, targets: Mapping[str, Path]) -> int:
-    """Write the files and return their size in bytes."""
-    size = 0
-    for suffix, target in targets.items():
-        content = page_of(drawing) if suffix == PAGE else picture_of(drawing)
+    """Write the files, when all are made, and return their size in bytes."""
+    contents = [page_of(drawing) if suffix == PAGE else picture_of(drawing) for suffix in targets]
+    for content, target in zip(contents, targets.values(), strict=True):
         with translated_os_errors(target), replacing(target) as fd:
             write_at(fd, 0, content)
-        size += len(content)
-    return size
+    return sum(map(len, contents))
 
 
 def _require_packages() -> None:

@@ -144,7 +144,9 @@
 
   const folded = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
   let searched = null;
-  const highlight = (indices, message) => {
+  let shown = null; // the value of the legend that is highlighted
+  const highlight = (indices, message, value = null) => {
+    shown = value;
     source.selected.indices = indices;
     byId("found").textContent = message;
     byId("labels").style.opacity = indices.length ? "0.35" : "1";
@@ -182,9 +184,8 @@
       element("span", row, { className: "count", textContent: counts[index].toLocaleString("en") });
       row.addEventListener("click", () => {
         byId("search").value = "";
-        const own = data.color.flatMap((color, point) => (color === index ? [point] : []));
-        const isShown = byId("found").textContent.endsWith(name);
-        highlight(isShown ? [] : own, isShown ? "" : name);
+        if (shown === index) return highlight([], "");
+        highlight(data.color.flatMap((color, point) => (color === index ? [point] : [])), name, index);
       });
     });
   };

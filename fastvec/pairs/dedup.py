@@ -22,7 +22,7 @@ from fastvec.pairs.against import AgainstReport, write_near
 from fastvec.pairs.components import Components
 from fastvec.pairs.products import Products, products_for
 from fastvec.pairs.progress import PairCounter, PairProgress
-from fastvec.pairs.tables import Gathered, KeptColumns, RowNames, named
+from fastvec.pairs.tables import Gathered, KeptColumns, RowNames, named, require_other_files
 from fastvec.pairs.unit_blocks import Positions, UnitBlock, least_similarity, unit_blocks
 from fastvec.vectors.result_file import require_apart, require_result_file, result_file
 from fastvec.vectors.stored import Vectors, open_vectors, require_comparable
@@ -104,7 +104,7 @@ def dedup(
         progress: Called after each block of rows.
 
     Raises:
-        UsageError: An option cannot be used.
+        UsageError: An option cannot be used, or a file is one of `files` and of `against`.
         OutputError: A file is not a finished output or cannot be read, or the result cannot be written.
         RefusedError: `output` or `pairs` exists.
     """
@@ -124,6 +124,7 @@ def dedup(
         if others:
             other = opened.enter_context(open_vectors(others, vector_column=vector_column))
             require_apart(targets, [*vectors.paths, *other.paths])
+            require_other_files(vectors, other)
             require_comparable(vectors.parts[0], other.parts[0])
             both = names, RowNames(other)
             report = write_near(targets[0], vectors, other, both, threshold, device, progress)

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fastvec.errors import UsageError
 from fastvec.pairs.unit_blocks import Positions
-from fastvec.vectors.stored import Vectors
+from fastvec.vectors.stored import Part, Vectors
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 65_536, 32 << 20  # of a row group or record batch
 FILE, ROW, CHUNK = "file", "row", "chunk"
@@ -112,3 +113,16 @@ class Gathered:
         if self._held:
             self._write(pa.concat_tables(self._held).combine_chunks())
             self._held, self._rows, self._bytes = [], 0, 0
+
+
+def require_other_files(vectors: Vectors, others: Vectors) -> None:
+    """Raise UsageError if both sets have the same file, whose rows would all be near themselves."""
+    own = {name for part in vectors.parts for name in _names(part)}
+    for part in others.parts:
+        if own & _names(part):
+            raise UsageError(f"--against: {part.name} would be compared with itself: leave it out on a side")
+
+
+def _names(part: Part) -> set[str]:
+    """Return the path of a file, and the name by which it was given: the address, if the path is that of a copy."""
+    return {str(part.output.path.resolve()), part.name}

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from fastvec.cli.progress import progress_display
-from fastvec.cli.signals import stop_on_signal
+from fastvec.cli.signals import interrupted_by_signal, stop_on_signal
+from fastvec.errors import InterruptedRunError
 from fastvec.report import Progress
 from fastvec.system.stop_signals import STOP_SIGNALS
 from tests.cli.conftest import Run
@@ -40,6 +41,15 @@ def test_the_first_signal_is_told_and_the_handlers_are_restored(number: signal.S
         assert stopped() is None
         signal.raise_signal(number)
         assert stopped() == number
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_job_that_cannot_be_resumed_is_interrupted(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedRunError, match="stopped") as raised, interrupted_by_signal():
+        signal.raise_signal(number)
+    assert raised.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
 
 

@@ -1,5 +1,7 @@
 import json
+import signal
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,14 @@ import pytest
 
 from fastvec import Encoder, evaluate
 from fastvec.cli.entry import main
-from fastvec.errors import ModelError, RefusedError, UsageError
+from fastvec.errors import InputError, ModelError, RefusedError, UsageError
 from fastvec.evaluation import evaluate as module
 from fastvec.evaluation.contestants import Model
 from fastvec.evaluation.report import EvalReport
+from fastvec.settings import EncoderSettings
 from fastvec.training.scored_pairs import spearman
 from tests.evaluation.data import save_beir
+from tests.helpers.checkpoints import save_adapter
 from tests.helpers.tiny import save_decoder
 
 PAIRS = [
@@ -71,6 +75,47 @@ def test_models_are_compared_with_the_first(pairs: Path, encoder: Encoder, tmp_p
     assert difference.value == pytest.approx(found[str(decoder)].value - found["fastvec-mini"].value)
     with pytest.raises(UsageError, match="fastvec-mini takes part twice: give each model once"):
         evaluate([encoder, None], pairs=pairs, baselines=False)
+
+
+def test_names_are_checked_before_any_model_is_loaded(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "judged", lambda *_: pytest.fail("a model was judged"))
+    with pytest.raises(UsageError, match="fastvec-mini takes part twice"):
+        evaluate([None, None], pairs=pairs)
+
+
+def test_one_model_at_a_time_is_in_memory(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Encoder]] = []
+    before: list[int] = []
+
+    class Noted(Encoder):
+        def __init__(self, settings: EncoderSettings) -> None:
+            before.append(sum(one() is not None for one in loaded))
+            super().__init__(settings)
+            loaded.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, "Encoder", Noted)
+    decoder = save_decoder(tmp_path / "decoder", "llama")
+    evaluate([None, decoder], pairs=pairs, baselines=False)
+    assert before == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute transformers renamed
+def test_an_adapter_is_merged_into_the_only_model(pairs: Path, encoder: Encoder, tmp_path: Path) -> None:
+    decoder = save_decoder(tmp_path / "decoder", "llama")
+    adapter = save_adapter(decoder, tmp_path / "adapter")
+    report = evaluate(decoder, adapters=[adapter], pairs=pairs, baselines=False)
+    assert report.names == (f"{decoder}+adapter",)
+    for models in ([decoder, None], [encoder]):
+        with pytest.raises(UsageError, match="--adapter is for one model"):
+            evaluate(models, adapters=[adapter], pairs=pairs)
+
+
+def test_an_input_that_is_not_there_leaves_no_folder(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        evaluate(pairs=tmp_path / "nowhere.csv", output=tmp_path / "results")
+    with pytest.raises(ModelError):
+        evaluate(tmp_path / "nowhere", pairs=pairs, output=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_instructions_reach_their_texts(encoder: Encoder) -> None:
@@ -136,3 +181,12 @@ def test_command(pairs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     assert code == 1
     assert printed.startswith(f"fastvec: {pairs}: there is no column 'c'")
     assert run([], monkeypatch, capfd)[0] == 2
+
+
+def test_a_signal_leaves_no_file(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "write_at", lambda *_: signal.raise_signal(signal.SIGTERM))
+    arguments = ["--pairs", pairs, "-o", tmp_path / "results", "--quiet"]
+    assert run(arguments, monkeypatch, capfd) == (143, "fastvec: stopped\n")
+    assert list((tmp_path / "results").iterdir()) == []

@@ -102,6 +102,18 @@ def test_a_click_on_a_value_of_the_legend_highlights_it(opened: Browser) -> None
     assert opened.run(selected) == []
 
 
+def test_a_value_that_ends_another_one_is_highlighted(tmp_path: Path) -> None:
+    kinds = pa.array(["female", "female", "male"])
+    draw_map([write_vectors(tmp_path / "vecs.arrow", random_vectors(3), k=kinds)], tmp_path / "map.html", color="k")
+    with browser(*NO_GL) as opened:
+        opened.open(tmp_path / "map.html")
+        for value in opened.driver.find_elements("css selector", "#legend .swatch + span"):
+            value.click()
+            points = [i for i, kind in enumerate(kinds.to_pylist()) if kind == value.text]
+            assert points
+            assert opened.run("return window.fastvecMap.source.selected.indices") == points
+
+
 def test_the_wheel_zooms_and_a_drag_moves(opened: Browser) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin

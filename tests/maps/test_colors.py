@@ -1,4 +1,6 @@
 import datetime
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -6,6 +8,7 @@ import pytest
 
 from fastvec.errors import UsageError
 from fastvec.maps.colors import GREY, PALETTE, STEPS, cluster_colors, column_colors, darkened
+from tests.helpers.processes import environment
 
 
 def column(values: list[object], kind: pa.DataType | None = None) -> pa.ChunkedArray:
@@ -57,6 +60,37 @@ def test_dates_and_times_are_on_a_scale() -> None:
     assert coloring.of_points[-1] == STEPS
     integers = column_colors("year", column(list(range(1990, 2010)), pa.int32()))
     assert integers.ends == ("1990", "2009")
+
+
+NANOSECONDS = """
+import sys
+class WithoutPandas:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pandas":
+            raise ImportError(name)
+sys.meta_path.insert(0, WithoutPandas())
+import pyarrow as pa
+from fastvec.maps.captions import shown_values
+from fastvec.maps.colors import column_colors
+whole, part = 10**9, 10**9 + 7
+for kind in (pa.timestamp("ns"), pa.timestamp("ns", "UTC"), pa.time64("ns"), pa.duration("ns")):
+    print(shown_values(pa.chunked_array([pa.array([whole, part, None], kind)])))
+many = pa.chunked_array([pa.array(range(0, 300, 7), pa.timestamp("ns"))])
+print(column_colors("at", many[:3]).counts, len(column_colors("at", many).ends))
+"""
+
+
+def test_nanoseconds_are_shown_without_pandas() -> None:
+    command = [sys.executable, "-c", NANOSECONDS]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "['1970-01-01 00:00:01', '1970-01-01 00:00:01.000000007', '']",
+        "['1970-01-01 00:00:01Z', '1970-01-01 00:00:01.000000007Z', '']",
+        "['00:00:01', '00:00:01.000000007', '']",
+        "['0:00:01', '0:00:01', '']",
+        "(1, 1, 1) 2",
+    ]
 
 
 def test_lists_have_no_colors() -> None:

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,24 @@ def test_a_full_disk_is_one_error(vecs: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(job, "write_at", full)
     with pytest.raises(DiskFullError, match=r"no space left for .*map\.html"):
         draw_map([vecs], tmp_path / "map.html")
+    assert {path.name for path in tmp_path.iterdir()} == {"vecs.arrow"}
+
+
+def test_a_picture_that_cannot_be_made_leaves_no_page(
+    vecs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> bytes:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(job, "picture_of", fail)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        draw_map([vecs], tmp_path / "map.html", png=tmp_path / "map.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"vecs.arrow"}
+
+
+def test_a_signal_leaves_no_file(fastvec: Run, vecs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "write_at", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert fastvec("map", vecs, "-o", "map.html", "--quiet") == (143, "", "fastvec: stopped\n")
     assert {path.name for path in tmp_path.iterdir()} == {"vecs.arrow"}
 
 

@@ -1,6 +1,7 @@
 """The commands `fastvec dedup` and `fastvec neighbors`: reports, refusals, and what is left when they end early."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def test_reports_say_what_was_found(fastvec: Run) -> None:
     counts = {"rows": 9, "kept": 6, "groups": 2, "largest": 3, "pairs": 4, "no_vector": 1, "removed": 3}
     assert report == {"output": "h.parquet", "threshold": 0.95, **counts}
 
-    done = fastvec("dedup", "v.arrow", "-o", "clean.parquet", "--threshold", "0.95", "--against", "v.arrow")
+    shutil.copy("v.arrow", "w.arrow")
+    done = fastvec("dedup", "v.arrow", "-o", "clean.parquet", "--threshold", "0.95", "--against", "w.arrow")
     assert " s: 8 are near one of 9 others at 0.95; 1 rows are kept" in done.stderr
 
     done = fastvec("neighbors", "v.arrow", "-o", "n.parquet", "-k", "2", "--threshold", "0.5")
@@ -64,6 +66,7 @@ DEDUP = ("dedup", "v.arrow", "-o", "g.parquet", "--threshold")
         ((*DEDUP, "1", "--pairs", "v.arrow", "--overwrite"), 2, "v.arrow is a file that is read"),
         ((*DEDUP, "1", "--pairs", "p.csv"), 1, "p.csv ends in none of .parquet, .arrow, .jsonl"),
         ((*DEDUP, "1", "--pairs", "old.parquet"), 4, "old.parquet exists: replace it with --overwrite"),
+        ((*DEDUP, "1", "--against", "./v.arrow"), 2, "v.arrow would be compared with itself: leave it out on a side"),
         ((*DEDUP, "1", "--against", "old.parquet"), 1, "old.parquet"),
         ((*DEDUP, "1", "--against", "other.arrow"), 1, "other.arrow cannot be compared with v.arrow"),
         (("dedup", "nowhere.arrow", "-o", "g.parquet", "--threshold", "1"), 1, "nowhere.arrow cannot be read"),

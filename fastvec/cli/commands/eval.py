@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from fastvec.cli import options as shared
+from fastvec.cli.signals import interrupted_by_signal
 from fastvec.cli.streams import log_to_stderr, print_report
 
 
@@ -15,6 +16,7 @@ from fastvec.cli.streams import log_to_stderr, print_report
     multiple=True,
     help="A folder or hub id; repeat to compare several. [default: bundled]",
 )
+@shared.adapter
 @click.option(
     "--pairs", multiple=True, metavar="FILE", help="Pairs of texts with scores, for similarity; repeat for more files."
 )
@@ -57,7 +59,7 @@ from fastvec.cli.streams import log_to_stderr, print_report
 @click.option("-o", "--output", metavar="DIR", help="A folder to write eval.json and eval.png to.")
 @shared.overwrite
 @shared.quiet
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@shared.as_json
 def evaluate(quiet: bool, as_json: bool, models: tuple[str, ...], pair_columns: str | None, **options: Any) -> None:
     """Judge one or several models on tasks of your own, beside TF-IDF and BM25.
 
@@ -71,5 +73,6 @@ def evaluate(quiet: bool, as_json: bool, models: tuple[str, ...], pair_columns: 
 
     log_to_stderr(quiet)
     columns = None if pair_columns is None else [name.strip() for name in pair_columns.split(",")]
-    report = run(list(models) or None, pair_columns=columns, show_progress_bar=not quiet, **options)
+    with interrupted_by_signal():
+        report = run(list(models) or None, pair_columns=columns, show_progress_bar=not quiet, **options)
     print_report(report, as_json)

@@ -3,6 +3,7 @@
 import click
 
 from fastvec.cli import options as shared
+from fastvec.cli.signals import interrupted_by_signal
 from fastvec.cli.streams import end_job, log_to_stderr
 
 
@@ -46,15 +47,16 @@ def map_(
     from fastvec.maps.job import draw_map
 
     log_to_stderr(quiet or as_json)
-    report = draw_map(
-        files,
-        output,
-        png=png,
-        label=label,
-        color=color,
-        vector_column=vector_column,
-        limit=limit,
-        seed=seed,
-        overwrite=overwrite,
-    )
+    with interrupted_by_signal():
+        report = draw_map(
+            files,
+            output,
+            png=png,
+            label=label,
+            color=color,
+            vector_column=vector_column,
+            limit=limit,
+            seed=seed,
+            overwrite=overwrite,
+        )
     end_job(report, as_json=as_json, quiet=quiet)

@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from fastvec.cli import options as shared
 from fastvec.cli.progress import progress_display
+from fastvec.cli.signals import interrupted_by_signal
 from fastvec.cli.streams import end_job, log_to_stderr, print_report
 
 OF_AN_INDEX = ("output", "model", "adapters", "vector_column", "overwrite")  # the options that go with --index
@@ -73,7 +74,7 @@ def search(
             raise click.UsageError(f"a query {files[-1]!r} and --queries were both given: leave one out")
         texts = read_queries(queries, query_column, output=options["output"])
     options["keep"] = options["keep"] or None
-    with progress_display(quiet=quiet or as_json) as progress:
+    with interrupted_by_signal(), progress_display(quiet=quiet or as_json) as progress:
         report = run(files, texts, progress=progress, **options)
     if report.output is not None:
         end_job(report, as_json=as_json, quiet=quiet)
@@ -90,7 +91,7 @@ def _write_index(files: tuple[str, ...], kind: str, options: dict[str, Any], *, 
             raise click.UsageError(f"{option.opts[0]} is for a search: --index only writes an index")
     if options["output"] is None:
         raise click.UsageError(f"--index needs a name for the index: -o vecs.{kind}")
-    with progress_display(quiet=quiet or as_json) as progress:
+    with interrupted_by_signal(), progress_display(quiet=quiet or as_json) as progress:
         chosen: dict[str, Any] = {name: options[name] for name in OF_AN_INDEX}
         report = write_index(files, kind=kind, progress=progress, **chosen)  # type: ignore[arg-type]  # click checks it
     end_job(report, as_json=as_json, quiet=quiet)
