@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from benchmarks.engines.quality_tasks import load_tasks
 from fastvec import Encoder
+from fastvec.encoding.similarity import unit
 from fastvec.evaluation.baselines import Bm25, tfidf
-from fastvec.evaluation.contestants import Contestant, Fitted, Model, unit
+from fastvec.evaluation.contestants import Contestant, Fitted, Model
 from fastvec.evaluation.evaluate import judged, write
 
 RARE = 1e-3  # a token with this share of all tokens has weight 1/2 in the weighted mean (Arora et al., 2017)

@@ -91,6 +91,7 @@ MAY_IMPORT = {
         "fastvec.checkpoints",
         "fastvec.corpus",
         "fastvec.encoder",
+        "fastvec.encoding",
         "fastvec.output",
         "fastvec.settings",
         "fastvec.stores",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastvec.checkpoints.sentence_transformers import Similarity
 from fastvec.encoder import Encoder
+from fastvec.encoding.similarity import unit
 from fastvec.errors import UsageError
 from fastvec.evaluation.top_k import Rows, Scores, top_k
 from fastvec.settings import EncoderSettings
@@ -141,8 +142,3 @@ def comparable(queries: Any, documents: Any, similarity: Similarity) -> tuple[An
         ones = np.ones((len(queries), 1), dtype=queries.dtype)
         return np.hstack([queries, ones]), np.hstack([documents, -halves])
     return queries, documents
-
-
-def unit(vectors: Array) -> Array:
-    """Return the vectors [n, D] with length 1; a zero vector stays zero."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
