@@ -32,6 +32,15 @@ report = click.option(
     metavar="FILE.html",
     help="Write a page about the run when it is done, with figures. It replaces a report.",
 )
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="The dtype of the computation.",
+)
+dims = click.option("--dims", type=int, help="Keep the first N dimensions. [default: as the checkpoint says]")
+replace = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace another job's output.")
 quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")

@@ -28,10 +28,7 @@ def read_sample(vectors: Vectors, limit: int, seed: int) -> Sample:
     `seed`. So a corpus that is sorted, by date or by source, is sampled evenly. Raises OutputError if a file cannot be
     read.
     """
-    counts = [
-        len(block) if block.valid is None else int(np.count_nonzero(block.valid))
-        for block in vectors.blocks(ROWS_AT_ONCE)
-    ]
+    counts = [len(block.present) for block in vectors.blocks(ROWS_AT_ONCE)]
     total = sum(counts)
     ranks = drawn_ranks(total, limit, seed)
     positions = np.empty(len(ranks), np.int64)
@@ -40,8 +37,7 @@ def read_sample(vectors: Vectors, limit: int, seed: int) -> Sample:
     for block, count in zip(vectors.blocks(ROWS_AT_ONCE), counts, strict=True):
         low, high = np.searchsorted(ranks, [seen, seen + count])
         if low < high:
-            own = ranks[low:high] - seen
-            rows = own if block.valid is None else np.flatnonzero(block.valid)[own]
+            rows = block.present[ranks[low:high] - seen]
             positions[low:high] = block.begin + rows
             taken[low:high] = vectors.floats(block, unit=True)[rows]
         seen += count

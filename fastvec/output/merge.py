@@ -19,8 +19,8 @@ from fastvec.output.reader import Output
 from fastvec.output.verify import open_intact
 from fastvec.system.durable_files import draft_path, replacing, translated_os_errors
 
-# the fields of a fingerprint in which outputs to join may differ
-_OWN = ("inputs", "column", "template", "instruction_column", "rows", "hash", "reuse")
+# the fields of a fingerprint in which outputs of one model and settings may differ
+OWN_TO_A_RUN = ("inputs", "column", "template", "instruction_column", "rows", "hash", "reuse")
 
 
 def merge_files(paths: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Written:
@@ -75,14 +75,14 @@ def _columns(output: Output) -> set[str]:
 
 
 def _settings(output: Output) -> dict[str, Any]:
-    return {name: value for name, value in output.fingerprint.items() if name not in (*_OWN, "merged")}
+    return {name: value for name, value in output.fingerprint.items() if name not in (*OWN_TO_A_RUN, "merged")}
 
 
 def _runs(output: Output) -> list[Mapping[str, Any]]:
     """Return what is its own in the fingerprint of each run whose vectors `output` has."""
     fingerprint = output.fingerprint
     runs: list[Mapping[str, Any]] = fingerprint.get("merged") or [
-        {name: fingerprint[name] for name in _OWN if name in fingerprint}
+        {name: fingerprint[name] for name in OWN_TO_A_RUN if name in fingerprint}
     ]
     return runs
 

@@ -22,6 +22,7 @@ from fastvec.errors import OutputError, UsageError
 from fastvec.output.convert import lance_dataset, require_replaceable, require_replaceable_dataset
 from fastvec.output.verify import open_intact
 from fastvec.retrieval.exact import NONE, Positions
+from fastvec.retrieval.progress import IndexProgress
 from fastvec.retrieval.recall import SEARCHED, Neighbours, PresentVectors, least_effort
 from fastvec.system.durable_files import replacing, translated_os_errors
 from fastvec.vectors.query_encoder import query_settings
@@ -38,21 +39,6 @@ HNSW_BYTES = 2 << 30
 TRAINED_VECTORS = 40
 EF_SEARCH = (16, 1024)  # the least and the most that is tried
 LANCE_METRICS = {"cosine": "cosine", "dot": "dot", "euclidean": "l2"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexProgress:
-    """The progress of adding rows to an index."""
-
-    done: int
-    total: int
-
-    @property
-    def share(self) -> tuple[int, int]:
-        return self.done, self.total
-
-    def __str__(self) -> str:
-        return f"indexed {self.done / max(self.total, 1):.0%} of {self.total:,} rows"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from fastvec.errors import InputError, UsageError, quoted
 from fastvec.retrieval.exact import Best, best_rows
 from fastvec.retrieval.filters import Filter
 from fastvec.retrieval.hits import SearchReport, Shown, choose_shown, hits_of, hits_schema
+from fastvec.retrieval.progress import SearchProgress
 from fastvec.stores.address import is_remote
 from fastvec.vectors.query_encoder import encoder_for, query_prompt
 from fastvec.vectors.result_file import require_apart, require_result_file, result_file
@@ -32,21 +33,6 @@ QUERIES_AT_ONCE = 4096  # that the vectors are read for; fewer if there are more
 HITS_AT_ONCE = 1 << 20
 TEXTS_AT_ONCE = 10_000  # in memory, if hits with texts are written to a file
 MOST_HITS = 10_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchProgress:
-    """The progress of a search: comparisons of a query with a row."""
-
-    done: int
-    total: int
-
-    @property
-    def share(self) -> tuple[int, int]:
-        return self.done, self.total
-
-    def __str__(self) -> str:
-        return f"compared {self.done / max(self.total, 1):.0%} of {self.total:,} pairs of a query and a row"
 
 
 def search(

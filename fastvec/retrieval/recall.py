@@ -41,13 +41,13 @@ class PresentVectors:
     def of(cls, vectors: Vectors, function: Similarity) -> "PresentVectors":
         """Count the vectors. Raises OutputError if a file cannot be read."""
         blocks = vectors.blocks(block_rows(vectors, 1))
-        count = sum(len(block) if block.valid is None else int(np.count_nonzero(block.valid)) for block in blocks)
+        count = sum(len(block.present) for block in blocks)
         return cls(vectors=vectors, function=function, count=count)
 
     def blocks(self) -> Iterator[tuple[Positions, FloatArray]]:
         """Yield all positions [b] and vectors [b, D], a few MB at a time. Raises OutputError."""
         for block in self.vectors.blocks(block_rows(self.vectors, 1)):
-            rows = np.arange(len(block)) if block.valid is None else np.flatnonzero(block.valid)
+            rows = block.present
             if len(rows):
                 yield block.begin + rows, self._floats(block, rows)
 
@@ -57,7 +57,7 @@ class PresentVectors:
         found: list[tuple[Positions, FloatArray]] = []
         seen = 0
         for block in self.vectors.blocks(block_rows(self.vectors, 1)):
-            rows = np.arange(len(block)) if block.valid is None else np.flatnonzero(block.valid)
+            rows = block.present
             first, last = np.searchsorted(wanted, [seen, seen + len(rows)])
             if first < last:
                 chosen = rows[wanted[first:last] - seen]

@@ -21,7 +21,8 @@ import pyarrow.ipc as ipc
 from fastvec.errors import OutputError, UsageError, one_line
 from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
 from fastvec.output import parquet_file
-from fastvec.output.reader import PASSAGE_COLUMNS, Array, Output, read_output
+from fastvec.output.merge import OWN_TO_A_RUN
+from fastvec.output.reader import PASSAGE_COLUMNS, SHARD, Array, Output, read_output
 from fastvec.output.vector_column import FloatArray, from_values
 from fastvec.output.verify import check_columns
 from fastvec.shards.folder import is_folder, open_folder
@@ -30,7 +31,7 @@ from fastvec.stores.address import Address, is_remote
 from fastvec.stores.spool import fetched
 
 # the fields of a fingerprint that may differ between outputs whose vectors can be compared
-_OWN = ("inputs", "column", "template", "instruction_column", "rows", "hash", "reuse", "merged", "shard", "keep")
+_OWN = (*OWN_TO_A_RUN, "merged", SHARD, "keep")
 SMALLEST_NORM = 1e-12  # as in `encoding.similarity`: a zero vector stays zero
 
 
@@ -49,6 +50,11 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def present(self) -> npt.NDArray[np.intp]:
+        """The rows of the block that have a vector, which ascend."""
+        return np.arange(len(self)) if self.valid is None else np.flatnonzero(self.valid)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from fastvec.cli.entry import cli
 from fastvec.errors import FastvecError, OutputError, RefusedError
 from fastvec.output.vector_column import VectorDtype
 from fastvec.retrieval import exact, index, recall
-from fastvec.retrieval.index import IndexKind, IndexProgress, write_index
+from fastvec.retrieval.index import IndexKind, write_index
+from fastvec.retrieval.progress import IndexProgress
 from fastvec.retrieval.recall import NEIGHBOURS, Neighbours, PresentVectors
 from fastvec.vectors.stored import open_vectors
 from tests import ARTICLES, ROOT

@@ -15,7 +15,8 @@ import pytest
 from fastvec import Encoder, embed, search
 from fastvec.errors import FastvecError, InputError, ModelError, OutputError, RefusedError, UsageError
 from fastvec.retrieval import job
-from fastvec.retrieval.job import SearchProgress, read_queries
+from fastvec.retrieval.job import read_queries
+from fastvec.retrieval.progress import SearchProgress
 from fastvec.vectors.stored import open_vectors
 from tests import ARTICLES
 from tests.helpers.tiny import save_decoder

@@ -5,14 +5,12 @@ import click
 from fastvec.cli import options as shared
 from fastvec.cli.streams import end_job
 
-overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-
 
 @click.command(short_help="Convert an output to Parquet, NumPy or Lance.")
 @click.argument("file", type=click.Path())
 @click.argument("output", metavar="OUT.parquet|OUT.npy|OUT.lance", type=click.Path())
 @click.option("--vector-column", help="Which column of vectors a .npy file gets, if there are several.")
-@overwrite
+@shared.replace
 @shared.quiet
 @shared.as_json
 def convert(file: str, output: str, vector_column: str | None, overwrite: bool, quiet: bool, as_json: bool) -> None:
@@ -30,7 +28,7 @@ def convert(file: str, output: str, vector_column: str | None, overwrite: bool, 
 @click.command(short_help="Join outputs of the same model and settings.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", required=True, metavar="OUT.arrow|OUT.parquet", help="The file to write.")
-@overwrite
+@shared.replace
 @shared.quiet
 @shared.as_json
 def merge(files: tuple[str, ...], output: str, overwrite: bool, quiet: bool, as_json: bool) -> None:

@@ -93,7 +93,7 @@ class TokenBudget(click.ParamType[int | None]):
 )
 @shared.bidirectional
 @shared.eos
-@click.option("--dims", type=int, help="Keep the first N dimensions. [default: as the checkpoint says]")
+@shared.dims
 @click.option(
     "--vector-dtype",
     type=click.Choice(["float32", "float16", "int8", "binary"]),
@@ -119,13 +119,7 @@ class TokenBudget(click.ParamType[int | None]):
 @click.option("--chunk-text", is_flag=True, help="Add a column with the text of each passage, with --long chunks.")
 @click.option("--late", is_flag=True, help="Pool passages from one pass over as much text as --max-length holds.")
 @shared.device
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="The dtype of the computation.",
-)
+@shared.dtype
 @click.option(
     "--quantize",
     type=click.Choice(["int8", "fp8"]),

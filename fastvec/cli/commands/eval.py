@@ -42,20 +42,14 @@ from fastvec.cli.streams import log_to_stderr, print_report
 @click.option("--baselines/--no-baselines", default=True, help="Judge TF-IDF and BM25 too. [default: yes]")
 @click.option("--instruction", help="An instruction before every text, except in retrieval.")
 @click.option("--query-instruction", help="An instruction before every query. [default: the checkpoint's prompt]")
-@click.option("--dims", type=int, help="Keep the first N dimensions. [default: as the checkpoint says]")
+@shared.dims
 @click.option(
     "--max-length",
     type=int,
     help="Maximum tokens per text; longer texts are truncated. [default: as the checkpoint says]",
 )
 @shared.device
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="The dtype of the computation.",
-)
+@shared.dtype
 @click.option("-o", "--output", metavar="DIR", help="A folder to write eval.json and eval.png to.")
 @shared.overwrite
 @shared.quiet

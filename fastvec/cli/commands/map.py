@@ -23,7 +23,7 @@ from fastvec.cli.streams import end_job, log_to_stderr
     help="Of more rows, draw N, evenly over the files.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed, another map.")
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@shared.replace
 @shared.quiet
 @shared.as_json
 def map_(

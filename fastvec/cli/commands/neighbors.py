@@ -24,7 +24,6 @@ device = click.option(
     show_default=True,
     help="Where rows are compared; auto is a GPU, if there is one and the rows are many.",
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 
 
 @click.command(short_help="Find near-duplicates in outputs.")
@@ -42,7 +41,7 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace existing fil
 )
 @vector_column
 @device
-@overwrite
+@shared.replace
 @shared.quiet
 @shared.as_json
 def dedup(quiet: bool, as_json: bool, **options: Any) -> None:
@@ -67,7 +66,7 @@ def dedup(quiet: bool, as_json: bool, **options: Any) -> None:
 @click.option("--threshold", type=float, help="The least cosine similarity of a neighbor. [default: none]")
 @vector_column
 @device
-@overwrite
+@shared.replace
 @shared.quiet
 @shared.as_json
 def neighbors(quiet: bool, as_json: bool, **options: Any) -> None:

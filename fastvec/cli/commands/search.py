@@ -44,7 +44,7 @@ OF_AN_INDEX = ("output", "model", "adapters", "vector_column", "overwrite")  # t
     type=click.Choice(["faiss", "lance"]),
     help="Search for nothing: write an approximate index of the FILEs for this library to -o.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@shared.replace
 @shared.quiet
 @shared.as_json
 def search(
