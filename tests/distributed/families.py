@@ -48,7 +48,6 @@ if __name__ == "__main__":
             with quiet_libraries():
                 found = largest_errors(name)
             if dist.get_rank() == 0:
-                print(name, "equal" if max(found) < 1e-4 else "different", *found)
+                print(name, "equal" if max(found) < 1e-4 else "different", *found, flush=True)
     dist.barrier()
-    sys.stdout.flush()
     os._exit(0)
