@@ -23,7 +23,8 @@ VARIABLES = {
     "HTTPS_PROXY": f"http://user:{SECRET}@127.0.0.1:9",
     "HTTP_PROXY": f"http://user:{SECRET}@127.0.0.1:9",
 }
-# The root logger at DEBUG: whatever fastvec and every library log goes to stderr, also the exceptions that they caught.
+# The root logger at DEBUG: whatever fastvec and every library log goes to stderr. A library may log an exception that
+# it caught; it is renamed there, so that a traceback under its own name is one that the command let through.
 AT_DEBUG = """
 import logging
 written = logging.Formatter.formatException
