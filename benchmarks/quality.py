@@ -13,6 +13,7 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
+from sentence_transformers import SentenceTransformer
 
 from benchmarks.engines.quality_tasks import load_tasks
 from fastvec import Encoder
@@ -27,24 +28,35 @@ RARE = 1e-3  # a token with this share of all tokens has weight 1/2 in the weigh
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--model", "models", multiple=True, help="A folder or hub id; repeat to compare.")
+@click.option("--other", "others", multiple=True, help="A model that only sentence-transformers loads, such as a BERT.")
 @click.option("--task", "names", multiple=True, help="Name of a task to judge; repeat for more. [default: all]")
 @click.option("--dtype", default="auto", show_default=True)
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for eval.json and eval.png."
 )
-def main(data: Path, models: tuple[str, ...], names: tuple[str, ...], dtype: str, output: Path | None) -> None:
+def main(
+    data: Path,
+    models: tuple[str, ...],
+    others: tuple[str, ...],
+    names: tuple[str, ...],
+    dtype: str,
+    output: Path | None,
+) -> None:
     """Judge models and baselines on the tasks whose files are in DATA."""
     tasks = [task for task in load_tasks(data) if not names or task.name in names]
-    report = judged(tasks, contestants(models or (None,), dtype))
+    report = judged(tasks, contestants(models or (None,), others, dtype))
     click.echo(report)
     if output is not None:
         write(report, output)
 
 
-def contestants(models: Sequence[str | None], dtype: str) -> Iterator[Contestant]:
-    """Yield TF-IDF and BM25, then each model, preceded by the means of its input embeddings."""
+def contestants(models: Sequence[str | None], others: Sequence[str], dtype: str) -> Iterator[Contestant]:
+    """Yield TF-IDF and BM25, the other models, then each model, preceded by the means of its input embeddings."""
     yield tfidf()
     yield Bm25()
+    for other in others:
+        encode = SentenceTransformer(other).encode
+        yield Fitted(Path(other).name, partial(encode, normalize_embeddings=True))
     for model in models:
         encoder = Encoder.from_pretrained(model, dtype=dtype)
         name = encoder.settings.checkpoint.name

@@ -2,10 +2,13 @@
 
 STS-B dev and train, SICK trial    similarity of pairs of sentences
 Cranfield                          retrieval: 225 queries over 1,400 abstracts, with binary relevance
+PubMedQA                           retrieval: 1,000 questions, each answered by one of 1,000 abstracts
 banking77                          classification of questions by their intent
+each folder in BEIR's layout       retrieval, named as the folder
 """
 
 import csv
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,12 +31,14 @@ def load_tasks(folder: Path) -> list[Task]:
         "stsb-en-train.csv": lambda path: replace(files.read_pairs(str(path)), name="STS-B train"),
         "SICK_trial.txt": _sick,
         "cran.all.1400.xml": _cranfield,
+        "ori_pqal.json": _pubmedqa,
         "banking77/train.csv": _banking,
     }
     found = {name: next(iter(sorted(folder.rglob(name))), None) for name in readers}
     tasks = [readers[name](path) for name, path in found.items() if path is not None]
+    tasks += [files.read_beir(str(path.parent)) for path in sorted(folder.rglob("corpus.jsonl"))]
     if not tasks:
-        raise click.UsageError(f"{folder} contains none of {', '.join(readers)}")
+        raise click.UsageError(f"{folder} contains none of {', '.join(readers)}, corpus.jsonl")
     return tasks
 
 
@@ -57,6 +62,14 @@ def _cranfield(path: Path) -> Retrieval:
             qrels.setdefault(query, {})[number] = 1
     queries = {str(n): " ".join(text.split()) for n, text in enumerate(asked, 1)}
     return Retrieval(name="Cranfield", queries={one: queries[one] for one in qrels}, documents=documents, qrels=qrels)
+
+
+def _pubmedqa(path: Path) -> Retrieval:
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    documents = {number: " ".join(row["CONTEXTS"]) for number, row in rows.items()}
+    queries = {number: row["QUESTION"] for number, row in rows.items()}
+    qrels = {number: {number: 1} for number in rows}
+    return Retrieval(name="PubMedQA", queries=queries, documents=documents, qrels=qrels)
 
 
 def _banking(path: Path) -> Task:

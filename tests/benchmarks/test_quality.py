@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,20 @@ def test_cranfield_is_binary_and_its_queries_are_numbered_by_position(data: Path
     assert task.queries == {"1": "speed of wings", "3": "flow in pipes"}
     assert task.documents == DOCUMENTS
     assert task.qrels == {"1": {"184": 1}, "3": {"31": 1}}
+
+
+def test_questions_of_pubmedqa_are_answered_by_their_own_abstract_and_beir_folders_are_tasks(data: Path) -> None:
+    rows = {"7": {"QUESTION": "Does it?", "CONTEXTS": ["We asked.", "It does."], "LONG_ANSWER": "Yes."}}
+    (data / "ori_pqal.json").write_text(json.dumps(rows))
+    (data / "tiny/qrels").mkdir(parents=True)
+    (data / "tiny/corpus.jsonl").write_text('{"_id": "d", "title": "A title", "text": "and text"}\n')
+    (data / "tiny/queries.jsonl").write_text('{"_id": "q", "text": "a query"}\n')
+    (data / "tiny/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    *_, pubmedqa, tiny = (task for task in load_tasks(data) if isinstance(task, Retrieval))
+    assert pubmedqa.documents == {"7": "We asked. It does."}
+    assert pubmedqa.queries == {"7": "Does it?"}
+    assert pubmedqa.qrels == {"7": {"7": 1}}
+    assert (tiny.name, tiny.documents, tiny.qrels) == ("tiny", {"d": "A title and text"}, {"q": {"d": 1}})
 
 
 def test_report_has_the_means_of_input_embeddings_as_baselines(data: Path) -> None:
