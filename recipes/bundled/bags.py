@@ -35,13 +35,22 @@ class Texts:
     def joined(cls, ids: torch.Tensor, lengths: torch.Tensor) -> Self:
         return cls(ids, lengths, F.pad(lengths.cumsum(0), (1, 0)))
 
-    def means(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return for each text in `rows` the mean [H] of its RMS-normalized vectors from the table `tokens` [V, H]."""
+    def bags(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens of the texts in `rows`, one text after another, and where each begins."""
         sizes = self.lengths[rows]
         starts = F.pad(sizes.cumsum(0), (1, 0))[:-1]
         places = torch.arange(int(sizes.sum())) + (self.offsets[rows] - starts).repeat_interleave(sizes)
+        return self.ids[places].long(), starts
+
+    def only(self, rows: torch.Tensor) -> Self:
+        ids, _ = self.bags(rows)
+        return self.joined(ids.int(), self.lengths[rows])
+
+    def means(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return for each text in `rows` the mean [H] of its RMS-normalized vectors from the table `tokens` [V, H]."""
+        ids, starts = self.bags(rows)
         normed = F.rms_norm(tokens, tokens.shape[1:], eps=1e-6)
-        return F.embedding_bag(self.ids[places].long(), normed, starts, mode="mean")
+        return F.embedding_bag(ids, normed, starts, mode="mean")
 
 
 def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, torch.Tensor]:

@@ -1,12 +1,10 @@
 """Make the model folder that the package ships, without files and settings needed only for training.
 
-    python -m recipes.bundled.finish distilled --start static --texts texts.parquet -o folder --card card.md
+    python -m recipes.bundled.finish distilled --texts texts.parquet -o folder --card card.md
 
-The weights are the average of the static start and the model distilled from it. That keeps most of what distillation
-learned, and most of what the start knew about texts unlike the training texts (Wortsman et al., 2022: Robust
-fine-tuning of zero-shot models). The Dense layer, whose output is wider than the model, is replaced by the square one
-with the same cosines. Then word dimensions are appended to the meaning dimensions (`words`). Matrices are stored in 8
-bits, which fastvec, transformers and sentence-transformers widen when they read them.
+The Dense layer, whose output is wider than the model, is replaced by the square one with the same cosines. Then word
+dimensions are appended to the meaning dimensions (`words`). Matrices are stored in 8 bits, which fastvec, transformers
+and sentence-transformers widen when they read them.
 """
 
 import json
@@ -38,28 +36,22 @@ MOST_BYTES = 12_000_000
 
 @click.command()
 @click.argument("adapted", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--start", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--texts", type=click.Path(exists=True, path_type=Path), required=True, help="Texts to count words in.")
 @click.option("--words", default=96, show_default=True, help="Number of word dimensions.")
-@click.option("--share", default=0.16, show_default=True, help="Their share of a vector's squared length.")
-@click.option("--max-length", default=512, show_default=True, help="Tokens; may exceed those in training.")
+@click.option("--share", default=0.07, show_default=True, help="Their share of a vector's squared length.")
 @click.option("--card", type=click.Path(exists=True, path_type=Path), required=True)
-def main(
-    adapted: Path, start: Path, output: Path, texts: Path, words: int, share: float, max_length: int, card: Path
-) -> None:
+def main(adapted: Path, output: Path, texts: Path, words: int, share: float, card: Path) -> None:
     """Make the folder from ADAPTED and CARD.
 
-    The weights are averaged with those of START, the record keeps only how to run the model, and the tokenizer is
-    written as compact JSON.
+    The record keeps only how to run the model, and the tokenizer is written as compact JSON.
     """
     for name in FILES:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapted / name, output / name)
-    (head,) = average(start / DENSE_FOLDER / WEIGHTS, adapted / DENSE_FOLDER / WEIGHTS).values()
+    (head,) = load_file(adapted / DENSE_FOLDER / WEIGHTS).values()
     cut = PreTrainedTokenizerFast.from_pretrained(adapted)
-    halfway = average(start / WEIGHTS, adapted / WEIGHTS)
-    weights, dense = widen(halfway, square(head), rarity(texts, cut), words)
+    weights, dense = widen(load_file(adapted / WEIGHTS), square(head), rarity(texts, cut), words)
     weigh(dense, weights, next(batches(texts, cut)), words, share)
     small = {name: weight.to(MATRICES if weight.ndim == 2 else torch.float16) for name, weight in weights.items()}
     save_file(small, output / WEIGHTS, metadata={"format": "pt"})
@@ -70,9 +62,6 @@ def main(
     rules = {
         key: value for key, value in read_json(adapted / RECORD).items() if key in ("format", "version", "encoder")
     }
-    rules["encoder"]["max_length"] = max_length
-    sentence = read_json(output / "sentence_bert_config.json") | {"max_seq_length": max_length}
-    (output / "sentence_bert_config.json").write_text(json.dumps(sentence, indent=2) + "\n")
     (output / RECORD).write_text(json.dumps(rules, indent=2) + "\n")
     tokenizer = read_json(adapted / "tokenizer.json")
     compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
@@ -82,15 +71,6 @@ def main(
     click.echo(f"{output}: {size:,} bytes")
     if size > MOST_BYTES:
         raise click.ClickException(f"the model is too large: {size:,} bytes; the package allows at most {MOST_BYTES:,}")
-
-
-def average(start: Path, adapted: Path) -> dict[str, torch.Tensor]:
-    """Return the average of the weights in two files, in float32, under the names in `adapted`."""
-    first = {name.removeprefix("model."): tensor.float() for name, tensor in load_file(start).items()}
-    return {
-        name: first[name.removeprefix("model.")].lerp(tensor.float(), 0.5)
-        for name, tensor in load_file(adapted).items()
-    }
 
 
 def square(weight: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,10 @@
     python -m recipes.bundled.texts -o texts.parquet --articles wiki.parquet --texts questions.parquet:question
 
 Articles are split into sentences. Some sentences also yield their clauses, as queries are rarely whole sentences, and
-some runs of neighbouring sentences become a passage; `--passages` adds long ones. Texts from `--texts` columns are not
-split, only cut to 600 characters. Duplicates are dropped. Texts with a name or a number are most of an encyclopedia but
-few of the questions people ask, so only a share of them is kept, and those with a rare word, as too few texts with that
-word would remain. The rows are in random order, so that the first n are a sample of all.
+some runs of neighbouring sentences become a passage; `--passages` adds long ones. Texts with a name or a number are
+most of an encyclopedia but few of the questions people ask, so only `--named` of them are taken, half of these with a
+rare word, as too few texts with that word would remain. Texts from `--texts` columns are all taken, unsplit, only cut
+to 800 characters. Duplicates are dropped. The rows are in random order, so that the first n are a sample of all.
 """
 
 import re
@@ -27,40 +27,53 @@ LIMITS = ChunkLimits(rows=512, bytes=4 << 20)
 CLAUSE_END = re.compile(r"[,;:()]\s+|\s+[–—-]\s+")
 CLAUSE_LENGTHS = (12, 90)  # characters
 PASSAGE_LENGTH = 600  # characters, at most
-LONG_PASSAGES = (400, 1000)  # characters: the teacher reads 256 tokens
+LONG_PASSAGES = (400, 800)  # characters: the teacher reads 256 tokens
 CLAUSE_SHARE, PASSAGE_SHARE = 0.1, 0.12
 NAME = re.compile(r"(?<=.)[A-Z0-9]")
-NAMED_SHARE = 0.4
 WORD = re.compile(r"\b[a-z]{4,}\b")  # lower case only: names do not count as rare words
 RARE = range(5, 101)  # number of texts that contain the word
-ROW_GROUP = 16_384
+ROW_GROUP = 8192
 
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--articles", multiple=True, required=True, metavar="FILE", help="Parquet files with a text column.")
-@click.option("--texts", multiple=True, metavar="FILE:COLUMN", help="Used unsplit, cut to 600 characters.")
-@click.option("--passages", default=0, show_default=True, help="Long passages to add.")
+@click.option("--texts", multiple=True, metavar="FILE:COLUMN", help="Used unsplit, cut to 800 characters.")
+@click.option("--named", default=90_000, show_default=True, help="At most this many texts with a name or a number.")
+@click.option("--passages", default=25_000, show_default=True, help="Long passages of articles to add.")
 @click.option("--seed", default=0, show_default=True)
-def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], passages: int, seed: int) -> None:
+def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], named: int, passages: int, seed: int) -> None:
     """Write one Parquet file of texts, in random order."""
     random = np.random.default_rng(seed)
-    found = dict.fromkeys(of_articles(articles, random))
+    found = list(dict.fromkeys(of_articles(articles, random)))
+    every = dict.fromkeys(text for text in found if NAME.search(text) is None)
+    with_names = [text for text in found if NAME.search(text)]
+    rare = rare_words(found)
+    of_rare = [text for text in with_names if not rare.isdisjoint(WORD.findall(text))]
+    for texts_of, most in (
+        (of_rare, named // 2),
+        (with_names, named - named // 2),
+        (long_passages(articles, random), passages),
+    ):
+        every |= dict.fromkeys(drawn(texts_of, most, random))
     for name in texts:
         file, _, column = name.rpartition(":")
         for chunk in open_corpus([file], column=column).chunks(LIMITS):
-            found |= {text[:PASSAGE_LENGTH]: None for text in chunk.texts.drop_null().to_pylist()}
-    rare = rare_words(found)
-    every = [text for text in found if wanted(text, rare) or random.random() < NAMED_SHARE]
-    long = list(dict.fromkeys(long_passages(articles, random)))
-    every += [long[place] for place in random.permutation(len(long))[:passages]]
-    order = random.permutation(len(every))
+            every |= {text[: LONG_PASSAGES[1]]: None for text in chunk.texts.drop_null().to_pylist()}
+    rows = list(every)
+    order = random.permutation(len(rows))
     schema = pa.schema([("text", pa.string())])
     with pq.ParquetWriter(output, schema) as writer:
-        for begin in range(0, len(every), ROW_GROUP):
-            rows = order[begin : begin + ROW_GROUP]
-            writer.write_table(pa.table({"text": [every[row] for row in rows]}, schema))
-    click.echo(f"{len(every):,} texts, {sum(map(len, every)) / len(every):.0f} characters on average")
+        for begin in range(0, len(rows), ROW_GROUP):
+            part = order[begin : begin + ROW_GROUP]
+            writer.write_table(pa.table({"text": [rows[row] for row in part]}, schema))
+    click.echo(f"{len(rows):,} texts, {sum(map(len, rows)) / len(rows):.0f} characters on average")
+
+
+def drawn(texts: Iterable[str], most: int, random: np.random.Generator) -> list[str]:
+    """Return at most `most` of the texts, different ones, drawn at random."""
+    found = list(dict.fromkeys(texts))
+    return [found[place] for place in random.permutation(len(found))[:most]]
 
 
 def of_articles(files: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
@@ -77,13 +90,8 @@ def rare_words(texts: Iterable[str]) -> set[str]:
     return {word for word, count in counts.items() if count in RARE}
 
 
-def wanted(text: str, rare: set[str]) -> bool:
-    """Return whether a text has no name and no number, or has a rare word."""
-    return NAME.search(text) is None or not rare.isdisjoint(WORD.findall(text))
-
-
 def long_passages(files: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
-    """Yield runs of whole lines of articles, each with a new random length, cut to 1,000 characters."""
+    """Yield runs of whole lines of articles, each with a new random length, cut to 800 characters."""
     for chunk in open_corpus(files, column="text").chunks(LIMITS):
         for article in chunk.texts.drop_null().to_pylist():
             passage, wanted = "", int(random.integers(*LONG_PASSAGES))

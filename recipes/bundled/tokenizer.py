@@ -1,6 +1,6 @@
 """Train the bundled model's tokenizer: lower-cased whole words, each one token wherever it occurs, and pieces.
 
-    python -m recipes.bundled.tokenizer texts.parquet -o tokenizer --vocabulary 25600
+    python -m recipes.bundled.tokenizer texts.parquet -o tokenizer --vocabulary 28672
 
 A third of the vocabulary is the bytes and merges of a byte-level BPE, for words outside of the vocabulary; the rest is
 the most frequent words. A BPE of the same size spends as many entries on intermediate stems, and has only words with 16
@@ -28,7 +28,7 @@ BREAKS = Regex(r" ?[\-–—/()\[\]\"“”]")  # a word after one of these is t
 @click.command()
 @click.argument("texts", type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--vocabulary", default=25_600, show_default=True)
+@click.option("--vocabulary", default=28_672, show_default=True)
 @click.option("--pieces", default=8_192, show_default=True, help="Entries of the byte-level BPE, out of --vocabulary.")
 def main(texts: Path, output: Path, vocabulary: int, pieces: int) -> None:
     """Train the tokenizer on TEXTS, a Parquet file with a column `text`."""

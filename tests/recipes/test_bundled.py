@@ -1,5 +1,7 @@
 """The recipe for the bundled model, from articles to the finished folder, with a tiny teacher and a few steps."""
 
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import fastvec
 from fastvec import Encoder
 from recipes import pretrain
-from recipes.bundled import finish, static, teacher, texts, tokenizer, words
+from recipes.bundled import everyday, finish, pairs, static, teacher, texts, tokenizer, words
+from recipes.bundled.templates import Templates
 from tests import ARTICLES
 from tests.helpers.tiny import save_decoder
 
-SIZES = "--width 64 --layers 1 --batch-size 64 --epochs 4"
+SIZES = "--width 64 --heads 2 --mlp 64 --batch-size 64 --epochs 4 --pair-batch 32"
+EVERYDAY = "--scenes 200 --headlines 100 --requests 100"
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +45,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         device="cpu",
         merge=True,
     )
-    run(texts, f"-o {folder}/texts.parquet --articles {ARTICLES} --texts {ARTICLES}:title")
+    run(everyday, f"-o {folder}/everyday.parquet {EVERYDAY}")
+    sources = f"--texts {ARTICLES}:title --texts {folder}/everyday.parquet:text --named 200 --passages 40"
+    run(texts, f"-o {folder}/texts.parquet --articles {ARTICLES} {sources}")
+    run(pairs, f"-o {folder}/pairs.parquet --articles {ARTICLES} --pairs {ARTICLES}:title:text --most 50")
     run(tokenizer, f"{folder}/texts.parquet -o {folder}/tokenizer --vocabulary 900 --pieces 400")
     run(teacher, f"{folder}/texts.parquet -o {folder}/vectors --model {folder}/teacher")
     arguments = f"{folder}/vectors -o {folder}/static --tokenizer {folder}/tokenizer --teacher {folder}/teacher"
-    run(static, f"{arguments} {SIZES}")
+    run(static, f"{arguments} --pairs {folder}/pairs.parquet {SIZES}")
     return folder
 
 
@@ -64,7 +71,7 @@ def finished(made: Path) -> Path:
     )
     (made / "card.md").write_text("# A card\n")
     arguments = f"--texts {made}/texts.parquet --words 32 --share 0.3 --card {made}/card.md"
-    run(finish, f"{made}/distilled --start {made}/static -o {made}/finished {arguments}")
+    run(finish, f"{made}/distilled -o {made}/finished {arguments}")
     return made / "finished"
 
 
@@ -75,39 +82,86 @@ def run(recipe: object, arguments: str) -> None:
 def test_texts_come_once_shuffled_and_of_every_kind(made: Path) -> None:
     found = pq.read_table(made / "texts.parquet")["text"].to_pylist()
     titles = set(pq.read_table(str(ARTICLES))["title"].to_pylist())
-    assert len(found) == len(set(found)) > 800
-    assert 30 < len(titles & set(found)) < 300  # most contain a name, and only a share of those is kept
+    plain = set(pq.read_table(made / "everyday.parquet")["text"].to_pylist())
+    assert len(found) == len(set(found)) > 1000
+    assert len(plain) == 400
+    assert titles | plain <= set(found)
     places = [place for place, text in enumerate(found) if text in titles]
     assert min(places) < len(found) / 10 < 9 * len(found) / 10 < max(places)
-    assert any(". " in text and len(text) > 220 for text in found)  # passages
-    assert any(text[0].islower() for text in found)  # clauses
+    of_articles = [text for text in found if text not in titles | plain]
+    named = [text for text in of_articles if texts.NAME.search(text)]
+    assert 140 <= len(named) <= 240  # two draws of 100 with a name or a number, and 40 long passages
+    assert sum(400 <= len(text) <= 800 for text in named) >= 40
+    assert any(". " in text and 220 < len(text) < 400 for text in of_articles)  # passages
+    assert any(text[0].islower() for text in of_articles)  # clauses
 
 
-def test_texts_with_names_are_kept_for_their_rare_words() -> None:
+def test_rare_words_are_those_of_few_texts() -> None:
     common = [f"The cat sat in room {room}." for room in range(200)]
     rare = [f"In room {room} a marmoset sat." for room in range(20)]
     words = texts.rare_words([*common, *rare, "A solitary typpo of 1 text."])
     assert words == {"marmoset"}  # neither words of nearly all texts nor words of one text
-    assert [text for text in [*common, *rare] if texts.wanted(text, words)] == rare
-    assert texts.wanted("nobody is named here", words)
 
 
-def test_long_passages_are_whole_lines_of_an_article(made: Path, tmp_path: Path) -> None:
+def test_long_passages_are_whole_lines_of_an_article() -> None:
     found = list(texts.long_passages((str(ARTICLES),), np.random.default_rng(0)))
-    assert all(400 <= len(text) <= 1000 for text in found)
+    assert all(400 <= len(text) <= 800 for text in found)
     flat = [
         " ".join(line for line in text.splitlines() if line)
         for text in pq.read_table(str(ARTICLES))["text"].to_pylist()
     ]
     inside = sum(any(passage in text for text in flat) for passage in found)
     assert inside > 0.75 * len(found) > 30  # the others span an empty line
-    run(texts, f"-o {tmp_path}/more.parquet --articles {ARTICLES} --texts {ARTICLES}:title --passages 40")
-    less, more = (
-        pq.read_table(path)["text"].to_pylist() for path in (made / "texts.parquet", tmp_path / "more.parquet")
+
+
+def test_pairs_are_of_one_article(made: Path) -> None:
+    found = pq.read_table(made / "pairs.parquet").to_pylist()
+    articles = {row["title"]: row["text"] for row in pq.read_table(str(ARTICLES)).to_pylist()}
+    titled = [pair for pair in found if pair["query"] in articles]
+    assert len(titled) > 150
+    assert all(pair["passage"] in articles[pair["query"]] for pair in titled)
+    sentences = [pair for pair in found if pair["query"] not in articles]
+    assert len(sentences) > 10
+    for pair in sentences:
+        start = pair["passage"][:30]
+        assert any(pair["query"][:30] in text and start in text for text in articles.values())
+    assert all(len(pair["passage"]) <= 800 for pair in found)
+
+
+def test_everyday_sentences_are_of_three_kinds_and_come_again(made: Path, tmp_path: Path) -> None:
+    found = pq.read_table(made / "everyday.parquet")["text"].to_pylist()
+    assert len(set(found)) == len(found) == 400
+    assert not any(slot in text for text in found for slot in "{}|")
+    run(everyday, f"-o {tmp_path}/again.parquet {EVERYDAY}")
+    assert pq.read_table(tmp_path / "again.parquet")["text"].to_pylist() == found
+    run(everyday, f"-o {tmp_path}/other.parquet {EVERYDAY} --seed 1")
+    assert len(set(pq.read_table(tmp_path / "other.parquet")["text"].to_pylist()) & set(found)) < 100
+
+
+def test_a_template_keeps_its_words_and_exchanges_one(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text(
+        """
+[words]
+fruit = "apple|pear|fig"
+act = "sell/sold|buy/bought"
+[[families]]
+weight = 1
+templates = ["a {fruit} and a {fruit2} we {act}, they {act.1}"]
+"""
     )
-    added = set(more) - set(less)
-    assert len(more) == len(less) + 40 == len(less) + len(added)
-    assert all(400 <= len(text) <= 1000 for text in added)
+    shape = re.compile(r"(a pear|a fig|an apple) and (a pear|a fig|an apple) we (sell, they sold|buy, they bought)")
+    for seed in range(20):
+        first, second, *others = (
+            shape.fullmatch(text) for text in Templates(tmp_path / "one.toml").texts(random.Random(seed))
+        )
+        assert first
+        assert second
+        assert first.groups() == second.groups()
+        before = second.groups()
+        for other in others:
+            assert other
+            assert sum(old != new for old, new in zip(before, other.groups(), strict=True)) <= 1
+            before = other.groups()
 
 
 def test_a_word_is_one_token_wherever_it_stands(made: Path) -> None:
@@ -159,13 +213,14 @@ def test_a_decoder_is_pretrained_on_the_static_tokens_which_stay(made: Path) -> 
     assert after.dims == 64  # no Dense layer
 
 
-def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_ends(made: Path, finished: Path) -> None:
-    ends = [load_file(made / folder / "model.safetensors") for folder in ("static", "distilled", "finished")]
-    for name, weight in ends[2].items():
-        middle = (ends[0][f"model.{name}"] + ends[1][name]) / 2
-        inner = tuple(slice(size) for size in middle.shape)
-        middle = middle.to(torch.float8_e4m3fn) if middle.ndim == 2 else (middle * (64 / 96) ** 0.5).half()
-        assert torch.equal(weight[inner].float(), middle.float())
+def test_the_finished_folder_holds_nothing_of_its_making_and_has_the_cosines_of_what_was_distilled(
+    made: Path, finished: Path
+) -> None:
+    before = load_file(made / "distilled/model.safetensors")
+    for name, weight in load_file(finished / "model.safetensors").items():
+        inner = tuple(slice(size) for size in before[name].shape)
+        small = before[name].to(torch.float8_e4m3fn) if weight.ndim == 2 else (before[name] * (64 / 96) ** 0.5).half()
+        assert torch.equal(weight[inner].float(), small.float())
         if name.startswith("layers."):  # the layers neither read nor write the word dimensions
             rest = weight.float()
             rest[inner] = 0
@@ -176,10 +231,9 @@ def test_the_finished_folder_holds_nothing_of_its_making_and_lies_between_both_e
     assert found.shape == (300, 96)
     assert abs(np.square(found[:, 64:]).sum() / 300 - 0.3) < 0.03
     meaning = unit(found[:, :64])
-    for end in ("static", "distilled"):
-        near = Encoder.from_pretrained(made / end, dtype="float32", device="cpu").encode(texts)
-        cosines = near @ near.T  # only close: 8-bit, averaged weights, and norms that now include words
-        assert np.abs(meaning @ meaning.T - cosines).mean() < cosines.std() / 5
+    near = Encoder.from_pretrained(made / "distilled", dtype="float32", device="cpu").encode(texts)
+    cosines = near @ near.T  # only close: weights of 8 bits, and norms that now include words
+    assert np.abs(meaning @ meaning.T - cosines).mean() < cosines.std() / 5
     other = SentenceTransformer(str(finished), device="cpu", model_kwargs={"dtype": torch.float32})
     np.testing.assert_allclose(other.encode(texts[:9]), found[:9], atol=1e-5)
     for path in finished.rglob("*.json"):
