@@ -33,4 +33,5 @@ def test_the_corpus_is_written_without_duplicates(
     assert variables["report"].kept == expected.num_rows
     assert pl.read_parquet("deduplicated.parquet").equals(pl.DataFrame(expected))
     assert pl.read_parquet("deduplicated-by-duckdb.parquet").equals(pl.DataFrame(expected))
-    assert "Table Tennis" in capfd.readouterr().out  # the pairs
+    least = pl.read_parquet("near.parquet").sort("similarity")["row_a"][0]
+    assert corpus["title"][least].as_py() in capfd.readouterr().out  # the pairs
