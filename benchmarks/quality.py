@@ -54,15 +54,27 @@ def contestants(models: Sequence[str | None], others: Sequence[str], dtype: str)
     """Yield TF-IDF and BM25, the other models, then each model, preceded by the means of its input embeddings."""
     yield tfidf()
     yield Bm25()
-    for other in others:
-        encode = SentenceTransformer(other).encode
-        yield Fitted(Path(other).name, partial(encode, normalize_embeddings=True))
+    yield from map(Other, others)
     for model in models:
         encoder = Encoder.from_pretrained(model, dtype=dtype)
         name = encoder.settings.checkpoint.name
         yield Fitted(f"{name}, mean of tokens", partial(token_means, encoder, weighted=False))
         yield Fitted(f"{name}, weighted mean", partial(token_means, encoder, weighted=True))
         yield Model(encoder)
+
+
+class Other(Contestant):
+    """A model as sentence-transformers runs it, with its prompts for queries and documents."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(Path(model).name)
+        self._model = SentenceTransformer(model)
+
+    def vectors(self, first: Sequence[str], second: Sequence[str]) -> tuple[Any, Any]:
+        return self._model.encode(list(first)), self._model.encode(list(second))
+
+    def retrieval_vectors(self, queries: Sequence[str], documents: Sequence[str]) -> tuple[Any, Any]:
+        return self._model.encode_query(list(queries)), self._model.encode_document(list(documents))
 
 
 def token_means(encoder: Encoder, texts: list[str], *, weighted: bool) -> npt.NDArray[Any]:

@@ -10,8 +10,8 @@ from fastvec.texts.packing import Packed, pack
 
 # The largest change, relative to its norm, of a hidden state that must not change. Dense models are reproducible bit
 # for bit; an expert's matrix product rounds differently with the number of its tokens (6e-7 in float32), and in half
-# precision may use another kernel. Changes that are expected can be smaller than this: those of the bundled
-# model, which has one layer, are 0.017.
+# precision may use another kernel. Changes that are expected can be smaller than this: in a
+# model of one layer they were 0.017.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 

@@ -39,7 +39,12 @@ MOST_BYTES = 12_000_000
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--texts", type=click.Path(exists=True, path_type=Path), required=True, help="Texts to count words in.")
 @click.option("--words", default=96, show_default=True, help="Number of word dimensions.")
-@click.option("--share", default=0.07, show_default=True, help="Their share of a vector's squared length.")
+@click.option(
+    "--share",
+    default=0.07,
+    show_default=True,
+    help="In the mean of the input tokens, their share of a vector's squared length.",
+)
 @click.option("--card", type=click.Path(exists=True, path_type=Path), required=True)
 def main(adapted: Path, output: Path, texts: Path, words: int, share: float, card: Path) -> None:
     """Make the folder from ADAPTED and CARD.

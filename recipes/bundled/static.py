@@ -2,10 +2,10 @@
 
     python -m recipes.bundled.static vectors/ -o static --tokenizer tokenizer --teacher MODEL --pairs pairs.parquet
 
-A token has a vector and a weight. Its initial vector is the teacher's of the token alone, reduced by PCA in which a
-token counts as its weight, which is initially less for frequent tokens (Arora et al., 2017). Vectors, weights and a
-linear map to the teacher's width are trained with the loss of `fastvec adapt --objective distil`, and with InfoNCE of
-pairs of queries and passages. That takes minutes, as there are no layers to run.
+A token has a vector and a weight. Its initial vector is the teacher's of the token alone, reduced by a PCA in which
+frequent tokens count less (Arora et al., 2017); its initial weight is the root of what it counts there. Vectors,
+weights and a linear map to the teacher's width are trained with the loss of `fastvec adapt --objective distil`, and
+with InfoNCE of pairs of queries and passages. That takes minutes, as there are no layers to run.
 
 The final RMSNorm divides by a token's norm, so the model's tokens have one dimension more, which the map ignores, and
 which makes their norms equal: the norm's output then has the weight. transformers can load the folder. Its layers add
@@ -86,7 +86,6 @@ def main(
     texts, targets = read(vectors, tokenizer)
     logger.info("%s texts, %s tokens", f"{len(texts.lengths):,}", f"{len(texts.ids):,}")
     training = Training(**options)  # type: ignore[arg-type]
-    torch.manual_seed(training.seed)
     table = start(tokenizer, teacher, texts.ids, width - 1)
     dense = learn(table, texts, targets, read_pairs(pairs, tokenizer), training)
     torch.manual_seed(training.seed)
@@ -96,7 +95,7 @@ def main(
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     save_dense(output / DENSE_FOLDER, linear(F.pad(dense.weight.detach(), (0, 1))))
-    rules = {"pooling": "mean", "pooled_tokens": "all", "max_length": 512, "dense": True}
+    rules = {"pooling": "mean", "pooled_tokens": "all", "max_length": 256, "dense": True}
     (output / RECORD).write_text(json.dumps({"format": RECORD_FORMAT, "encoder": rules}, indent=2) + "\n")
 
 

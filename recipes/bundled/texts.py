@@ -39,7 +39,12 @@ ROW_GROUP = 8192
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--articles", multiple=True, required=True, metavar="FILE", help="Parquet files with a text column.")
 @click.option("--texts", multiple=True, metavar="FILE:COLUMN", help="Used unsplit, cut to 800 characters.")
-@click.option("--named", default=90_000, show_default=True, help="At most this many texts with a name or a number.")
+@click.option(
+    "--named",
+    default=90_000,
+    show_default=True,
+    help="At most this many sentences of articles with a name or a number.",
+)
 @click.option("--passages", default=25_000, show_default=True, help="Long passages of articles to add.")
 @click.option("--seed", default=0, show_default=True)
 def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], named: int, passages: int, seed: int) -> None:

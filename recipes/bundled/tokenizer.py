@@ -2,10 +2,10 @@
 
     python -m recipes.bundled.tokenizer texts.parquet -o tokenizer --vocabulary 28672
 
-A third of the vocabulary is the bytes and merges of a byte-level BPE, for words outside of the vocabulary; the rest is
-the most frequent words. A BPE of the same size spends as many entries on intermediate stems, and has only words with 16
-or more occurrences; this tokenizer has those with 8. It is trained on texts without names and numbers, which would take
-most of a small vocabulary. It adds no special tokens, so that every tool pools the same tokens.
+8,192 entries are the bytes and merges of a byte-level BPE, for words outside of the vocabulary; the rest is the most
+frequent words. A BPE of the same size spends as many entries on intermediate stems. It is trained on texts without
+names and numbers, which would take most of a small vocabulary. It adds no special tokens, so that every tool pools the
+same tokens.
 """
 
 import json

@@ -6,6 +6,7 @@ from click.testing import CliRunner
 
 from benchmarks.engines.quality_tasks import load_tasks
 from benchmarks.quality import main
+from fastvec.checkpoints.bundled import bundled_model
 from fastvec.evaluation.retrieval import Retrieval
 
 DOCUMENTS = {"184": "wings at high speed", "29": "heat of a body", "31": "flow in a pipe"}
@@ -52,3 +53,17 @@ def test_report_has_the_means_of_input_embeddings_as_baselines(data: Path) -> No
     assert [line.partition("  ")[0] for line in lines[2:7]] == names
     assert lines[0].split() == ["×", "100", "STS-B", "dev", "Cranfield"]
     assert sorted(path.name for path in (data / "results").iterdir()) == ["eval.json", "eval.png"]
+
+
+def test_a_model_of_sentence_transformers_scores_as_fastvec_runs_it_and_is_no_baseline(data: Path) -> None:
+    (data / "other").symlink_to(bundled_model())  # it opens in both
+    arguments = [str(data), "--other", str(data / "other"), "-o", str(data / "results")]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    scores = json.loads((data / "results/eval.json").read_text())["scores"]
+    other, own = (
+        {(score["task"], score["measure"]): score["value"] for score in scores if score["name"] == name}
+        for name in ("other", "fastvec-mini")
+    )
+    assert other == pytest.approx(own)
+    assert len(own) > 1
+    assert "other" in done.stdout.partition("against the best baseline")[2]

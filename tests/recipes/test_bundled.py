@@ -48,7 +48,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(everyday, f"-o {folder}/everyday.parquet {EVERYDAY}")
     sources = f"--texts {ARTICLES}:title --texts {folder}/everyday.parquet:text --named 200 --passages 40"
     run(texts, f"-o {folder}/texts.parquet --articles {ARTICLES} {sources}")
-    run(pairs, f"-o {folder}/pairs.parquet --articles {ARTICLES} --pairs {ARTICLES}:title:text --most 50")
+    rows = [
+        {"question": f"what is {n}?", "answer": f"{n} is a number, and it is followed by {n + 1}."} for n in range(90)
+    ]
+    pq.write_table(
+        pa.Table.from_pylist([*rows, {"question": "what is it?", "answer": "short"}]), folder / "asked.parquet"
+    )
+    run(
+        pairs,
+        f"-o {folder}/pairs.parquet --articles {ARTICLES} --pairs {folder}/asked.parquet:question:answer --most 50",
+    )
     run(tokenizer, f"{folder}/texts.parquet -o {folder}/tokenizer --vocabulary 900 --pieces 400")
     run(teacher, f"{folder}/texts.parquet -o {folder}/vectors --model {folder}/teacher")
     arguments = f"{folder}/vectors -o {folder}/static --tokenizer {folder}/tokenizer --teacher {folder}/teacher"
@@ -120,7 +129,10 @@ def test_pairs_are_of_one_article(made: Path) -> None:
     titled = [pair for pair in found if pair["query"] in articles]
     assert len(titled) > 150
     assert all(pair["passage"] in articles[pair["query"]] for pair in titled)
-    sentences = [pair for pair in found if pair["query"] not in articles]
+    asked = [pair for pair in found if pair["query"].startswith("what is ")]
+    assert len(asked) == 50
+    assert all(pair["passage"].startswith(pair["query"].split()[2].rstrip("?")) for pair in asked)
+    sentences = [pair for pair in found if pair["query"] not in articles and pair not in asked]
     assert len(sentences) > 10
     for pair in sentences:
         start = pair["passage"][:30]
@@ -131,6 +143,8 @@ def test_pairs_are_of_one_article(made: Path) -> None:
 def test_everyday_sentences_are_of_three_kinds_and_come_again(made: Path, tmp_path: Path) -> None:
     found = pq.read_table(made / "everyday.parquet")["text"].to_pylist()
     assert len(set(found)) == len(found) == 400
+    assert sum("?" in text for text in found[300:]) > 20  # requests
+    assert sum(text.lower().startswith(("a ", "an ", "the ")) for text in found[:200]) > 60  # scenes
     assert not any(slot in text for text in found for slot in "{}|")
     run(everyday, f"-o {tmp_path}/again.parquet {EVERYDAY}")
     assert pq.read_table(tmp_path / "again.parquet")["text"].to_pylist() == found
@@ -150,6 +164,7 @@ templates = ["a {fruit} and a {fruit2} we {act}, they {act.1}"]
 """
     )
     shape = re.compile(r"(a pear|a fig|an apple) and (a pear|a fig|an apple) we (sell, they sold|buy, they bought)")
+    exchanged = 0
     for seed in range(20):
         first, second, *others = (
             shape.fullmatch(text) for text in Templates(tmp_path / "one.toml").texts(random.Random(seed))
@@ -160,8 +175,11 @@ templates = ["a {fruit} and a {fruit2} we {act}, they {act.1}"]
         before = second.groups()
         for other in others:
             assert other
-            assert sum(old != new for old, new in zip(before, other.groups(), strict=True)) <= 1
+            changes = sum(old != new for old, new in zip(before, other.groups(), strict=True))
+            assert changes <= 1
+            exchanged += changes
             before = other.groups()
+    assert exchanged > 10  # of 40, of which a third draw the word that was there
 
 
 def test_a_word_is_one_token_wherever_it_stands(made: Path) -> None:
