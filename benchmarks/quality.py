@@ -13,7 +13,6 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-from sentence_transformers import SentenceTransformer
 
 from benchmarks.engines.quality_tasks import load_tasks
 from fastvec import Encoder
@@ -67,6 +66,8 @@ class Other(Contestant):
     """A model as sentence-transformers runs it, with its prompts for queries and documents."""
 
     def __init__(self, model: str) -> None:
+        from sentence_transformers import SentenceTransformer
+
         super().__init__(Path(model).name)
         self._model = SentenceTransformer(model)
 
