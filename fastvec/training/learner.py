@@ -24,14 +24,14 @@ from fastvec.texts.from_transformers import tokenizer_from_transformers
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer, require_embeddings
 from fastvec.training.evaluation import EvaluationPass, similarity
 from fastvec.training.objectives.contrastive import ContrastTask
-from fastvec.training.objectives.distillation import FIT_TEXTS, DistilTask, fitted_dense
+from fastvec.training.objectives.distillation import FIT_TEXTS, DistilTask, by_topic, fitted_dense
 from fastvec.training.objectives.language_head import LanguageHead
 from fastvec.training.objectives.losses import MaskRule, mask_tokens
 from fastvec.training.objectives.mntp import TokenTask
 from fastvec.training.objectives.noise import control_noise
 from fastvec.training.objectives.readout import Readout
 from fastvec.training.plan import AdaptPlan
-from fastvec.training.stream import ExampleStream
+from fastvec.training.stream import ExampleStream, shuffled
 from fastvec.training.trainer import Batches, PackedTrainer
 
 logger = logging.getLogger(__name__)
@@ -161,8 +161,9 @@ class Learner:
 
     def _streams(self, task: Any) -> tuple[ExampleStream[Any], ...]:
         recipe = self.plan.recipe
+        arrange: Any = by_topic if recipe.objective == "distil" else shuffled
         return tuple(
-            ExampleStream(corpus, task.examples_of, seed=recipe.seed, hold_out=recipe.hold_out)
+            ExampleStream(corpus, task.examples_of, seed=recipe.seed, hold_out=recipe.hold_out, arrange=arrange)
             for corpus in self.plan.corpora
         )
 

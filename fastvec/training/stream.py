@@ -1,17 +1,17 @@
 """Yields training examples from a corpus of any size: shuffled, endless, without held-out rows, resumable.
 
 A corpus is often sorted by topic, date or source. Therefore its rows are divided into stretches, which each epoch reads
-in a different order. Several stretches are read alternately, one chunk of each in turn, and the examples are shuffled
-in blocks of about eight thousand. Only one block of examples is in memory at a time. The order depends on the seed
-alone, and a block can be read again from its `Place`: a run that resumes at an example rereads one block, not all
-earlier data.
+in a different order. Several stretches are read alternately, one chunk of each in turn, and the examples are arranged
+in blocks of about eight thousand: shuffled, or as the objective asks. Only one block of examples is in memory at a
+time. The order depends on the seed and the examples alone, and a block can be read again from its `Place`: a run that
+resumes at an example rereads one block, not all earlier data.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from fastvec.corpus.reader import Chunk, ChunkLimits, Corpus
 from fastvec.errors import InputError
 
 Example = TypeVar("Example")
+Other = TypeVar("Other", contravariant=True)
 Rows = tuple[tuple[int, int], ...]  # first row and end row (exclusive) of each of several stretches
 
 LIMITS = ChunkLimits(rows=1024, bytes=1 << 20)
@@ -31,6 +32,19 @@ GROUP_STRETCHES, STRETCH_ROWS = 64, 4096
 PLACES_KEPT = 63
 FEWEST_HELD_OUT = 8  # rows held out of a small corpus, approximately
 _HELD_OUT, _ORDER, _BLOCK = range(3)  # keys of independent random number streams
+
+
+class Arrange(Protocol[Other]):
+    def __call__(
+        self, examples: Sequence[Other], lead: int, size: int, random: np.random.Generator, /
+    ) -> npt.NDArray[np.integer]:
+        """Return an order of `examples`; the first `lead` of it complete a batch, batches of `size` follow."""
+
+
+def shuffled(
+    examples: Sequence[object], lead: int, size: int, random: np.random.Generator, /
+) -> npt.NDArray[np.integer]:
+    return random.permutation(len(examples))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,14 +82,15 @@ class ExampleStream(Generic[Example]):
     examples_of: Callable[[Chunk, npt.NDArray[np.bool_]], list[Example]]
     seed: int
     hold_out: float
-    fewest: int = 1  # examples that the first epoch must have
+    arrange: Arrange[Example] = shuffled
+    batch: int = 1  # examples of a batch; the first epoch must have as many
     counts: Counter[str] = field(default_factory=Counter)  # of the rows read so far: rows, nulls, repaired
     _places: list[Place] = field(default_factory=lambda: [Place()])
 
     def examples(self, start: int = 0, near: Place | None = None) -> Iterator[Example]:
         """Yield the examples from number `start` on; `near` is a place at or before it, by default the beginning.
 
-        Raises InputError if the first epoch has fewer than `fewest` examples.
+        Raises InputError if the first epoch has fewer than `batch` examples.
         """
         place = near or Place()
         chunks = self._chunks(place)
@@ -91,12 +106,13 @@ class ExampleStream(Generic[Example]):
                     break
             begun, unread = after
             finished = not unread and begun == len(self._stretches)
-            if finished and place.epoch == 0 and place.example + len(block) < self.fewest:
+            if finished and place.epoch == 0 and place.example + len(block) < self.batch:
                 raise InputError(
                     f"{self.corpus.files[0].uri}: too little data: it has {place.example + len(block)} examples, and "
-                    f"a batch needs {self.fewest}: lower --batch-size or give more data"
+                    f"a batch needs {self.batch}: lower --batch-size or give more data"
                 )
-            order = np.random.default_rng([self.seed, _BLOCK, place.epoch, place.block]).permutation(len(block))
+            random = np.random.default_rng([self.seed, _BLOCK, place.epoch, place.block])
+            order = self.arrange(block, -place.example % self.batch, self.batch, random)
             for index in order[max(start - place.example, 0) :]:
                 yield block[index]
             place = Place(

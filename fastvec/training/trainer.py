@@ -55,7 +55,7 @@ class Batches:
         self.start = 0
         self.near: Sequence[Place | None] = [None] * len(streams)
         for stream in streams:
-            stream.fewest = self._size
+            stream.batch = self._size
 
     def __iter__(self) -> Iterator[Batch[Any]]:
         taken = self._taken(self.start)

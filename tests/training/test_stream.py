@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,29 @@ def test_a_run_goes_on_at_any_example_from_any_place_before_it(numbers: ExampleS
     assert numbers.place_before(500).example > 400  # at most one block is read again
 
 
+def test_each_block_is_arranged_in_whole_batches_after_the_rest_of_one_begun_before(
+    numbers: ExampleStream[int],
+) -> None:
+    """Here in ascending order: the stream must take it as it is, and say how many examples complete a batch."""
+    seen: list[tuple[int, int]] = []
+
+    def ascending(examples: Sequence[int], lead: int, size: int, _: np.random.Generator) -> npt.NDArray[np.integer]:
+        seen.append((len(examples), lead))
+        assert size == 16
+        return np.argsort(examples)
+
+    numbers.arrange, numbers.batch = ascending, 16
+    found = taken(numbers, 200)
+    begin = 0
+    for length, lead in seen:
+        block = found[begin : begin + length]
+        assert block == sorted(block)
+        assert (begin + lead) % 16 == 0
+        begin += length
+    assert begin >= 200
+    assert len({lead for _, lead in seen}) > 1
+
+
 def test_the_seed_decides_order_and_held_out_rows(numbers: ExampleStream[int]) -> None:
     other = ExampleStream(numbers.corpus, numbers_of, seed=4, hold_out=0.1)
     assert taken(other, 50) != taken(numbers, 50)
@@ -80,7 +104,7 @@ def test_a_small_corpus_gives_a_few_rows_to_hold_out_and_none_where_none_is_aske
 
 
 def test_too_little_data_for_a_batch_is_said(numbers: ExampleStream[int]) -> None:
-    numbers.fewest = 1000
+    numbers.batch = 1000
     with pytest.raises(InputError, match=r"too little data: it has 3\d\d examples, and a batch needs 1000: lower"):
         taken(numbers, 1000)
 

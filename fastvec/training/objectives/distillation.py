@@ -1,9 +1,11 @@
 """Distillation: trains a model's text vectors to match a teacher's.
 
-The loss compares a batch's vectors, and the similarities between them, with the teacher's (`losses.distillation`). A
-Dense layer after the pooling maps H to D: the checkpoint's, or, if it has none and the widths differ, a new one. A new
-layer starts as the least-squares map from the model's own vectors to the teacher's, so training builds on what the
-model already represents.
+The loss compares a batch's vectors, the similarities between them and their nearest neighbors with the teacher's
+(`losses.distillation`, `losses.neighbor_divergence`). Random texts are hardly related, and neighbors among them teach
+little: therefore half of the batches have texts of one topic each, by the teacher's vectors (`topics`). A Dense layer
+after the pooling maps H to D: the checkpoint's, or, if it has none and the widths differ, a new one. A new layer starts
+as the least-squares map from the model's own vectors to the teacher's, so training builds on what the model already
+represents.
 
 Shapes: n texts, D dimensions of the teacher's vectors, H of the model's.
 """
@@ -21,13 +23,15 @@ from torch import nn
 from fastvec.corpus.reader import Chunk
 from fastvec.errors import InputError
 from fastvec.texts.tokenizer import TextTokenizer
-from fastvec.training.objectives.losses import distillation
+from fastvec.training.objectives.losses import distillation, neighbor_divergence
 from fastvec.training.objectives.readout import Readout, Text, gather, holds_something, tokenized
 from fastvec.training.objectives.task import Batch, Pass
+from fastvec.training.objectives.topics import half_by_topic
 from fastvec_kernels import to_device
 
 FloatArray = npt.NDArray[np.float32]
 
+NEIGHBOR_WEIGHT = 0.3
 FIT_TEXTS = 4096  # used to fit the initial Dense layer
 FIT_AT_ONCE = 64
 RIDGE = 1e-3  # relative to the mean square of a dimension; keeps weights small that few texts leave undetermined
@@ -92,7 +96,7 @@ class DistilTask:
 
         def loss_of(vectors: torch.Tensor) -> torch.Tensor:
             every = gather(vectors, [len(own)] * batch.ranks, batch.rank)
-            return distillation(vectors, targets[share], every, targets)
+            return difference(vectors, targets[share], every, targets, share.start)
 
         return self._readout.learn(own, batch.own, model, loss_of, at_once=self._at_once, most=len(own))
 
@@ -109,10 +113,25 @@ class DistilTask:
                 texts, targets = [one.text for one in part], targets_of(part, model.device)
                 at_once = self._at_once or size
                 vectors = self._readout.encode_in_parts(texts, range(len(texts)), model, at_once=at_once)
-                losses.append(distillation(vectors, targets, vectors, targets) * len(part))
+                losses.append(difference(vectors, targets, vectors, targets) * len(part))
                 cosines.append(torch.cosine_similarity(vectors, targets).sum())
         loss, cosine = (torch.stack(values).sum().item() / len(examples) for values in (losses, cosines))
         return {"loss": loss, "cosine": cosine}
+
+
+def by_topic(
+    examples: Sequence[DistilExample], lead: int, size: int, random: np.random.Generator
+) -> npt.NDArray[np.integer]:
+    """Return an order of `examples` whose batches of `size`, after the first `lead`, are by half of one topic each."""
+    return half_by_topic(np.stack([one.target for one in examples]), lead, size, random)
+
+
+def difference(
+    vectors: torch.Tensor, targets: torch.Tensor, all_vectors: torch.Tensor, all_targets: torch.Tensor, first: int = 0
+) -> torch.Tensor:
+    """Return the loss of `vectors` [n, D], which are rows `first` to first + n of `all_vectors` [N, D]."""
+    error = distillation(vectors, targets, all_vectors, all_targets)
+    return error + NEIGHBOR_WEIGHT * neighbor_divergence(vectors, targets, all_vectors, all_targets, first)
 
 
 def targets_of(examples: Sequence[DistilExample], device: torch.device) -> torch.Tensor:

@@ -4,6 +4,7 @@
     InfoNCE   mean over queries i of −log (exp s·q_i·d_i / Σ_j exp s·q_i·d_j)         (van den Oord et al., 2018)
     SimCSE    InfoNCE between two encodings of one text that differ only in dropout   (Gao, Yao, Chen, 2021)
     Distil    mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²), v a teacher's  (similarities: Tung, Mori, 2019)
+              + 0.3 · mean_i KL(softmax_j(v_i·v_j / τ) ‖ softmax_j(z_i·z_j / τ)), j ≠ i     (Passalis, Tefas, 2018)
 
 Shapes: T packed tokens, M masked tokens, V vocabulary, n queries, N documents, D dimensions.
 """
@@ -24,6 +25,7 @@ MaskStyle = Literal["bert", "all"]
 HEAD_BYTES = 1 << 27  # of float32 logits at a time: 1,024 rows if the vocabulary has 32,768 tokens
 DOCUMENTS_AT_ONCE = 4096  # columns of the similarity matrix at a time
 SIMILARITY_WEIGHT = 5.0  # relative to the cosine error, because similarity errors are squares of small numbers
+NEIGHBOR_TEMPERATURE = 0.05  # τ of the neighbor distributions: a text's few nearest neighbors have most of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,12 +269,45 @@ def distillation(
         return apart + SIMILARITY_WEIGHT * (z @ all_z.T - v @ all_v.T).square().mean()
 
 
+def neighbor_divergence(
+    vectors: torch.Tensor, targets: torch.Tensor, all_vectors: torch.Tensor, all_targets: torch.Tensor, first: int = 0
+) -> torch.Tensor:
+    """Return how much the neighbors of `vectors` [n, D] differ from those of a teacher's `targets` [n, D].
+
+    It is mean_i KL(p_i ‖ q_i), where q_i(j) is the softmax over j ≠ i of z_i·z_j / τ, and p_i(j) that of v_i·v_j / τ,
+    with τ = `NEIGHBOR_TEMPERATURE`, the unit `vectors` z and the unit `targets` v. i runs over this rank's n texts, j
+    over those of all ranks, `all_vectors` and `all_targets` [N, D], of which this rank's begin with row `first`; 0 if N
+    is 1. `distillation` weights all pairs alike, and nearly all pairs of a batch are unrelated.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        z, v, all_z, all_v = (F.normalize(x.to(_wide(x)), dim=-1) for x in (vectors, targets, all_vectors, all_targets))
+        own = torch.arange(first, first + len(z), device=z.device)[:, None]
+        others = torch.arange(len(all_z) - 1, device=z.device).expand(len(z), -1)
+        others = others + (others >= own)  # the rows j ≠ i of each i
+        learned, taught = (
+            F.log_softmax(some.gather(1, others) / NEIGHBOR_TEMPERATURE, dim=1) for some in (z @ all_z.T, v @ all_v.T)
+        )
+        return F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+
+
 def distillation_reference(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The definition in one process: one pair at a time, in float64."""
     z, v = (list(x.double() / x.double().norm(dim=-1, keepdim=True)) for x in (vectors, targets))
     apart = torch.stack([1 - own @ other for own, other in zip(z, v, strict=True)]).mean()
     pairs = [(z[i] @ z[j] - v[i] @ v[j]) ** 2 for i in range(len(z)) for j in range(len(z))]
     return apart + SIMILARITY_WEIGHT * torch.stack(pairs).mean()
+
+
+def neighbor_divergence_reference(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The definition in one process: one text at a time, in float64."""
+    z, v = (list(x.double() / x.double().norm(dim=-1, keepdim=True)) for x in (vectors, targets))
+    divergences = []
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if j != i]
+        q, p = (torch.stack([torch.exp(x[i] @ x[j] / NEIGHBOR_TEMPERATURE) for j in others]) for x in (z, v))
+        q, p = q / q.sum(), p / p.sum()
+        divergences.append((p * (p / q).log()).sum())
+    return torch.stack(divergences).mean()
 
 
 def alignment(queries: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:

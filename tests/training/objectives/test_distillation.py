@@ -17,8 +17,8 @@ from fastvec.corpus.reader import Chunk
 from fastvec.errors import InputError, InterruptedRunError, ModelError, UsageError
 from fastvec.report import AdaptReport
 from fastvec.training.metrics import read_metrics
-from fastvec.training.objectives.distillation import DistilExample, DistilTask, fitted_dense
-from fastvec.training.objectives.losses import distillation_reference
+from fastvec.training.objectives.distillation import NEIGHBOR_WEIGHT, DistilExample, DistilTask, fitted_dense
+from fastvec.training.objectives.losses import distillation_reference, neighbor_divergence_reference
 from fastvec.training.objectives.readout import Readout
 from fastvec.training.objectives.task import Batch
 from tests import ARTICLES
@@ -83,7 +83,9 @@ def test_in_any_parts_the_gradients_are_those_of_one_text_at_a_time(tiny_llama: 
     found = gradients(model.model)
     assert "dense.weight" in found
     vectors = torch.cat([readout.encode([one.text], [0], model) for one in examples])
-    expected = distillation_reference(vectors, torch.from_numpy(np.stack([one.target for one in examples])))
+    targets = torch.from_numpy(np.stack([one.target for one in examples]))
+    neighbors = neighbor_divergence_reference(vectors, targets)
+    expected = distillation_reference(vectors, targets) + NEIGHBOR_WEIGHT * neighbors
     expected.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert_same_gradients(found, gradients(model.model), 1e-5)

@@ -14,6 +14,8 @@ from fastvec.training.objectives.losses import (
     info_nce,
     info_nce_reference,
     mask_tokens,
+    neighbor_divergence,
+    neighbor_divergence_reference,
     next_tokens,
     token_loss,
     token_loss_reference,
@@ -206,3 +208,31 @@ def test_distillation_by_hand() -> None:
     z, v = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 5.0], [0.0, 1.0]])
     # cosines 0 and 1; two of the four similarities are 0 instead of 1
     assert distillation(z, v, z, v).item() == pytest.approx(0.5 + 5 * 0.5)
+
+
+def test_neighbor_divergence_over_ranks_is_the_mean_of_its_parts() -> None:
+    torch.manual_seed(0)
+    z, v = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5)
+    expected = neighbor_divergence_reference(z, v)
+    (gradient,) = torch.autograd.grad(expected, z)
+    loss = torch.stack([neighbor_divergence(z[own : own + 2], v[own : own + 2], z, v, own) for own in (0, 2, 4)]).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(loss, z)[0], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_neighbor_divergence_by_hand() -> None:
+    """Cosines of text 0 with texts 1 and 2: the teacher's are 1 and 0, the student's 0 and 1."""
+    v = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    far = 1 / losses.NEIGHBOR_TEMPERATURE
+    near = 1 / (1 + math.exp(-far))
+    expected = (2 * near - 1) * far  # p and q are each other's reverse
+    assert neighbor_divergence(z[:1], v[:1], z, v).item() == pytest.approx(expected)
+    assert neighbor_divergence(v, v, v, v).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_one_text_has_no_neighbors() -> None:
+    z = torch.ones(1, 3, requires_grad=True)
+    loss = neighbor_divergence(z, -z.detach(), z, -z.detach())
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, z)[0].tolist() == [[0, 0, 0]]

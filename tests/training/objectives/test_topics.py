@@ -1,0 +1,54 @@
+"""Batches of one topic: every example once, close texts together, the same order on every machine."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fastvec.training.objectives.topics import half_by_topic
+
+SIZE = 16
+
+
+def topical(topics: int, each: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
+    """Return unit vectors [topics · each, 32] in a random order, and the topic of each; topics are far apart."""
+    random = np.random.default_rng(0)
+    centers = random.standard_normal((topics, 32))
+    labels = random.permutation(np.repeat(np.arange(topics), each))
+    vectors = centers[labels] + 0.05 * random.standard_normal((len(labels), 32))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("count", "lead"), [(0, 0), (5, 9), (9, 9), (16, 0), (33, 3), (64, 0), (200, 7), (211, 0)])
+def test_every_example_is_in_the_order_once(count: int, lead: int) -> None:
+    vectors = np.random.default_rng(1).standard_normal((count, 8)).astype(np.float32)
+    order = half_by_topic(vectors, lead, SIZE, np.random.default_rng(2))
+    assert sorted(order.tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("lead", [0, 5])
+def test_half_of_the_batches_have_few_topics_and_the_others_many(lead: int) -> None:
+    vectors, labels = topical(topics=8, each=2 * SIZE)
+    order = half_by_topic(vectors[: len(vectors) - SIZE + lead], lead, SIZE, np.random.default_rng(3))
+    batches = labels[order[lead:]].reshape(-1, SIZE)
+    different = [len(set(batch.tolist())) for batch in batches]
+    assert len(batches) == 15
+    assert sum(many <= 3 for many in different) == 8  # more than one, because whole batches do not fit the topics
+    assert sum(many >= 5 for many in different) == 7
+    alone = np.array(different) <= 3
+    assert alone.tolist() != sorted(alone.tolist())
+    assert alone.tolist() != sorted(alone.tolist(), reverse=True)
+
+
+def test_the_order_does_not_depend_on_how_a_machine_adds() -> None:
+    """Permuted dimensions, in another memory layout, change every rounded sum of floats, but no sum of integers."""
+    vectors = np.random.default_rng(4).standard_normal((512, 384)).astype(np.float32)
+    shuffled = np.asfortranarray(vectors[:, np.random.default_rng(5).permutation(384)])
+    orders = [half_by_topic(some, 0, SIZE, np.random.default_rng(6)) for some in (vectors, shuffled)]
+    np.testing.assert_array_equal(*orders)
+
+
+def test_a_vectors_length_does_not_matter() -> None:
+    vectors = np.random.default_rng(7).standard_normal((256, 24)).astype(np.float32)
+    scale = np.float32(2) ** np.random.default_rng(8).integers(-130, 20, (256, 1))
+    orders = [half_by_topic(some, 0, SIZE, np.random.default_rng(9)) for some in (vectors, vectors * scale)]
+    np.testing.assert_array_equal(*orders)
