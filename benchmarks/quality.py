@@ -17,6 +17,7 @@ import numpy.typing as npt
 from benchmarks.engines.quality_tasks import load_tasks
 from fastvec import Encoder
 from fastvec.encoding.similarity import unit
+from fastvec.errors import FastvecError
 from fastvec.evaluation.baselines import Bm25, tfidf
 from fastvec.evaluation.contestants import Contestant, Fitted, Model
 from fastvec.evaluation.evaluate import judged, write
@@ -42,8 +43,11 @@ def main(
     output: Path | None,
 ) -> None:
     """Judge models and baselines on the tasks whose files are in DATA."""
-    tasks = [task for task in load_tasks(data) if not names or task.name in names]
-    report = judged(tasks, contestants(models or (None,), others, dtype))
+    try:
+        tasks = [task for task in load_tasks(data) if not names or task.name in names]
+        report = judged(tasks, contestants(models or (None,), others, dtype))
+    except FastvecError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(report)
     if output is not None:
         write(report, output)

@@ -46,6 +46,21 @@ def test_questions_of_pubmedqa_are_answered_by_their_own_abstract_and_beir_folde
     assert (tiny.name, tiny.documents, tiny.qrels) == ("tiny", {"d": "A title and text"}, {"q": {"d": 1}})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--model", "nowhere"], "nowhere"), ([], "has no queries.jsonl")],
+)
+def test_a_model_or_task_that_cannot_be_read_is_one_line(data: Path, arguments: list[str], message: str) -> None:
+    if not arguments:
+        (data / "corpus.jsonl").write_text("no JSON\n")
+    done = CliRunner().invoke(main, [str(data), *arguments])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert message in line
+
+
 def test_report_has_the_means_of_input_embeddings_as_baselines(data: Path) -> None:
     done = CliRunner().invoke(main, [str(data), "-o", str(data / "results")], catch_exceptions=False)
     names = ["TF-IDF", "BM25", "fastvec-mini, mean of tokens", "fastvec-mini, weighted mean", "fastvec-mini"]
