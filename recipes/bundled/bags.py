@@ -1,6 +1,6 @@
 """Texts as bags of tokens, and a teacher's vectors of them.
 
-Shapes: V vocabulary, H width of a token vector, D width of the teacher's vectors, T tokens of n texts.
+Shapes: D width of the teacher's vectors, T tokens of n texts.
 """
 
 from collections.abc import Sequence
@@ -45,12 +45,6 @@ class Texts:
     def only(self, rows: torch.Tensor) -> Self:
         ids, _ = self.bags(rows)
         return self.joined(ids.int(), self.lengths[rows])
-
-    def means(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return for each text in `rows` the mean [H] of its RMS-normalized vectors from the table `tokens` [V, H]."""
-        ids, starts = self.bags(rows)
-        normed = F.rms_norm(tokens, tokens.shape[1:], eps=1e-6)
-        return F.embedding_bag(ids, normed, starts, mode="mean")
 
 
 def read(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Texts, torch.Tensor]:

@@ -1,10 +1,9 @@
 """Make the model folder that the package ships, without files and settings needed only for training.
 
-    python -m recipes.bundled.finish distilled --texts texts.parquet -o folder --card card.md
+    python -m recipes.bundled.finish distilled -o folder --card card.md
 
-The Dense layer, whose output is wider than the model, is replaced by the square one with the same cosines. Then word
-dimensions are appended to the meaning dimensions (`words`). Matrices are stored in 8 bits, which fastvec, transformers
-and sentence-transformers widen when they read them.
+The Dense layer, whose output is wider than the model, is replaced by the square one with the same cosines. Matrices are
+stored in 8 bits, which fastvec, transformers and sentence-transformers widen when they read them.
 """
 
 import json
@@ -15,12 +14,10 @@ import click
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from fastvec.checkpoints.checkpoint import DENSE_FOLDER, RECORD
 from fastvec.checkpoints.model_files import read_json
 from fastvec.training.saved_folder import save_dense
-from recipes.bundled.words import batches, rarity, weigh, widen
 
 FILES = (
     "tokenizer_config.json",
@@ -37,16 +34,8 @@ MOST_BYTES = 12_000_000
 @click.command()
 @click.argument("adapted", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--texts", type=click.Path(exists=True, path_type=Path), required=True, help="Texts to count words in.")
-@click.option("--words", default=96, show_default=True, help="Number of word dimensions.")
-@click.option(
-    "--share",
-    default=0.07,
-    show_default=True,
-    help="In the mean of the input tokens, their share of a vector's squared length.",
-)
 @click.option("--card", type=click.Path(exists=True, path_type=Path), required=True)
-def main(adapted: Path, output: Path, texts: Path, words: int, share: float, card: Path) -> None:
+def main(adapted: Path, output: Path, card: Path) -> None:
     """Make the folder from ADAPTED and CARD.
 
     The record keeps only how to run the model, and the tokenizer is written as compact JSON.
@@ -55,14 +44,11 @@ def main(adapted: Path, output: Path, texts: Path, words: int, share: float, car
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapted / name, output / name)
     (head,) = load_file(adapted / DENSE_FOLDER / WEIGHTS).values()
-    cut = PreTrainedTokenizerFast.from_pretrained(adapted)
-    weights, dense = widen(load_file(adapted / WEIGHTS), square(head), rarity(texts, cut), words)
-    weigh(dense, weights, next(batches(texts, cut)), words, share)
+    weights = load_file(adapted / WEIGHTS)
     small = {name: weight.to(MATRICES if weight.ndim == 2 else torch.float16) for name, weight in weights.items()}
     save_file(small, output / WEIGHTS, metadata={"format": "pt"})
-    save_dense(output / DENSE_FOLDER, linear(dense))
-    wider = {"hidden_size": len(dense), "dtype": "float32"}  # `dtype` is what other libraries compute in
-    config = read_json(adapted / "config.json") | wider
+    save_dense(output / DENSE_FOLDER, linear(square(head)))
+    config = read_json(adapted / "config.json") | {"dtype": "float32"}  # what other libraries compute in
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rules = {
         key: value for key, value in read_json(adapted / RECORD).items() if key in ("format", "version", "encoder")

@@ -14,7 +14,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.bundled.texts import LONG_PASSAGES
+from recipes.bundled.texts import cut
 from recipes.sentences import sentences_of
 
 PARAGRAPH = 200  # characters, at least
@@ -59,12 +59,6 @@ def of_articles(file: str, chance: random.Random) -> Iterator[Pair]:
 def rows(file: str, *columns: str) -> Iterator[Pair]:
     for batch in pq.ParquetFile(file).iter_batches(columns=list(columns)):
         yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
-
-
-def cut(text: str) -> str:
-    """Return the text, or its first words."""
-    most = LONG_PASSAGES[1]
-    return text if len(text) <= most else text[:most].rpartition(" ")[0]
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main(output: Path, articles: tuple[str, ...], texts: tuple[str, ...], named:
     for name in texts:
         file, _, column = name.rpartition(":")
         for chunk in open_corpus([file], column=column).chunks(LIMITS):
-            every |= {text[: LONG_PASSAGES[1]]: None for text in chunk.texts.drop_null().to_pylist()}
+            every |= {cut(text): None for text in chunk.texts.drop_null().to_pylist()}
     rows = list(every)
     order = random.permutation(len(rows))
     schema = pa.schema([("text", pa.string())])
@@ -103,7 +103,7 @@ def long_passages(files: tuple[str, ...], random: np.random.Generator) -> Iterat
             for line in article.splitlines():
                 passage = f"{passage} {line}".strip()
                 if len(passage) >= wanted:
-                    yield passage[: LONG_PASSAGES[1]]
+                    yield cut(passage)
                     passage, wanted = "", int(random.integers(*LONG_PASSAGES))
 
 
@@ -122,6 +122,12 @@ def of_paragraph(paragraph: str, random: np.random.Generator) -> Iterator[str]:
             passage = " ".join(sentences[place : place + 2 + int(random.integers(4))])
             if passage != sentence and len(passage) <= PASSAGE_LENGTH:
                 yield passage
+
+
+def cut(text: str) -> str:
+    """Return the text, or its first words if it is longer than 800 characters."""
+    most = LONG_PASSAGES[1]
+    return text if len(text) <= most else text[:most].rpartition(" ")[0] or text[:most]
 
 
 if __name__ == "__main__":
