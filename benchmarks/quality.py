@@ -17,7 +17,7 @@ import numpy.typing as npt
 from benchmarks.engines.quality_tasks import load_tasks
 from fastvec import Encoder
 from fastvec.encoding.similarity import unit
-from fastvec.errors import FastvecError
+from fastvec.errors import FastvecError, ModelError
 from fastvec.evaluation.baselines import Bm25, tfidf
 from fastvec.evaluation.contestants import Contestant, Fitted, Model
 from fastvec.evaluation.evaluate import judged, write
@@ -46,11 +46,11 @@ def main(
     try:
         tasks = [task for task in load_tasks(data) if not names or task.name in names]
         report = judged(tasks, contestants(models or (None,), others, dtype))
+        click.echo(report)
+        if output is not None:
+            write(report, output)
     except FastvecError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(report)
-    if output is not None:
-        write(report, output)
 
 
 def contestants(models: Sequence[str | None], others: Sequence[str], dtype: str) -> Iterator[Contestant]:
@@ -73,7 +73,10 @@ class Other(Contestant):
         from sentence_transformers import SentenceTransformer
 
         super().__init__(Path(model).name)
-        self._model = SentenceTransformer(model)
+        try:
+            self._model = SentenceTransformer(model)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{model}: sentence-transformers cannot load it: {str(error).splitlines()[0]}") from error
 
     def vectors(self, first: Sequence[str], second: Sequence[str]) -> tuple[Any, Any]:
         return self._model.encode(list(first)), self._model.encode(list(second))

@@ -56,6 +56,8 @@ class AdaptPlan:
         recipe = self.recipe.to_json()
         recipe.pop("grad_cache")  # changes memory, not the gradient
         recipe.pop("batch_size")
+        if recipe["objective"] == "distil":  # a run of a version without the neighbor term has no such key
+            recipe["loss"] = "cosine, similarities, neighbors; half of the batches by topic"
         return {
             **recipe,
             **self.settings.fingerprint(self.recipe.instruction, None),

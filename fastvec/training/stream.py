@@ -3,8 +3,8 @@
 A corpus is often sorted by topic, date or source. Therefore its rows are divided into stretches, which each epoch reads
 in a different order. Several stretches are read alternately, one chunk of each in turn, and the examples are arranged
 in blocks of about eight thousand: shuffled, or as the objective asks. Only one block of examples is in memory at a
-time. The order depends on the seed and the examples alone, and a block can be read again from its `Place`: a run that
-resumes at an example rereads one block, not all earlier data.
+time. The order depends on the seed, the examples and the batch size alone, and a block can be read again from its
+`Place`: a run that resumes at an example rereads one block, not all earlier data.
 """
 
 from collections import Counter, deque
@@ -20,7 +20,7 @@ from fastvec.corpus.reader import Chunk, ChunkLimits, Corpus
 from fastvec.errors import InputError
 
 Example = TypeVar("Example")
-Other = TypeVar("Other", contravariant=True)
+Arranged = TypeVar("Arranged", contravariant=True)
 Rows = tuple[tuple[int, int], ...]  # first row and end row (exclusive) of each of several stretches
 
 LIMITS = ChunkLimits(rows=1024, bytes=1 << 20)
@@ -34,9 +34,9 @@ FEWEST_HELD_OUT = 8  # rows held out of a small corpus, approximately
 _HELD_OUT, _ORDER, _BLOCK = range(3)  # keys of independent random number streams
 
 
-class Arrange(Protocol[Other]):
+class Arrange(Protocol[Arranged]):
     def __call__(
-        self, examples: Sequence[Other], lead: int, size: int, random: np.random.Generator, /
+        self, examples: Sequence[Arranged], lead: int, size: int, random: np.random.Generator, /
     ) -> npt.NDArray[np.integer]:
         """Return an order of `examples`; the first `lead` of it complete a batch, batches of `size` follow."""
 
@@ -44,6 +44,7 @@ class Arrange(Protocol[Other]):
 def shuffled(
     examples: Sequence[object], lead: int, size: int, random: np.random.Generator, /
 ) -> npt.NDArray[np.integer]:
+    """Return a random order."""
     return random.permutation(len(examples))
 
 
@@ -112,7 +113,7 @@ class ExampleStream(Generic[Example]):
                     f"a batch needs {self.batch}: lower --batch-size or give more data"
                 )
             random = np.random.default_rng([self.seed, _BLOCK, place.epoch, place.block])
-            order = self.arrange(block, -place.example % self.batch, self.batch, random)
+            order = self.arrange(block, -place.example % self.batch, self.batch, random) if block else np.arange(0)
             for index in order[max(start - place.example, 0) :]:
                 yield block[index]
             place = Place(

@@ -4,8 +4,9 @@
 
 A token has a vector and a weight. Its initial vector is the teacher's of the token alone, reduced by a PCA in which
 frequent tokens count less (Arora et al., 2017); its initial weight is the root of what it counts there. Vectors,
-weights and a linear map to the teacher's width are trained with the loss of `fastvec adapt --objective distil`, and
-with InfoNCE of pairs of queries and passages. That takes minutes, as there are no layers to run.
+weights and a linear map to the teacher's width are trained with the cosine and similarity terms of `fastvec adapt
+--objective distil`, and with InfoNCE of pairs of queries and passages. That takes minutes, as there are no layers to
+run.
 
 The final RMSNorm divides by a token's norm, so the model's tokens have one dimension more, which the map ignores, and
 which makes their norms equal: the norm's output then has the weight. transformers can load the folder. Its layers add

@@ -127,7 +127,7 @@ def of_paragraph(paragraph: str, random: np.random.Generator) -> Iterator[str]:
 def cut(text: str) -> str:
     """Return the text, or its first words if it is longer than 800 characters."""
     most = LONG_PASSAGES[1]
-    return text if len(text) <= most else text[:most].rpartition(" ")[0] or text[:most]
+    return text if len(text) <= most else text[: most + 1].rpartition(" ")[0] or text[:most]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fastvec.errors import RefusedError, UsageError
@@ -26,6 +28,16 @@ def test_a_job_is_the_same_in_any_number_of_processes_if_its_batches_are(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for options in ({}, {"fsdp": True}, {"grad_cache": 1}):
         assert fingerprint_differences(alone, plan(tiny_llama, batch_size=2, **options).fingerprint) == []
+
+
+def test_a_distillation_begun_without_the_neighbor_term_is_another_job(tiny_llama: Path, tmp_path: Path) -> None:
+    vectors = pa.array([[1.0, 2.0]] * 9, pa.list_(pa.float32(), 2))
+    pq.write_table(pa.table({"text": ["a text"] * 9, "embedding": vectors}), tmp_path / "v.parquet")
+    now = plan(tiny_llama, objective="distil", data=[tmp_path / "v.parquet"]).fingerprint
+    before = {key: value for key, value in now.items() if key != "loss"}
+    with pytest.raises(RefusedError, match="another job: loss was null, now "):
+        refuse_another_job(Path("out"), before, now)
+    assert "loss" not in plan(tiny_llama).fingerprint
 
 
 def test_what_cannot_be_split_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,10 +81,12 @@ def test_each_block_is_arranged_in_whole_batches_after_the_rest_of_one_begun_bef
     for length, lead in seen:
         block = found[begin : begin + length]
         assert block == sorted(block)
+        assert 0 <= lead < 16
         assert (begin + lead) % 16 == 0
         begin += length
     assert begin >= 200
     assert len({lead for _, lead in seen}) > 1
+    assert taken(numbers, 30, 190, numbers.place_before(190))[:10] == found[190:]
 
 
 def test_the_seed_decides_order_and_held_out_rows(numbers: ExampleStream[int]) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 from fastvec.corpus.reader import Chunk
 from fastvec.errors import InputError
 from fastvec.texts.tokenizer import TextTokenizer
-from fastvec.training.objectives.losses import distillation, neighbor_divergence
+from fastvec.training.objectives.losses import NEIGHBOR_WEIGHT, distillation, neighbor_divergence
 from fastvec.training.objectives.readout import Readout, Text, gather, holds_something, tokenized
 from fastvec.training.objectives.task import Batch, Pass
 from fastvec.training.objectives.topics import half_by_topic
@@ -31,7 +31,6 @@ from fastvec_kernels import to_device
 
 FloatArray = npt.NDArray[np.float32]
 
-NEIGHBOR_WEIGHT = 0.3
 FIT_TEXTS = 4096  # used to fit the initial Dense layer
 FIT_AT_ONCE = 64
 RIDGE = 1e-3  # relative to the mean square of a dimension; keeps weights small that few texts leave undetermined
@@ -122,14 +121,14 @@ class DistilTask:
 def by_topic(
     examples: Sequence[DistilExample], lead: int, size: int, random: np.random.Generator
 ) -> npt.NDArray[np.integer]:
-    """Return an order of `examples` whose batches of `size`, after the first `lead`, are by half of one topic each."""
-    return half_by_topic(np.stack([one.target for one in examples]), lead, size, random)
+    """Return an order of `examples` in which half of the batches have one topic each (`topics`)."""
+    return half_by_topic((one.target for one in examples), lead, size, random)
 
 
 def difference(
     vectors: torch.Tensor, targets: torch.Tensor, all_vectors: torch.Tensor, all_targets: torch.Tensor, first: int = 0
 ) -> torch.Tensor:
-    """Return the loss of `vectors` [n, D], which are rows `first` to first + n of `all_vectors` [N, D]."""
+    """Return the loss of this rank's `vectors` [n, D], rows `first` to first + n of those of all ranks [N, D]."""
     error = distillation(vectors, targets, all_vectors, all_targets)
     return error + NEIGHBOR_WEIGHT * neighbor_divergence(vectors, targets, all_vectors, all_targets, first)
 

@@ -4,7 +4,7 @@
     InfoNCE   mean over queries i of −log (exp s·q_i·d_i / Σ_j exp s·q_i·d_j)         (van den Oord et al., 2018)
     SimCSE    InfoNCE between two encodings of one text that differ only in dropout   (Gao, Yao, Chen, 2021)
     Distil    mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²), v a teacher's  (similarities: Tung, Mori, 2019)
-              + 0.3 · mean_i KL(softmax_j(v_i·v_j / τ) ‖ softmax_j(z_i·z_j / τ)), j ≠ i     (Passalis, Tefas, 2018)
+              + λ · mean_i KL(softmax_j(v_i·v_j / τ) ‖ softmax_j(z_i·z_j / τ)), j ≠ i     (Passalis, Tefas, 2018)
 
 Shapes: T packed tokens, M masked tokens, V vocabulary, n queries, N documents, D dimensions.
 """
@@ -25,6 +25,8 @@ MaskStyle = Literal["bert", "all"]
 HEAD_BYTES = 1 << 27  # of float32 logits at a time: 1,024 rows if the vocabulary has 32,768 tokens
 DOCUMENTS_AT_ONCE = 4096  # columns of the similarity matrix at a time
 SIMILARITY_WEIGHT = 5.0  # relative to the cosine error, because similarity errors are squares of small numbers
+NEIGHBOR_WEIGHT = 0.3  # λ: of a trained student the term then is about as large as the other two
+NEVER = -1e9  # a score whose softmax is 0, finite so that 0 times its logarithm is 0
 NEIGHBOR_TEMPERATURE = 0.05  # τ of the neighbor distributions: a text's few nearest neighbors have most of them
 
 
@@ -281,11 +283,11 @@ def neighbor_divergence(
     """
     with torch.autocast(vectors.device.type, enabled=False):
         z, v, all_z, all_v = (F.normalize(x.to(_wide(x)), dim=-1) for x in (vectors, targets, all_vectors, all_targets))
-        own = torch.arange(first, first + len(z), device=z.device)[:, None]
-        others = torch.arange(len(all_z) - 1, device=z.device).expand(len(z), -1)
-        others = others + (others >= own)  # the rows j ≠ i of each i
+        rows = torch.arange(len(all_z), device=z.device)
+        own = rows == rows[first : first + len(z), None]
         learned, taught = (
-            F.log_softmax(some.gather(1, others) / NEIGHBOR_TEMPERATURE, dim=1) for some in (z @ all_z.T, v @ all_v.T)
+            F.log_softmax((cosines / NEIGHBOR_TEMPERATURE).masked_fill(own, NEVER), dim=1)
+            for cosines in (z @ all_z.T, v @ all_v.T)
         )
         return F.kl_div(learned, taught, reduction="batchmean", log_target=True)
 

@@ -1,4 +1,5 @@
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from fastvec import Encoder
 from fastvec.corpus.reader import Chunk
 from fastvec.errors import InputError, InterruptedRunError, ModelError, UsageError
 from fastvec.report import AdaptReport
+from fastvec.system.libraries import quiet_libraries
+from fastvec.training import stream
+from fastvec.training.learner import Learner
 from fastvec.training.metrics import read_metrics
-from fastvec.training.objectives.distillation import NEIGHBOR_WEIGHT, DistilExample, DistilTask, fitted_dense
-from fastvec.training.objectives.losses import distillation_reference, neighbor_divergence_reference
+from fastvec.training.objectives.distillation import DistilExample, DistilTask, fitted_dense
+from fastvec.training.objectives.losses import NEIGHBOR_WEIGHT, distillation_reference, neighbor_divergence_reference
 from fastvec.training.objectives.readout import Readout
 from fastvec.training.objectives.task import Batch
+from fastvec.training.plan import plan_adapt
 from tests import ARTICLES
 from tests.helpers.tiny import SENTENCES, save_decoder
 from tests.training.steps import PlainPass, assert_same_gradients, gradients, headed_model, text_tokenizer
@@ -89,6 +94,40 @@ def test_in_any_parts_the_gradients_are_those_of_one_text_at_a_time(tiny_llama: 
     expected.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert_same_gradients(found, gradients(model.model), 1e-5)
+
+
+def learner(model: Path, folder: Path, **options: Any) -> Learner:
+    """Return what a run with the data in `folder`/v.parquet trains with."""
+    places = {"model": model, "data": [folder / "v.parquet"], "output": folder / "out"}
+    unset = dict.fromkeys(("revision", "eval_pairs", "eval_every", "save_every"))
+    how = {"objective": "distil", "column": "text", "adapters": (), "device": "cpu", "dtype": "float32", "merge": False}
+    plan = plan_adapt(**places, **unset, **how, full=True, max_length=8, **options)  # type: ignore[arg-type]
+    with quiet_libraries():
+        return Learner(plan, folder / "part")
+
+
+def test_half_of_a_runs_batches_have_few_topics(base: Path, tmp_path: Path) -> None:
+    """Through the plan and the learner: texts named after the axis that their vectors have."""
+    axes = np.random.default_rng(0).permutation(np.repeat(np.arange(16), 32))
+    vectors = pa.array((np.eye(16)[axes] + 0.01).tolist(), pa.list_(pa.float32(), 16))
+    pq.write_table(pa.table({"text": [str(axis) for axis in axes], "embedding": vectors}), tmp_path / "v.parquet")
+    source = learner(base, tmp_path, batch_size=16, hold_out=0.0).batches
+    found = [batch.examples for batch in islice(source, 32)]
+    topics = [len({int(np.argmax(one.target)) for one in examples}) for examples in found]
+    few, many = sorted(topics)[:16], sorted(topics)[16:]
+    assert max(few) <= 3  # several, where a split cuts through a topic
+    assert min(many) >= 5
+
+
+def test_a_block_without_an_example_is_passed_over(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three row groups have no vectors; in some epochs one comes last, after a full block."""
+    monkeypatch.setattr(stream, "BLOCK_EXAMPLES", 4)
+    vectors = [*np.eye(4, 64).tolist(), *[None] * 8]
+    rows = {"text": ["a text"] * len(vectors), "embedding": pa.array(vectors, pa.list_(pa.float32()))}
+    pq.write_table(pa.table(rows), tmp_path / "v.parquet", row_group_size=4)
+    source = learner(base, tmp_path, batch_size=4, hold_out=0.0).batches
+    found = [{int(np.argmax(one.target)) for one in batch.examples} for batch in islice(source, 12)]
+    assert found == [{0, 1, 2, 3}] * 12
 
 
 def test_the_dense_layer_starts_as_the_map_that_fits_best(tiny_llama: Path) -> None:
