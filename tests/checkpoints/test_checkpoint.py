@@ -77,7 +77,7 @@ def test_reading_a_checkpoint_imports_no_torch(tiny_llama: Path) -> None:
 
 def test_no_model_is_the_bundled_one() -> None:
     checkpoint = resolve(None)
-    assert (checkpoint.name, checkpoint.layout, checkpoint.vector_size) == ("fastvec-mini", "fastvec", 352)
+    assert (checkpoint.name, checkpoint.layout, checkpoint.vector_size) == ("fastvec-mini", "fastvec", 256)
 
 
 # damaged and unknown folders

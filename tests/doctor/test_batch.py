@@ -60,7 +60,7 @@ def test_wrong_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_vectors_that_are_not_finite_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "reference", lambda _: np.full((len(batch.TEXTS), 352), np.nan, dtype=np.float32))
+    monkeypatch.setattr(batch, "reference", lambda _: np.full((len(batch.TEXTS), 256), np.nan, dtype=np.float32))
     assert batch.check_vectors(ignore)[0] == "FAILED"
 
 

@@ -78,7 +78,7 @@ def finished(made: Path) -> Path:
         device="cpu",
     )
     (made / "card.md").write_text("# A card\n")
-    run(finish, f"{made}/distilled -o {made}/finished --card {made}/card.md")
+    run(finish, f"{made}/distilled --texts {made}/texts.parquet -o {made}/finished --card {made}/card.md")
     return made / "finished"
 
 
@@ -287,6 +287,9 @@ def test_the_finished_folder_holds_nothing_of_its_making_and_has_the_cosines_of_
     near = Encoder.from_pretrained(made / "distilled", dtype="float32", device="cpu").encode(texts)
     cosines = near @ near.T  # only close: weights of 8 bits
     assert np.abs(found @ found.T - cosines).mean() < cosines.std() / 5
+    sizes = np.square(found).sum(axis=0)
+    assert sizes[:8].sum() > 0.9 * np.sort(sizes)[-8:].sum()  # the largest components come first
+    assert np.abs(found.T @ found - np.diag(sizes))[:8, :8].max() < 0.05 * sizes[0]  # and are uncorrelated
     other = SentenceTransformer(str(finished), device="cpu", model_kwargs={"dtype": torch.float32})
     np.testing.assert_allclose(other.encode(texts[:9]), found[:9], atol=1e-5)
     for path in finished.rglob("*.json"):
