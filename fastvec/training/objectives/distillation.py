@@ -1,11 +1,10 @@
 """Distillation: trains a model's text vectors to match a teacher's.
 
 The loss compares a batch's vectors, the similarities between them and their nearest neighbors with the teacher's
-(`losses.distillation`, `losses.neighbor_divergence`). Random texts are hardly related, and neighbors among them teach
-little: therefore half of the batches have texts of one topic each, by the teacher's vectors (`topics`). A Dense layer
-after the pooling maps H to D: the checkpoint's, or, if it has none and the widths differ, a new one. A new layer starts
-as the least-squares map from the model's own vectors to the teacher's, so training builds on what the model already
-represents.
+(`losses.distillation`). Random texts are hardly related, and neighbors among them teach little: therefore half of the
+batches have one topic each, by the teacher's vectors (`topics`). A Dense layer after the pooling maps H to D: the
+checkpoint's, or, if it has none and the widths differ, a new one. A new layer starts as the least-squares map from the
+model's own vectors to the teacher's, so training builds on what the model already represents.
 
 Shapes: n texts, D dimensions of the teacher's vectors, H of the model's.
 """
@@ -23,7 +22,7 @@ from torch import nn
 from fastvec.corpus.reader import Chunk
 from fastvec.errors import InputError
 from fastvec.texts.tokenizer import TextTokenizer
-from fastvec.training.objectives.losses import NEIGHBOR_WEIGHT, distillation, neighbor_divergence
+from fastvec.training.objectives.losses import NEIGHBOR_WEIGHT, distillation
 from fastvec.training.objectives.readout import Readout, Text, gather, holds_something, tokenized
 from fastvec.training.objectives.task import Batch, Pass
 from fastvec.training.objectives.topics import half_by_topic
@@ -95,7 +94,9 @@ class DistilTask:
 
         def loss_of(vectors: torch.Tensor) -> torch.Tensor:
             every = gather(vectors, [len(own)] * batch.ranks, batch.rank)
-            return difference(vectors, targets[share], every, targets, share.start)
+            return distillation(
+                vectors, targets[share], every, targets, first=share.start, neighbor_weight=NEIGHBOR_WEIGHT
+            )
 
         return self._readout.learn(own, batch.own, model, loss_of, at_once=self._at_once, most=len(own))
 
@@ -112,7 +113,8 @@ class DistilTask:
                 texts, targets = [one.text for one in part], targets_of(part, model.device)
                 at_once = self._at_once or size
                 vectors = self._readout.encode_in_parts(texts, range(len(texts)), model, at_once=at_once)
-                losses.append(difference(vectors, targets, vectors, targets) * len(part))
+                error = distillation(vectors, targets, vectors, targets, neighbor_weight=NEIGHBOR_WEIGHT)
+                losses.append(error * len(part))
                 cosines.append(torch.cosine_similarity(vectors, targets).sum())
         loss, cosine = (torch.stack(values).sum().item() / len(examples) for values in (losses, cosines))
         return {"loss": loss, "cosine": cosine}
@@ -123,14 +125,6 @@ def by_topic(
 ) -> npt.NDArray[np.integer]:
     """Return an order of `examples` in which half of the batches have one topic each (`topics`)."""
     return half_by_topic((one.target for one in examples), lead, size, random)
-
-
-def difference(
-    vectors: torch.Tensor, targets: torch.Tensor, all_vectors: torch.Tensor, all_targets: torch.Tensor, first: int = 0
-) -> torch.Tensor:
-    """Return the loss of this rank's `vectors` [n, D], rows `first` to first + n of those of all ranks [N, D]."""
-    error = distillation(vectors, targets, all_vectors, all_targets)
-    return error + NEIGHBOR_WEIGHT * neighbor_divergence(vectors, targets, all_vectors, all_targets, first)
 
 
 def targets_of(examples: Sequence[DistilExample], device: torch.device) -> torch.Tensor:

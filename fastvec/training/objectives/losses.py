@@ -258,38 +258,42 @@ def _score_parts(
 
 
 def distillation(
-    vectors: torch.Tensor, targets: torch.Tensor, all_vectors: torch.Tensor, all_targets: torch.Tensor
+    vectors: torch.Tensor,
+    targets: torch.Tensor,
+    all_vectors: torch.Tensor,
+    all_targets: torch.Tensor,
+    *,
+    first: int = 0,
+    neighbor_weight: float = 0.0,
 ) -> torch.Tensor:
     """Return the error of `vectors` [n, D] and of their similarities, compared with a teacher's `targets` [n, D].
 
     The error is mean_i(1 − z_i·v_i) + 5 · mean_ij((z_i·z_j − v_i·v_j)²), where z are the unit `vectors` and v the unit
-    `targets`. i runs over this rank's n texts, j over those of all ranks, `all_vectors` and `all_targets` [N, D].
+    `targets`, and `neighbor_weight` times the `neighbor_divergence`. i runs over this rank's n texts, j over those of
+    all ranks, `all_vectors` and `all_targets` [N, D], of which this rank's begin with row `first`.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         z, v, all_z, all_v = (F.normalize(x.to(_wide(x)), dim=-1) for x in (vectors, targets, all_vectors, all_targets))
-        apart = 1 - (z * v).sum(dim=-1).mean()
-        return apart + SIMILARITY_WEIGHT * (z @ all_z.T - v @ all_v.T).square().mean()
+        learned, taught = z @ all_z.T, v @ all_v.T
+        error = 1 - (z * v).sum(dim=-1).mean() + SIMILARITY_WEIGHT * (learned - taught).square().mean()
+        if neighbor_weight:
+            error = error + neighbor_weight * neighbor_divergence(learned, taught, first)
+        return error
 
 
-def neighbor_divergence(
-    vectors: torch.Tensor, targets: torch.Tensor, all_vectors: torch.Tensor, all_targets: torch.Tensor, first: int = 0
-) -> torch.Tensor:
-    """Return how much the neighbors of `vectors` [n, D] differ from those of a teacher's `targets` [n, D].
+def neighbor_divergence(learned: torch.Tensor, taught: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Return how much the neighbors of n texts among N differ by two matrices of cosines [n, N].
 
-    It is mean_i KL(p_i ‖ q_i), where q_i(j) is the softmax over j ≠ i of z_i·z_j / τ, and p_i(j) that of v_i·v_j / τ,
-    with τ = `NEIGHBOR_TEMPERATURE`, the unit `vectors` z and the unit `targets` v. i runs over this rank's n texts, j
-    over those of all ranks, `all_vectors` and `all_targets` [N, D], of which this rank's begin with row `first`; 0 if N
-    is 1. `distillation` weights all pairs alike, and nearly all pairs of a batch are unrelated.
+    It is mean_i KL(p_i ‖ q_i), where q_i(j) is the softmax over j ≠ i of learned_ij / τ, and p_i(j) that of
+    taught_ij / τ, with τ = `NEIGHBOR_TEMPERATURE`; 0 if N is 1. Text i is number `first` + i of the N. The squares in
+    `distillation` weight all pairs alike, and nearly all pairs of a batch are unrelated.
     """
-    with torch.autocast(vectors.device.type, enabled=False):
-        z, v, all_z, all_v = (F.normalize(x.to(_wide(x)), dim=-1) for x in (vectors, targets, all_vectors, all_targets))
-        rows = torch.arange(len(all_z), device=z.device)
-        own = rows == rows[first : first + len(z), None]
-        learned, taught = (
-            F.log_softmax((cosines / NEIGHBOR_TEMPERATURE).masked_fill(own, NEVER), dim=1)
-            for cosines in (z @ all_z.T, v @ all_v.T)
-        )
-        return F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+    rows = torch.arange(learned.shape[1], device=learned.device)
+    own = rows == rows[first : first + len(learned), None]
+    q, p = (
+        F.log_softmax((cosines / NEIGHBOR_TEMPERATURE).masked_fill(own, NEVER), dim=1) for cosines in (learned, taught)
+    )
+    return F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
 def distillation_reference(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -25,10 +25,10 @@ from fastvec.training.objectives.distillation import DistilExample, DistilTask, 
 from fastvec.training.objectives.losses import NEIGHBOR_WEIGHT, distillation_reference, neighbor_divergence_reference
 from fastvec.training.objectives.readout import Readout
 from fastvec.training.objectives.task import Batch
-from fastvec.training.plan import plan_adapt
 from tests import ARTICLES
 from tests.helpers.tiny import SENTENCES, save_decoder
 from tests.training.steps import PlainPass, assert_same_gradients, gradients, headed_model, text_tokenizer
+from tests.training.test_plan import plan
 
 WIDTH = 24
 VECTORS = np.random.default_rng(0).standard_normal((7, WIDTH)).astype(np.float16)
@@ -98,12 +98,9 @@ def test_in_any_parts_the_gradients_are_those_of_one_text_at_a_time(tiny_llama: 
 
 def learner(model: Path, folder: Path, **options: Any) -> Learner:
     """Return what a run with the data in `folder`/v.parquet trains with."""
-    places = {"model": model, "data": [folder / "v.parquet"], "output": folder / "out"}
-    unset = dict.fromkeys(("revision", "eval_pairs", "eval_every", "save_every"))
-    how = {"objective": "distil", "column": "text", "adapters": (), "device": "cpu", "dtype": "float32", "merge": False}
-    plan = plan_adapt(**places, **unset, **how, full=True, max_length=8, **options)  # type: ignore[arg-type]
+    data = [folder / "v.parquet"]
     with quiet_libraries():
-        return Learner(plan, folder / "part")
+        return Learner(plan(model, objective="distil", data=data, full=True, max_length=8, **options), folder / "part")
 
 
 def test_half_of_a_runs_batches_have_few_topics(base: Path, tmp_path: Path) -> None:

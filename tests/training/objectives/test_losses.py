@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastvec.training.objectives import losses
 from fastvec.training.objectives.losses import (
@@ -210,12 +211,18 @@ def test_distillation_by_hand() -> None:
     assert distillation(z, v, z, v).item() == pytest.approx(0.5 + 5 * 0.5)
 
 
+def cosines(z: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.normalize(z, dim=1) @ F.normalize(v, dim=1).T
+
+
 def test_neighbor_divergence_over_ranks_is_the_mean_of_its_parts() -> None:
     torch.manual_seed(0)
     z, v = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5)
-    expected = neighbor_divergence_reference(z, v)
+    expected = distillation_reference(z, v) + 2 * neighbor_divergence_reference(z, v)
     (gradient,) = torch.autograd.grad(expected, z)
-    loss = torch.stack([neighbor_divergence(z[own : own + 2], v[own : own + 2], z, v, own) for own in (0, 2, 4)]).mean()
+    owned = [slice(first, first + 2) for first in (0, 2, 4)]
+    parts = [distillation(z[own], v[own], z, v, first=own.start, neighbor_weight=2.0) for own in owned]
+    loss = torch.stack(parts).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(torch.autograd.grad(loss, z)[0], gradient, rtol=1e-4, atol=1e-6)
 
@@ -227,12 +234,12 @@ def test_neighbor_divergence_by_hand() -> None:
     far = 1 / losses.NEIGHBOR_TEMPERATURE
     near = 1 / (1 + math.exp(-far))
     expected = (2 * near - 1) * far  # p and q are each other's reverse
-    assert neighbor_divergence(z[:1], v[:1], z, v).item() == pytest.approx(expected)
-    assert neighbor_divergence(v, v, v, v).item() == pytest.approx(0, abs=1e-6)
+    assert neighbor_divergence(cosines(z[:1], z), cosines(v[:1], v)).item() == pytest.approx(expected)
+    assert neighbor_divergence(cosines(v, v), cosines(v, v)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_one_text_has_no_neighbors() -> None:
     z = torch.ones(1, 3, requires_grad=True)
-    loss = neighbor_divergence(z, -z.detach(), z, -z.detach())
+    loss = neighbor_divergence(cosines(z, z), torch.ones(1, 1))
     assert loss.item() == 0
     assert torch.autograd.grad(loss, z)[0].tolist() == [[0, 0, 0]]
