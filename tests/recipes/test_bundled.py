@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import fastvec
 from fastvec import Encoder
 from recipes import pretrain
-from recipes.bundled import everyday, finish, pairs, scenes, static, teacher, texts, tokenizer
+from recipes.bundled import everyday, finish, pairs, scenes, static, teacher, texts, tokenizer, topics
 from recipes.bundled.templates import Templates
 from tests import ARTICLES
 from tests.helpers.tiny import save_decoder
@@ -61,6 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(teacher, f"{folder}/texts.parquet -o {folder}/vectors --model {folder}/teacher")
     arguments = f"{folder}/vectors -o {folder}/static --tokenizer {folder}/tokenizer --teacher {folder}/teacher"
     run(static, f"{arguments} --pairs {folder}/pairs.parquet {SIZES}")
+    run(topics, f"{folder}/vectors -o {folder}/topics.parquet --size 32")
     return folder
 
 
@@ -69,7 +70,7 @@ def finished(made: Path) -> Path:
     fastvec.adapt(
         objective="distil",
         model=made / "static",
-        data=[made / "vectors"],
+        data=[made / "topics.parquet"],
         output=made / "distilled",
         steps=2,
         batch_size=16,
@@ -101,6 +102,22 @@ def test_texts_come_once_shuffled_and_of_every_kind(made: Path) -> None:
     assert sum(400 <= len(text) <= 800 for text in named) >= 40
     assert any(". " in text and 220 < len(text) < 400 for text in of_articles)  # passages
     assert any(text[0].islower() for text in of_articles)  # clauses
+
+
+def test_topics_are_runs_of_texts_near_each_other(made: Path) -> None:
+    before, after = pq.read_table(made / "vectors"), pq.read_table(made / "topics.parquet")
+    assert before.schema == after.schema
+    assert before["text"] != after["text"]
+    assert before.sort_by("text") == after.sort_by("text")
+    near, far = (nearness(table["embedding"].combine_chunks()) for table in (after, before))
+    assert near > far + 0.05
+
+
+def nearness(vectors: pa.FixedSizeListArray) -> float:
+    """Return the mean cosine between a vector and the next."""
+    rows = vectors.flatten().to_numpy().reshape(len(vectors), -1).astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return float((rows[1:] * rows[:-1]).sum(axis=1).mean())
 
 
 def test_rare_words_are_those_of_few_texts() -> None:

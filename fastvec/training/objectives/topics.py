@@ -32,24 +32,30 @@ def half_by_topic(
     topics. `lead` completes a batch that began before these vectors. The order is random if there are fewer than
     `FEWEST_BATCHES` batches, or if they have one vector each.
     """
-    integers = np.stack([_integers(vector) for vector in vectors])
-    order = random.permutation(len(integers))
+    whole = np.stack([integers(vector) for vector in vectors])
+    order = random.permutation(len(whole))
     batches = max(len(order) - lead, 0) // size
     if batches < FEWEST_BATCHES or size < 2:
         return order
     end = lead + batches * size
-    topics = _topics(order[lead:end], integers, size, random)
-    topics = [topics[index] for index in random.permutation(batches)]
-    mixed = random.permutation(np.concatenate(topics[: batches // 2])).reshape(-1, size)
-    drawn = random.permutation([*mixed, *topics[batches // 2 :]])
+    parts = topics(order[lead:end], whole, size, random)
+    parts = [parts[index] for index in random.permutation(batches)]
+    mixed = random.permutation(np.concatenate(parts[: batches // 2])).reshape(-1, size)
+    drawn = random.permutation([*mixed, *parts[batches // 2 :]])
     return np.concatenate([order[:lead], drawn.ravel(), order[end:]])
 
 
-def _topics(rows: IntArray, vectors: Integers, size: int, random: np.random.Generator) -> list[IntArray]:
-    """Split `rows` of `vectors` [n, D] into parts of `size` rows that are near each other."""
+def topics(rows: IntArray, vectors: Integers, size: int, random: np.random.Generator) -> list[IntArray]:
+    """Split `rows` of `vectors` [n, D] into parts of `size` rows that are near each other; the last may have more."""
     left = len(rows) // size // 2 * size
     if left == 0:
         return [rows]
+    ordered = _along_axis(rows, vectors, left, random)
+    return [part for half in (ordered[:left], ordered[left:]) for part in topics(half, vectors, size, random)]
+
+
+def _along_axis(rows: IntArray, vectors: Integers, left: int, random: np.random.Generator) -> IntArray:
+    """Return `rows` along the axis on which the first `left` of them differ most from the others."""
     own = vectors[rows].astype(np.float64)
     first, second = random.choice(len(rows), 2, replace=False)
     axis = own[second] - own[first]
@@ -57,11 +63,10 @@ def _topics(rows: IntArray, vectors: Integers, size: int, random: np.random.Gene
         near = np.argsort(own @ axis, kind="stable")
         axis = left * own[near[left:]].sum(axis=0) - (len(rows) - left) * own[near[:left]].sum(axis=0)
         axis //= len(rows)
-    ordered = rows[np.argsort(own @ axis, kind="stable")]
-    return [part for half in (ordered[:left], ordered[left:]) for part in _topics(half, vectors, size, random)]
+    return rows[np.argsort(own @ axis, kind="stable")]
 
 
-def _integers(vector: npt.NDArray[np.floating]) -> Integers:
+def integers(vector: npt.NDArray[np.floating]) -> Integers:
     """Return a vector [D] as integers up to `LEVELS`, in proportion to its largest dimension."""
-    integers: Integers = np.rint(vector / np.abs(vector).max() * LEVELS).astype(np.int8)
-    return integers
+    found: Integers = np.rint(vector / np.abs(vector).max() * LEVELS).astype(np.int8)
+    return found
