@@ -186,7 +186,8 @@ class Learner:
         else:
             bare = Readout(settings.pooling)
             (stream,) = self._streams(self._distil_task(bare))
-            dense = fitted_dense(list(islice(stream.examples(), FIT_TEXTS)), bare, self._look())
+            most = min(FIT_TEXTS, stream.corpus.rows)
+            dense = fitted_dense(list(islice(stream.examples(), most)), bare, self._look())
         self.model.add_module(DENSE, dense)
         if self._sharding is not None:
             self._sharding.split(dense)

@@ -127,6 +127,22 @@ def test_a_block_without_an_example_is_passed_over(base: Path, tmp_path: Path, m
     assert found == [{0, 1, 2, 3}] * 12
 
 
+def test_a_small_corpus_is_read_once_for_the_dense_layer(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+
+    def counted(examples: list[DistilExample], *rest: Any) -> nn.Linear:
+        fitted.extend(int(np.argmax(one.target)) for one in examples)
+        return fitted_dense(examples, *rest)
+
+    monkeypatch.setattr("fastvec.training.learner.fitted_dense", counted)
+    vectors = pa.array(np.eye(6, 24).tolist(), pa.list_(pa.float32()))
+    pq.write_table(pa.table({"text": ["a text"] * 6, "embedding": vectors}), tmp_path / "v.parquet")
+    learner(base, tmp_path, batch_size=2, hold_out=0.0)
+    assert sorted(fitted) == [0, 1, 2, 3, 4, 5]
+
+
 def test_the_dense_layer_starts_as_the_map_that_fits_best(tiny_llama: Path) -> None:
     """The expected map is a ridge regression, solved as least squares with rows of √λ added."""
     model = PlainPass(headed_model(tiny_llama).model)
