@@ -40,8 +40,10 @@ def main(vectors: Path, output: Path, size: int, seed: int) -> None:
 def whole(table: pa.Table) -> Integers:
     """Return the vectors [n, D] in the integers with which topics are found."""
     width = table.schema.field("embedding").type.list_size
-    parts = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in table["embedding"].chunks]
-    return np.concatenate([np.stack([integers(vector.astype(np.float32)) for vector in part]) for part in parts])
+    chunks = table["embedding"].chunks
+    return np.concatenate(
+        [integers(chunk.flatten().to_numpy().reshape(-1, width).astype(np.float32)) for chunk in chunks]
+    )
 
 
 if __name__ == "__main__":

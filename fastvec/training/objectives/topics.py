@@ -32,7 +32,7 @@ def half_by_topic(
     topics. `lead` completes a batch that began before these vectors. The order is random if there are fewer than
     `FEWEST_BATCHES` batches, or if they have one vector each.
     """
-    whole = np.stack([integers(vector) for vector in vectors])
+    whole = integers(np.stack(list(vectors)))
     order = random.permutation(len(whole))
     batches = max(len(order) - lead, 0) // size
     if batches < FEWEST_BATCHES or size < 2:
@@ -66,7 +66,8 @@ def _along_axis(rows: IntArray, vectors: Integers, left: int, random: np.random.
     return rows[np.argsort(own @ axis, kind="stable")]
 
 
-def integers(vector: npt.NDArray[np.floating]) -> Integers:
-    """Return a vector [D] as integers up to `LEVELS`, in proportion to its largest dimension."""
-    found: Integers = np.rint(vector / np.abs(vector).max() * LEVELS).astype(np.int8)
+def integers(vectors: npt.NDArray[np.floating]) -> Integers:
+    """Return vectors [n, D] as integers up to `LEVELS`, each in proportion to its largest dimension."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    found: Integers = np.rint(vectors / largest * LEVELS).astype(np.int8)
     return found
