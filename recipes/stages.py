@@ -11,7 +11,7 @@ command resumes: finished stages are not run again.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,46 +93,30 @@ def run_stages(
     """Run the stages of one seed; yield the name of each and the folder of its model."""
     yield "uni", decoder
     yield "bi", decoder
-    common = {"seed": seed, "full": options["full"] or None, "max_length": options["max_length"]}
-    mntp = output / f"mntp-{seed}"
-    adapt(
-        objective="mntp",
-        model=decoder,
-        data=options["texts"],
-        column=options["column"],
-        output=mntp,
-        steps=options["mntp_steps"],
-        lr=options["mntp_lr"],
-        mask_token=options["mask_token"],
-        **common,
-    )
-    yield "mntp", str(mntp)
-    simcse = output / f"simcse-{seed}"
-    adapt(
-        objective="simcse",
-        model=mntp,
-        data=[sentences],
-        output=simcse,
-        steps=options["simcse_steps"],
-        lr=options["simcse_lr"],
-        temperature=options["temperature"],
-        eval_pairs=options["pairs"],
-        **common,
-    )
-    yield "simcse", str(simcse)
-    if options["vectors"]:
-        distilled = output / f"distil-{seed}"
+
+    def adapted(objective: str, model: str | Path, data: Sequence[str | Path], **how: Any) -> str:
+        folder = output / f"{objective}-{seed}"
         adapt(
-            objective="distil",
-            model=simcse,
-            data=options["vectors"],
-            output=distilled,
-            steps=options["distil_steps"],
-            lr=options["distil_lr"],
-            eval_pairs=options["pairs"],
-            **common,
+            objective=objective,
+            model=model,
+            data=data,
+            output=folder,
+            steps=options[f"{objective}_steps"],
+            lr=options[f"{objective}_lr"],
+            seed=seed,
+            full=options["full"] or None,
+            max_length=options["max_length"],
+            **how,
         )
-        yield "distil", str(distilled)
+        return str(folder)
+
+    pairs = options["pairs"]
+    mntp = adapted("mntp", decoder, options["texts"], column=options["column"], mask_token=options["mask_token"])
+    yield "mntp", mntp
+    simcse = adapted("simcse", mntp, [sentences], temperature=options["temperature"], eval_pairs=pairs)
+    yield "simcse", simcse
+    if options["vectors"]:
+        yield "distil", adapted("distil", simcse, options["vectors"], eval_pairs=pairs)
 
 
 def similarity_of(model: str, bidirectional: bool, pairs: Path) -> float:
