@@ -10,6 +10,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 REMEDY = "replace it with --overwrite, or choose another -o"
 SHOWN_DIFFERENCES = 5
+SHOWN_CHARACTERS = 80  # of a value
 
 
 def refuse_another_job(path: object, begun: Mapping[str, Json], asked: Mapping[str, Any]) -> None:
@@ -33,10 +34,19 @@ def differences(old: Json, new: Json, name: str) -> Iterator[str]:
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
             yield from differences(old_item, new_item, f"{name}[{i}]")
+    elif isinstance(old, list) and isinstance(new, list) and max(len(_text(old)), len(_text(new))) > SHOWN_CHARACTERS:
+        at = next(
+            (i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), min(len(old), len(new))
+        )
+        was, now = (_text(values[at]) if at < len(values) else "absent" for values in (old, new))
+        yield f"{name} was {len(old)} values, now {len(new)}: {name}[{at}] was {_cut(was)}, now {_cut(now)}"
     elif old != new or type(old) is not type(new):
-        yield f"{name} was {_short(old)}, now {_short(new)}"
+        yield f"{name} was {_cut(_text(old))}, now {_cut(_text(new))}"
 
 
-def _short(value: Json) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+def _text(value: Json) -> str:
+    return json.dumps(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"

@@ -195,7 +195,6 @@ def _revision(encoder: Encoder, template: str | None) -> str:
     checkpoint = encoder.settings.checkpoint
     values = {
         **encoder.settings.fingerprint(None, None),
-        "revision": None,  # two commits with the same files are the same model
         "prompts": dict(checkpoint.prompts),
         "verbatim": checkpoint.verbatim,
         "similarity": checkpoint.similarity,

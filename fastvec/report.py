@@ -15,9 +15,10 @@ PADDED_BATCH = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """The progress of an embedding job. `rows` counts from the input's start, `new_rows` and `tokens` in this process.
+    """The progress of an embedding job. `rows` counts from the input's start, the other counts are of this process.
 
-    `waits` has the seconds that each stage waited for its neighbours.
+    `waits` has the seconds that each stage waited for its neighbours, `errors` is the number of texts without a vector
+    because of an error.
     """
 
     rows: int
@@ -26,6 +27,7 @@ class Progress:
     tokens: int
     seconds: float
     waits: dict[str, float]
+    errors: int = 0
 
     @property
     def rows_per_second(self) -> float:
@@ -45,8 +47,8 @@ class Progress:
         return self.rows, self.total_rows
 
     def __str__(self) -> str:
-        """One line: rows done, rates, time left, and the seconds that each stage waited."""
-        done = f"{self.rows:,} of {self.total_rows:,} rows"
+        """One line: rows done, errors, rates, time left, and the seconds that each stage waited."""
+        done = f"{self.rows:,} of {self.total_rows:,} rows" + (f", {self.errors:,} errors" if self.errors else "")
         rates = f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s"
         waits = " ".join(f"{stage} {seconds:.0f}s" for stage, seconds in sorted(self.waits.items()))
         return f"{done}, {rates}{_left(self.seconds_left)}" + (f" (waits: {waits})" if waits else "")

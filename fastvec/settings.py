@@ -140,12 +140,14 @@ class EncoderSettings:
         return TextTokenizer(tokenizer, recipe, embeddings=embeddings)
 
     def fingerprint(self, instruction: str | None, prompt_name: str | None) -> dict[str, Any]:
-        """Return the values that two runs must share for their vectors to be the same."""
+        """Return the values that two runs must share for their vectors to be the same.
+
+        The revision is none of them: a commit that changes only a hub model's card has the same files.
+        """
         checkpoint = self.checkpoint
         return {
             "weights": checkpoint.weights_hash,
             "tokenizer": checkpoint.tokenizer_hash,
-            "revision": checkpoint.revision,
             "bidirectional": self.bidirectional,
             "instruction": self.prefix(instruction, prompt_name),
             "pooling": self.pooling,

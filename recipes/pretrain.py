@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import ChunkLimits, Corpus
 from fastvec.decoders.packed_transformers import Decoder
+from fastvec.settings import resolve_dtype
 from fastvec.texts.tokenizer import TextRecipe, TextTokenizer
 from fastvec.training.objectives.language_head import LanguageHead
 from fastvec.training.objectives.losses import next_tokens
@@ -143,7 +144,8 @@ def train(
     save_every: int,
     seed: int,
 ) -> None:
-    """Train next-token prediction with AdamW and a cosine schedule, in bfloat16 over float32 weights."""
+    """Train next-token prediction with AdamW and a cosine schedule, in bfloat16 where the processor is fast in it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = Decoder(model.model, bidirectional=False)
     texts = TextTokenizer(tokenizer, TextRecipe(max_length=1 << 30))
     task = TokenTask(texts, LanguageHead(model), _all_next, max_length=max_length, at_once=None)
@@ -157,8 +159,8 @@ def train(
         warmup_steps=steps // 20,
         weight_decay=0.1,
         adam_beta2=0.95,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
+        bf16=resolve_dtype(device) == "bfloat16",
+        use_cpu=device == "cpu",
         seed=seed,
         save_steps=save_every,
         save_total_limit=2,

@@ -42,6 +42,11 @@ def test_a_progress_line() -> None:
     )
 
 
+def test_a_progress_line_counts_errors() -> None:
+    progress = Progress(rows=3, total_rows=9, new_rows=3, tokens=8, seconds=1, waits={}, errors=2)
+    assert str(progress) == "3 of 9 rows, 2 errors, 3 rows/s, 8 tokens/s, 0:00:02 left"
+
+
 def test_a_progress_line_before_the_first_row_promises_no_end() -> None:
     progress = Progress(rows=0, total_rows=10, new_rows=0, tokens=0, seconds=0.0, waits={})
     assert str(progress) == "0 of 10 rows, 0 rows/s, 0 tokens/s"

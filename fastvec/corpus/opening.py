@@ -1,7 +1,9 @@
 """Opens the files of a corpus, and checks that they have the columns that a job needs."""
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +11,9 @@ from pyarrow import types
 
 from fastvec.corpus.columns import field_at, holds_text, is_binary, is_string, path_to, plain_type
 from fastvec.corpus.copies import STDIN, LocalCopy
-from fastvec.corpus.formats.files import for_each
+from fastvec.corpus.formats.errors import EmptyFileError
+from fastvec.corpus.formats.files import File, for_each
+from fastvec.corpus.formats.json_lines import JsonLines, with_common_types
 from fastvec.corpus.formats.source import Source, open_source
 from fastvec.corpus.locations import find_files
 from fastvec.corpus.reader import Corpus, InputFile
@@ -17,6 +21,8 @@ from fastvec.corpus.template import Template, can_render
 from fastvec.corpus.text_column import columns_of, text_column
 from fastvec.errors import InputError, UsageError
 from fastvec.stores.address import Address
+
+logger = logging.getLogger(__name__)
 
 
 def open_corpus(
@@ -29,6 +35,7 @@ def open_corpus(
     limit: int | None = None,
     output: Path | Address | None = None,
     output_columns: Sequence[str] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> Corpus:
     """Open and check every input file, before any chunk is read.
 
@@ -41,6 +48,7 @@ def open_corpus(
         limit: Maximum number of rows, over all files.
         output: The file that will be written; it must not be an input.
         output_columns: Its own columns; kept columns may not have these names.
+        check: Called often while rows are counted, which can take minutes; it may raise to stop that.
 
     Raises InputError for a file or column that cannot be read, and UsageError for inputs or kept columns that conflict
     with each other or with the output.
@@ -50,16 +58,19 @@ def open_corpus(
     paths = find_files([one.path if isinstance(one, LocalCopy) else one for one in given], output=output, copies=copies)
     stdin = {path for path, copy in copies.items() if copy.name == STDIN}
     local = all(isinstance(path, Path) for path in paths)
-    sources = for_each(lambda path: open_source(path, text_otherwise=path in stdin), paths, local=local)
+    opened = for_each(lambda path: _opened(path, text_otherwise=path in stdin, check=check), paths, local=local)
+    sources = _with_rows(opened)
     templates, reason = _templates(sources[0], column, template)
     instructions = [] if instruction_column is None else [instruction_column]
-    kept_schema = _kept_schema(sources, keep, output_columns)
+    kept = sources[0].schema.names if keep is None else [keep] if isinstance(keep, str) else list(keep)
+    sources = _with_common_types(sources, kept)
+    kept_schema = _kept_schema(sources, kept, output_columns)
+    texts = [(name, template is not None) for one in templates for name in one.columns]
+    for name, in_template in [*texts, *((name, False) for name in instructions)]:
+        first = _first_with_values(sources, name)
+        for source in sources:
+            _require_text(source, first, name, in_template=in_template)
     for source in sources:
-        for one in templates:
-            for name in one.columns:
-                _require_text(source, _first_with_values(sources, name), name, in_template=template is not None)
-        for name in instructions:
-            _require_text(source, _first_with_values(sources, name), name, in_template=False)
         _require_kept(source, sources, kept_schema)
     files = _files(sources, copies, limit)
     corpus = Corpus(
@@ -73,6 +84,24 @@ def open_corpus(
     )
     corpus.require_readable()
     return corpus
+
+
+def _opened(path: File, *, text_otherwise: bool, check: Callable[[], None]) -> Source | EmptyFileError:
+    try:
+        return open_source(path, text_otherwise=text_otherwise, check=check)
+    except EmptyFileError as error:
+        return error
+
+
+def _with_rows(opened: Sequence[Source | EmptyFileError]) -> list[Source]:
+    """Return the files that have a schema, and warn of the others; raise their error if there is no other."""
+    sources = [one for one in opened if isinstance(one, Source)]
+    empty = [one for one in opened if isinstance(one, EmptyFileError)]
+    if not sources:
+        raise empty[0]
+    if empty:
+        logger.warning("%d of %d files are empty and have no rows, e.g. %s", len(empty), len(opened), empty[0].path)
+    return sources
 
 
 def _templates(
@@ -96,8 +125,15 @@ def _templates(
     return tuple(map(Template.of_column, names)), ""
 
 
-def _kept_schema(sources: Sequence[Source], keep: Sequence[str] | None, taken: Sequence[str]) -> pa.Schema:
-    names = sources[0].schema.names if keep is None else [keep] if isinstance(keep, str) else list(keep)
+def _with_common_types(sources: Sequence[Source], kept: Sequence[str]) -> list[Source]:
+    """Return the sources; those of JSON lines, whose types come from their values, have one for each kept field."""
+    files = {at: source.content for at, source in enumerate(sources) if isinstance(source.content, JsonLines)}
+    fields = {path[0] for name in kept for file in files.values() if (path := path_to(file.inferred, name))}
+    changed = dict(zip(files, with_common_types(list(files.values()), fields), strict=True))
+    return [replace(source, content=changed.get(at, source.content)) for at, source in enumerate(sources)]
+
+
+def _kept_schema(sources: Sequence[Source], names: Sequence[str], taken: Sequence[str]) -> pa.Schema:
     for name, count in Counter(names).items():
         if name in taken:
             raise UsageError(f"kept column {name!r} has the name of an output column; do not keep it, or rename it")

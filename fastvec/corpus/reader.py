@@ -153,9 +153,10 @@ class Corpus:
     def locate(self, rows: Sequence[int]) -> Iterator[tuple[str, dict[str, int]]]:
         """Yield the file of each of `rows`, which ascend, and the place in it: a row group, a line or a record."""
         last = len(self.files) - 1
+        ends = np.searchsorted(rows, [file.first_row + file.rows for file in self.files])
         begin = 0
         for number, (file, source) in enumerate(zip(self.files, self._sources, strict=True)):
-            end = len(rows) if number == last else int(np.searchsorted(rows, file.first_row + file.rows))
+            end = len(rows) if number == last else int(ends[number])
             own = [row - file.first_row for row in rows[begin:end]]
             yield from ((file.uri, place) for place in source.content.places(own))
             begin = end

@@ -50,13 +50,13 @@ class Template:
 
     @property
     def is_column(self) -> bool:
-        """Whether the texts are those of a column, unchanged."""
-        return self.literals == (b"", b"")
+        """Whether a column was named, not a template such as `{column}`, which takes numbers too."""
+        return self.name == self.columns[0]
 
     def render(self, columns: Sequence[pa.Array]) -> pa.Array:
         """Return the texts, as large_binary [n], of `columns`, an array [n] for each of the template's columns."""
         texts = [_as_text(column) for column in columns]
-        if self.is_column:
+        if self.literals == (b"", b""):
             return texts[0]
         parts = [pa.scalar(self.literals[0], pa.large_binary())]
         for text, literal in zip(texts, self.literals[1:], strict=True):

@@ -6,8 +6,10 @@ library versions are left out, because they only change how sums round.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +23,7 @@ from fastvec.corpus.shard_ranges import default_shard_rows
 from fastvec.embedding.destination import destination_of
 from fastvec.embedding.options import EmbedOptions
 from fastvec.embedding.remote_output import RemoteOutput
-from fastvec.errors import UsageError
+from fastvec.errors import InterruptedRunError, UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
 from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierOutput, EarlierVectors
@@ -189,11 +191,12 @@ def plan_embed(
     *,
     settings: EncoderSettings,
     options: EmbedOptions,
+    stop_signal: Callable[[], int | None] = lambda: None,
 ) -> EmbedPlan:
     """Open every input and plan the job.
 
     Raises UsageError, InputError or OutputError if the job cannot work, before anything is written; RefusedError if the
-    vectors to reuse were made with other settings.
+    vectors to reuse were made with other settings; InterruptedRunError once `stop_signal` returns a signal.
     """
     destination = destination_of(output)
     given = () if options.column is None or isinstance(options.column, str) else options.column
@@ -206,6 +209,7 @@ def plan_embed(
         limit=options.limit,
         output=destination.place,
         output_columns=options.output_columns(given),
+        check=partial(_require_no_signal, stop_signal),
     )
     if is_remote(options.reuse):
         raise UsageError("--reuse takes a local file, and was given an address: copy the earlier output first")
@@ -229,6 +233,12 @@ def plan_embed(
     if plan.output.suffix == ".parquet":
         parquet_file.require_storable(schema)
     return plan
+
+
+def _require_no_signal(stop_signal: Callable[[], int | None]) -> None:
+    if (number := stop_signal()) is not None:
+        name = signal.Signals(number).name
+        raise InterruptedRunError(f"stopped by {name} while rows were counted: nothing was written", number)
 
 
 def _flag(value: bool) -> str:

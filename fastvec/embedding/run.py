@@ -57,7 +57,7 @@ class Run:
         self._ranges = ranges if earlier is None else earlier.output.ranges
         self._started, self._progress, self._stop_signal = time.perf_counter(), progress, stop_signal
         self._resumed_rows = self._rows = self._durable_rows
-        self._tokens = self._padded_tokens = 0
+        self._tokens = self._padded_tokens = self._errors = 0
         self._held: list[EncodedChunk] = []  # encoded, not written yet
 
     def run(self) -> Report:
@@ -142,6 +142,7 @@ class Run:
         self._writer.write(batch, counts=done.counts, errors=done.errors, batch_tokens=done.batch_tokens)
         self._rows += done.counts.get("input_rows", len(rows))
         self._tokens += done.counts["tokens"]
+        self._errors += done.counts["errors"]
         self._padded_tokens += padded_tokens(done.lengths)
         if self._measurements is not None:
             self._measurements.add_chunk(done.lengths, done.vectors[done.valid])
@@ -176,6 +177,7 @@ class Run:
             tokens=self._tokens,
             seconds=time.perf_counter() - self._started,
             waits=dict(pipeline.waits),
+            errors=self._errors,
         )
 
     def _finished_report(self, pipeline: Pipeline) -> Report:

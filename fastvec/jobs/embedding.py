@@ -65,7 +65,7 @@ def embed(
     settings = encoder if isinstance(encoder, EncoderSettings) else replace(encoder.settings, auto_dtype=False)
     page = None if report is None else EmbeddingPage(report, output)
     with written_to(output) as path, local_inputs(inputs, path, stop_signal) as files:
-        plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options))
+        plan = plan_embed(files, output, settings=settings, options=EmbedOptions(**options), stop_signal=stop_signal)
         if page is not None:
             page.require_no_input(plan)
             progress = page.measurements.watching(progress)

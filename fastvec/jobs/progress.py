@@ -16,7 +16,7 @@ class JobProgress:
 
     def __init__(self, total_rows: int, finished_rows: int, show: Callable[[Progress], None]) -> None:
         self._total_rows, self._show, self._started = total_rows, show, time.perf_counter()
-        self._rows, self._new_rows, self._tokens = finished_rows, 0, 0
+        self._rows, self._new_rows, self._tokens, self._errors = finished_rows, 0, 0, 0
         self._waits: defaultdict[str, float] = defaultdict(float)
         self._running: dict[int, Progress] = {}  # what these sums contain of each shard that is not finished
 
@@ -40,6 +40,7 @@ class JobProgress:
         if last is None:
             self._new_rows += receipt.input_rows
             self._tokens += receipt.counts.get("tokens", 0)
+            self._errors += receipt.counts.get("errors", 0)
         self._show(self.state)
 
     @property
@@ -51,11 +52,13 @@ class JobProgress:
             tokens=self._tokens,
             seconds=time.perf_counter() - self._started,
             waits=dict(self._waits),
+            errors=self._errors,
         )
 
     def _add(self, progress: Progress, sign: int) -> None:
         self._rows += sign * progress.rows
         self._new_rows += sign * progress.new_rows
         self._tokens += sign * progress.tokens
+        self._errors += sign * progress.errors
         for stage, seconds in progress.waits.items():
             self._waits[stage] += sign * seconds

@@ -155,8 +155,7 @@ def _tables(done: _Adaptation) -> Iterator[Table]:
         [] if report.peak_memory_bytes is None else [("peak memory", f"{size(report.peak_memory_bytes)}, this process")]
     )
     yield Table(title="Machine", rows=[*machine(""), *([] if report.already_finished else memory)])
-    hidden = ("tokenizer", "revision")
-    options = [(name.replace("_", " "), _shown(value)) for name, value in made.items() if name not in hidden]
+    options = [(name.replace("_", " "), _shown(value)) for name, value in made.items() if name != "tokenizer"]
     yield Table(title="Options", caption="What identifies the run.", rows=options)
 
 

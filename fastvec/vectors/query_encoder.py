@@ -11,9 +11,8 @@ from fastvec.settings import EncoderSettings, resolve_settings
 if TYPE_CHECKING:  # imports torch, which a wrong model does not need
     from fastvec.encoder import Encoder
 
-# what may differ between a query and the texts: the numbers it is computed in, what stands before it, and where the
-# model, whose weights are compared, comes from
-_OWN_TO_A_QUERY = ("dtype", "instruction", "revision")
+# what may differ between a query and the texts: the numbers it is computed in, and what stands before it
+_OWN_TO_A_QUERY = ("dtype", "instruction")
 _OF_EOS = ("append_eos", "add_bos_token", "add_eos_token")
 QUERY_PROMPT = "query"
 
@@ -56,7 +55,7 @@ def query_settings(
     is_named = model is None and not Path(here).is_dir()
     options: dict[str, Any] = {
         "adapters": adapters,
-        "revision": made.get("revision") if is_named else None,
+        "revision": (output.own.get("revision") or None) if is_named else None,
         "device": device,
         **{name: made.get(name) for name in ("pooling", "normalize", "bidirectional")},
     }

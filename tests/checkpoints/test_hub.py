@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastvec.checkpoints.bundled import NAME
 from fastvec.checkpoints.checkpoint import resolve
 from fastvec.checkpoints.hub import locate
 from fastvec.errors import FastvecError, ModelError, UsageError
+from fastvec.settings import resolve_settings
 from tests.helpers.checkpoints import COMMIT, save_to_hub_cache, use_hub_cache
 
 
@@ -30,6 +32,16 @@ def test_the_same_files_have_the_same_hashes_in_a_folder_and_in_the_cache(tiny_l
     save_to_hub_cache(tiny_llama, hub_cache)
     cached, folder = resolve("org/tiny"), resolve(tiny_llama)
     assert (cached.weights_hash, cached.tokenizer_hash) == (folder.weights_hash, folder.tokenizer_hash)
+
+
+def test_a_commit_that_changes_only_the_card_makes_no_other_job(tiny_llama: Path, hub_cache: Path) -> None:
+    snapshot = save_to_hub_cache(tiny_llama, hub_cache)
+    before = resolve_settings("org/tiny", device="cpu")
+    shutil.copytree(snapshot, snapshot.with_name("f" * 40), symlinks=True)
+    (snapshot.parent.parent / "refs" / "main").write_text("f" * 40)
+    after = resolve_settings("org/tiny", device="cpu")
+    assert (before.checkpoint.revision, after.checkpoint.revision) == (COMMIT, "f" * 40)
+    assert before.fingerprint(None, None) == after.fingerprint(None, None)
 
 
 def test_weights_in_the_cache_are_not_read_for_their_hash(tiny_llama: Path, hub_cache: Path) -> None:

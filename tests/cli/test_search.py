@@ -25,6 +25,12 @@ def test_a_query_prints_rows_to_stdout_and_nothing_to_stderr(fastvec: Run, vecs:
     ]
 
 
+def test_a_query_may_be_longer_than_the_name_of_a_file(fastvec: Run, vecs: Path) -> None:
+    done = fastvec("search", vecs, "a species of moth " * 300, "-k", "1")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "Erechthias" in done.stdout
+
+
 def test_json_is_one_document(fastvec: Run, vecs: Path) -> None:
     done = fastvec("search", vecs, "species of moth", "-k", "1", "--json", "--filter", "row > 200", "--text")
     (query,) = json.loads(done.stdout)["queries"]

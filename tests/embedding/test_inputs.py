@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 from pyarrow import dataset
 
 from fastvec import Encoder, embed
-from fastvec.errors import InputError, RefusedError, UsageError
+from fastvec.errors import InputError, InterruptedRunError, RefusedError, UsageError
 from tests import ARTICLES
 from tests.helpers.corpora import texts, write_parquet
 from tests.helpers.formats import NAMES, jsonl, write_as
@@ -189,6 +190,21 @@ def test_a_signal_ends_the_wait_for_stdin(tmp_path: Path) -> None:
         assert process.stderr.read() == "fastvec: stopped by SIGINT while stdin was read: nothing was written\n"
         assert process.wait() == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "a.csv"])
+def test_a_signal_ends_the_counting_of_rows(encoder: Encoder, tmp_path: Path, name: str) -> None:
+    content = b"text\n" + b'{"text": "a sea"}\n' * 400_000
+    (tmp_path / name).write_bytes(gzip.compress(content[5:]) if name.endswith(".gz") else content)
+    calls = itertools.count()
+    with pytest.raises(InterruptedRunError, match=r"^stopped by SIGTERM while rows were counted: nothing was written$"):
+        embed(
+            tmp_path / name,
+            tmp_path / "vecs.arrow",
+            encoder=encoder.settings,
+            stop_signal=lambda: signal.SIGTERM if next(calls) >= 2 else None,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_dataset_of_the_hub_is_downloaded_and_known_by_its_commit(tmp_path: Path, output: Path) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from fastvec.jobs.progress import JobProgress
 from fastvec.report import Progress
 from fastvec.shards.receipts import Receipt
@@ -35,6 +37,14 @@ def test_the_progress_of_shards_is_added_up() -> None:
     assert sums(job) == (150, 90, 270, {"read": 2.25, "encode": 1.0})
     assert [state.rows for state in shown] == [80, 120, 150]
     assert shown[-1].total_rows == 1000
+
+
+def test_errors_of_finished_and_of_running_shards_are_added_up() -> None:
+    job = JobProgress(1000, 0, lambda _: None)
+    job.update(1, replace(progress(30, 30), errors=2))
+    job.update(1, replace(progress(60, 60), errors=5))
+    job.finish(replace(receipt(2, 100), counts={"tokens": 300, "errors": 7}))
+    assert job.state.errors == 12
 
 
 def test_a_finished_shard_counts_all_its_rows_once() -> None:

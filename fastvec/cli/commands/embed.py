@@ -217,5 +217,5 @@ def _dry_run(settings: Any, options: dict[str, Any], stop_signal: Callable[[], i
     for name in ("overwrite", "report", "shard", "shard_rows", "devices", "engine"):
         del options[name]  # nothing is written
     with written_to(output) as path, local_inputs(options.pop("inputs"), path, stop_signal) as inputs:
-        plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options))
+        plan = plan_embed(inputs, output, settings=settings, options=EmbedOptions(**options), stop_signal=stop_signal)
         return estimate(plan, Encoder(settings, batch_tokens=batch_tokens))

@@ -1,6 +1,7 @@
 """The command `fastvec search`."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,12 +66,13 @@ def search(
     if queries is None:
         if query_column is not None:
             raise click.UsageError("--query-column needs --queries")
-        if len(files) == 1 or Path(files[-1]).exists():
-            found = f", {files[-1]} is a file" if Path(files[-1]).exists() else ""
+        is_file = os.path.exists(files[-1])  # Path.exists raises for a query longer than a name
+        if len(files) == 1 or is_file:
+            found = f", {files[-1]} is a file" if is_file else ""
             raise click.UsageError(f'a query is missing{found}: fastvec search FILE "a question", or --queries FILE')
         files, texts = files[:-1], [files[-1]]
     else:
-        if not Path(files[-1]).exists() and not Path(files[-1]).suffix:
+        if not os.path.exists(files[-1]) and not Path(files[-1]).suffix:
             raise click.UsageError(f"a query {files[-1]!r} and --queries were both given: leave one out")
         texts = read_queries(queries, query_column, output=options["output"])
     options["keep"] = options["keep"] or None

@@ -10,7 +10,7 @@ Latin-1, in which all bytes are characters, and its values are turned back into 
 
 from codecs import BOM_UTF8, getincrementaldecoder
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from csv import Error as CsvError
 from csv import field_size_limit, reader
@@ -49,8 +49,12 @@ class Delimited:
     group_rows: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: File, compression: Compression | None, *, tabs: bool) -> "Delimited":
+    def open(
+        cls, path: File, compression: Compression | None, *, tabs: bool, check: Callable[[], None] = lambda: None
+    ) -> "Delimited":
         """Read the first record and count the others. With `tabs`, the delimiter is a tab.
+
+        `check` is called often meanwhile, and may raise to stop that.
 
         Raises InputError for a record that is longer than 128 MiB, and for quotes that are open at the end.
         """
@@ -61,20 +65,20 @@ class Delimited:
         quoted = not tabs or _is_quoted(path, compression)
         one = cls(path, compression, delimiter, quoted, True, 0, pa.schema([]), ())
         try:
-            return one._in_blocks()
+            return one._in_blocks(check)
         except UnicodeDecodeError:
-            return replace(one, utf8=False)._in_blocks()
+            return replace(one, utf8=False)._in_blocks(check)
 
-    def _in_blocks(self) -> "Delimited":
+    def _in_blocks(self, check: Callable[[], None]) -> "Delimited":
         for block_bytes in BLOCK_BYTES:
             try:
-                return replace(self, block_bytes=block_bytes)._counted()
+                return replace(self, block_bytes=block_bytes)._counted(check)
             except pa.ArrowInvalid as error:
                 if "straddling" not in str(error):
                     raise
         raise InputError(f"{self.path}: a record is longer than {BLOCK_BYTES[-1]:,} bytes: is a quote not closed?")
 
-    def _counted(self) -> "Delimited":
+    def _counted(self, check: Callable[[], None]) -> "Delimited":
         with self._reader(None, []) as opened:
             try:
                 names = [name if self.utf8 else name.encode("latin-1").decode() for name in opened.schema.names]
@@ -85,6 +89,7 @@ class Delimited:
         last = pa.array([])
         rows = 0
         for batch in named._batches(schema.names[-1:]):
+            check()
             rows += batch.num_rows
             last = batch.column(0)[-1:] if batch.num_rows else last
         if len(last) and b"\n" in (last.cast(pa.binary())[0].as_py() or b"") and not self._ends_with_quote():

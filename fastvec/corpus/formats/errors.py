@@ -12,6 +12,14 @@ from fastvec.errors import InputError
 ENCRYPTED = "encrypted Parquet; write it without encryption"
 
 
+class EmptyFileError(InputError):
+    """A file has nothing that names columns, as writers of many files at once leave them for parts without rows."""
+
+    def __init__(self, path: File, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+
+
 @contextmanager
 def as_input_errors(path: File, group: int | None = None) -> Iterator[None]:
     """Turn read errors into a one-line InputError that names the file and, if given, the row group."""

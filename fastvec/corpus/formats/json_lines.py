@@ -4,11 +4,12 @@ The columns and their types are those of the file's first lines. A line that is 
 all its columns are null. Strings that look like dates stay strings.
 """
 
+import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from pyarrow import json as arrow_json
 from pyarrow import types
 
 from fastvec.corpus.columns import paths_to, select, with_bad_rows
+from fastvec.corpus.formats.errors import EmptyFileError
 from fastvec.corpus.formats.lines import LineFile
 from fastvec.errors import InputError
 
@@ -38,7 +40,11 @@ class JsonLines:
 
     marks_bad_rows: ClassVar[bool] = True
     file: LineFile
-    schema: pa.Schema
+    inferred: pa.Schema  # of type null where all lines are
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([(field.name, _without_nulls(field.type)) for field in self.inferred])
 
     @classmethod
     def open(cls, file: LineFile) -> "JsonLines":
@@ -56,10 +62,11 @@ class JsonLines:
                     count += _field_count(both) - (0 if known is None else _field_count(known))
             if count > MOST_FIELDS:
                 break
+        if not file.groups:
+            raise EmptyFileError(file.path, "no line has an object")
         if not inferred:
-            first = next(file.batches())[0].strip() if file.groups else b""
-            raise InputError(f"{file.path}: {_what_is_wrong(first)}")
-        return cls(file, pa.schema([(name, _without_nulls(type)) for name, type in inferred.items()]))
+            raise InputError(f"{file.path}: {_what_is_wrong(next(file.batches())[0].strip())}")
+        return cls(file, pa.schema(list(inferred.items())))
 
     @property
     def group_rows(self) -> tuple[int, ...]:
@@ -79,6 +86,29 @@ class JsonLines:
     def places(self, rows: Sequence[int]) -> Iterator[dict[str, int]]:
         """Yield the line number of each of `rows`, which ascend."""
         return ({"line": number} for number in self.file.numbers(rows))
+
+
+def with_common_types(files: Sequence[JsonLines], fields: Collection[str]) -> list[JsonLines]:
+    """Return the files with one type for each of `fields` in all of them, such as float64 for int64 and float64.
+
+    A field that is null in all lines of a file has the type that it has in the others. Types that exclude each other
+    stay as they are.
+    """
+    found: dict[str, dict[pa.DataType, None]] = {name: {} for name in fields}
+    for file in files:
+        for field in file.inferred:
+            if field.name in found:
+                found[field.name][field.type] = None
+    common: dict[str, pa.DataType] = {}
+    for name, types_of_field in found.items():
+        with suppress(pa.ArrowException):
+            common[name] = functools.reduce(_promoted, types_of_field, pa.null())
+
+    def changed(file: JsonLines) -> JsonLines:
+        schema = pa.schema([(field.name, common.get(field.name, field.type)) for field in file.inferred])
+        return file if schema == file.inferred else replace(file, inferred=schema)
+
+    return [changed(file) for file in files]
 
 
 def _divided(lines: Sequence[bytes], together: int) -> Iterator[list[bytes]]:
@@ -173,9 +203,14 @@ def _schemas(lines: Sequence[bytes]) -> Iterator[pa.Schema]:
 def _unified(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     """Return the type of values of both types; of two types that exclude each other, the first."""
     with suppress(pa.ArrowException):
-        schemas = [pa.schema([("", type)]) for type in (first, second)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        return _promoted(first, second)
     return first
+
+
+def _promoted(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """Return the type of values of both types. Raises ArrowException if they exclude each other."""
+    schemas = [pa.schema([("", type)]) for type in (first, second)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
 
 
 def _without_dates(type: pa.DataType) -> pa.DataType:

@@ -6,7 +6,7 @@ reading can begin at each. A compressed file has to be read from its start.
 
 import os
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from fastvec.corpus.formats.files import READ_BYTES, File, open_stream
@@ -23,6 +25,8 @@ COLUMN = "text"
 GROUP_LINES = 16_384
 BATCH_LINES, BATCH_BYTES = 1024, 1 << 20
 MAX_LINE_BYTES = 1 << 29  # a file without line ends is not read into memory
+LINE_END = ord("\n")
+WHITE_SPACE = np.isin(np.arange(256), list(b" \t\n\r\v\f"))  # of each byte, as `bytes.isspace` says
 
 Compression = Literal["gzip", "zstd"]
 COMPRESSED_SUFFIXES = (".gz", ".zst")
@@ -61,26 +65,36 @@ class LineFile:
     lines: int  # blank ones too
 
     @classmethod
-    def open(cls, path: File, compression: Compression | None, *, skip_blank: bool) -> "LineFile":
-        """Go through the file once, to count its rows. Raises InputError for a line above MAX_LINE_BYTES."""
-        groups: list[Group] = []
-        rows = position = number = 0
-        first = (0, 1)
+    def open(
+        cls,
+        path: File,
+        compression: Compression | None,
+        *,
+        skip_blank: bool,
+        check: Callable[[], None] = lambda: None,
+    ) -> "LineFile":
+        """Go through the file once, to count its rows; `check` is called often, and may raise to stop that.
+
+        Raises InputError for a line above MAX_LINE_BYTES.
+        """
+        groups: list[tuple[int, int]] = []
+        rows = lines = 0
         with open_bytes(path, compression) as file:
-            for number, line in enumerate(_lines(file), 1):
-                if len(line) > MAX_LINE_BYTES:
+            for some in _lines_of_blocks(file, skip_blank=skip_blank):
+                check()
+                if some.longest > MAX_LINE_BYTES:
                     raise InputError(
-                        f"{path}: line {number} is longer than {MAX_LINE_BYTES:,} bytes; expected one text or object "
-                        "per line"
+                        f"{path}: line {lines + 1} is longer than {MAX_LINE_BYTES:,} bytes; expected one text or "
+                        "object per line"
                     )
-                if not (skip_blank and line.isspace()):
-                    if rows == GROUP_LINES:
-                        groups.append(Group(rows, *first))
-                        rows, first = 0, (position, number)
-                    rows += 1
-                position += len(line)
-        groups += [Group(rows, *first)] * bool(rows)
-        return cls(path, compression, skip_blank, tuple(groups), number)
+                first = -rows % GROUP_LINES
+                groups += [(int(some.offsets[i]), lines + int(i) + 1) for i in some.rows[first::GROUP_LINES]]
+                rows, lines = rows + len(some.rows), lines + len(some.offsets)
+        # the first group begins with the file, for its byte order mark and for compressed files
+        starts = [(0, 1), *groups[1:]] if groups else []
+        sizes = [GROUP_LINES] * (len(starts) - 1) + [rows - GROUP_LINES * (len(starts) - 1)] * bool(starts)
+        counted = tuple(Group(size, *start) for size, start in zip(sizes, starts, strict=True))
+        return cls(path, compression, skip_blank, counted, lines)
 
     @property
     def group_rows(self) -> tuple[int, ...]:
@@ -131,6 +145,46 @@ class LineFile:
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     return iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
+
+
+class _Lines(NamedTuple):
+    """The lines that end in a block of a file: their offsets in the file [n], and which of them are rows [r].
+
+    `longest` is how many bytes are known so far of the first line, the only one that can be longer than a block.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    longest: int
+
+
+def _lines_of_blocks(file: BinaryIO, *, skip_blank: bool) -> Iterator[_Lines]:
+    """Yield the lines of each block of a file; a line that no line end ends comes last, by itself."""
+    position = begun = 0  # where the block begins, and the line that goes on in it
+    is_blank = True  # what is known of that line
+    none = np.empty(0, dtype=np.int64)
+    for block in iter(partial(file.read, READ_BYTES), b""):
+        data = np.frombuffer(block, dtype=np.uint8)
+        ends = np.flatnonzero(data == LINE_END)
+        if not len(ends):
+            is_blank = is_blank and block.isspace()
+            position += len(block)
+            yield _Lines(none, none, position - begun)
+            continue
+        starts = ends[:-1] + 1
+        blank = np.zeros(len(ends), dtype=np.bool_)
+        if skip_blank:
+            blank[0] = is_blank and block[: ends[0] + 1].isspace()
+            blank[1:] = starts == ends[1:]
+            for i in np.flatnonzero(WHITE_SPACE[data[starts]] & ~blank[1:]):
+                blank[i + 1] = block[starts[i] : ends[i + 1]].isspace()
+        offsets = np.concatenate([[begun], position + starts])
+        yield _Lines(offsets, np.flatnonzero(~blank), position + int(ends[0]) + 1 - begun)
+        begun, is_blank = position + int(ends[-1]) + 1, block[ends[-1] + 1 :].isspace() or ends[-1] + 1 == len(block)
+        position += len(block)
+    if position > begun:
+        rows = none if skip_blank and is_blank else np.zeros(1, dtype=np.int64)
+        yield _Lines(np.array([begun], dtype=np.int64), rows, position - begun)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import re
 import time
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fastvec.corpus.formats.arrow import ArrowRows
 from fastvec.corpus.formats.delimited import Delimited
-from fastvec.corpus.formats.errors import ENCRYPTED, as_input_errors
+from fastvec.corpus.formats.errors import ENCRYPTED, EmptyFileError, as_input_errors
 from fastvec.corpus.formats.files import File, identity, open_random, require_unchanged
 from fastvec.corpus.formats.json_lines import JsonLines
 from fastvec.corpus.formats.lines import Compression, LineFile, TextLines, open_bytes, plain_suffix
@@ -98,14 +98,17 @@ class Source:
             require_unchanged(self.path, self.size, self.version)
 
 
-def open_source(path: File, *, text_otherwise: bool = False) -> Source:
+def open_source(path: File, *, text_otherwise: bool = False, check: Callable[[], None] = lambda: None) -> Source:
     """Open a file: read its footer, or count its rows. With `text_otherwise`, a file of no known format is text.
+
+    `check` is called often meanwhile, and may raise to stop that.
 
     Raises InputError, which names the file, if it is incomplete, of no known format, or repeats a column name.
     """
     with as_input_errors(path):
         size, version = identity(path)
-        content = _opened(path, size, text_otherwise)
+        check()
+        content = _opened(path, size, text_otherwise, check)
         if min(content.group_rows, default=0) < 0:
             raise InputError(f"{path}: the footer has a negative row count: the file is corrupt")
         names = Counter(content.schema.names)
@@ -115,11 +118,14 @@ def open_source(path: File, *, text_otherwise: bool = False) -> Source:
     return Source(path=path, size=size, version=version, content=content)
 
 
-def _opened(path: File, size: int, text_otherwise: bool) -> Rows:
+def _opened(path: File, size: int, text_otherwise: bool, check: Callable[[], None]) -> Rows:
     if isinstance(path, Path) and not path.is_file():
         raise InputError(f"{path}: neither a file nor a folder")
     if size == 0 and plain_suffix(path) not in TEXT_SUFFIXES:
-        raise InputError(f"{path}: the file is empty (0 bytes)")
+        reason = "the file is empty (0 bytes)"
+        if plain_suffix(path) in (*JSON_SUFFIXES, *TAB_SUFFIXES, ".csv"):
+            raise EmptyFileError(path, reason)
+        raise InputError(f"{path}: {reason}")
     with open_random(path) as file:
         head = file.read(HEAD_BYTES)
         file.seek(max(size - 6, 0))
@@ -137,13 +143,13 @@ def _opened(path: File, size: int, text_otherwise: bool) -> Rows:
     if problem is None:
         suffix, shown = plain_suffix(path), start.removeprefix(BOM_UTF8).lstrip()
         if suffix in TEXT_SUFFIXES:
-            return TextLines(LineFile.open(path, compression, skip_blank=False))
+            return TextLines(LineFile.open(path, compression, skip_blank=False, check=check))
         if suffix in JSON_SUFFIXES or shown.startswith(b"{") or (text_otherwise and JSON_ARRAY.match(shown)):
-            return JsonLines.open(LineFile.open(path, compression, skip_blank=True))
+            return JsonLines.open(LineFile.open(path, compression, skip_blank=True, check=check))
         if suffix == ".csv" or suffix in TAB_SUFFIXES:
-            return Delimited.open(path, compression, tabs=suffix in TAB_SUFFIXES)
+            return Delimited.open(path, compression, tabs=suffix in TAB_SUFFIXES, check=check)
         if text_otherwise:
-            return TextLines(LineFile.open(path, compression, skip_blank=False))
+            return TextLines(LineFile.open(path, compression, skip_blank=False, check=check))
         problem = _unknown(path, start)
     raise InputError(f"{path}: {problem}")
 

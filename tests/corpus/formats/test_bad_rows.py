@@ -102,7 +102,7 @@ def test_fields_of_structs_and_of_few_lines_are_columns(tmp_path: Path) -> None:
         ("[1,\n2]", "a JSON array, not one object per line"),
         ('{\n"text": "a"\n}\n', "the first lines are not one JSON object each"),
         ("hello\n", "no JSON object in the first lines (the first begins with b'hello')"),
-        ("\n \n", "no JSON object in the first lines"),
+        ("\n \n", "no line has an object"),
         ("{}\n", "no JSON object in the first lines"),
     ],
 )

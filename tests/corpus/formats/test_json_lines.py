@@ -8,6 +8,7 @@ import pytest
 from fastvec.corpus.formats import json_lines
 from fastvec.corpus.formats.json_lines import SAMPLE_LINES
 from fastvec.corpus.opening import open_corpus
+from fastvec.errors import InputError
 from tests.helpers.corpora import ALL
 
 
@@ -43,6 +44,43 @@ def test_what_is_null_in_the_first_lines_has_the_type_of_later_ones(tmp_path: Pa
     )
     corpus = open_corpus([path], column="text", keep=["n", "m", "never"])
     assert [str(field.type) for field in corpus.kept_schema] == ["int64", "struct<n: double>", "string"]
+
+
+def test_a_field_has_one_type_in_all_files(tmp_path: Path) -> None:
+    """What is null in all lines of one of them, a whole number in another, an object with other fields in a third."""
+    first = write(tmp_path / "a.jsonl", {"text": "a", "n": None, "m": {"x": 1}, "only": "a"})
+    second = write(tmp_path / "b.jsonl", {"text": "b", "n": 1, "m": {"y": "z"}, "only": "b"})
+    third = write(tmp_path / "c.jsonl", {"text": "c", "n": 0.5, "m": None, "only": "c"})
+    corpus = open_corpus([first, second, third], column="text", keep=["n", "m", "only"])
+    assert [str(field.type) for field in corpus.kept_schema] == ["double", "struct<x: int64, y: string>", "string"]
+    assert [row for chunk in corpus.chunks(ALL) for row in chunk.kept.to_pylist()] == [
+        {"n": None, "m": {"x": 1, "y": None}, "only": "a"},
+        {"n": 1.0, "m": {"x": None, "y": "z"}, "only": "b"},
+        {"n": 0.5, "m": None, "only": "c"},
+    ]
+    (nested,) = open_corpus([first, second], column="text", keep=["m.x"]).kept_schema
+    assert str(nested.type) == "int64"
+
+
+def test_types_that_exclude_each_other_in_two_files_are_refused(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", {"text": "a", "n": 1})
+    second = write(tmp_path / "b.jsonl", {"text": "b", "n": "one"})
+    with pytest.raises(InputError, match=r"b\.jsonl: kept column 'n' is string, but int64 in .*a\.jsonl"):
+        open_corpus([first, second], column="text", keep=["n"])
+
+
+def test_empty_files_among_others_have_no_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As writers of many files at once leave them."""
+    for name in ("a", "c", "e"):
+        (tmp_path / f"{name}.jsonl").write_bytes(b"" if name == "a" else b" \n\n")
+    write(tmp_path / "b.jsonl", {"text": "b"})
+    write(tmp_path / "d.jsonl", {"text": "d"})
+    corpus = open_corpus([tmp_path])
+    (chunk,) = corpus.chunks(ALL)
+    assert chunk.texts.to_pylist() == ["b", "d"]
+    assert caplog.messages == [f"3 of 5 files are empty and have no rows, e.g. {tmp_path}/a.jsonl"]
+    with pytest.raises(InputError, match=r"c\.jsonl: no line has an object"):
+        open_corpus([tmp_path / "c.jsonl", tmp_path / "e.jsonl"])
 
 
 def test_after_so_many_fields_no_more_become_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
