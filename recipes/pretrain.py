@@ -39,7 +39,6 @@ TOKENIZER_BYTES = 64 << 20
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--column")
-@click.option("--start", help="Use the tokenizer, shape and frozen token embeddings of this folder instead.")
 @click.option("--vocabulary", default=8192, show_default=True)
 @click.option("--width", default=256, show_default=True)
 @click.option("--layers", default=4, show_default=True)
@@ -53,7 +52,6 @@ def main(
     data: tuple[str, ...],
     output: Path,
     column: str | None,
-    start: str | None,
     vocabulary: int,
     width: int,
     layers: int,
@@ -65,13 +63,11 @@ def main(
     disable_progress_bar()
     corpus = open_corpus(data, column=column)
     output.mkdir(parents=True, exist_ok=True)
-    if start is not None:
-        PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(output)
-    elif not (output / "tokenizer.json").is_file():
+    if not (output / "tokenizer.json").is_file():
         train_tokenizer(corpus, vocabulary).save_pretrained(output)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(output)
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(shape(len(tokenizer), width, layers)) if start is None else with_tokens_of(start)
+    model = LlamaForCausalLM(shape(len(tokenizer), width, layers))
     logger.info("%.1f million parameters", sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     train(model, tokenizer, corpus, output, seed=seed, **settings)
     model.config.is_causal = True
@@ -119,16 +115,6 @@ def shape(vocabulary: int, width: int, layers: int) -> LlamaConfig:
         bos_token_id=0,
         eos_token_id=1,
     )
-
-
-def with_tokens_of(folder: str) -> LlamaForCausalLM:
-    """Make a Llama of the shape in `folder`, with its token embeddings frozen, and random layers and LM head."""
-    given = LlamaForCausalLM.from_pretrained(folder)
-    config = LlamaConfig(**{**given.config.to_dict(), "tie_word_embeddings": False})
-    model = LlamaForCausalLM(config)
-    model.model.embed_tokens.weight.data.copy_(given.model.embed_tokens.weight)
-    model.model.embed_tokens.requires_grad_(False)
-    return model
 
 
 def train(

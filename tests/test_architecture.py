@@ -136,7 +136,7 @@ MAY_IMPORT = {
         "fastvec.system",
         "fastvec.vectors",
     },
-    "fastvec.pairs": {"fastvec.output", "fastvec.vectors"},
+    "fastvec.pairs": {"fastvec.output", "fastvec.system", "fastvec.vectors"},
     "fastvec.doctor": {
         "fastvec.decoders",
         "fastvec.encoder",

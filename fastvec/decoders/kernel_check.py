@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fastvec.errors import ModelError, UsageError, one_line
+from fastvec.system.float32 import full_float32
 from fastvec.texts.packing import Packed, pack
 from fastvec_kernels import OPS, checked_kernels, torch_ops, use_torch_ops
 
@@ -35,7 +36,7 @@ def kernel_check() -> Iterator[None]:
     _read_variable()
     failures: dict[str, str] = {}
     try:
-        with checked_kernels() as failures:
+        with full_float32(), checked_kernels() as failures:
             yield
     except torch.OutOfMemoryError:
         raise

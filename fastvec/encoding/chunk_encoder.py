@@ -200,7 +200,7 @@ class ChunkEncoder:
         if failed:  # keep their lengths, and so the batches, with ids that have an embedding
             texts = replace(texts, ids=np.minimum(texts.ids, embeddings - 1))
         batches = token_batches(texts.lengths, self.batch_tokens)
-        device = torch.device(self.settings.device)
+        device = self._forward.embeddings.device  # its GPU's number too: a thread's current one is the first
         out = torch.full((len(texts.spans), self.dims), torch.nan, device=device)
         begin = 0
         spans = [texts.spans_of(rows) for rows in batches]
@@ -270,8 +270,8 @@ class ChunkEncoder:
     def _vectors(self, texts: TokenizedTexts, rows: npt.NDArray[np.integer]) -> torch.Tensor:
         """Return the vectors [n, D] of some rows of `texts`, which are one batch."""
         own = texts.select(rows)
-        device = self.settings.device
-        multiple = row_multiple(device, len(own.ids))
+        device = self._forward.embeddings.device
+        multiple = row_multiple(device.type, len(own.ids))
         packed = pack_flat(own.ids, own.lengths, own.spans, owners=own.owners, device=device, multiple=multiple)
         return self._forward(packed)
 

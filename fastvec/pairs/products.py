@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fastvec.errors import UsageError
 from fastvec.output.vector_column import FloatArray
+from fastvec.system.float32 import full_float32
 
 Indices = npt.NDArray[np.int64]
 # a job that a CPU does in about 20 s; importing torch and moving to a GPU take a few
@@ -74,7 +75,8 @@ class TorchProducts(Products):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def similarities(self, left: Any, right: Any) -> Any:
-        return left @ right.T
+        with full_float32():
+            return left @ right.T
 
     def above(self, scores: Any, bounds: Any) -> Any:
         return scores > bounds

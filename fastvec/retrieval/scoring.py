@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fastvec.checkpoints.sentence_transformers import Similarity
 from fastvec.encoding.similarity import similarities, unit
 from fastvec.output.vector_column import SIGNS, FloatArray
+from fastvec.system.float32 import full_float32
 from fastvec.vectors.stored import Block, Vectors
 
 Rows = npt.NDArray[np.intp]
@@ -101,18 +102,22 @@ class Products(Scoring):
 
 
 class ProductsOnGpu(Products):
-    """The same on a GPU, to which each block moves as it is stored."""
+    """The same on a GPU, to which each block moves as float32, and the queries once."""
 
     def __init__(self, vectors: Vectors, queries: FloatArray, *, normalize: bool, device: str) -> None:
         super().__init__(vectors, queries, normalize=normalize)
         self._device = device
+        self._left: tuple[FloatArray, Any] | None = None  # queries, and their copy on the GPU
 
     def _product(self, queries: FloatArray, values: FloatArray) -> FloatArray:
         import torch
 
+        if self._left is None or self._left[0] is not queries:  # once, unless a block has its own ranges
+            self._left = queries, torch.tensor(queries, device=self._device)
         # copied, because torch warns of the memory of a mapped file, which cannot be written
-        left, right = (torch.tensor(part, device=self._device) for part in (queries, values))
-        found: FloatArray = (left @ right.T).cpu().numpy()
+        right = torch.tensor(values, device=self._device)
+        with full_float32():
+            found: FloatArray = (self._left[1] @ right.T).cpu().numpy()
         return found
 
 

@@ -18,7 +18,8 @@ def machine(device: str) -> list[tuple[str, str]]:
     if device == "cuda" and "torch" in sys.modules:
         import torch
 
-        rows.append(("GPU", torch.cuda.get_device_name()))
+        if torch.cuda.is_available():  # else those of a cluster's nodes
+            rows.append(("GPU", torch.cuda.get_device_name()))
     if total := memory_bytes():
         rows.append(("memory", size(total)))
     return [*rows, ("Python", platform.python_version()), ("packages", ", ".join(_versions()))]

@@ -18,14 +18,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or _MESSAGES.search(str(error)) is not None
 
 
+def _is_of_a_gpu(error: BaseException) -> bool:
+    """Return whether a GPU's memory ran out, without an import of PyTorch."""
+    kind = type(error)
+    return kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+
+
 @contextmanager
 def translated_memory_errors() -> Iterator[None]:
-    """Turn what is raised when this process gets no more memory into OutOfMemoryError."""
+    """Turn what is raised when this process gets no more memory, or a GPU has none left, into OutOfMemoryError."""
     try:
         yield
     except FastvecError:
         raise
     except BaseException as error:  # a panic in Rust is no Exception
+        if _is_of_a_gpu(error):
+            raise OutOfMemoryError(
+                "the GPU is out of memory: free some, or choose --device cpu, and run the same command again"
+            ) from error
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError("out of memory: free some, or allow more, and run the same command again") from error

@@ -3,6 +3,7 @@
 import logging
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from fastvec.training.objectives.language_head import LanguageHead
 from fastvec.training.objectives.losses import MaskRule, mask_tokens
 from fastvec.training.objectives.mntp import TokenTask
 from fastvec.training.objectives.noise import control_noise
-from fastvec.training.objectives.readout import Readout
+from fastvec.training.objectives.readout import Readout, run_kernels
 from fastvec.training.plan import AdaptPlan
 from fastvec.training.stream import ExampleStream, shuffled
 from fastvec.training.trainer import Batches, PackedTrainer
@@ -66,7 +67,8 @@ class Learner:
         with torch.no_grad(), kernel_check():
             self_check(decoder)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-                call_kernels(decoder, decoder.vocabulary, settings.max_length, self.device)
+                run = partial(run_kernels, decoder, settings.pooling)
+                call_kernels(run, decoder.vocabulary, settings.max_length, self.device)
         for name in ("gradient_checkpointing", "activation_checkpointing"):  # renamed in transformers 5
             setattr(self.arguments, name, _saves_activations(self.device, loaded.base_model))
         self.noise = control_noise(self.model)

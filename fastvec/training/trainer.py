@@ -147,6 +147,8 @@ class PackedTrainer(Trainer):
         split: bool = False,
     ) -> None:
         """Make the trainer; the model is `split` over the ranks already, or else DistributedDataParallel wraps it."""
+        # with several GPUs and one process, the Trainer would copy the model to all of them, though a batch has one row
+        args._n_gpu = min(args.n_gpu, 1)
         super().__init__(model=model, args=args, callbacks=[_PlaceKeeper(batches)])
         self.split = split
         if split:  # accelerate's own FSDP runs on no CPU; a model to evaluate is one that it does not wrap

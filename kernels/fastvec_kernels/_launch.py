@@ -249,7 +249,7 @@ def to_host(*tensors: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.cud
     for copy, x in zip(copies, tensors, strict=True):
         copy.copy_(x, non_blocking=True)
     done = torch.cuda.Event(blocking=True)  # waiting sleeps instead of spinning: other threads need the core
-    done.record()
+    done.record(torch.cuda.current_stream(tensors[0].device))
     return copies, done
 
 

@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 
 import fastvec
 from fastvec import Encoder
-from recipes import pretrain
 from recipes.bundled import everyday, finish, pairs, scenes, static, teacher, texts, tokenizer, topics
 from recipes.bundled.templates import Templates
 from tests import ARTICLES
@@ -281,14 +280,6 @@ def test_the_static_start_is_the_mean_of_its_tokens_and_knows_what_the_teacher_s
     assert cosines.mean() > (given @ chance / np.linalg.norm(given, axis=1)).mean() + 0.01
     forward, backward = encoder.encode(["the first town", "town first the"])
     assert forward @ backward > 0.999
-
-
-def test_a_decoder_is_pretrained_on_the_static_tokens_which_stay(made: Path) -> None:
-    sizes = "--column text --max-length 32 --batch-size 4 --steps 2 --save-every 2"
-    run(pretrain, f"{ARTICLES} -o {made}/decoder16 --start {made}/static {sizes}")
-    before, after = (Encoder.from_pretrained(made / name, dtype="float32") for name in ("static", "decoder16"))
-    np.testing.assert_array_equal(before.input_embeddings(), after.input_embeddings())
-    assert after.dims == 64  # no Dense layer
 
 
 def test_the_finished_folder_holds_nothing_of_its_making_and_has_the_cosines_of_what_was_distilled(

@@ -19,6 +19,7 @@ from fastvec.embedding.plan import plan_embed
 from fastvec.errors import DiskFullError, InterruptedRunError, OutputError, RefusedError, UsageError
 from fastvec.report import Progress, Report
 from fastvec.run_report.embedding import Embedding, embedding_html
+from fastvec.run_report.machine import machine
 from tests import ARTICLES
 from tests.helpers.corpora import write_parquet
 from tests.helpers.tiny import SENTENCES
@@ -226,3 +227,8 @@ def test_a_report_that_cannot_be_written_leaves_the_output(
 
     with pytest.raises(RefusedError, match="exists and is not a report"):
         embed([ARTICLES], output, **options, report=page, progress=watch)
+
+
+def test_a_machine_without_the_gpu_that_a_cluster_used_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "GPU" not in dict(machine("cuda"))

@@ -1,4 +1,5 @@
 import logging
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 import fastvec
 from fastvec.checkpoints.families import FAMILIES
+from fastvec.decoders.kernel_check import kernel_check
 from fastvec.decoders.packed_transformers import Decoder, Noise, forward_packed
 from fastvec.errors import UsageError
 from fastvec.system.libraries import quiet_libraries
@@ -19,9 +21,13 @@ from fastvec.training import learner
 from fastvec.training.learner import Learner, lora_targets, mask_id
 from fastvec.training.metrics import read_metrics
 from fastvec.training.objectives.noise import control_noise
+from fastvec.training.objectives.readout import run_kernels
+from fastvec_kernels import _switch, torch_ops
+from fastvec_kernels._launch import kernels_on_cpu
 from tests import ROOT
 from tests.decoders.test_packed_transformers import random_sequences
 from tests.helpers.tiny_families import tiny_config, tiny_model
+from tests.training.test_plan import plan
 
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -126,3 +132,36 @@ def test_a_tokenizer_without_mask_and_underscore_gives_unk_or_a_reserved_token(
     assert caplog.messages[0] == "masked tokens are replaced by '[unused2]', the tokenizer's last reserved token"
     with pytest.raises(UsageError, match="no mask token, no '_', no unknown and no reserved token: give one"):
         mask_id(without, None, 4)
+
+
+def test_a_kernel_of_training_that_does_not_compile_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU of a machine without a compiler, dropout and pooling would otherwise fail in the first step."""
+
+    def cannot(*_: Any, **__: Any) -> None:
+        raise RuntimeError("failed to find C compiler")
+
+    monkeypatch.setattr(_switch, "_on_torch", {})
+    for name in ("dropout", "pooling.op"):
+        monkeypatch.setattr(import_module(f"fastvec_kernels.{name}"), "launch", cannot)
+    decoder = Decoder(tiny_model("llama"), bidirectional=True)
+    packed = pack(random_sequences())
+    with torch.no_grad(), kernels_on_cpu():
+        with kernel_check():
+            run_kernels(decoder, "mean", packed)
+        assert torch_ops().keys() == {"dropout", "pool"}
+        run_kernels(decoder, "mean", packed)
+
+
+def test_one_process_trains_on_one_gpu(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two, the Trainer would copy the model to both in each step, and leave out autocast."""
+    build = learner._arguments
+
+    def with_two(*given: Any) -> Any:
+        arguments = build(*given)
+        arguments._n_gpu = 2
+        return arguments
+
+    monkeypatch.setattr(learner, "_arguments", with_two)
+    with quiet_libraries():
+        learned = Learner(plan(tiny_llama), tmp_path)
+    assert not isinstance(learned.trainer._wrap_model(learned.model), torch.nn.DataParallel)

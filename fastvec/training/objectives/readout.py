@@ -20,10 +20,10 @@ import torch.distributed as dist
 from torch import nn
 
 from fastvec.checkpoints.sentence_transformers import Pooling
-from fastvec.texts.packing import pack
+from fastvec.texts.packing import Packed, pack
 from fastvec.texts.tokenizer import TextTokenizer
 from fastvec.training.objectives.task import Pass, split_by_length
-from fastvec_kernels import pool, to_device
+from fastvec_kernels import dropout, pool, to_device
 
 IntArray = npt.NDArray[np.integer]
 
@@ -144,3 +144,10 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(whole)
         begin = sum(ctx.counts[: ctx.rank])
         return whole[begin : begin + ctx.counts[ctx.rank]], None, None
+
+
+def run_kernels(decoder: Callable[[Packed], torch.Tensor], pooling: Pooling, packed: Packed) -> None:
+    """Call the kernels of a training step's forward, for `call_kernels`: the decoder's, dropout's and pooling's."""
+    states = decoder(packed)
+    places = torch.stack([packed.positions, packed.positions], dim=1)
+    pool(dropout(states, places, p=0.5, seed=0), packed.spans, pooling, normalize=False)
