@@ -1,6 +1,7 @@
 """Compares fingerprints: the JSON values that identify a job, and distinguish its output from another job's."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -9,6 +10,7 @@ from fastvec.errors import RefusedError
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 REMEDY = "replace it with --overwrite, or choose another -o"
+NS = 1_000_000_000
 SHOWN_DIFFERENCES = 5
 SHOWN_CHARACTERS = 80  # of a value
 
@@ -16,9 +18,30 @@ SHOWN_CHARACTERS = 80  # of a value
 def refuse_another_job(path: object, begun: Mapping[str, Json], asked: Mapping[str, Any]) -> None:
     """Raise RefusedError with the differences if the files at `path` are of the job `begun`, not of the one `asked`."""
     if found := fingerprint_differences(begun, asked):
+        if touched := _touched(begun, asked):
+            uri, before = touched
+            raise RefusedError(
+                f"{path} belongs to another job: {uri} has another modification time; if its content is the same, set "
+                f"the time back: touch -d @{before // NS}.{before % NS:09} {shlex.quote(uri)}; else {REMEDY}"
+            )
         rest = len(found) - SHOWN_DIFFERENCES
         more = f"; and {rest} more" if rest > 0 else ""
         raise RefusedError(f"{path} belongs to another job: {'; '.join(found[:SHOWN_DIFFERENCES])}{more}; {REMEDY}")
+
+
+def _touched(begun: Mapping[str, Json], asked: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return the first input that has another modification time, as a copy has, and what it was, in ns.
+
+    None if anything else differs. Inputs are lists of a name, a size and a version, which is a time for local files.
+    """
+    before, now = begun.get("inputs"), asked.get("inputs")
+    if not (isinstance(before, list) and isinstance(now, list) and len(before) == len(now)):
+        return None
+    changed = [(old, new) for old, new in zip(before, now, strict=True) if old != list(new)]
+    if any(len(old) != 3 or old[:2] != list(new[:2]) or not isinstance(old[2], int) for old, new in changed):
+        return None
+    others = ({name: value for name, value in one.items() if name != "inputs"} for one in (begun, asked))
+    return (changed[0][0][0], changed[0][0][2]) if changed and not fingerprint_differences(*others) else None
 
 
 def fingerprint_differences(begun: Mapping[str, Json], asked: Mapping[str, Any]) -> list[str]:

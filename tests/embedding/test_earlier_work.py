@@ -1,5 +1,9 @@
 """A job whose output path has earlier work: the same job's is kept, another's is refused."""
 
+import os
+import re
+import shlex
+import subprocess
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -88,3 +92,21 @@ def test_changed_input_is_another_job(encoder: Encoder, tmp_path: Path, output: 
     embed([write_parquet(tmp_path / "corpus.parquet", texts(["a", "b"]))], output, encoder=encoder)
     with pytest.raises(RefusedError, match="inputs"):
         embed([write_parquet(tmp_path / "corpus.parquet", texts(["a", "c", "d"]))], output, encoder=encoder)
+
+
+def test_a_copy_of_an_input_resumes_with_the_time_of_the_first(
+    encoder: Encoder, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some tools do not keep the modification time of what they copy."""
+    monkeypatch.chdir(tmp_path)
+    corpus = write_parquet(Path("the corpus.parquet"), texts(["a", "b"]))
+    embed([corpus], output, encoder=encoder)
+    os.utime(corpus)
+    with pytest.raises(RefusedError, match=r"the corpus\.parquet has another modification time; if its") as refused:
+        embed([corpus], output, encoder=encoder)
+    command = re.search(r"set the time back: (touch .*); else replace it with --overwrite", str(refused.value))
+    assert command is not None
+    with pytest.raises(RefusedError, match=r'column was "text", now .*; inputs|inputs.*column was "text"'):
+        embed([corpus], output, encoder=encoder, template="{text}!")
+    subprocess.run(shlex.split(command[1]), check=True)
+    assert embed([corpus], output, encoder=encoder).already_finished
