@@ -34,7 +34,7 @@ def test_a_finished_job_is_left_alone_without_loading_the_model(
     assert output.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("stopped", [True, False])
+@pytest.mark.parametrize("stopped", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("small_chunks")
 def test_a_dtype_that_nobody_chose_is_that_of_the_earlier_run(
     tiny_llama: Path, output: Path, stopped: bool, monkeypatch: pytest.MonkeyPatch

@@ -207,6 +207,7 @@ def test_a_signal_ends_the_counting_of_rows(encoder: Encoder, tmp_path: Path, na
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_is_downloaded_and_known_by_its_commit(tmp_path: Path, output: Path) -> None:
     """The cache has it afterwards. In processes of their own, because the hub's client reads its variables once."""
     rows = jsonl(ROWS.slice(0, 9))

@@ -84,7 +84,13 @@ def flip_in_the_middle(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda content: content + b"x", lambda content: content[:-20], lambda _: b"", flip_in_the_middle]
+    "damage",
+    [
+        pytest.param(lambda content: content + b"x", marks=pytest.mark.slow, id="longer"),
+        pytest.param(lambda content: content[:-20], marks=pytest.mark.slow, id="shorter"),
+        pytest.param(lambda _: b"", marks=pytest.mark.slow, id="empty"),
+        flip_in_the_middle,
+    ],
 )
 def test_a_finished_shard_that_was_damaged_before_it_was_published_is_embedded_again(
     articles: Path,
@@ -124,7 +130,12 @@ def test_a_finished_shard_that_cannot_be_read_now_is_kept(
 
 
 @pytest.mark.parametrize(
-    "damage", [Path.unlink, lambda path: path.write_bytes(b"{}"), lambda path: path.write_text("")]
+    "damage",
+    [
+        Path.unlink,
+        pytest.param(lambda path: path.write_bytes(b"{}"), marks=pytest.mark.slow, id="other"),
+        pytest.param(lambda path: path.write_text(""), marks=pytest.mark.slow, id="empty"),
+    ],
 )
 def test_a_shard_whose_journal_is_lost_is_embedded_again(
     articles: Path, encoder: Encoder, folder: Path, damage: Callable[[Path], object]
@@ -313,7 +324,9 @@ def test_a_shard_that_two_processes_published_with_other_bytes_is_done_again(
 
 
 # of the calls that delete a manifest, five receipts, five shards, and two files
-@pytest.mark.parametrize("kill_at", range(0, 14, 6))
+@pytest.mark.parametrize(
+    "kill_at", [pytest.param(0, marks=pytest.mark.slow), 6, pytest.param(12, marks=pytest.mark.slow)]
+)
 def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
     articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:

@@ -70,7 +70,11 @@ def test_the_shard_of_a_process_that_dies_is_done_again(
 @pytest.mark.parametrize(
     ("at_load", "message"),
     [
-        (True, f"a worker process was killed by SIGKILL before it had a shard, {TRIES} times"),
+        pytest.param(
+            True,
+            f"a worker process was killed by SIGKILL before it had a shard, {TRIES} times",
+            marks=pytest.mark.slow,
+        ),
         (False, f"a worker process was killed by SIGKILL at part-00000.arrow, {TRIES} times: finished shards are safe"),
     ],
 )

@@ -40,12 +40,12 @@ def refuse_to_load(self: ShardWorker) -> Encoder:
     "options",
     [
         {},
-        {"vector_dtype": "float16", "keep": None},
+        pytest.param({"vector_dtype": "float16", "keep": None}, marks=pytest.mark.slow),
         {"vector_dtype": "int8"},
-        {"vector_dtype": "binary", "hash": True},
-        {"column": ["title", "text"]},
+        pytest.param({"vector_dtype": "binary", "hash": True}, marks=pytest.mark.slow),
+        pytest.param({"column": ["title", "text"]}, marks=pytest.mark.slow),
         {"column": "text", "long": "chunks", "chunk_tokens": 40, "chunk_text": True},
-        {"column": "text", "long": "mean"},
+        pytest.param({"column": "text", "long": "mean"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -104,7 +104,7 @@ def test_a_finished_folder_is_left_as_it_is_without_loading_a_model(
     assert not (folder / "_work").exists()
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("order", [pytest.param((0, 1, 2), marks=pytest.mark.slow), (2, 0, 1)])
 def test_the_last_process_of_a_job_array_publishes_the_manifest(
     articles: Path, encoder: Encoder, folder: Path, order: tuple[int, ...]
 ) -> None:

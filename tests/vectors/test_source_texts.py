@@ -57,6 +57,15 @@ def test_a_template_null_texts_and_a_limit(tmp_path: Path, model: Encoder) -> No
     assert found([tmp_path / "plain.arrow"], [1, 2]) == [None, "3"]
 
 
+def test_a_template_of_a_column_alone_is_one(tmp_path: Path, model: Encoder) -> None:
+    """It takes a column of numbers, which `column` does not."""
+    pq.write_table(pa.table({"year": [1999, None, 2001], "text": ["1", None, "3"]}), tmp_path / "a.parquet")
+    for column in ("year", "text"):
+        embed([tmp_path / "a.parquet"], tmp_path / f"{column}.arrow", encoder=model, template=f"{{{column}}}")
+    assert found([tmp_path / "year.arrow"], [0, 1, 2]) == ["1999", None, "2001"]
+    assert found([tmp_path / "text.arrow"], [0, 2]) == ["1", "3"]
+
+
 @pytest.mark.parametrize("chunk_text", [False, True])
 def test_a_passage_is_cut_out_of_its_text(tmp_path: Path, model: Encoder, chunk_text: bool) -> None:
     output = tmp_path / "vecs.arrow"
