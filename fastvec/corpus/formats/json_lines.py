@@ -1,7 +1,7 @@
 """Reads JSON lines: one object per line, as pyarrow parses it.
 
 The columns and their types are those of the file's first lines. A line that is no object of these types is a bad row:
-all its columns are null. Strings that look like dates stay strings.
+all its columns are null. Strings that look like dates stay strings, and a number is one among strings.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -127,12 +127,14 @@ def _sample(file: LineFile) -> Iterator[list[bytes]]:
             break
 
 
-def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.bool_]]]:
+def _parsed(
+    lines: Sequence[bytes], schema: pa.Schema, *, rewritten: bool = False
+) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.bool_]]]:
     """Yield the rows of `lines` in parts, and which of them are bad.
 
-    The lines are parsed together, and by halves if that fails. They cannot be shifted: JSON allows no `}` before a `{`
-    with only white space between, so no object spans lines that all begin with `{` and end with `}`. Then each line has
-    at least one object, and none has two if there are as many objects as lines.
+    The lines are parsed together; if that fails, `rewritten`, and if that fails too, by halves. They cannot be shifted:
+    JSON allows no `}` before a `{` with only white space between, so no object spans lines that all begin with `{` and
+    end with `}`. Then each line has at least one object, and none has two if there are as many objects as lines.
     """
     with suppress(pa.ArrowInvalid):
         if all(_may_be_object(line) for line in lines):
@@ -140,12 +142,12 @@ def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> Iterator[tuple[pa.Reco
             if rows.num_rows == len(lines):
                 yield rows, np.zeros(len(lines), dtype=np.bool_)
                 return
-    if len(lines) > 1:
+    if not rewritten:
+        yield from _parsed([_rewritten(line, schema) for line in lines], schema, rewritten=True)
+    elif len(lines) > 1:
         middle = len(lines) // 2
-        yield from _parsed(lines[:middle], schema)
-        yield from _parsed(lines[middle:], schema)
-    elif (line := _rewritten(lines[0])) != lines[0]:
-        yield from _parsed([line], schema)
+        yield from _parsed(lines[:middle], schema, rewritten=True)
+        yield from _parsed(lines[middle:], schema, rewritten=True)
     else:
         nothing = pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in schema], schema=schema)
         yield nothing, np.ones(1, dtype=np.bool_)
@@ -176,16 +178,38 @@ def _objects(lines: Sequence[bytes], schema: pa.Schema | None) -> pa.RecordBatch
     return table.combine_chunks().to_batches()[0]
 
 
-def _rewritten(line: bytes) -> bytes:
+class _Number(str):
+    """A number as it is written."""
+
+    __slots__ = ()
+
+
+def _rewritten(line: bytes, schema: pa.Schema) -> bytes:
     """Return an object that only Python reads (lone surrogates, 1e999, a repeated name) as pyarrow reads it.
 
-    Any other line is returned as it is. A lone surrogate becomes invalid UTF-8, which is repaired and counted later.
+    A number or a truth value is a text where the column is one. A lone surrogate becomes invalid UTF-8, which is
+    repaired and counted later. Any other line is returned as it is.
     """
     try:
-        value = json.loads(line)
-        return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        value = json.loads(line, parse_int=_Number, parse_float=_Number)
+        fitting = _fitting(value, pa.struct(list(schema)))
+        return json.dumps(fitting, ensure_ascii=False).encode("utf-8", "surrogatepass")
     except (ValueError, RecursionError):
         return line
+
+
+def _fitting(value: Any, type: pa.DataType | None) -> Any:
+    """Return a value of JSON with text for numbers and truth values where `type` has it; None fits anything."""
+    if isinstance(value, dict):
+        known = {field.name: field.type for field in type} if type is not None and types.is_struct(type) else {}
+        return {name: _fitting(one, known.get(name)) for name, one in value.items()}
+    if isinstance(value, list):
+        of_items = type.value_type if type is not None and types.is_list(type) else None
+        return [_fitting(one, of_items) for one in value]
+    is_text = type is not None and types.is_string(type)
+    if isinstance(value, _Number):
+        return str(value) if is_text else int(value) if value.lstrip("-").isdecimal() else float(value)
+    return json.dumps(value) if is_text and isinstance(value, bool) else value
 
 
 def _schemas(lines: Sequence[bytes]) -> Iterator[pa.Schema]:
@@ -208,7 +232,9 @@ def _unified(first: pa.DataType, second: pa.DataType) -> pa.DataType:
 
 
 def _promoted(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """Return the type of values of both types. Raises ArrowException if they exclude each other."""
+    """Return the type of values of both types, text for a text and a number. Raises ArrowException if there is none."""
+    if pa.string() in (first, second) and not (types.is_nested(first) or types.is_nested(second)):
+        return pa.string()
     schemas = [pa.schema([("", type)]) for type in (first, second)]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
 

@@ -62,10 +62,24 @@ def test_a_field_has_one_type_in_all_files(tmp_path: Path) -> None:
     assert str(nested.type) == "int64"
 
 
+def test_a_field_of_texts_and_numbers_is_text_and_loses_no_row(tmp_path: Path) -> None:
+    values: list[tuple[object, object]] = [(7, "x7"), (True, 1.50), ("", None)]
+    lines = [{"text": "a", "id": first, "more": {"ids": [second]}} for first, second in values]
+    path = write(tmp_path / "a.jsonl", *lines)
+    corpus = open_corpus([path], column="text", keep=["id", "more"])
+    (chunk,) = corpus.chunks(ALL)
+    assert chunk.bad.tolist() == []
+    assert chunk.kept.to_pylist() == [
+        {"id": "7", "more": {"ids": ["x7"]}},
+        {"id": "true", "more": {"ids": ["1.5"]}},
+        {"id": "", "more": {"ids": [None]}},
+    ]
+
+
 def test_types_that_exclude_each_other_in_two_files_are_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", {"text": "a", "n": 1})
-    second = write(tmp_path / "b.jsonl", {"text": "b", "n": "one"})
-    with pytest.raises(InputError, match=r"b\.jsonl: kept column 'n' is string, but int64 in .*a\.jsonl"):
+    second = write(tmp_path / "b.jsonl", {"text": "b", "n": ["one"]})
+    with pytest.raises(InputError, match=r"b\.jsonl: kept column 'n' is list<item: string>, but int64 in .*a\.jsonl"):
         open_corpus([first, second], column="text", keep=["n"])
 
 
@@ -105,7 +119,7 @@ def test_rows_are_the_same_however_many_are_read_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: int
 ) -> None:
     monkeypatch.setattr(json_lines, "MOST_VALUES", values)
-    path = write(tmp_path / "a.jsonl", *[{"text": f"{i}" if i % 5 else i, "m": {"i": i}} for i in range(1, 40)])
+    path = write(tmp_path / "a.jsonl", *[{"text": f"{i}" if i % 5 else [i], "m": {"i": i}} for i in range(1, 40)])
 
     corpus = open_corpus([path], column="text", keep=["m.i"])
 
