@@ -42,9 +42,10 @@ class Estimate:
         return asdict(self)
 
     def __str__(self) -> str:
+        where = "one GPU" if self.device == "cuda" else self.device  # --devices and --shard divide the time
         return (
             f"{self.rows:,} rows, about {self.tokens:,} tokens (from {self.sampled_rows:,} sampled rows), "
-            f"{self.output_bytes / 1e6:,.1f} MB to {self.output}, about {self.seconds:,.0f} s on {self.device} "
+            f"{self.output_bytes / 1e6:,.1f} MB to {self.output}, about {self.seconds:,.0f} s on {where} "
             f"at {self.tokens_per_second:,.0f} tokens/s; nothing was written"
         )
 
