@@ -128,6 +128,8 @@ def _templates(
 def _with_common_types(sources: Sequence[Source], kept: Sequence[str]) -> list[Source]:
     """Return the sources; those of JSON lines, whose types come from their values, have one for each kept field."""
     files = {at: source.content for at, source in enumerate(sources) if isinstance(source.content, JsonLines)}
+    if len(files) < 2:
+        return list(sources)
     fields = {path[0] for name in kept for file in files.values() if (path := path_to(file.inferred, name))}
     changed = dict(zip(files, with_common_types(list(files.values()), fields), strict=True))
     return [replace(source, content=changed.get(at, source.content)) for at, source in enumerate(sources)]

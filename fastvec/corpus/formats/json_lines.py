@@ -7,9 +7,9 @@ all its columns are null. Strings that look like dates stay strings, and a numbe
 import functools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -41,10 +41,13 @@ class JsonLines:
     marks_bad_rows: ClassVar[bool] = True
     file: LineFile
     inferred: pa.Schema  # of type null where all lines are
+    schema: pa.Schema
 
-    @property
-    def schema(self) -> pa.Schema:
-        return pa.schema([(field.name, _without_nulls(field.type)) for field in self.inferred])
+    @classmethod
+    def of_types(cls, file: LineFile, inferred: Iterable[tuple[str, pa.DataType]]) -> "JsonLines":
+        types_of_fields = list(inferred)
+        text_for_nulls = [(name, _without_nulls(type)) for name, type in types_of_fields]
+        return cls(file, pa.schema(types_of_fields), pa.schema(text_for_nulls))
 
     @classmethod
     def open(cls, file: LineFile) -> "JsonLines":
@@ -66,7 +69,7 @@ class JsonLines:
             raise EmptyFileError(file.path, "no line has an object")
         if not inferred:
             raise InputError(f"{file.path}: {_what_is_wrong(next(file.batches())[0].strip())}")
-        return cls(file, pa.schema(list(inferred.items())))
+        return cls.of_types(file, inferred.items())
 
     @property
     def group_rows(self) -> tuple[int, ...]:
@@ -104,11 +107,10 @@ def with_common_types(files: Sequence[JsonLines], fields: Collection[str]) -> li
         with suppress(pa.ArrowException):
             common[name] = functools.reduce(_promoted, types_of_field, pa.null())
 
-    def changed(file: JsonLines) -> JsonLines:
-        schema = pa.schema([(field.name, common.get(field.name, field.type)) for field in file.inferred])
-        return file if schema == file.inferred else replace(file, inferred=schema)
-
-    return [changed(file) for file in files]
+    return [
+        JsonLines.of_types(file.file, [(field.name, common.get(field.name, field.type)) for field in file.inferred])
+        for file in files
+    ]
 
 
 def _divided(lines: Sequence[bytes], together: int) -> Iterator[list[bytes]]:
