@@ -236,8 +236,7 @@ class Encoder(ChunkEncoder):
         self, kind: str, texts: Texts, instruction: str | None, prompt_name: str | None, **options: Any
     ) -> Any:
         if instruction is None and prompt_name is None:
-            # sentence-transformers gives every checkpoint the prompts `query` and `document`, empty if it has none
-            instruction, prompt_name = (None, kind) if kind in self.settings.checkpoint.prompts else ("", None)
+            instruction, prompt_name = self.settings.prompt_of(kind)
         return self.encode(texts, instruction, prompt_name, **options)
 
     def _encode_rows(

@@ -67,6 +67,13 @@ class EncoderSettings:
             raise UsageError(f"{checkpoint.name} has no prompt named {quoted(name)}: it has {known}")
         return checkpoint.prompts[name]
 
+    def prompt_of(self, kind: str) -> tuple[str | None, str | None]:
+        """Return the instruction or the name of the prompt for texts of a `kind`, `query` or `document`.
+
+        sentence-transformers gives every checkpoint these two prompts, empty if it has none.
+        """
+        return (None, kind) if kind in self.checkpoint.prompts else ("", None)
+
     @property
     def arithmetic(self) -> str:
         """The number formats of the forward pass, for the output's metadata and the fingerprint."""

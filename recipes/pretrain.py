@@ -61,6 +61,9 @@ def main(
     """Train a tokenizer and a decoder on the text column of Parquet or Arrow files."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     disable_progress_bar()
+    if (output / "model.safetensors").is_file() and not (output / "run").exists():
+        logger.info("%s is already finished", output)
+        return
     corpus = open_corpus(data, column=column)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "tokenizer.json").is_file():

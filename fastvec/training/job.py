@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def _run(
             done = Adaptation(
                 model=model,
                 tokenizer=learner.tokenizer,
-                settings=plan.settings,
+                settings=replace(plan.settings, max_length=plan.max_length),
                 recipe=plan.recipe,
                 fingerprint=plan.fingerprint,
                 results=results,

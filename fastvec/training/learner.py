@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from transformers.pytorch_utils import Conv1D
 
 from fastvec.decoders.from_transformers import load_model
@@ -33,7 +33,7 @@ from fastvec.training.objectives.noise import control_noise
 from fastvec.training.objectives.readout import Readout, run_kernels
 from fastvec.training.plan import AdaptPlan
 from fastvec.training.stream import ExampleStream, shuffled
-from fastvec.training.trainer import Batches, PackedTrainer
+from fastvec.training.trainer import Batches, PackedTrainer, training_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Learner:
         """
         recipe, settings = plan.recipe, plan.settings
         self.plan = plan
-        self.arguments = _arguments(plan, folder)
+        self.arguments = training_arguments(plan, folder)
         self.device = self.arguments.device
         self.tokenizer = tokenizer_from_transformers(settings.checkpoint)
         self._sharding = Sharding(self.device, plan.ranks) if plan.fsdp else None
@@ -94,7 +94,8 @@ class Learner:
         )
         self.trainer.remove_callback(PrinterCallback)
         # created before batches are read ahead: creating it modifies the tokenizer, which another thread then uses
-        self._pairs_tokenizer = self._texts()
+        # of the scored pairs, neither text is a query
+        self._pairs_tokenizer = self._texts(*((None, None) if recipe.objective == "contrastive" else plan.prompts[0]))
         self._held_out: list[Any] | None = None
 
     def _load(self, device: torch.device | str) -> tuple[PreTrainedModel, Decoder, Any]:
@@ -195,13 +196,14 @@ class Learner:
             self._sharding.split(dense)
         return dense
 
-    def _texts(self, instruction: str | None = None) -> TextTokenizer:
-        return self.plan.settings.text_tokenizer(self.tokenizer, instruction, embeddings=self._embeddings)
+    def _texts(self, instruction: str | None, prompt_name: str | None) -> TextTokenizer:
+        settings = self.plan.settings
+        return settings.text_tokenizer(self.tokenizer, instruction, prompt_name, embeddings=self._embeddings)
 
     def _distil_task(self, readout: Readout) -> DistilTask:
         recipe, settings, width = self.plan.recipe, self.plan.settings, self.plan.vector_width
         return DistilTask(
-            self._texts(recipe.instruction),
+            self._texts(*self.plan.prompts[0]),
             readout,
             vectors=recipe.vectors,
             width=width or settings.checkpoint.vector_size,
@@ -230,8 +232,7 @@ class Learner:
         recipe = self.plan.recipe
         pairs = recipe.objective == "contrastive"
         return ContrastTask(
-            self._texts(recipe.instruction),
-            self._texts(),
+            *(self._texts(*prompt) for prompt in self.plan.prompts),
             positive=recipe.positive if pairs else None,
             negatives=recipe.negatives,
             readout=self.readout,
@@ -319,32 +320,4 @@ def _log_what_is_trained(model: nn.Module, plan: AdaptPlan) -> None:
         direction,
         f"{trained:,}",
         f"{sum(weight.numel() for weight in weights):,}",
-    )
-
-
-def _arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
-    recipe, settings = plan.recipe, plan.settings
-    cpu = settings.device == "cpu"
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch_size,
-        learning_rate=recipe.lr,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
-        weight_decay=recipe.weight_decay,
-        bf16=settings.dtype == "bfloat16",
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        seed=recipe.seed,
-        use_cpu=cpu,
-        ddp_backend="gloo" if cpu and plan.ranks > 1 else None,
-        ddp_find_unused_parameters=False,
-        save_steps=plan.save_every,
-        save_total_limit=2,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,  # the filter reads every loss, and so waits for the device
-        ignore_data_skip=True,
-        disable_tqdm=True,
-        log_level_replica="error",  # as `quiet_libraries` sets it in the first process
-        report_to=[],
     )

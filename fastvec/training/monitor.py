@@ -17,6 +17,7 @@ from fastvec.training.metrics import Metrics
 from fastvec.training.trainer import newest_checkpoint
 
 LOOK_EVERY = 10  # losses of this many steps are fetched from the device together
+SLOW_STEP = 0.5  # seconds, from which on ranks agree after each step on whether to stop: torchrun waits for 30 s
 REPORTED = {  # measure: prefix of its `_before` and `_after` fields in the report
     "held_out_loss": "held_out",
     "held_out_accuracy": "accuracy",
@@ -43,25 +44,31 @@ class Monitor(TrainerCallback):
         self._pairs = None if self._plan.pairs is None else self._plan.pairs.digest
         first = self._plan.rank == 0
         self._metrics = Metrics(folder, step=self.resumed_steps, pairs=self._pairs) if first else None
-        self._started = time.perf_counter()
+        self._started = self._looked = time.perf_counter()
+        self._is_slow = True
         self._new_tokens = 0
         learner.trainer.add_callback(self)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # a run that resumes takes the interval of its checkpoint, and --save-every may differ
+        state.save_steps = int(args.save_steps)
         if state.global_step == 0:
             self._measure(0)
-        self._started = time.perf_counter()
+        self._started = self._looked = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, plan = state.global_step, self._plan
         measure = step % plan.eval_every == 0 and step < plan.recipe.steps
         looks = step % LOOK_EVERY == 0 or measure or step % plan.save_every == 0 or step == plan.recipe.steps
-        if plan.ranks == 1 or looks:
+        if plan.ranks == 1 or looks or self._is_slow:
             stop = self._agreed(self._stop_signal() is not None)
             if looks or stop:
                 self._look()
             if stop:
                 control.should_save = control.should_training_stop = True
+        if looks:
+            now = time.perf_counter()
+            self._is_slow, self._looked = self._agreed(now - self._looked > LOOK_EVERY * SLOW_STEP), now
         if measure:
             self._measure(step)
 

@@ -40,12 +40,25 @@ class AdaptPlan:
     fsdp: bool  # split the model over the ranks
     rank: int  # of this process, below `ranks`
     ranks: int
+    max_length: int  # of the encoder that is saved: the base's, if that is longer and no other was asked for
     vector_width: int | None = None  # of the teacher's vectors
 
     @property
     def global_batch_size(self) -> int:
         """The examples of a step, over all ranks."""
         return self.recipe.batch_size * self.ranks
+
+    @property
+    def prompts(self) -> tuple[tuple[str | None, str | None], tuple[str | None, str | None]]:
+        """An instruction, or the name of a prompt: what precedes queries, or all texts, and what precedes passages.
+
+        Pairs are encoded as the trained model encodes queries and documents.
+        """
+        given = self.recipe.instruction
+        if self.recipe.objective != "contrastive":
+            return (given, None), (given, None)
+        query = self.settings.prompt_of("query") if given is None else (given, None)
+        return query, self.settings.prompt_of("document")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -58,6 +71,8 @@ class AdaptPlan:
         recipe.pop("batch_size")
         if recipe["objective"] == "distil":  # a run of a version without the neighbor term has no such key
             recipe["loss"] = "cosine, similarities, neighbors; half of the batches by topic"
+        if recipe["objective"] == "contrastive":
+            recipe["prompts"] = [self.settings.prefix(*prompt) for prompt in self.prompts]
         return {
             **recipe,
             **self.settings.fingerprint(self.recipe.instruction, None),
@@ -109,7 +124,9 @@ def plan_adapt(
         eos=eos,
     )
     _check_fsdp(fsdp, recipe, settings)
-    settings = _for_training(settings, recipe, asked="max_length" in options and options["max_length"] is not None)
+    asked = options.get("max_length") is not None
+    longest = settings.max_length
+    settings = _for_training(settings, recipe, asked=asked)
     corpora = _open_data(recipe, data, column)
     _warn(recipe)
     width = _vector_width(corpora[0], recipe.vectors) if objective == "distil" else None
@@ -119,6 +136,7 @@ def plan_adapt(
         settings=settings,
         corpora=corpora,
         output=Path(os.path.realpath(output)) if output.is_symlink() else output,  # else the link would be replaced
+        max_length=settings.max_length if asked else max(settings.max_length, longest),
         pairs=pairs,
         eval_every=eval_every or max(1, recipe.steps // EVALUATIONS),
         save_every=save_every or min(SAVE_EVERY, recipe.steps),

@@ -35,6 +35,9 @@ OWN_OPTIONS = {
 }
 VECTORS = "embedding"  # the column that `fastvec embed` writes
 CONTRASTIVE_WARMUP = 300
+# The defaults of DEFAULTS are for adapters. All weights of a pretrained decoder take a smaller learning rate, and a
+# warmup, or they lose what they know in the first steps.
+FULL_LR, FULL_WARMUP = 2e-5, 0.05  # at most; of the steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +93,15 @@ def resolve_recipe(objective: str, **given: Any) -> Recipe:
         raise UsageError(f"--{_flag(lora[0])} and --full were both given: choose one")
     values = {**DEFAULTS[objective], **chosen}
     steps = values.get("steps", Recipe.__dataclass_fields__["steps"].default)
+    if chosen.get("full") and "lr" not in chosen:
+        values["lr"] = min(values["lr"], FULL_LR)
     if objective == "contrastive":
         values.setdefault("warmup", min(CONTRASTIVE_WARMUP, steps * 3 // 10))
         for name in ("query", "positive"):
             if name not in values:
                 raise UsageError(f"--objective contrastive needs --{name}: name the column")
+    elif chosen.get("full"):
+        values.setdefault("warmup", int(steps * FULL_WARMUP))
     _check(values)
     return Recipe(objective=objective, **values)  # type: ignore[arg-type]  # checked above
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastvec import __version__
-from fastvec.checkpoints.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES, Checkpoint
+from fastvec.checkpoints.checkpoint import CHAT_BASES, DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES, Checkpoint
 from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, read_json
 from fastvec.decoders.from_transformers import is_noise
 from fastvec.settings import EncoderSettings
@@ -92,10 +92,10 @@ def save_adaptation(folder: Path, done: Adaptation) -> None:
                 "give %s as --model",
                 "the adapter in the folder adapter" if beside else "an adapter made without --merge and --full",
             )
-    if done.dense is None:
-        _save_llm2vec(folder, done.settings)
-    else:
+    if done.dense is not None:
         save_dense(folder / DENSE_FOLDER, done.dense)
+    elif _is_for_llm2vec(done.settings):
+        _save_llm2vec(folder, done.settings)
     (folder / "README.md").write_text(card(done), encoding="utf-8")
     sync_tree(folder)
     write_durably(folder / RECORD, json.dumps(record(done), indent=2) + "\n")
@@ -114,7 +114,7 @@ def record(done: Adaptation) -> dict[str, Any]:
             "max_length": settings.max_length,
             "dense": done.dense is not None,
             "dims": _dims(done),
-            "prompts": dict(checkpoint.prompts),
+            "prompts": _prompts(done),
             "default_prompt_name": checkpoint.default_prompt_name,
             "verbatim": checkpoint.verbatim,
             **{rule: getattr(checkpoint, rule) for rule in TEXT_RULES},
@@ -125,9 +125,27 @@ def record(done: Adaptation) -> dict[str, Any]:
     }
 
 
+def _prompts(done: Adaptation) -> dict[str, str]:
+    """Return the checkpoint's prompts, and as that of queries the instruction that they were trained with, if any."""
+    prompts, instruction = dict(done.settings.checkpoint.prompts), done.recipe.instruction
+    if done.recipe.objective == "contrastive" and instruction is not None:
+        prompts["query"] = done.settings.prefix(instruction)
+    return prompts
+
+
 def _dims(done: Adaptation) -> int | None:
     """Return the checkpoint's truncated width; None for distillation, which learns vectors at full width."""
     return None if done.recipe.objective == "distil" else done.settings.checkpoint.dims
+
+
+def _is_for_llm2vec(settings: EncoderSettings) -> bool:
+    """Return whether LLM2Vec would make the same vectors.
+
+    It makes a decoder bidirectional, and puts the texts of some base models, known by their names, into a chat.
+    """
+    checkpoint = settings.checkpoint
+    in_a_chat = Path(checkpoint.name).name in CHAT_BASES
+    return settings.bidirectional and in_a_chat == checkpoint.chat_template
 
 
 def _save_llm2vec(folder: Path, settings: EncoderSettings) -> None:
@@ -192,6 +210,9 @@ def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
             "adapt with --pool-tokens all for a folder that it can open"
         )
         return
+    if unknown := [rule for rule in ("chat_template", "append_eos", "text_max_length") if getattr(checkpoint, rule)]:
+        logger.info("sentence-transformers has no %s, so its files were not written", " and no ".join(unknown))
+        return
     save_modules(
         folder,
         pooling=ST_POOLINGS[settings.pooling],
@@ -201,7 +222,7 @@ def _save_sentence_transformers(folder: Path, done: Adaptation) -> None:
         include_prompt=checkpoint.include_prompt and settings.pooled_tokens == "all",
         lower_case=checkpoint.lower_case,
         dims=_dims(done),
-        prompts=checkpoint.prompts,
+        prompts=_prompts(done),
         default_prompt_name=checkpoint.default_prompt_name,
     )
 

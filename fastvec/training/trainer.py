@@ -35,6 +35,7 @@ from fastvec.system.pipeline import Pipeline
 from fastvec.texts.packing import Packed
 from fastvec.training.objectives.noise import NoiseSource
 from fastvec.training.objectives.task import Batch
+from fastvec.training.plan import AdaptPlan
 from fastvec.training.stream import ExampleStream, Place
 from fastvec.training.work_folder import PLACE
 
@@ -254,3 +255,32 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int, list[Place]] | None:
         return None
     step, path = max(found)
     return path.parent, step, [Place.from_json(place) for place in json.loads(path.read_text())]
+
+
+def training_arguments(plan: AdaptPlan, folder: Path) -> TrainingArguments:
+    """Return the Trainer's arguments for a plan; checkpoints go into `folder`."""
+    recipe, settings = plan.recipe, plan.settings
+    cpu = settings.device == "cpu"
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.lr,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        seed=recipe.seed,
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and plan.ranks > 1 else None,
+        ddp_find_unused_parameters=False,
+        save_steps=plan.save_every,
+        save_total_limit=2,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # the filter reads every loss, and so waits for the device
+        ignore_data_skip=True,
+        disable_tqdm=True,
+        log_level_replica="error",  # as `quiet_libraries` sets it in the first process
+        report_to=[],
+    )

@@ -19,7 +19,8 @@ from transformers.training_args import OptimizerNames
 
 import fastvec
 from fastvec.training import learner
-from fastvec.training.trainer import PackedTrainer
+from fastvec.training.plan import AdaptPlan
+from fastvec.training.trainer import PackedTrainer, training_arguments
 
 RUNS: dict[str, dict[str, Any]] = {
     "mntp": {"column": "text", "lora_dropout": 0.1},
@@ -41,15 +42,14 @@ LEARNING_RATE = 0.5
 
 def train(name: str, model: Path, data: Path, folder: Path, *, processes: int, fsdp: bool = False) -> None:
     """Train on eight examples per step, whatever the number of processes."""
-    arguments_of = learner._arguments
 
-    def with_sgd(*arguments: Any) -> TrainingArguments:
-        found = arguments_of(*arguments)
+    def with_sgd(plan: AdaptPlan, place: Path) -> TrainingArguments:
+        found = training_arguments(plan, place)
         found.optim = OptimizerNames.SGD
         found.optim_args = "momentum=0.5"  # a state, which checkpoints then have
         return found
 
-    with mock.patch.object(learner, "_arguments", with_sgd):
+    with mock.patch.object(learner, "training_arguments", with_sgd):
         fastvec.adapt(
             model=model,
             data=[data],

@@ -22,6 +22,7 @@ from fastvec.training.learner import Learner, lora_targets, mask_id
 from fastvec.training.metrics import read_metrics
 from fastvec.training.objectives.noise import control_noise
 from fastvec.training.objectives.readout import run_kernels
+from fastvec.training.trainer import training_arguments
 from fastvec_kernels import _switch, torch_ops
 from fastvec_kernels._launch import kernels_on_cpu
 from tests import ROOT
@@ -154,14 +155,14 @@ def test_a_kernel_of_training_that_does_not_compile_is_replaced(monkeypatch: pyt
 
 def test_one_process_trains_on_one_gpu(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two, the Trainer would copy the model to both in each step, and leave out autocast."""
-    build = learner._arguments
+    build = training_arguments
 
     def with_two(*given: Any) -> Any:
         arguments = build(*given)
         arguments._n_gpu = 2
         return arguments
 
-    monkeypatch.setattr(learner, "_arguments", with_two)
+    monkeypatch.setattr(learner, "training_arguments", with_two)
     with quiet_libraries():
         learned = Learner(plan(tiny_llama), tmp_path)
     assert not isinstance(learned.trainer._wrap_model(learned.model), torch.nn.DataParallel)

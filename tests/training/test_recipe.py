@@ -26,6 +26,15 @@ def test_defaults_are_the_papers(objective: str, given: dict[str, object], expec
     assert shared == (16, 32, 0.05, "linear", 0.0)
 
 
+def test_all_weights_take_smaller_steps_at_first_unless_told_otherwise() -> None:
+    recipes = [resolve_recipe("distil", full=full) for full in (None, True)]
+    assert [(one.lr, one.warmup) for one in recipes] == [(2e-4, 0), (2e-5, 50)]
+    contrastive = resolve_recipe("contrastive", **COLUMNS, full=True)
+    assert (contrastive.lr, contrastive.warmup) == (2e-5, 300)
+    given = resolve_recipe("mntp", full=True, lr=1e-3, warmup=7)
+    assert (given.lr, given.warmup) == (1e-3, 7)
+
+
 def test_none_is_the_default_and_a_given_value_is_kept() -> None:
     recipe = resolve_recipe("mntp", lr=None, steps=7, negatives=(), full=None)
     assert (recipe.lr, recipe.steps, recipe.full) == (5e-5, 7, False)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,23 @@ def test_without_the_same_pooled_tokens_no_files_of_sentence_transformers_are_wr
     assert "adapt with --pool-tokens all for a folder that it can open" in caplog.text
     without_bos = save_decoder(tmp_path / "without-bos", "llama", bos=False)
     assert (adapt(tmp_path / "all", without_bos, merge=True) / "modules.json").exists()
+
+
+def test_a_rule_that_sentence_transformers_does_not_have_leaves_out_its_files(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = adapt(tmp_path / "first", tiny_llama, merge=True, pool_tokens="all")
+    edit_json(first / "fastvec.json", encoder={"append_eos": True})
+    with caplog.at_level("INFO", logger="fastvec"):
+        second = adapt(tmp_path / "second", first, merge=True, pool_tokens="all")
+    assert not (second / "modules.json").exists()
+    assert "sentence-transformers has no append_eos, so its files were not written" in caplog.text
+
+
+def test_where_llm2vec_would_make_other_vectors_it_finds_no_settings(tiny_llama: Path, tmp_path: Path) -> None:
+    assert not (adapt(tmp_path / "causal", tiny_llama, bidirectional=False) / "llm2vec_config.json").exists()
+    chat = Path(shutil.copytree(tiny_llama, tmp_path / "Llama-2-7b-chat-hf"))
+    assert not (adapt(tmp_path / "of-chat", chat) / "llm2vec_config.json").exists()
 
 
 def test_llm2vec_finds_its_own_settings_and_names(adapter: Path) -> None:

@@ -97,7 +97,10 @@ from fastvec.cli.streams import end_job, log_to_stderr
 @shared.pooling
 @shared.bidirectional
 @shared.eos
-@click.option("--instruction", help="An instruction before every query (simcse: every text); it is not pooled.")
+@click.option(
+    "--instruction",
+    help="An instruction before every query, which the model keeps for queries (simcse, distil: before every text).",
+)
 @click.option(
     "--eval-pairs",
     metavar="FILE",

@@ -14,7 +14,7 @@ from fastvec.texts.packing import pack
 from fastvec.texts.tokenizer import TextTokenizer
 from fastvec.training.objectives.language_head import LanguageHead
 from fastvec.training.objectives.losses import MaskedTokens, token_loss, token_scores
-from fastvec.training.objectives.task import Batch, Pass, split_by_length
+from fastvec.training.objectives.task import EVALUATED_AT_ONCE, Batch, Pass, split_by_length
 from fastvec_kernels import to_device
 
 IntArray = npt.NDArray[np.integer]
@@ -65,12 +65,14 @@ class TokenTask:
     def evaluate(self, examples: Sequence[IntArray], model: Pass, *, size: int) -> dict[str, float]:
         """Return the mean loss over all targets of `examples`, and the accuracy.
 
-        `at_once` sequences go through the model together, or `size` if it is None.
+        `at_once` sequences go through the model together, or up to `size` if it is None.
         """
         hidden = [self._hidden(ids, model.seed, number) for number, ids in enumerate(examples)]
         scores = []
         with torch.no_grad():
-            for part in split_by_length([len(one.ids) for one in hidden], self._at_once or size):
+            for part in split_by_length(
+                [len(one.ids) for one in hidden], self._at_once or min(size, EVALUATED_AT_ONCE)
+            ):
                 packed = pack([hidden[i].ids for i in part], device=model.device)
                 places, labels = targets_of([hidden[i] for i in part], model.device)
                 states = model.forward(packed, part)

@@ -18,6 +18,9 @@ import torch
 from fastvec.texts.packing import Packed
 
 Example = TypeVar("Example")
+EVALUATED_AT_ONCE = (
+    32  # texts in one forward of an evaluation, at most, if none is given: batches of all ranks are larger
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
