@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,7 @@ def plan_adapt(
     _check_batch(recipe)
     if recipe.objective == "mntp" and bidirectional is False:
         raise UsageError("--objective mntp trains bidirectional attention: omit --causal")
-    for name, value in {"eval-every": eval_every, "save-every": save_every}.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} {value} is out of range: give 1 or more")
+    _check_intervals({"eval-every": eval_every, "save-every": save_every})
     pairs = None if eval_pairs is None else read_scored_pairs(eval_pairs)
     settings = resolve_settings(
         model,
@@ -125,7 +123,6 @@ def plan_adapt(
     )
     _check_fsdp(fsdp, recipe, settings)
     asked = options.get("max_length") is not None
-    longest = settings.max_length
     settings = _for_training(settings, recipe, asked=asked)
     corpora = _open_data(recipe, data, column)
     _warn(recipe)
@@ -136,7 +133,7 @@ def plan_adapt(
         settings=settings,
         corpora=corpora,
         output=Path(os.path.realpath(output)) if output.is_symlink() else output,  # else the link would be replaced
-        max_length=settings.max_length if asked else max(settings.max_length, longest),
+        max_length=settings.max_length if asked else max(settings.max_length, settings.checkpoint.max_length),
         pairs=pairs,
         eval_every=eval_every or max(1, recipe.steps // EVALUATIONS),
         save_every=save_every or min(SAVE_EVERY, recipe.steps),
@@ -146,6 +143,12 @@ def plan_adapt(
         ranks=number_of_ranks(),
         vector_width=width,
     )
+
+
+def _check_intervals(given: Mapping[str, int | None]) -> None:
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value} is out of range: give 1 or more")
 
 
 def _check(

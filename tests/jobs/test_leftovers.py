@@ -23,6 +23,7 @@ from tests.helpers.shards import parts_of
 from tests.jobs.test_sharded import contents
 
 pytestmark = pytest.mark.usefixtures("small_chunks", "small_shards")
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +85,7 @@ def flip_in_the_middle(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda content: content + b"x", marks=pytest.mark.slow, id="longer"),
-        pytest.param(lambda content: content[:-20], marks=pytest.mark.slow, id="shorter"),
-        pytest.param(lambda _: b"", marks=pytest.mark.slow, id="empty"),
-        flip_in_the_middle,
-    ],
+    "damage", [slow(lambda data: data + b"x"), slow(lambda data: data[:-20]), slow(lambda _: b""), flip_in_the_middle]
 )
 def test_a_finished_shard_that_was_damaged_before_it_was_published_is_embedded_again(
     articles: Path,
@@ -130,12 +125,7 @@ def test_a_finished_shard_that_cannot_be_read_now_is_kept(
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        Path.unlink,
-        pytest.param(lambda path: path.write_bytes(b"{}"), marks=pytest.mark.slow, id="other"),
-        pytest.param(lambda path: path.write_text(""), marks=pytest.mark.slow, id="empty"),
-    ],
+    "damage", [Path.unlink, slow(lambda path: path.write_bytes(b"{}")), slow(lambda path: path.write_text(""))]
 )
 def test_a_shard_whose_journal_is_lost_is_embedded_again(
     articles: Path, encoder: Encoder, folder: Path, damage: Callable[[Path], object]
@@ -324,9 +314,7 @@ def test_a_shard_that_two_processes_published_with_other_bytes_is_done_again(
 
 
 # of the calls that delete a manifest, five receipts, five shards, and two files
-@pytest.mark.parametrize(
-    "kill_at", [pytest.param(0, marks=pytest.mark.slow), 6, pytest.param(12, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kill_at", [slow(0), 6, slow(12)])
 def test_an_overwrite_that_is_killed_while_it_deletes_is_done_again(
     articles: Path, encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:

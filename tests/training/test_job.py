@@ -17,7 +17,6 @@ import fastvec
 from fastvec import Encoder
 from fastvec.errors import InputError, InterruptedRunError, ModelError, OutputError, RefusedError, UsageError
 from fastvec.report import AdaptProgress, AdaptReport
-from fastvec.training import trainer
 from fastvec.training.metrics import read_metrics
 from fastvec.training.scored_pairs import spearman
 from tests import ROOT
@@ -129,17 +128,12 @@ def test_stages_follow_each_other_and_each_is_an_encoder(
     rows = read_metrics(final / "metrics.jsonl")
     assert {"held_out_loss", "held_out_alignment", "held_out_uniformity"} <= rows[0].keys()
     assert losses(final)[-1] < losses(final)[0]
-    folders = [mntp[0], simcse, final]
-    vectors = [Encoder.from_pretrained(folder, dtype="float32").encode(SENTENCES) for folder in folders]
+    encoders = [Encoder.from_pretrained(folder, dtype="float32") for folder in (mntp[0], simcse, final)]
+    vectors = [encoder.encode(SENTENCES) for encoder in encoders]
     assert abs(vectors[0] - vectors[1]).max() > 1e-5
     assert abs(vectors[1] - vectors[2]).max() > 1e-3
-    base = json.loads((final / "adapter_config.json").read_text())["base_model_name_or_path"]
-    assert base == str(simcse)
-    encoder = Encoder.from_pretrained(final, dtype="float32")
-    assert encoder.settings.checkpoint.prompts == {"query": "Find it. "}  # queries keep what they were trained with
-    given = encoder.encode(SENTENCES, instruction="Find it.")
-    assert np.array_equal(encoder.encode_query(SENTENCES), given)
-    assert np.array_equal(encoder.encode_document(SENTENCES), vectors[2])
+    assert json.loads((final / "adapter_config.json").read_text())["base_model_name_or_path"] == str(simcse)
+    assert (encoders[2].encode_query(SENTENCES) == encoders[2].encode(SENTENCES, instruction="Find it.")).all()
 
 
 def test_full_fine_tuning_trains_every_weight(tiny_llama: Path, tmp_path: Path) -> None:
@@ -216,23 +210,6 @@ def test_a_signal_stops_a_run_that_goes_on_later(
     assert report.resumed_steps == 1
     assert losses(tmp_path / "out") == losses(mntp[0])
     assert (shown[-1].step, shown[-1].steps, shown[-1].new_steps) == (6, 6, 5)
-
-
-def test_a_run_that_resumes_may_save_at_other_steps(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(InterruptedRunError):
-        adapt(tmp_path / "out", tiny_llama, save_every=100, stop_signal=lambda: signal.SIGINT)
-    saved = []
-    write = trainer.PackedTrainer.save_model
-
-    def noted(self: trainer.PackedTrainer, *given: Any, **options: Any) -> None:
-        saved.append(self.state.global_step)
-        write(self, *given, **options)
-
-    monkeypatch.setattr(trainer.PackedTrainer, "save_model", noted)
-    adapt(tmp_path / "out", tiny_llama, save_every=2)
-    assert saved == [2, 4, 6]
 
 
 def test_a_run_killed_while_it_saves_takes_no_step_more(

@@ -1,10 +1,12 @@
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastvec.errors import InterruptedRunError
 from fastvec.training.metrics import read_metrics
+from fastvec.training.trainer import PackedTrainer
 from tests.helpers.tiny import SENTENCES
 from tests.training.test_job import adapt
 
@@ -37,3 +39,20 @@ def test_where_nothing_is_measured_there_is_no_line(tiny_llama: Path, tmp_path: 
     (row,) = read_metrics(tmp_path / "out" / "metrics.jsonl")
     assert row.keys() == {"step", "loss", "learning_rate", "gradient_norm", "tokens"}
     assert (report.held_out_before, report.held_out_after) == (None, None)
+
+
+def test_a_run_that_resumes_may_save_at_other_steps(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        adapt(tmp_path / "out", tiny_llama, save_every=100, stop_signal=lambda: 15)
+    saved = []
+    write = PackedTrainer.save_model
+
+    def noted(self: PackedTrainer, *given: Any, **options: Any) -> None:
+        saved.append(self.state.global_step)
+        write(self, *given, **options)
+
+    monkeypatch.setattr(PackedTrainer, "save_model", noted)
+    adapt(tmp_path / "out", tiny_llama, save_every=2)
+    assert saved == [2, 4, 6]
