@@ -305,6 +305,11 @@ def _attention(bare: Checkpoint, config: dict[str, Any]) -> tuple[bool | None, s
     return False, "config.json says neither is_causal: false nor use_bidirectional_attention: true"
 
 
+def is_chat_base(*names: str | Path) -> bool:
+    """Return whether LLM2Vec puts the texts of a model with one of these names, ids or paths, into a chat."""
+    return any(Path(name).name in CHAT_BASES for name in names)
+
+
 def _apply_llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
     """Apply LLM2Vec's rules and those in `llm2vec_config.json` to `bare`, if LLM2Vec made the checkpoint."""
     folders = (*stack.adapters[::-1], *stack.folders)
@@ -319,7 +324,7 @@ def _apply_llm2vec(bare: Checkpoint, stack: ModelStack) -> Checkpoint:
         raise ModelError(f"{path} has pooling_mode {quoted(pooling)}: expected one of {', '.join(LLM2VEC_POOLINGS)}")
     skip_instruction = setting(settings, "skip_instruction", bool, path, True)
     names = {*stack.names, *(str(config.get("_name_or_path", "")) for config in configs)}
-    chat_template = any(Path(name).name in CHAT_BASES for name in names)
+    chat_template = is_chat_base(*names)
     return replace(
         bare,
         layout="llm2vec",

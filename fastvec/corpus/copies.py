@@ -9,7 +9,6 @@ the hub's cache, and known by their commit.
 import os
 import re
 import select
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -28,10 +27,11 @@ from pyarrow import dataset, ipc
 
 from fastvec.corpus.formats.lines import COMPRESSED_SUFFIXES
 from fastvec.corpus.locations import KINDS, expanded
-from fastvec.errors import InputError, InterruptedRunError, RefusedError, UsageError, one_line
+from fastvec.errors import InputError, RefusedError, UsageError, one_line
 from fastvec.output.ownership import beside
 from fastvec.system.durable_files import make_folder, open_locked, translated_os_errors
 from fastvec.system.hub import HubError, snapshot
+from fastvec.system.stop_signals import require_no_signal
 
 STDIN, HUB = "-", "hf://datasets/"
 READ_BYTES = 1 << 20
@@ -166,9 +166,7 @@ def _copy_stdin(file: BinaryIO, stop_signal: Callable[[], int | None]) -> str:
     stdin, content = sys.stdin.fileno(), blake2b(digest_size=HASH_BYTES)
     while True:
         while sys.platform != "win32" and not select.select([stdin], [], [], POLL_SECONDS)[0]:
-            if (number := stop_signal()) is not None:
-                name = signal.Signals(number).name
-                raise InterruptedRunError(f"stopped by {name} while stdin was read: nothing was written", number)
+            require_no_signal(stop_signal, "stdin was read: nothing was written")
         block = os.read(stdin, READ_BYTES)
         if not block:
             break

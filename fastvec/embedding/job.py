@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING
 from fastvec.embedding.measurements import Measurements
 from fastvec.embedding.plan import EmbedPlan
 from fastvec.embedding.run import Run, report_of
-from fastvec.errors import DiskFullError, InterruptedRunError
+from fastvec.errors import DiskFullError
 from fastvec.output.earlier import EarlierVectors
 from fastvec.output.ownership import beside
 from fastvec.output.vector_column import FloatArray
 from fastvec.output.writer import Job, Writer, earlier_fingerprint, finished_counts
 from fastvec.report import Progress, Report
 from fastvec.settings import EncoderSettings
+from fastvec.system.stop_signals import require_no_signal
 from fastvec.texts.passages import passage_tokens
 
 if TYPE_CHECKING:  # the encoder is only loaded when there is work to do
@@ -44,7 +44,8 @@ def embed_file(
             begun = plan.remote.fingerprint()
         plan = plan.as_begun(begun)
     job = Job(fingerprint=plan.fingerprint, environment={}, limits={})
-    check = partial(_require_no_stop, stop_signal, plan)
+    stopped = f"{plan.output_name} was uploaded: run the same command again to upload it"
+    check = partial(require_no_signal, stop_signal, stopped)
     counts = None
     if plan.remote is not None:
         counts = plan.remote.finished_counts(job, overwrite=overwrite, check=check)
@@ -99,14 +100,6 @@ def write_file(
         with _choices(encoder, writer, plan.text_bytes), encoder.batches_of(min(budgets, default=None)):
             run = Run(plan, encoder, writer, earlier, progress, stop_signal, ranges=ranges, measurements=measurements)
             return run.run()
-
-
-def _require_no_stop(stop_signal: Callable[[], int | None], plan: EmbedPlan) -> None:
-    if (number := stop_signal()) is not None:
-        name = signal.Signals(number).name
-        raise InterruptedRunError(
-            f"stopped by {name} while {plan.output_name} was uploaded: run the same command again to upload it", number
-        )
 
 
 def chunk_limits(plan: EmbedPlan, encoder: "Encoder", shard_rows: int) -> dict[str, int]:

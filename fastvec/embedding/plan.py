@@ -6,7 +6,6 @@ library versions are left out, because they only change how sums round.
 """
 
 import json
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from fastvec.corpus.shard_ranges import default_shard_rows
 from fastvec.embedding.destination import destination_of
 from fastvec.embedding.options import EmbedOptions
 from fastvec.embedding.remote_output import RemoteOutput
-from fastvec.errors import InterruptedRunError, UsageError
+from fastvec.errors import UsageError
 from fastvec.fingerprint import Json, fingerprint_differences
 from fastvec.output import arrow_file, parquet_file
 from fastvec.output.earlier import HASH_BYTES, HASH_TYPE, EarlierOutput, EarlierVectors
@@ -32,6 +31,7 @@ from fastvec.output.vector_column import FloatArray, column_type, ranges_to_json
 from fastvec.settings import EncoderSettings
 from fastvec.shards.folder import Folder
 from fastvec.stores.address import is_remote
+from fastvec.system.stop_signals import require_no_signal
 from fastvec.texts.batching import BYTES_A_TOKEN
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
@@ -209,7 +209,7 @@ def plan_embed(
         limit=options.limit,
         output=destination.place,
         output_columns=options.output_columns(given),
-        check=partial(_require_no_signal, stop_signal),
+        check=partial(require_no_signal, stop_signal, "rows were counted: nothing was written"),
     )
     if is_remote(options.reuse):
         raise UsageError("--reuse takes a local file, and was given an address: copy the earlier output first")
@@ -233,12 +233,6 @@ def plan_embed(
     if plan.output.suffix == ".parquet":
         parquet_file.require_storable(schema)
     return plan
-
-
-def _require_no_signal(stop_signal: Callable[[], int | None]) -> None:
-    if (number := stop_signal()) is not None:
-        name = signal.Signals(number).name
-        raise InterruptedRunError(f"stopped by {name} while rows were counted: nothing was written", number)
 
 
 def _flag(value: bool) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastvec import __version__
-from fastvec.checkpoints.checkpoint import CHAT_BASES, DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES, Checkpoint
+from fastvec.checkpoints.checkpoint import DENSE_FOLDER, RECORD, RECORD_FORMAT, TEXT_RULES, Checkpoint, is_chat_base
 from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, read_json
 from fastvec.decoders.from_transformers import is_noise
 from fastvec.settings import EncoderSettings
@@ -144,7 +144,7 @@ def _is_for_llm2vec(settings: EncoderSettings) -> bool:
     It makes a decoder bidirectional, and puts the texts of some base models, known by their names, into a chat.
     """
     checkpoint = settings.checkpoint
-    in_a_chat = Path(checkpoint.name).name in CHAT_BASES
+    in_a_chat = is_chat_base(checkpoint.name, checkpoint.base)
     return settings.bidirectional and in_a_chat == checkpoint.chat_template
 
 

@@ -19,7 +19,7 @@ from fastvec.corpus.reader import Chunk
 from fastvec.texts.tokenizer import TextTokenizer
 from fastvec.training.objectives.losses import alignment, info_nce, uniformity
 from fastvec.training.objectives.readout import Readout, Text, gather, holds_something, tokenized
-from fastvec.training.objectives.task import EVALUATED_AT_ONCE, Batch, Pass
+from fastvec.training.objectives.task import Batch, Pass, evaluated_at_once
 from fastvec_kernels import to_device
 
 
@@ -98,9 +98,8 @@ class ContrastTask:
                 batch = Batch(step=0, examples=examples[begin : begin + size], rank=0, ranks=1)
                 layout = _Layout.of(batch, model.device)
                 texts, numbers = layout.own_texts, layout.own_numbers
-                vectors = self._readout.encode_in_parts(
-                    texts, numbers, model, at_once=self._at_once or min(size, EVALUATED_AT_ONCE)
-                )
+                at_once = evaluated_at_once(self._at_once, size)
+                vectors = self._readout.encode_in_parts(texts, numbers, model, at_once=at_once)
                 losses.append(self._loss(layout, vectors) * len(batch.examples))
                 queries.append(vectors[: layout.queries])
                 answers.append(vectors[layout.queries :][layout.own])

@@ -24,7 +24,7 @@ from fastvec.errors import InputError
 from fastvec.texts.tokenizer import TextTokenizer
 from fastvec.training.objectives.losses import NEIGHBOR_WEIGHT, distillation
 from fastvec.training.objectives.readout import Readout, Text, gather, holds_something, tokenized
-from fastvec.training.objectives.task import EVALUATED_AT_ONCE, Batch, Pass
+from fastvec.training.objectives.task import Batch, Pass, evaluated_at_once
 from fastvec.training.objectives.topics import half_by_topic
 from fastvec_kernels import to_device
 
@@ -111,7 +111,7 @@ class DistilTask:
             for begin in range(0, len(examples), size):
                 part = examples[begin : begin + size]
                 texts, targets = [one.text for one in part], targets_of(part, model.device)
-                at_once = self._at_once or min(size, EVALUATED_AT_ONCE)
+                at_once = evaluated_at_once(self._at_once, size)
                 vectors = self._readout.encode_in_parts(texts, range(len(texts)), model, at_once=at_once)
                 error = distillation(vectors, targets, vectors, targets, neighbor_weight=NEIGHBOR_WEIGHT)
                 losses.append(error * len(part))

@@ -14,7 +14,7 @@ from fastvec.texts.packing import pack
 from fastvec.texts.tokenizer import TextTokenizer
 from fastvec.training.objectives.language_head import LanguageHead
 from fastvec.training.objectives.losses import MaskedTokens, token_loss, token_scores
-from fastvec.training.objectives.task import EVALUATED_AT_ONCE, Batch, Pass, split_by_length
+from fastvec.training.objectives.task import Batch, Pass, evaluated_at_once, split_by_length
 from fastvec_kernels import to_device
 
 IntArray = npt.NDArray[np.integer]
@@ -70,9 +70,7 @@ class TokenTask:
         hidden = [self._hidden(ids, model.seed, number) for number, ids in enumerate(examples)]
         scores = []
         with torch.no_grad():
-            for part in split_by_length(
-                [len(one.ids) for one in hidden], self._at_once or min(size, EVALUATED_AT_ONCE)
-            ):
+            for part in split_by_length([len(one.ids) for one in hidden], evaluated_at_once(self._at_once, size)):
                 packed = pack([hidden[i].ids for i in part], device=model.device)
                 places, labels = targets_of([hidden[i] for i in part], model.device)
                 states = model.forward(packed, part)

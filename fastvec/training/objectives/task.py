@@ -18,9 +18,7 @@ import torch
 from fastvec.texts.packing import Packed
 
 Example = TypeVar("Example")
-EVALUATED_AT_ONCE = (
-    32  # texts in one forward of an evaluation, at most, if none is given: batches of all ranks are larger
-)
+EVALUATED_AT_ONCE = 32  # texts in one forward of an evaluation, at most: a batch of all ranks has more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,3 +69,8 @@ def split_by_length(lengths: Sequence[int], at_once: int | None, most: int | Non
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     groups = 1 if at_once is None else -(-(most or len(order)) // at_once)
     return [list(map(int, part)) for part in np.array_split(order, groups)]
+
+
+def evaluated_at_once(at_once: int | None, size: int) -> int:
+    """Return how many texts an evaluation in batches of `size` takes in one forward: `at_once`, if that is given."""
+    return at_once or min(size, EVALUATED_AT_ONCE)
