@@ -48,7 +48,8 @@ class Forward:
         longest = self._decoder.longest
         if longest is not None and settings.max_length > longest:
             raise UsageError(
-                f"max_length {settings.max_length} is out of range: {settings.checkpoint.name} has {longest} positions"
+                f"max_length {settings.max_length} is out of range: {settings.checkpoint.name} has {longest} "
+                f"positions; lower max_length to {longest}"
             )
         self._dense = load_dense(settings.checkpoint, device=settings.device)
         self._unquantized: FusedDecoder | None = None

@@ -3,6 +3,7 @@
 No weights are loaded here, so that a job that is finished or refused ends at once.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -235,9 +236,18 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise UsageError(f"{name} {value!r} is not known: choose {', '.join(known)}")
 
 
+def require_whole(name: str, value: int) -> int:
+    """Return `value` as Python's int; raises UsageError if it is of a type that is not that of a whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} is a {type(value).__name__}: expected a whole number") from None
+
+
 def _within(name: str, value: int | None, default: int, limit: int | None, unit: str) -> int:
     if value is None:
         return default
+    value = require_whole(name, value)
     if value < 1 or (limit is not None and value > limit):
         at_most = "" if limit is None else f", the maximum {limit}, the {unit} of the model"
         raise UsageError(f"{name} {value} is out of range: the minimum is 1{at_most}")

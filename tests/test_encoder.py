@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -159,6 +160,44 @@ def test_a_text_that_overflows_is_done_again_alone_in_float32(
     assert np.abs(vectors[longest] - encoder.encode([TEXTS[longest]])[0]).max() < 1e-3
     assert (vectors * encoder.encode(TEXTS)).sum(axis=1).min() > 0.999
     assert {parameter.dtype for parameter in half._forward._decoder.model.parameters()} == {torch.float16}
+
+
+def test_texts_that_overflow_are_done_again_in_one_conversion(
+    tiny_llama: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Encoder.from_pretrained(tiny_llama, dtype="float16", device="cpu")
+    forward, conversion, conversions = Forward.__call__, Forward.in_float32, []
+
+    def overflowing(self: Forward, packed: Packed) -> torch.Tensor:
+        narrow = next(self._decoder.model.parameters()).dtype == torch.float16
+        return forward(self, packed) * (torch.inf if narrow else 1)
+
+    def counted(self: Forward) -> Any:
+        conversions.append(self)
+        return conversion(self)
+
+    monkeypatch.setattr(Forward, "__call__", overflowing)
+    monkeypatch.setattr(Forward, "in_float32", counted)
+    assert np.abs(half.encode(TEXTS) - encoder.encode(TEXTS)).max() < 1e-3
+    assert len(conversions) == 1
+    conversions.clear()
+    monkeypatch.setattr(Forward, "__call__", lambda self, packed: forward(self, packed) * torch.nan)
+    with pytest.raises(ModelError, match="non_finite_vector"):
+        encoder.encode(TEXTS)
+    assert not conversions  # float32 is what it was computed in
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": "512"}, "max_length is a str: expected a whole number"),
+        ({"dims": 64.0}, "dims is a float: expected a whole number"),
+        ({"model": 5}, "the model is a int: give a folder or a hub id"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Encoder.from_pretrained(**options)
 
 
 def test_a_text_that_overflows_fails_where_float32_finds_no_memory(

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from fastvec.checkpoints import bundled
 from fastvec.checkpoints.families import require_supported
 from fastvec.checkpoints.hub import ModelStack, locate, locate_stack
+from fastvec.checkpoints.lengths import DEFAULT_MAX_LENGTH, length_of_decoder, length_of_sentences, positions_of
 from fastvec.checkpoints.model_files import (
     ADAPTER_SETTINGS,
     ADAPTER_WEIGHTS,
@@ -44,7 +45,7 @@ from fastvec.checkpoints.sentence_transformers import (
     read_sentence_folder,
 )
 from fastvec.checkpoints.sizes import require_sizes, width_of
-from fastvec.errors import ModelError, quoted
+from fastvec.errors import ModelError, UsageError, quoted
 
 __all__ = ["Checkpoint", "Pooling", "resolve"]
 
@@ -60,7 +61,6 @@ TEXT_RULES: Mapping[str, type] = {
     "append_eos": bool,
     "include_prompt": bool,
 }
-DEFAULT_MAX_LENGTH = 512
 # The base models whose chat template LLM2Vec applies to its texts. LLM2Vec compares names, so checkpoints made from any
 # other Instruct model (Llama 3.1, Qwen2.5) were trained without a template, and fastvec applies none to them.
 CHAT_BASES = frozenset(
@@ -134,9 +134,13 @@ def resolve(
     Raises ModelError if a part is missing, damaged or not supported, and UsageError if a `revision` is given with a
     folder.
     """
+    if not isinstance(model, str | Path | None):
+        raise UsageError(f"the model is a {type(model).__name__}: give a folder or a hub id")
     name = bundled.NAME if model is None else str(model)
     folder, commit = locate(bundled.bundled_model() if model is None else model, revision=revision)
     sentence = read_sentence_folder(folder) if (folder / "modules.json").is_file() else None
+    if isinstance(adapters, str | Path):
+        adapters = (adapters,)
     added = [locate(adapter)[0] for adapter in adapters]
     stack = locate_stack(name, sentence.transformer if sentence else folder, added)
     record = _find_record(stack)
@@ -177,9 +181,6 @@ def _bare_decoder(stack: ModelStack, *, name: str, revision: str | None, dense: 
     tokenizer = next((folder for folder in (*stack.folders, *stack.adapters[::-1]) if tokenizer_files(folder)), None)
     if tokenizer is None:
         raise ModelError(f"{stack.folders[0]} has no tokenizer: expected tokenizer.json, tokenizer.model or vocab.json")
-    max_positions = count(config, "max_position_embeddings", path) or count(config, "n_positions", path)
-    tokenizer_path = tokenizer / "tokenizer_config.json"
-    stated = length(read_json_if_any(tokenizer_path), "model_max_length", tokenizer_path) or DEFAULT_MAX_LENGTH
     weights = weight_files(stack.base)
     require_sizes(config, path, weights)
     hidden_size = width_of(config, path)
@@ -192,8 +193,8 @@ def _bare_decoder(stack: ModelStack, *, name: str, revision: str | None, dense: 
         tokenizer=tokenizer,
         model_type=model_type,
         hidden_size=hidden_size,
-        max_positions=max_positions,
-        max_length=min(stated, max_positions or stated),
+        max_positions=positions_of(config, path),
+        max_length=length_of_decoder(config, path, tokenizer),
         weights_hash=hash_files(_hashed_files(stack, weights, dense)),
         tokenizer_hash=hash_files((file.name, file) for file in tokenizer_files(tokenizer)),
         dense=dense,
@@ -271,7 +272,7 @@ def _apply_sentence_transformers(bare: Checkpoint, folder: SentenceFolder) -> Ch
         include_prompt=folder.include_prompt,
         normalize=folder.normalize,
         dims=folder.dims and min(folder.dims, bare.vector_size),
-        max_length=folder.max_length or bare.max_length,
+        max_length=length_of_sentences(folder.max_length, bare.tokenizer, bare.max_positions),
         lower_case=folder.lower_case,
         prompts=folder.prompts,
         default_prompt_name=folder.default_prompt_name,

@@ -16,7 +16,6 @@ FAMILIES = {  # model type: example checkpoints
     "axk1": "skt/A.X-K1",
     "beam": "reflection/Beam-1.0-501B-A23B",
     "biogpt": "microsoft/biogpt",
-    "bitnet": "microsoft/bitnet-b1.58-2B-4T",
     "cohere": "CohereForAI/c4ai-command-r-v01",
     "cohere2": "CohereLabs/c4ai-command-r7b-12-2024",
     "cohere2_moe": "CohereLabs/command-a-plus-05-2026",
@@ -119,6 +118,7 @@ REFUSED = {  # reason: model types
     "attends to a selection of tokens that it computes itself": (
         "axk2 deepseek_v32 deepseek_v4 doge dots3_note dots3_note_text glm_moe_dsa hy_v4 minimax_m3_vl_text"
     ),
+    "quantizes in its linear layers, by code that its checkpoints' quantization settings add": "bitnet",
     "attends in chunks and scales its queries by their place in the batch": "llama4_text",
     "is multimodal, and only text decoders are supported": (
         "aria emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified git idefics3 internvl llama4 llava llava_next mistral3 "

@@ -3,11 +3,13 @@
 Only JSON, safetensors and tokenizer files are ever opened; pickles and Python files are refused or ignored.
 """
 
+import functools
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ LARGEST_TOKENIZER_FILE = 256 << 20  # the tokenizer.json of Gemma has 33 MB
 LARGEST_HEADER = 32 << 20  # of a safetensors file: 300,000 tensors
 # tokens of a sequence, whatever a file says; a table of rotary positions of that length has 1 GB
 LONGEST = 1 << 20
+HASHED_AT_ONCE = 4  # files
+HASHED_ONCE = 16 << 20  # bytes of a file from which its hash is kept: a smaller one could change twice within a tick
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -173,6 +177,12 @@ def _other_format(folder: Path) -> str:
     return "fastvec reads only safetensors; convert the weights, or download a complete copy"
 
 
+@functools.lru_cache(maxsize=256)
+def _hash_once(path: Path, *version: int) -> str:
+    """Return a file's SHA-256, in a process computed once for each version, as inode, size and time tell them apart."""
+    return _hash_content(path, *version)
+
+
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """Return the tokenizer files in `folder`, or none if the folder contains no vocabulary."""
     files = tuple(folder / name for name in TOKENIZER_FILES if is_regular(folder / name))
@@ -184,7 +194,10 @@ def tokenizer_files(folder: Path) -> tuple[Path, ...]:
 
 def hash_files(files: Iterable[tuple[str, Path]]) -> str:
     """Return the SHA-256 over names and contents. The hash is the same for a plain folder and for the hub's cache."""
-    lines = sorted(f"{name}\0{_hash_file(path)}\n" for name, path in files)
+    listed = list(files)
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:  # hashing runs without the GIL
+        hashes = pool.map(_hash_file, [path for _, path in listed])
+    lines = sorted(f"{name}\0{found}\n" for (name, _), found in zip(listed, hashes, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -193,5 +206,11 @@ def _hash_file(path: Path) -> str:
     # The hub's cache names a large file by its SHA-256, and snapshots link to it: the name saves reading gigabytes.
     if path.is_symlink() and target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
         return target.name
+    stat = target.stat()
+    content = _hash_once if stat.st_size >= HASHED_ONCE else _hash_content
+    return content(target, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _hash_content(path: Path, *_version: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

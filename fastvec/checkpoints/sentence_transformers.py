@@ -40,6 +40,28 @@ POOLING_FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 LONGEST_PATH = 255
+# Arguments with which sentence-transformers loads the parts of a Transformer, by the names that versions gave them, and
+# those among them that change no vector, or that fastvec decides itself.
+OF_TOKENIZER = ("tokenizer_args", "processor_kwargs")
+LOADING = ("model_args", "model_kwargs", *OF_TOKENIZER, "config_args", "config_kwargs")
+HARMLESS = {
+    "attn_implementation",
+    "cache_dir",
+    "clean_up_tokenization_spaces",
+    "device_map",
+    "dtype",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "padding_side",
+    "revision",
+    "token",
+    "torch_dtype",
+    "trust_remote_code",
+    "use_cache",
+    "use_fast",
+    "use_safetensors",
+}
+ONE_LENGTH = ("query_length", "document_length", "query_expansion")
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 
@@ -133,7 +155,35 @@ def _transformer(folder: Path) -> tuple[int | None, bool]:
         raise ModelError(f"{path} asks for the task {quoted(task)}: expected feature-extraction")
     if "message" in setting(settings, "modality_config", dict, path, {}):
         raise ModelError(f"{path} applies a chat template (modality message), which is not supported here")
-    return length(settings, "max_seq_length", path), setting(settings, "do_lower_case", bool, path, False)
+    for key in (*ONE_LENGTH, "tokenizer_name_or_path"):
+        if settings.get(key) is not None:
+            raise _other_vectors(path, key, settings[key])
+    longest = length(settings, "max_seq_length", path)
+    for key in LOADING:
+        arguments: dict[str, Any] = setting(settings, key, dict, path, {})
+        known = HARMLESS
+        if key in OF_TOKENIZER:
+            known, longest = HARMLESS | {"model_max_length"}, length(arguments, "model_max_length", path) or longest
+        if other := sorted(set(arguments) - known):
+            raise _other_vectors(path, f"{other[0]} in {key}", arguments[other[0]])
+    return _processed(settings, path) or longest, setting(settings, "do_lower_case", bool, path, False)
+
+
+def _processed(settings: dict[str, Any], path: Path) -> int | None:
+    """Return the maximum length among the arguments for calling the tokenizer; raise ModelError for other arguments."""
+    arguments: dict[str, Any] = setting(settings, "processing_kwargs", dict, path, {})
+    text: dict[str, Any] = setting(arguments, "text", dict, path, {})
+    for key, value in (*text.items(), ("common", arguments.get("common"))):
+        if not (value in (None, {}) or key in ("max_length", "padding") or (key, value) == ("truncation", True)):
+            raise _other_vectors(path, f"{key} in processing_kwargs", value)
+    return length(text, "max_length", path)
+
+
+def _other_vectors(path: Path, key: str, value: object) -> ModelError:
+    return ModelError(
+        f"{path} sets {key} to {quoted(value)}, which fastvec does not apply: its vectors would differ from those of "
+        "sentence-transformers; take it out in a copy of the folder, or use sentence-transformers"
+    )
 
 
 def _pooling(path: Path) -> tuple[Pooling, bool]:

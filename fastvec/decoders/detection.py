@@ -26,7 +26,7 @@ from fastvec_kernels import AttentionPlan
 logger = logging.getLogger(__name__)
 
 AGREEMENT = 1e-4  # largest distance between the two paths in float32, relative to a hidden state's norm
-TRIAL = (12, 5)  # lengths in tokens of the two trial sequences
+TRIAL = (12, 5)  # lengths in tokens of the two trial sequences; the second has the last positions
 ANY, UNROTATED = "any", "unrotated"  # kinds of rotary tables: one for all layers, or no rotation
 
 
@@ -37,10 +37,10 @@ def fuse(decoder: Decoder, positions: int) -> FusedDecoder | None:
     """
     model, positions = decoder.model, max(positions, *TRIAL)
     try:
-        seen = _record_attention(model)
+        seen = _record_attention(model, positions)
         first = _layers_of_every_kind(model, seen)
         with _first_layers_in_float32(model, first):
-            apart = _difference(model, _build_fused(model, seen[:first], positions))
+            apart = _difference(model, _build_fused(model, seen[:first], positions), positions)
         if not apart <= AGREEMENT:
             raise NotLlamaStyle(f"the fused path differs from transformers by {apart:.2g}")
         return _build_fused(model, seen, positions)
@@ -75,7 +75,7 @@ def _first_layers_in_float32(model: Any, count: int) -> Iterator[None]:
         model.layers = whole
 
 
-def _record_attention(model: Any) -> list[AttentionSettings]:
+def _record_attention(model: Any, positions: int) -> list[AttentionSettings]:
     """Return how each layer attends; raise NotLlamaStyle unless the model is a stack of layers that attend once."""
     parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
     require_parts(model, parts, needed=parts)
@@ -83,7 +83,7 @@ def _record_attention(model: Any) -> list[AttentionSettings]:
     for layer in model.layers:
         require_parts(layer, LAYER_PARTS, needed={"self_attn", "mlp"})
     with record_attention() as seen:
-        _states(model, *_trial(model))
+        _states(model, *_trial(model, positions))
     if len(seen) != len(model.layers):
         raise NotLlamaStyle(f"{len(seen)} attention calls in {len(model.layers)} layers")
     return seen
@@ -128,9 +128,14 @@ def _table(model: Any, kind: str, positions: int) -> tuple[torch.Tensor, torch.T
     return cos, sin
 
 
-def _trial(model: Any) -> tuple[torch.Tensor, Packed]:
-    """Return random embeddings [T, D] of the two trial sequences, in the layers' dtype, and their packed batch."""
+def _trial(model: Any, positions: int) -> tuple[torch.Tensor, Packed]:
+    """Return random embeddings [T, D] of the two trial sequences, in the layers' dtype, and their packed batch.
+
+    The first sequence has the first of `positions`, the second the last: some decoders scale queries by position, with
+    a scale of 1 for the first thousands.
+    """
     packed = pack([np.zeros(length, dtype=np.int32) for length in TRIAL], device=model.device)
+    packed.positions[-TRIAL[-1] :] += positions - TRIAL[-1]
     width, weight = model.config.hidden_size, model.norm.weight
     embeddings = torch.randn(sum(TRIAL), width, generator=torch.Generator().manual_seed(0))
     return embeddings.to(weight.device, weight.dtype), packed
@@ -144,9 +149,9 @@ def _states(model: Any, embeddings: torch.Tensor, packed: Packed) -> torch.Tenso
     return states
 
 
-def _difference(model: Any, fused: FusedDecoder) -> float:
+def _difference(model: Any, fused: FusedDecoder, positions: int) -> float:
     """Return the largest distance between the two paths' states of a token, relative to transformers' state."""
-    embeddings, packed = _trial(model)
+    embeddings, packed = _trial(model, positions)
     found = fused.states(packed, embeddings)
     expected = _states(model, embeddings, packed)
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

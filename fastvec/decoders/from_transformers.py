@@ -138,8 +138,10 @@ def _common_prefix(names: Collection[str], prefixes: Collection[str]) -> str | N
 
 def _disable_dropout(config: PretrainedConfig) -> None:
     """Disable the architecture's own dropout and jitter, which draw from a generator whose state is not saved."""
+    # a threshold for which experts share a token, in inference too, and no noise
+    kept = {"router_jitter_noise"} if config.model_type == "phimoe" else set[str]()
     for name, value in config.to_dict().items():
-        if isinstance(value, float) and is_noise(name):
+        if isinstance(value, float) and is_noise(name) and name not in kept:
             setattr(config, name, 0.0)
 
 

@@ -8,8 +8,8 @@ Shapes: n texts, D dimensions of a vector.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -24,7 +24,7 @@ from fastvec.decoders.cpu_choices import CpuChoices
 from fastvec.decoders.kernel_check import replaced_ops
 from fastvec.errors import ModelError, UsageError
 from fastvec.forward import Forward
-from fastvec.settings import EncoderSettings
+from fastvec.settings import EncoderSettings, require_whole
 from fastvec.system.allocator import keep_freed_memory
 from fastvec.texts.batching import chunk_limits, is_long_job, row_multiple, token_batches, token_budget
 from fastvec.texts.load import load_tokenizer
@@ -149,7 +149,7 @@ class ChunkEncoder:
 
         Its own is restored afterwards, unless memory ran out in the block. Raises UsageError for a budget below 1.
         """
-        if tokens is not None and tokens < 1:
+        if tokens is not None and require_whole("batch_tokens", tokens) < 1:
             raise UsageError(f"batch_tokens {tokens} is out of range: the minimum is 1")
         own, given = self.batch_tokens, tokens or self.batch_tokens
         self.batch_tokens = given
@@ -230,13 +230,10 @@ class ChunkEncoder:
         vectors, finite = begun.vectors.numpy(), begun.finite.numpy()
         failed = dict(begun.failed)
         vectors[list(failed)] = np.nan
-        for row in np.flatnonzero(~finite).tolist():
-            if row in failed:
-                continue
+        if again := [row for row in np.flatnonzero(~finite).tolist() if row not in failed]:
             with torch.inference_mode():
-                vectors[row] = self._retry_in_float32(begun.texts, row)
-            if not np.isfinite(vectors[row]).all():
-                failed[row] = "non_finite_vector"
+                vectors[again] = self._retry_in_float32(begun.texts, again)
+            failed |= {row: "non_finite_vector" for row in again if not np.isfinite(vectors[row]).all()}
         return Encoded(vectors=vectors, failed=failed)
 
     def _compare_quantized(self, texts: TokenizedTexts, between_batches: Callable[[], None]) -> None:
@@ -275,17 +272,20 @@ class ChunkEncoder:
         packed = pack_flat(own.ids, own.lengths, own.spans, owners=own.owners, device=device, multiple=multiple)
         return self._forward(packed)
 
-    def _retry_in_float32(self, texts: TokenizedTexts, span: int) -> FloatArray:
-        """Encode one text, of which a vector in `dtype` is not finite, in float32; returns that vector [D].
+    def _retry_in_float32(self, texts: TokenizedTexts, spans: Sequence[int]) -> FloatArray:
+        """Encode texts, of which the vectors of n `spans` are not finite, each alone in float32; returns these [n, D].
 
-        It is NaN if memory runs out.
+        A vector is NaN if memory runs out, and where float32 is what it was computed in.
         """
-        row = np.array([texts.owner(span)])
-        try:
-            with self._forward.in_float32():
-                return self._vectors(texts, row)[span - texts.spans_of(row)[0]].cpu().numpy()
-        except torch.OutOfMemoryError:
-            return np.full(self.dims, np.nan, dtype=np.float32)
+        found = np.full((len(spans), self.dims), np.nan, dtype=np.float32)
+        if self.settings.arithmetic == "float32":
+            return found
+        with suppress(torch.OutOfMemoryError), self._forward.in_float32():
+            for vector, span in zip(found, spans, strict=True):
+                row = np.array([texts.owner(span)])
+                with suppress(torch.OutOfMemoryError):
+                    vector[:] = self._vectors(texts, row)[span - texts.spans_of(row)[0]].cpu().numpy()
+        return found
 
 
 def without_vector(name: str, code: str) -> ModelError:

@@ -113,6 +113,8 @@ class TextTokenizer:
             )
         self._content = recipe.max_length - len(self._before) - len(self._after)
         self._text_max_length = recipe.text_max_length or recipe.max_length
+        # nothing depends on where the text begins: the prefix is pooled, and the whole is what may be too long
+        self._is_one_with_its_prefix = recipe.pooled == "sequence" and recipe.text_max_length is None
 
     @property
     def room(self) -> int:
@@ -204,8 +206,8 @@ class TextTokenizer:
 
     def _encode_whole(self, texts: Sequence[str]) -> tuple[list["Encoding"], IntArray, IntArray]:
         prefix, suffix = self.recipe.prefix, self.recipe.suffix
-        if not prefix and not suffix:  # the common case needs no offsets
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        if not suffix and (not prefix or self._is_one_with_its_prefix):  # the common cases need no offsets
+            encodings = self._backend.encode_batch_fast([prefix + text for text in texts], add_special_tokens=False)
             sizes = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
             return encodings, np.zeros_like(sizes), sizes
         encodings = self._backend.encode_batch([prefix + text + suffix for text in texts], add_special_tokens=False)

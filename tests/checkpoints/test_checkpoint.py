@@ -68,6 +68,30 @@ def test_max_length_is_the_tokenizers_within_the_models_positions(
     assert resolve(llama).max_length == expected
 
 
+@pytest.mark.parametrize(
+    "ropes",
+    [
+        {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 64}},
+        {"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 64},
+        {"rope_parameters": {"full": {"rope_type": "dynamic", "original_max_position_embeddings": 64}, "sliding": {}}},
+    ],
+)
+def test_max_length_is_where_rotary_positions_would_change(llama: Path, ropes: dict[str, object]) -> None:
+    edit_json(llama / "config.json", max_position_embeddings=2048, **ropes)
+    assert resolve(llama).max_length == 64
+
+
+def test_max_length_is_not_that_of_positions_that_never_change(llama: Path) -> None:
+    ropes = {"rope_type": "yarn", "original_max_position_embeddings": 64}
+    edit_json(llama / "config.json", max_position_embeddings=2048, rope_parameters=ropes)
+    assert resolve(llama).max_length == 512
+
+
+def test_a_single_adapter_needs_no_list(tiny_llama: Path, tiny_adapter: Path) -> None:
+    for adapters in (str(tiny_adapter), tiny_adapter):
+        assert resolve(tiny_llama, adapters=adapters).adapters == (tiny_adapter,)  # type: ignore[arg-type]
+
+
 def test_reading_a_checkpoint_imports_no_torch(tiny_llama: Path) -> None:
     use = f"from fastvec.checkpoints.checkpoint import resolve; resolve({str(tiny_llama)!r})"
     code = f"import sys; {use}; print('torch' in sys.modules)"

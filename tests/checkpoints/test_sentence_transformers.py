@@ -129,6 +129,33 @@ def test_an_older_folder_has_flags_and_other_class_paths(save: Save) -> None:
     assert resolve(folder).pooling == "mean"  # the default when the config names no mode
 
 
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 40}),
+        ("sentence_bert_config.json", {"max_seq_length": 40, "processor_kwargs": {"model_max_length": 30}}),
+        ("sentence_bert_config.json", {"tokenizer_args": {"model_max_length": 30, "use_fast": True}}),
+        ("sentence_bert_config.json", {"model_args": {"torch_dtype": "float32"}, "config_args": {"use_cache": False}}),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"padding": True}, "chat_template": {}}}),
+        ("tokenizer_config.json", {"model_max_length": 30}),
+        ("tokenizer_config.json", {"model_max_length": 10**30}),
+        ("tokenizer_config.json", {"model_max_length": 10**30, "truncation_side": "right"}),
+    ],
+)
+def test_texts_are_as_long_as_in_sentence_transformers(save: Save, file: str, settings: dict[str, object]) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = save()
+    edit_json(folder / file, **settings)
+    assert resolve(folder).max_length == SentenceTransformer(str(folder), device="cpu").max_seq_length
+
+
+def test_the_length_among_the_arguments_for_calling_the_tokenizer_goes_first(save: Save) -> None:
+    folder = save(max_seq_length=77)
+    edit_json(folder / "sentence_bert_config.json", processing_kwargs={"text": {"max_length": 16, "truncation": True}})
+    assert resolve(folder).max_length == 16
+
+
 def test_a_transformer_module_may_be_an_adapter(save: Save, tiny_llama: Path, tmp_path: Path) -> None:
     folder = save()
     adapter = save_adapter(tiny_llama, tmp_path / "adapter", headed=False)
@@ -160,6 +187,14 @@ def test_a_folder_that_puts_texts_into_a_chat_template_is_refused(save: Save, ti
         ("config_sentence_transformers.json", {"truncate_dim": 0}, "has truncate_dim 0"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "asks for the task 'fill-mask'"),
         ("sentence_bert_config.json", {"max_seq_length": "77"}, "has max_seq_length '77'"),
+        ("sentence_bert_config.json", {"query_length": 16}, "sets query_length to 16, which fastvec does not apply"),
+        ("sentence_bert_config.json", {"query_expansion": {"length": 9}}, "sets query_expansion to"),
+        ("sentence_bert_config.json", {"tokenizer_args": {"add_eos_token": True}}, "add_eos_token in tokenizer_args"),
+        ("sentence_bert_config.json", {"config_kwargs": {"is_causal": False}}, "sets is_causal in config_kwargs"),
+        ("sentence_bert_config.json", {"model_args": {"model_max_length": 9}}, "model_max_length in model_args"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"stride": 2}}}, "stride in processing_kwargs"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"common": {"a": 1}}}, "sets common in processing_kwargs"),
+        ("tokenizer_config.json", {"truncation_side": "left"}, "has a truncation_side other than right"),
         ("1_Pooling/config.json", {"include_prompt": "no"}, "has include_prompt 'no'"),
         ("1_Pooling/config.json", {"pooling_mode": [{}]}, "has pooling mode"),
         ("2_Dense/config.json", {"use_residual": True}, "adds a residual"),

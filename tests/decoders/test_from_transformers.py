@@ -44,6 +44,12 @@ def test_the_model_is_transformers_own_frozen_and_with_our_attention(tiny_llama:
     assert_close(hidden(model), hidden(reference), rtol=0, atol=0)
 
 
+def test_phimoe_routes_by_its_threshold(tmp_path: Path) -> None:
+    folder = save_decoder(tmp_path, "phimoe", num_local_experts=4, router_jitter_noise=0.5, num_hidden_layers=2)
+    reference = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    assert_close(hidden(load(folder)), hidden(reference), rtol=0, atol=0)
+
+
 def test_the_weights_have_the_dtype_asked_for(tiny_llama: Path) -> None:
     model = load(tiny_llama, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

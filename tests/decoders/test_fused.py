@@ -111,6 +111,14 @@ def test_other_architectures_are_not_fused(family: str) -> None:
     torch.testing.assert_close(decoder(packed()), expected)
 
 
+def test_queries_that_are_scaled_from_a_late_position_on_are_found_out() -> None:
+    model = tiny_model("ministral3")
+    ropes = model.config.rope_parameters | {"original_max_position_embeddings": 40}
+    decoder = Decoder(tiny_model("ministral3", rope_parameters=ropes), bidirectional=True)
+    assert fuse(decoder, 40) is not None
+    assert fuse(decoder, 41) is None
+
+
 def test_a_layer_that_computes_otherwise_than_it_looks_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     plain: Any = LlamaMLP.forward
 

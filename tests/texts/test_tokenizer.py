@@ -1,5 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -86,20 +87,32 @@ def test_a_limit_of_the_text_alone_leaves_the_instruction(plain: PreTrainedToken
     assert pooled(plain, tokenized) == ["3", "4"]
 
 
+@pytest.mark.parametrize("pooled", ["text", "sequence"])
 @pytest.mark.parametrize("prefix", ["", "the train "])
 @example(words=["x"] * 10 + ["train"])  # the shortest valid cut would end inside a token
 @given(words=st.lists(st.sampled_from(["train", "harbour", "sea", "1024", "日本語", "é", " "]), max_size=60))
 def test_cutting_a_long_text_first_changes_no_token(
-    plain: PreTrainedTokenizerBase, prefix: str, words: list[str]
+    plain: PreTrainedTokenizerBase, prefix: str, pooled: Literal["text", "sequence"], words: list[str]
 ) -> None:
     text = "".join(words) + " ".join(words)
-    recipe = TextRecipe(prefix=prefix, max_length=12, pooled="text")
+    recipe = TextRecipe(prefix=prefix, max_length=12, pooled=pooled)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "fastvec.texts.tokenizer.CHARACTERS_PER_TOKEN", 1
         )  # so that most texts are cut, and most first cuts are too short
         tokenized = TextTokenizer(plain, recipe)([text])
     assert tokenized.sequence(0).tolist() == plain(prefix + text)["input_ids"][:12]
+
+
+@given(texts=TEXTS, prefix=st.sampled_from(["a: ", "étrain", "<s> "]), max_length=st.integers(12, 30))
+def test_a_pooled_prefix_needs_no_offsets(
+    with_eos: PreTrainedTokenizerBase, texts: list[str], prefix: str, max_length: int
+) -> None:
+    recipe = TextRecipe(prefix=prefix, max_length=max_length)
+    found = TextTokenizer(with_eos, recipe)(texts)
+    expected = TextTokenizer(with_eos, replace(recipe, text_max_length=1000))(texts)  # which needs them
+    for name in ("ids", "offsets", "spans", "truncated"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_a_text_without_end_is_not_tokenised_whole(plain: PreTrainedTokenizerBase) -> None:
