@@ -176,6 +176,11 @@ class Corpus:
         return bounds
 
     @property
+    def seeks(self) -> bool:
+        """Whether reading can begin at any group without the rows of the file before it."""
+        return all(source.content.seeks for source in self._sources)
+
+    @property
     def _columns(self) -> list[str]:
         """The columns to read, each once."""
         texts = [column for template in self.templates for column in template.columns]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastvec.checkpoints.sentence_transformers import Similarity
 from fastvec.encoder import Encoder
-from fastvec.encoding.similarity import unit
+from fastvec.encoding.similarity import SMALLEST_NORM, unit
 from fastvec.errors import UsageError
 from fastvec.evaluation.top_k import Rows, Scores, top_k
 from fastvec.settings import EncoderSettings
@@ -131,12 +131,17 @@ def pairwise(first: Any, second: Any, similarity: Similarity) -> Array:
 def comparable(queries: Any, documents: Any, similarity: Similarity) -> tuple[Any, Any]:
     """Return matrices whose dot products order the documents of each query as `similarity` does.
 
+    The vectors that are given are overwritten for the cosine.
+
     Raises UsageError for Manhattan distances, which no dot product orders.
     """
     if similarity == "manhattan":
         raise UsageError("the checkpoint compares by Manhattan distance, by which eval does not search")
     if similarity == "cosine":
-        return unit(queries), unit(documents)
+        for vectors in (queries, documents):  # in place: a copy of the documents can be most of the memory
+            lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
+            vectors /= np.maximum(lengths, np.float32(SMALLEST_NORM))
+        return queries, documents
     if similarity == "euclidean":  # -|q - d|² = 2 (q·d - |d|²/2) - |q|², whose last term is the same for all documents
         halves = np.square(documents).sum(axis=1, keepdims=True) / 2
         ones = np.ones((len(queries), 1), dtype=queries.dtype)

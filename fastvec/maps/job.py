@@ -68,7 +68,7 @@ class MapReport:
 
 
 def draw_map(
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     png: str | Path | None = None,
@@ -99,7 +99,8 @@ def draw_map(
             with translated_os_errors(target):
                 require_replaceable(target, overwrite=overwrite)
         _require_packages()
-        vectors = stack.enter_context(open_vectors(files, vector_column=vector_column))
+        listed = [files] if isinstance(files, str | Path) else files
+        vectors = stack.enter_context(open_vectors(listed, vector_column=vector_column))
         for name, option in ((label, "--label"), (color, "--color")):
             if name is not None:
                 require_kept(vectors, name, option)

@@ -26,6 +26,7 @@ from fastvec.output import parquet_file
 from fastvec.output.ownership import crc32_of, errors_path, replacing_errors, require_own_errors, require_writable
 from fastvec.output.reader import Array, Output
 from fastvec.output.verify import open_intact
+from fastvec.stores.address import require_local
 from fastvec.system.durable_files import (
     draft_path,
     locked,
@@ -72,11 +73,11 @@ def convert(
     `output` cannot be written; RefusedError if `output` exists, unless `overwrite`; DiskFullError. An old `output`
     stays as it was then.
     """
-    target = Path(output)
+    target = require_local(output)
     if target.suffix not in (".parquet", ".npy", ".lance"):
         raise OutputError(f"{output} ends in none of .parquet, .npy and .lance, the formats that can be written")
     with translated_os_errors(target):
-        source = open_intact(Path(path))
+        source = open_intact(require_local(path))
         if target.suffix == ".lance":
             return _to_lance(source, target, overwrite=overwrite)
         require_replaceable(target, overwrite=overwrite)

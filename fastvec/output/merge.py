@@ -17,6 +17,7 @@ from fastvec.output.convert import Written, require_replaceable
 from fastvec.output.ownership import replacing_errors
 from fastvec.output.reader import Output
 from fastvec.output.verify import open_intact
+from fastvec.stores.address import require_local
 from fastvec.system.durable_files import draft_path, replacing, translated_os_errors
 
 # the fields of a fingerprint in which outputs of one model and settings may differ
@@ -33,7 +34,7 @@ def merge_files(paths: Sequence[str | Path], output: str | Path, *, overwrite: b
     output or is damaged, if two differ in model, settings or columns, or if `output` cannot be written; RefusedError if
     `output` exists, unless `overwrite`; DiskFullError. An old `output` stays as it was then.
     """
-    target = Path(output)
+    target = require_local(output)
     if target.suffix not in (".arrow", ".parquet"):
         raise OutputError(f"{output} ends in neither .arrow nor .parquet, the formats that can be written")
     if not paths:
@@ -41,7 +42,7 @@ def merge_files(paths: Sequence[str | Path], output: str | Path, *, overwrite: b
     if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise UsageError("a file was given twice: its rows would be in the output twice")
     with translated_os_errors(target):
-        parts = [open_intact(Path(path)) for path in paths]
+        parts = [open_intact(require_local(path)) for path in paths]
         for part in parts:
             if part.shard is not None:
                 raise OutputError(f"{part.path} is one of several shards: merge their folder, {part.path.parent}")

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fastvec.errors import UsageError
+from fastvec.errors import OutputError, UsageError, one_line
 from fastvec.pairs.unit_blocks import Positions
-from fastvec.vectors.stored import Part, Vectors
+from fastvec.vectors.stored import Part, Vectors, renamed
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 65_536, 32 << 20  # of a row group or record batch
 FILE, ROW, CHUNK = "file", "row", "chunk"
@@ -76,8 +76,8 @@ class KeptColumns:
         self._sources = (*vectors.kept, *vectors.row_columns)
         self._types = vectors.schema.remove_metadata()
         taken = (*taken, FILE) if names.has_files else taken
-        renamed = [f"kept_{name}" if name in taken else name for name in vectors.kept]
-        fields = [self._types.field(name).with_name(new) for name, new in zip(vectors.kept, renamed, strict=True)]
+        new = renamed(vectors.kept, taken)
+        fields = [self._types.field(name).with_name(other) for name, other in zip(vectors.kept, new, strict=True)]
         fields += [pa.field(FILE, pa.string())] * names.has_files
         self.schema = pa.schema([*fields, *(self._types.field(name) for name in vectors.row_columns)])
 
@@ -87,11 +87,18 @@ class KeptColumns:
         for begin, batch in self._vectors.batches(self._sources):
             if batch.num_rows:
                 where = slice(begin, begin + batch.num_rows)
-                columns = pa.Table.from_batches([batch]).select(list(self._sources)).cast(self._types).columns
+                columns = self._in_common_types(pa.Table.from_batches([batch]).select(list(self._sources)))
                 if self._names.has_files:
                     files = self._names.files(np.arange(where.start, where.stop))
                     columns.insert(len(self._vectors.kept), files)
                 write(pa.table([*columns, *make(where)], schema=schema))
+
+    def _in_common_types(self, table: pa.Table) -> list[pa.ChunkedArray]:
+        try:
+            columns: list[pa.ChunkedArray] = table.cast(self._types).columns
+        except pa.ArrowException as error:  # such as a time that the unit of another output does not reach
+            raise OutputError(f"kept columns have values of no common type: {one_line(error)}") from error
+        return columns
 
 
 class Gathered:

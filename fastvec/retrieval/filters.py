@@ -12,6 +12,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable
+from datetime import time
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -48,6 +49,8 @@ class Filter:
         try:
             tree = ast.parse(_QUOTED.sub(self._placeholder, text.strip()), mode="eval")
             self._expression = self._condition(tree.body)
+            if not self._used:
+                raise ValueError("it names no column")
         except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
             reason = "compare with ==" if _ASSIGNED.search(text) else reason
@@ -63,6 +66,9 @@ class Filter:
         Raises UsageError if the condition cannot be computed, such as one that compares a text with a number.
         """
         try:
+            schema = pa.schema([self._schema.field(name).remove_metadata() for name in self.columns])
+            # in the types of all outputs, if one has no field of a struct, or nulls alone
+            table = pa.concat_tables([schema.empty_table(), table.select(schema.names)], promote_options="permissive")
             numbered = table.append_column("", pa.array(range(table.num_rows), type=pa.int64()))
             found = numbered.filter(self._expression).column(numbered.num_columns - 1)
         except (pa.ArrowException, TypeError, ValueError) as error:
@@ -118,10 +124,13 @@ class Filter:
 
     def _type(self, node: ast.expr | None) -> pa.DataType | None:
         """Return the type of a column of dates or times, which are written as texts; None of anything else."""
-        if not isinstance(node, ast.Name):
+        if not isinstance(node, ast.Name | ast.Attribute):
             return None
-        name = self._names.get(node.id, node.id)
-        type_ = self._schema.field(name).type if name in self._schema.names else pa.null()
+        name, *path = self._path(node)
+        type_ = self._schema.field(name).type
+        for inner in path:
+            index = type_.get_field_index(inner) if pa.types.is_struct(type_) else -1
+            type_ = type_.field(index).type if index >= 0 else pa.null()
         return type_ if pa.types.is_temporal(type_) else None
 
     def _constant(self, node: ast.expr, type_: pa.DataType | None) -> Any:
@@ -138,13 +147,19 @@ class Filter:
         if type_ is None or not isinstance(value, str):
             return value
         try:
-            return pa.scalar(value).cast(type_)
-        except pa.ArrowException as error:
+            return _temporal(value, type_)
+        except (pa.ArrowException, ValueError) as error:
             raise UsageError(
                 f"the filter {quoted(self.text)}: {quoted(value)} is no {type_}: {one_line(error)}"
             ) from None
 
     def _field(self, node: ast.expr) -> pc.Expression:
+        name, *path = self._path(node)
+        self._used[name] = None
+        return pc.field(name, *path)
+
+    def _path(self, node: ast.expr) -> list[str]:
+        """Return the name of a column, with dots or without, and those of the fields inside it."""
         path: list[str] = []
         while isinstance(node, ast.Attribute):
             path.insert(0, node.attr)
@@ -153,12 +168,24 @@ class Filter:
             raise UsageError(
                 f"the filter {quoted(self.text)} has {_shown(node)}: only columns and their fields have names"
             )
-        name = self._names.get(node.id, node.id)
-        if name not in self._schema.names:
-            known = ", ".join(self._schema.names) or "none"
-            raise UsageError(f"the filter {quoted(self.text)} names the column {name!r}; the outputs have {known}")
-        self._used[name] = None
-        return pc.field(name, *path)
+        path.insert(0, self._names.get(node.id, node.id))
+        for length in range(len(path), 0, -1):
+            if (name := ".".join(path[:length])) in self._schema.names:
+                return [name, *path[length:]]
+        known = ", ".join(self._schema.names) or "none"
+        raise UsageError(f"the filter {quoted(self.text)} names the column {path[0]!r}; the outputs have {known}")
+
+
+def _temporal(text: str, type_: pa.DataType) -> pa.Scalar:
+    """Return the date or time that `text` says, in the column's time zone if it says none."""
+    if pa.types.is_time(type_):
+        return pa.scalar(time.fromisoformat(text), type_)
+    if pa.types.is_timestamp(type_) and type_.tz is not None:
+        try:
+            return pa.scalar(text).cast(type_)
+        except pa.ArrowException:  # expected a zone
+            return pc.assume_timezone(pa.scalar(text).cast(pa.timestamp(type_.unit)), type_.tz)
+    return pa.scalar(text).cast(type_)
 
 
 def _shown(node: ast.expr) -> str:

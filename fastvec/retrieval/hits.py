@@ -12,12 +12,11 @@ from fastvec.output.reader import PASSAGE_COLUMNS
 from fastvec.retrieval.exact import NONE, Best
 from fastvec.vectors.result_file import json_rows
 from fastvec.vectors.source_texts import texts_at
-from fastvec.vectors.stored import Vectors
+from fastvec.vectors.stored import Vectors, renamed
 
 FILE = "file"
 TEXT = "text"
 PASSAGE = tuple(name for name, _ in PASSAGE_COLUMNS)
-OWN = ("query", "rank", "score", FILE, "row")
 SHOWN_CHARACTERS = 160  # of a value
 DIGITS = 6  # of a score in JSON; float32 has seven
 
@@ -40,27 +39,26 @@ def choose_shown(vectors: Vectors, keep: Sequence[str] | None, text: bool | None
             known = ", ".join(vectors.kept) or "none"
             raise UsageError(f"there is no kept column {name!r}: {vectors.parts[0].name} has {known}")
     columns = vectors.kept if keep is None else tuple(dict.fromkeys(keep))
-    with_text = not columns if text is None else text
-    for name in columns:
-        if name in (*OWN, TEXT)[: len(OWN) + with_text]:
-            raise UsageError(f"kept column {name!r} has the name of a column of the hits: choose others with --keep")
-    return Shown(columns=columns, with_text=with_text)
+    return Shown(columns=columns, with_text=not columns if text is None else text)
 
 
 def hits_schema(vectors: Vectors, shown: Shown) -> pa.Schema:
-    """Return the schema of the hits: query, rank, score, file if there are several, row, and what is shown."""
+    """Return the schema of the hits: query, rank, score, file if there are several, row, and what is shown.
+
+    A kept column that is named as one of the others becomes `kept_NAME`.
+    """
     schema = vectors.schema
-    return pa.schema(
-        [
-            pa.field("query", pa.int64(), nullable=False),
-            pa.field("rank", pa.int32(), nullable=False),
-            pa.field("score", pa.float32(), nullable=False),
-            *([pa.field(FILE, pa.string())] if vectors.has_several else []),
-            *(schema.field(name) for name in vectors.row_columns),
-            *(schema.field(name) for name in shown.columns),
-            *([pa.field(TEXT, pa.string())] if shown.with_text else []),
-        ]
-    )
+    own = [
+        pa.field("query", pa.int64(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        *([pa.field(FILE, pa.string())] if vectors.has_several else []),
+        *(schema.field(name) for name in vectors.row_columns),
+    ]
+    text = [pa.field(TEXT, pa.string())] if shown.with_text else []
+    new = renamed(shown.columns, {field.name for field in (*own, *text)})
+    kept = [schema.field(name).with_name(other) for name, other in zip(shown.columns, new, strict=True)]
+    return pa.schema([*own, *kept, *text])
 
 
 def hits_of(vectors: Vectors, best: Best, shown: Shown, first_query: int = 0) -> pa.Table:
@@ -71,16 +69,15 @@ def hits_of(vectors: Vectors, best: Best, shown: Shown, first_query: int = 0) ->
     queries, ranks = np.nonzero(best.positions != NONE)
     positions = best.positions[queries, ranks]
     rows = vectors.take(positions, [*vectors.row_columns, *shown.columns])
-    columns: dict[str, Any] = {
-        "query": queries.astype(np.int64) + first_query,
-        "rank": ranks.astype(np.int32) + np.int32(1),
-        "score": best.scores[queries, ranks],
-        **({FILE: vectors.sources(positions)} if vectors.has_several else {}),
-        **{name: rows[name] for name in rows.schema.names},
-        **({TEXT: texts_at(vectors, positions)} if shown.with_text else {}),
-    }
-    schema = hits_schema(vectors, shown)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
+    columns: list[Any] = [
+        queries.astype(np.int64) + first_query,
+        ranks.astype(np.int32) + np.int32(1),
+        best.scores[queries, ranks],
+        *([vectors.sources(positions)] if vectors.has_several else []),
+        *rows.columns,
+        *([texts_at(vectors, positions)] if shown.with_text else []),
+    ]
+    return pa.table(columns, schema=hits_schema(vectors, shown))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from fastvec.output.verify import check_footer
 from fastvec.shards.folder import Folder, is_folder, open_folder
 from fastvec.shards.manifest import Manifest, read_errors
 from fastvec.shards.verify import REMEDY, open_shard, require_manifest
+from fastvec.stores.address import require_local
 from fastvec.system.blocks import Block, first_damaged
 from fastvec.system.durable_files import draft_path, replacing, translated_os_errors, write_at
 
@@ -46,7 +47,7 @@ def merge_folder(folder: Folder, output: str | Path, *, overwrite: bool = False)
     Raises OutputError if the folder is not finished or is damaged, or `output` cannot be written; RefusedError if
     `output` exists, unless `overwrite`; DiskFullError. An old `output` stays as it was then.
     """
-    target = Path(output)
+    target = require_local(output)
     if target.suffix not in (".arrow", ".parquet"):
         raise OutputError(f"{output} ends in neither .arrow nor .parquet, the formats that can be written")
     with translated_os_errors(target):

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from fastvec.errors import UsageError
 
@@ -58,6 +58,15 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.path}"
+
+
+def require_local(location: str | Path) -> Path:
+    """Return `location` as a path; raises UsageError if it is an address."""
+    if is_remote(location):
+        raise UsageError(
+            f"{location} is an address, and this command reads and writes local files: copy the file first"
+        )
+    return Path(location)
 
 
 def is_remote(location: object) -> bool:

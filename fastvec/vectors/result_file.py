@@ -65,7 +65,8 @@ def json_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Return the rows with values of JSON: dates and times as texts, NaN as null, what JSON does not have as a text."""
     columns = [_plain(column) for column in table.columns]
     rows = pa.table(columns, names=table.schema.names).to_pylist()
-    found: list[dict[str, Any]] = json.loads(json.dumps(rows, default=str))
+    # the constants are NaN and the infinities
+    found: list[dict[str, Any]] = json.loads(json.dumps(rows, default=str), parse_constant=lambda _: None)
     return found
 
 

@@ -16,7 +16,6 @@ from fastvec.output.reader import CHUNK_TEXT, Output
 from fastvec.vectors.stored import Vectors
 
 TEXT = CHUNK_TEXT[0]
-NEAR_ROWS = 256  # rows between two texts that are read too, rather than begun anew
 Rows = npt.NDArray[np.int64]
 
 
@@ -65,7 +64,9 @@ def texts_at(vectors: Vectors, positions: Rows) -> list[str | None]:
             indices.setdefault(inputs[file], []).append(index)
     found: list[str | None] = [None] * len(positions)
     for file, some in indices.items():
-        for index, text in zip(some, _read(file.open(), rows[some] - file.first_row), strict=True):
+        if file not in vectors.opened:  # some formats are read whole to count their rows
+            vectors.opened[file] = file.open()
+        for index, text in zip(some, _read(vectors.opened[file], rows[some] - file.first_row), strict=True):
             found[index] = _passage(text, places, index)
     return found
 
@@ -86,16 +87,18 @@ def _inputs(output: Output, vector_column: str) -> list[_Input]:
 
 
 def _read(corpus: Corpus, rows: Rows) -> list[str | None]:
-    """Return the texts of `rows` [n] of a file, in this order. Rows near each other are read at once."""
+    """Return the texts of `rows` [n] of a file, in this order, from one pass over the groups that have any."""
     wanted, place = np.unique(rows, return_inverse=True)
     texts: list[str | None] = []
-    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > NEAR_ROWS) + 1):
+    begins = [begin for begin, _ in corpus.groups] if corpus.seeks else [0]
+    group_of = np.searchsorted(begins, wanted, side="right")
+    for run in np.split(wanted, np.flatnonzero(np.diff(group_of) > 1) + 1):
         texts += _run(corpus, run)
     return [texts[index] for index in place.tolist()]
 
 
 def _run(corpus: Corpus, rows: Rows) -> Iterator[str | None]:
-    """Yield the texts of `rows`, which ascend."""
+    """Yield the texts of `rows`, which ascend. All rows between them are read."""
     limits = ChunkLimits(rows=1024, bytes=MEMORY_BYTES)
     for chunk in corpus.chunks(limits, first_row=int(rows[0]), end_row=int(rows[-1]) + 1):
         begin, end = np.searchsorted(rows, [chunk.first_row, chunk.first_row + len(chunk.texts)])

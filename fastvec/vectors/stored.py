@@ -3,11 +3,12 @@
 Shapes: n rows of all outputs, b of a block, D dimensions of a vector, W values that store it (D, or D / 8 if binary).
 """
 
+import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
-from fastvec.errors import OutputError, UsageError, one_line
+from fastvec.errors import OutputError, UsageError, one_line, printable
 from fastvec.fingerprint import SHOWN_DIFFERENCES, fingerprint_differences
 from fastvec.output import parquet_file
 from fastvec.output.merge import OWN_TO_A_RUN
@@ -29,10 +30,13 @@ from fastvec.shards.folder import is_folder, open_folder
 from fastvec.shards.verify import open_shard, require_manifest
 from fastvec.stores.address import Address, is_remote
 from fastvec.stores.spool import fetched
+from fastvec.vectors.unified import unified
+
+logger = logging.getLogger(__name__)
 
 # the fields of a fingerprint that may differ between outputs whose vectors can be compared
 _OWN = (*OWN_TO_A_RUN, "merged", SHARD, "keep")
-SMALLEST_NORM = 1e-12  # as in `encoding.similarity`: a zero vector stays zero
+SMALLEST_NORM = 1e-12  # as in `encoding.similarity`, whose import takes a second: a zero vector stays zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +102,10 @@ class Part:
         try:
             if self.output.is_parquet:
                 with parquet_file.opened(path) as file:
-                    for batch in file.iter_batches(row_groups=range(first, last + 1), columns=list(columns)):
-                        yield row, batch
-                        row += batch.num_rows
+                    for index in range(first, last + 1):
+                        for batch in parquet_file.pieces(file, index, columns):
+                            yield row, batch
+                            row += batch.num_rows
                 return
             for index in range(first, last + 1):
                 batch = self._reader.get_batch(index).select(list(columns))
@@ -121,6 +126,7 @@ class Vectors:
     parts: tuple[Part, ...]
     column: str
     kept_schema: pa.Schema
+    opened: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # inputs whose texts were read
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -173,6 +179,8 @@ class Vectors:
             first, last = (bisect_right(part.batch_begins, row) - 1 for row in (low, high - 1))
             for start, batch in part.batches([self.column], first, last):
                 cut = batch.slice(max(low - start, 0), max(high - start, 0) - max(low - start, 0))
+                if not cut.num_rows:  # a piece of a row group outside of the block
+                    continue
                 size = -(-cut.num_rows // max(-(-cut.num_rows // rows), 1))  # of equal blocks: no small last one
                 for offset in range(0, cut.num_rows, size):
                     yield self._block(part, cut.slice(offset, size), part.begin + max(low, start) + offset)
@@ -216,9 +224,11 @@ class Vectors:
             return pa.schema([self.first.schema.field(name) for name in columns]).remove_metadata().empty_table()
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return pa.concat_tables([pa.Table.from_batches([one]) for one in taken], promote_options="permissive").take(
-            back
-        )
+        tables = [pa.Table.from_batches([one]) for one in taken]
+        try:
+            return pa.concat_tables(tables, promote_options="permissive").take(back)
+        except pa.ArrowException as error:  # such as a time that the unit of another output does not reach
+            raise OutputError(f"kept columns have values of no common type: {one_line(error)}") from error
 
     @property
     def has_several(self) -> bool:
@@ -290,6 +300,19 @@ def _outputs(files: Sequence[str | Path], copies: ExitStack) -> Iterator[tuple[s
             yield str(file), str(file), read_output(Path(file))
 
 
+def renamed(names: Sequence[str], taken: Collection[str]) -> list[str]:
+    """Return new names of kept columns for a table that has columns named as `taken`: `kept_NAME` for these."""
+    used, found = {*names, *taken}, []
+    for name in names:
+        new = name
+        if name in taken:
+            while new in used:
+                new = f"kept_{new}"
+            used.add(new)
+        found.append(new)
+    return found
+
+
 def require_comparable(first: Part, other: Part) -> None:
     """Raise OutputError if the vectors of two outputs differ in what they mean."""
     problems = fingerprint_differences(_settings(first.output), _settings(other.output))[:SHOWN_DIFFERENCES]
@@ -315,7 +338,10 @@ def _kept_schema(parts: Sequence[Part]) -> pa.Schema:
     fields: list[pa.Field] = []
     for name in parts[0].output.kept_columns:
         if all(name in part.output.kept_columns for part in parts[1:]):
-            own = [pa.schema([part.output.schema.field(name)]).remove_metadata() for part in parts]
-            with suppress(pa.ArrowException):  # such as of a number in one output and a text in another
-                fields += pa.unify_schemas(own, promote_options="permissive")
+            own = [part.output.schema.field(name).remove_metadata() for part in parts]
+            if (field := unified(own)) is not None:
+                fields.append(field)
+                continue
+            types = dict.fromkeys(str(field.type) for field in own)
+            logger.warning("the kept column %s is left out: it is %s", printable(name), " and ".join(types))
     return pa.schema(fields)

@@ -67,6 +67,7 @@ def test_variables_of_the_environment_are_named_after_options(
         (["vecs.arrow", "x", "-o", "vecs.arrow", "--overwrite"], "vecs.arrow is a file that is read"),
         (["vecs.arrow", "--queries", "q.jsonl", "-o", "q.jsonl", "--overwrite"], "q.jsonl is a file that is read"),
         (["vecs.arrow", "x", "--queries", "q.txt"], "a query 'x' and --queries were both given"),
+        (["s3://bucket/vecs/", "--queries", "q.txt"], "s3"),
         (["vecs.arrow", "--queries", "blank.txt"], "blank.txt: row 1, counted from 0, is empty"),
         (["vecs.arrow", "x", "-o", str(ARTICLES), "--overwrite"], "was embedded: choose another name"),
         (["begun.arrow", "x"], "begun.arrow is unfinished: run the same command again"),

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.faulting.machine import Machine
-from fastvec import convert
-from fastvec.errors import DiskFullError, OutputError, RefusedError
+from fastvec import convert, merge
+from fastvec.errors import DiskFullError, OutputError, RefusedError, UsageError
 from fastvec.output import parquet_file
 from fastvec.output.verify import verify
 from fastvec.system.durable_files import replacing
@@ -182,6 +182,16 @@ def test_what_cannot_be_converted_is_told_in_one_line(arrow: Path, tmp_path: Pat
             r"vecs.arrow is damaged: batches: batch \d \(rows \d+ to \d+, bytes [\d,]+ to [\d,]+\) does not match",
             problem(arrow, arrow.with_suffix(suffix)),
         )
+
+
+def test_an_address_is_no_local_file(arrow: Path) -> None:
+    for source, target in ((arrow, "s3://bucket/v.npy"), ("s3://bucket/v.arrow", arrow.with_name("v.npy"))):
+        with pytest.raises(
+            UsageError, match=r"s3://bucket/v\.\w+ is an address, and this command reads and writes local files"
+        ):
+            convert(source, target)
+    with pytest.raises(UsageError, match=r"s3://bucket/v\.arrow is an address"):
+        merge([arrow, "s3://bucket/v.arrow"], arrow.with_name("all.arrow"))
 
 
 def test_without_lancedb_its_extra_is_named(arrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,12 +133,26 @@ def test_groups_reach_over_several_outputs(tmp_path: Path) -> None:
     assert positions == pairs_above(found, threshold)
 
 
-def test_a_kept_column_of_types_that_do_not_agree_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [None, pa.array([0.5, None, 2, 3])])
+def test_a_kept_column_of_types_that_do_not_agree_is_left_out(
+    tmp_path: Path, names: pa.Array | None, caplog: pytest.LogCaptureFixture
+) -> None:
     vectors = clustered(seed=2, rows=4)
-    first = save(tmp_path / "a.arrow", vectors, names=pa.array(range(4)))
-    other = save(tmp_path / "b.arrow", vectors)
+    first = save(tmp_path / "a.arrow", vectors, names=pa.array([2**60 + 1, 1, 2, 3]))
+    other = save(tmp_path / "b.arrow", vectors, **({} if names is None else {"names": names}))
     dedup([first, other], tmp_path / "g.parquet", threshold=0.9)
     assert pq.read_schema(tmp_path / "g.parquet").names == ["file", "row", "group", "keep"]
+    type_ = "string" if names is None else "double"
+    assert caplog.messages == [f"the kept column id is left out: it is int64 and {type_}"]
+
+
+def test_a_time_beyond_the_unit_of_another_output_is_one_line(tmp_path: Path) -> None:
+    vectors = clustered(seed=2, rows=4)
+    first = save(tmp_path / "a.arrow", vectors, names=pa.array([10**13, 0, 1, 2], pa.timestamp("s")))
+    other = save(tmp_path / "b.arrow", vectors, names=pa.array([0] * 4, pa.timestamp("ns")))
+    with pytest.raises(OutputError, match="kept columns have values of no common type"):
+        dedup([first, other], tmp_path / "g.parquet", threshold=0.9)
+    assert not (tmp_path / "g.parquet").exists()
 
 
 def test_a_kept_column_that_parquet_cannot_store_is_one_line(tmp_path: Path) -> None:

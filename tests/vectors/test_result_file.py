@@ -35,6 +35,17 @@ def test_tables_are_appended_and_appear_at_the_end(tmp_path: Path, suffix: str) 
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_is_no_number_is_null_in_json_lines_at_any_depth(tmp_path: Path) -> None:
+    nan, infinite = float("nan"), float("inf")
+    table = pa.table({"plain": [nan, 1.0], "list": [[nan, 1.0], []], "struct": [{"a": -infinite}, None]})
+    with result_file(tmp_path / "hits.jsonl", table.schema) as write:
+        write(table)
+    assert read(tmp_path / "hits.jsonl") == [
+        {"plain": None, "list": [None, 1.0], "struct": {"a": None}},
+        {"plain": 1.0, "list": [], "struct": None},
+    ]
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".jsonl"])
 def test_a_failure_leaves_nothing(tmp_path: Path, suffix: str) -> None:
     def fail() -> None:

@@ -1,17 +1,21 @@
 """Texts are found in the inputs: of rows of any file, format, template and passage; and not in changed ones."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 
 from fastvec import Encoder, embed, merge
+from fastvec.corpus.opening import open_corpus
+from fastvec.corpus.reader import Corpus
 from fastvec.errors import InputError
-from fastvec.vectors import source_texts
 from fastvec.vectors.source_texts import texts_at
 from fastvec.vectors.stored import open_vectors
 from tests import ARTICLES
@@ -24,11 +28,7 @@ def found(outputs: list[Path], positions: list[int]) -> list[str | None]:
         return texts_at(vectors, np.array(positions))
 
 
-@pytest.mark.parametrize("near", [0, 7, 1000])
-def test_texts_of_several_files_and_formats(
-    tmp_path: Path, model: Encoder, near: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(source_texts, "NEAR_ROWS", near)
+def test_texts_of_several_files_and_formats(tmp_path: Path, model: Encoder) -> None:
     pq.write_table(pa.table({"text": TEXTS[:20]}), tmp_path / "a.parquet", row_group_size=6)
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "b.parquet")
     (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[20:]))
@@ -37,6 +37,57 @@ def test_texts_of_several_files_and_formats(
     positions = [49, 0, 19, 20, 5, 5, 21]
     assert found([tmp_path / "vecs.arrow"], positions) == [TEXTS[i] for i in positions]
     assert found([tmp_path / "vecs.arrow"], []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges"),
+    [
+        ("a.parquet", [(3, 9), (28, 28), (49, 49)]),  # row groups of 6, of which those without a row are left out
+        ("a.arrow", [(3, 9), (28, 28), (49, 49)]),
+        ("a.arrows", [(3, 49)]),
+        ("a.jsonl", [(3, 9), (28, 28), (49, 49)]),
+        ("a.jsonl.gz", [(3, 49)]),
+        ("a.csv", [(3, 49)]),
+    ],
+)
+def test_a_file_is_opened_once_and_no_row_read_twice(
+    name: str, ranges: list[tuple[int, int]], tmp_path: Path, model: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastvec.corpus.formats.lines.GROUP_LINES", 6)
+    table = pa.table({"text": TEXTS})
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    match name.partition(".")[2]:
+        case "parquet":
+            pq.write_table(table, tmp_path / name, row_group_size=6)
+        case "arrow" | "arrows":
+            new = ipc.new_file if name == "a.arrow" else ipc.new_stream
+            with new(tmp_path / name, table.schema) as writer:
+                writer.write_table(table, 6)
+        case "csv":
+            (tmp_path / name).write_text("\n".join(["text", *TEXTS]) + "\n")
+        case "jsonl":
+            (tmp_path / name).write_text(lines)
+        case "jsonl.gz":
+            (tmp_path / name).write_bytes(gzip.compress(lines.encode()))
+    embed([tmp_path / name], tmp_path / "vecs.arrow", encoder=model)
+    read, opened, chunks = [], [], Corpus.chunks
+
+    def recorded(self: Corpus, *limits: Any, first_row: int, end_row: int) -> Any:
+        read.append((first_row, end_row - 1))
+        return chunks(self, *limits, first_row=first_row, end_row=end_row)
+
+    def counted(*arguments: Any, **options: Any) -> Corpus:
+        opened.append(arguments)
+        return open_corpus(*arguments, **options)
+
+    monkeypatch.setattr(Corpus, "chunks", recorded)
+    monkeypatch.setattr("fastvec.vectors.source_texts.open_corpus", counted)
+    positions = [49, 3, 9, 28]
+    with open_vectors([tmp_path / "vecs.arrow"]) as vectors:
+        for _ in range(2):
+            assert texts_at(vectors, np.array(positions)) == [TEXTS[row] for row in positions]
+    assert read == ranges * 2
+    assert len(opened) == 1
 
 
 def test_only_files_with_one_of_the_rows_are_opened(tmp_path: Path, model: Encoder) -> None:

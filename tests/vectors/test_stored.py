@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fastvec import convert
@@ -11,6 +12,7 @@ from fastvec.errors import OutputError, UsageError
 from fastvec.output.vector_column import VectorDtype
 from fastvec.settings import EncoderSettings
 from fastvec.vectors.stored import Vectors, open_vectors
+from fastvec.vectors.unified import unified
 from tests.helpers.outputs import run_job
 from tests.helpers.vectors import random_vectors, write_vectors
 
@@ -31,7 +33,10 @@ def whole(vectors: Vectors, rows: int, **bounds: int) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_blocks_are_all_rows_of_all_files_in_order(tmp_path: Path, dtype: VectorDtype, suffix: str) -> None:
+def test_blocks_are_all_rows_of_all_files_in_order(
+    tmp_path: Path, dtype: VectorDtype, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastvec.output.parquet_file._MOST_ROWS_AT_ONCE", 13)  # pieces of a row group
     stored = []
     for number, rows in enumerate((70, 0, 33)):
         path = tmp_path / f"{number}.arrow"
@@ -134,6 +139,50 @@ def test_a_batch_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(OutputError, match=r"a\.arrow: batch \d cannot be read"):
             list(vectors.blocks(10))
+
+
+def test_a_piece_of_a_row_group_has_some_mib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_vectors(tmp_path / "a.arrow", random_vectors(100))
+    convert(tmp_path / "a.arrow", tmp_path / "a.parquet")
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        row_bytes = file.metadata.row_group(0).total_byte_size / 100
+    for least, bytes_, rows in ((1, 21.5 * row_bytes, 21), (50, 21.5 * row_bytes, 50), (1, 1 << 20, 100)):
+        monkeypatch.setattr("fastvec.output.parquet_file._ROWS_AT_ONCE", least)
+        monkeypatch.setattr("fastvec.output.parquet_file._BYTES_AT_ONCE", int(bytes_))
+        with open_vectors([tmp_path / "a.parquet"]) as vectors:
+            largest = max(batch.num_rows for _, batch in vectors.batches(["row"]))
+        assert rows * 0.9 <= largest <= rows
+
+
+LOSSLESS: list[tuple[pa.DataType, pa.DataType, pa.DataType | None]] = [
+    (pa.int64(), pa.null(), pa.int64()),
+    (pa.int8(), pa.int32(), pa.int32()),
+    (pa.uint32(), pa.int64(), pa.int64()),
+    (pa.uint64(), pa.int64(), None),
+    (pa.int32(), pa.float64(), pa.float64()),
+    (pa.int64(), pa.float64(), None),
+    (pa.int32(), pa.float32(), pa.float64()),
+    (pa.int16(), pa.float16(), pa.float32()),
+    (pa.float32(), pa.float64(), pa.float64()),
+    (pa.string(), pa.large_string(), pa.large_string()),
+    (pa.string(), pa.int64(), None),
+    (pa.timestamp("s"), pa.timestamp("ns"), pa.timestamp("ns")),
+    (pa.list_(pa.int64()), pa.list_(pa.float64()), None),
+    (pa.struct({"a": pa.int8()}), pa.struct({"a": pa.null()}), pa.struct({"a": pa.int8()})),
+    (
+        pa.struct({"a": pa.int8()}),
+        pa.struct({"a": pa.int8(), "b": pa.bool_()}),
+        pa.struct({"a": pa.int8(), "b": pa.bool_()}),
+    ),
+    (pa.struct({"a": pa.int64()}), pa.struct({"a": pa.float64()}), None),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "both"), LOSSLESS)
+def test_a_type_for_all_files_loses_no_value(one: pa.DataType, other: pa.DataType, both: pa.DataType | None) -> None:
+    for own in ((one, other), (other, one)):
+        found = unified([pa.field("a", type_) for type_ in own])
+        assert (None if found is None else found.type) == both
 
 
 def test_types_of_a_column_may_differ_between_files(tmp_path: Path) -> None:

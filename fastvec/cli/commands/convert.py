@@ -3,6 +3,7 @@
 import click
 
 from fastvec.cli import options as shared
+from fastvec.cli.signals import interrupted_by_signal
 from fastvec.cli.streams import end_job
 
 
@@ -21,7 +22,8 @@ def convert(file: str, output: str, vector_column: str | None, overwrite: bool, 
     """
     from fastvec.output.convert import convert as run
 
-    report = run(file, output, vector_column=vector_column, overwrite=overwrite)
+    with interrupted_by_signal():
+        report = run(file, output, vector_column=vector_column, overwrite=overwrite)
     end_job(report, as_json=as_json, quiet=quiet)
 
 
@@ -39,4 +41,6 @@ def merge(files: tuple[str, ...], output: str, overwrite: bool, quiet: bool, as_
     """
     from fastvec.shards.merge import merge as run
 
-    end_job(run(files, output, overwrite=overwrite), as_json=as_json, quiet=quiet)
+    with interrupted_by_signal():
+        report = run(files, output, overwrite=overwrite)
+    end_job(report, as_json=as_json, quiet=quiet)

@@ -1,16 +1,13 @@
 """The commands `fastvec dedup` and `fastvec neighbors`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from fastvec.cli import options as shared
-from fastvec.cli.progress import Displayable, progress_display
-from fastvec.cli.signals import stop_on_signal
+from fastvec.cli.progress import progress_display
+from fastvec.cli.signals import interrupted_by_signal
 from fastvec.cli.streams import end_job
-from fastvec.errors import InterruptedRunError
 
 files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 output = click.option(
@@ -52,7 +49,7 @@ def dedup(quiet: bool, as_json: bool, **options: Any) -> None:
     """
     from fastvec.pairs.dedup import dedup as run
 
-    with _progress(quiet=quiet or as_json) as progress:
+    with interrupted_by_signal(), progress_display(quiet=quiet or as_json) as progress:
         report = run(**options, progress=progress)
     end_job(report, as_json=as_json, quiet=quiet)
 
@@ -76,20 +73,6 @@ def neighbors(quiet: bool, as_json: bool, **options: Any) -> None:
     """
     from fastvec.pairs.neighbors import neighbors as run
 
-    with _progress(quiet=quiet or as_json) as progress:
+    with interrupted_by_signal(), progress_display(quiet=quiet or as_json) as progress:
         report = run(**options, progress=progress)
     end_job(report, as_json=as_json, quiet=quiet)
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[Displayable], None]]:
-    """Yield a function that displays progress, and after a signal raises InterruptedRunError: no file is left."""
-    with stop_on_signal() as stop_signal, progress_display(quiet=quiet) as display:
-
-        def show(progress: Displayable) -> None:
-            number = stop_signal()
-            if number is not None:
-                raise InterruptedRunError("stopped: nothing was written", number)
-            display(progress)
-
-        yield show

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import click
 
+from fastvec.cli.signals import interrupted_by_signal
 from fastvec.cli.streams import print_report
 
 
@@ -24,8 +25,10 @@ def verify(file: str, as_json: bool) -> None:
     from fastvec.shards.verify import verify_folder
 
     if is_folder(file):
-        print_report(verify_folder(open_folder(file)), as_json)
-    with _local(file, with_errors=True) as path:
+        with interrupted_by_signal():
+            of_folder = verify_folder(open_folder(file))
+        print_report(of_folder, as_json)
+    with interrupted_by_signal(), _local(file, with_errors=True) as path:
         report = verify_file(path)
         checks = tuple(replace(check, detail=check.detail.replace(path, file)) for check in report.checks)
         print_report(replace(report, path=file, checks=checks), as_json)
@@ -42,7 +45,7 @@ def inspect(file: str, as_json: bool) -> None:
 
     if is_folder(file):
         print_report(inspect_folder(open_folder(file)), as_json)
-    with _local(file) as path:
+    with interrupted_by_signal(), _local(file) as path:
         print_report(replace(inspect_file(path), path=file), as_json)
 
 

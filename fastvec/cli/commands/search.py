@@ -58,6 +58,7 @@ def search(
     """
     from fastvec.retrieval.job import read_queries
     from fastvec.retrieval.job import search as run
+    from fastvec.stores.address import is_remote
 
     quiet, as_json = options.pop("quiet"), options.pop("as_json")
     log_to_stderr(quiet, logging.WARNING)  # how the model runs was said when it embedded the texts
@@ -72,7 +73,7 @@ def search(
             raise click.UsageError(f'a query is missing{found}: fastvec search FILE "a question", or --queries FILE')
         files, texts = files[:-1], [files[-1]]
     else:
-        if not os.path.exists(files[-1]) and not Path(files[-1]).suffix:
+        if not (os.path.exists(files[-1]) or is_remote(files[-1]) or Path(files[-1]).suffix):
             raise click.UsageError(f"a query {files[-1]!r} and --queries were both given: leave one out")
         texts = read_queries(queries, query_column, output=options["output"])
     options["keep"] = options["keep"] or None

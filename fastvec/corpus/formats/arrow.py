@@ -37,6 +37,11 @@ class ArrowRows:
     schema: pa.Schema
     group_rows: tuple[int, ...]
 
+    @property
+    def seeks(self) -> bool:
+        """Whether the file has a list of its record batches; a stream is read from its start."""
+        return not self.stream
+
     @classmethod
     def open(cls, path: File, *, stream: bool) -> "ArrowRows":
         """Read the schema and the rows of each record batch.

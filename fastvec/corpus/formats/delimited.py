@@ -39,6 +39,7 @@ class Delimited:
     """The records of a CSV or TSV file, as one group of rows."""
 
     marks_bad_rows: ClassVar[bool] = True
+    seeks: ClassVar[bool] = False
     path: File
     compression: Compression | None
     delimiter: str

@@ -72,6 +72,11 @@ class JsonLines:
         return cls.of_types(file, inferred.items())
 
     @property
+    def seeks(self) -> bool:
+        """See `LineFile.seeks`."""
+        return self.file.seeks
+
+    @property
     def group_rows(self) -> tuple[int, ...]:
         return self.file.group_rows
 

@@ -100,6 +100,11 @@ class LineFile:
     def group_rows(self) -> tuple[int, ...]:
         return tuple(group.rows for group in self.groups)
 
+    @property
+    def seeks(self) -> bool:
+        """Whether reading can begin at a group; a compressed file is read from its start."""
+        return self.compression is None
+
     def batches(self, first_group: int = 0, skip: int = 0) -> Iterator[list[bytes]]:
         """Yield the lines of the rows from row `skip` of a group on, without line ends, in lists of bounded size.
 
@@ -201,6 +206,11 @@ class TextLines:
     @property
     def group_rows(self) -> tuple[int, ...]:
         return self.file.group_rows
+
+    @property
+    def seeks(self) -> bool:
+        """See `LineFile.seeks`."""
+        return self.file.seeks
 
     def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
         """Yield the lines as `columns`, from row `skip` of group `first_group` on."""

@@ -36,6 +36,7 @@ class ParquetRows:
     """The rows of a Parquet file."""
 
     marks_bad_rows: ClassVar[bool] = False
+    seeks: ClassVar[bool] = True
     path: File
     schema: pa.Schema
     group_rows: tuple[int, ...]

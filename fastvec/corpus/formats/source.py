@@ -40,6 +40,10 @@ class Rows(Protocol):
     def marks_bad_rows(self) -> bool:
         """Whether a batch has one more column, the last, that is true for rows which could not be read."""
 
+    @property
+    def seeks(self) -> bool:
+        """Whether reading from a group on leaves out the rows before it; otherwise they are read too."""
+
     def read(self, columns: Sequence[str], first_group: int, skip: int) -> Iterator[pa.RecordBatch]:
         """Yield the named columns from row `skip` of a group on, in order, in batches of bounded size."""
 

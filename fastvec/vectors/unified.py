@@ -1,0 +1,40 @@
+"""Finds the type that holds the values of a column of several files, each without a loss."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import pyarrow as pa
+
+MANTISSA_BITS = {16: 11, 32: 24, 64: 53}  # integers of so many bits are exact in a float, by its width
+
+
+def unified(fields: Sequence[pa.Field]) -> pa.Field | None:
+    """Return a field of a type that holds all values of the `fields`, which have one name; None if there is none.
+
+    Arrow's own unification also makes floats of large integers, and signed integers of unsigned ones.
+    """
+    try:
+        (found,) = pa.unify_schemas([pa.schema([field]) for field in fields], promote_options="permissive")
+    except pa.ArrowException:  # such as of a number and a text
+        return None
+    return found if all(_holds(found.type, field.type) for field in fields) else None
+
+
+def _holds(wide: pa.DataType, own: pa.DataType) -> bool:
+    """Return whether a cast to `wide`, which Arrow made of `own` and other types, changes no value.
+
+    It fails for no value but a time that a finer unit does not reach.
+    """
+    if wide == own or pa.types.is_null(own):
+        return True
+    if pa.types.is_integer(own) and pa.types.is_floating(wide):
+        return bool(own.bit_width <= MANTISSA_BITS[wide.bit_width])
+    if pa.types.is_integer(own) and pa.types.is_integer(wide):
+        signs = pa.types.is_signed_integer(own), pa.types.is_signed_integer(wide)
+        return bool(own.bit_width + (signs == (False, True)) <= wide.bit_width)
+    if pa.types.is_struct(own) and pa.types.is_struct(wide):
+        return all(_holds(wide.field(inner.name).type, inner.type) for inner in own)
+    if own.num_fields and own.num_fields == wide.num_fields:
+        inner = (range(own.num_fields), range(wide.num_fields))
+        return all(_holds(wide.field(j).type, own.field(i).type) for i, j in zip_longest(*inner))
+    return True
