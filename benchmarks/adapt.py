@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
+from benchmarks.engines.device_timing import wait
 from fastvec.system.libraries import quiet_libraries
 from fastvec.training.learner import Learner, lora_targets
 from fastvec.training.objectives.task import Batch
@@ -72,9 +73,11 @@ def main(
             chosen = [next(batches) for _ in range(run["steps"])]
             tokens = sum(learner.task.tokens(batch) for batch in chosen) * (2 if objective == "simcse" else 1)
             for name, step in (("fastvec", ours), ("plain", theirs)):
+                wait()
                 started = time.perf_counter()
                 for batch in chosen:
                     step(batch)
+                wait()
                 if index:
                     rates[name].append(tokens / (time.perf_counter() - started))
     for name, values in rates.items():

@@ -104,7 +104,7 @@ def words(_context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--lengths", multiple=True, default=[LENGTHS], show_default=True, callback=words)
 @click.option("--budgets", multiple=True, default=[BUDGETS[device()]], show_default=True, callback=words)
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Repeat for more. [default: all]")
-@click.option("--seconds", type=float, default=float("inf"), help="Start no further row after this many seconds.")
+@click.option("--seconds", type=float, default=float("inf"), help="Seconds after which a shape gets no further row.")
 @append_option
 def main(
     shapes: tuple[str, ...],
@@ -114,19 +114,19 @@ def main(
     seconds: float,
     append: Path | None,
 ) -> None:
-    until = time.monotonic() + seconds
     print(", ".join(f"{name} {value}" for name, value in environment().items() if value))
     ceiling = race.matrix_rate(DTYPES[device()])
     print(f"square product: {ceiling / 1e12:.2f} TFLOP/s\n{HEADER}")
-    failed = False
+    failed, measured_rows = False, 0
     for shape in shapes:
         with torch.inference_mode():
-            for row in rows_of(shape, lengths, [int(budget) for budget in budgets], only or NAMES, ceiling, until):
+            for row in rows_of(shape, lengths, [int(budget) for budget in budgets], only or NAMES, ceiling, seconds):
                 print(row, flush=True)
+                measured_rows += 1
                 failed |= row.status.startswith("FAILED")
                 if append is not None:
                     append_row(append, {"benchmark": "forward", "device": device_name(), **asdict(row), **row.figures})
-    sys.exit(failed)
+    sys.exit(failed or not measured_rows)
 
 
 def lengths_of(pattern: str, budget: int, largest: int) -> tuple[int, ...]:
@@ -140,12 +140,14 @@ def lengths_of(pattern: str, budget: int, largest: int) -> tuple[int, ...]:
 
 
 def rows_of(
-    shape: str, patterns: Sequence[str], budgets: Sequence[int], names: Sequence[str], ceiling: float, until: float
+    shape: str, patterns: Sequence[str], budgets: Sequence[int], names: Sequence[str], ceiling: float, seconds: float
 ) -> Iterator[Row]:
+    """Yield the rows of a budget for all patterns, then of the next, until `seconds` after the model was loaded."""
     decoder, dtype = DECODERS[shape], DTYPES[device()]
-    cases = {(one, budget): lengths_of(one, budget, max(budgets)) for one in patterns for budget in budgets}
+    cases = {(one, budget): lengths_of(one, budget, max(budgets)) for budget in budgets for one in patterns}
     positions = max(length for lengths in cases.values() for length in lengths)
     loaded = load_implementations(decoder, names, positions=positions, dtype=dtype, device=device())
+    until = time.monotonic() + seconds
     for (pattern, budget), lengths in cases.items():
         for name, implementation in loaded.items():
             if time.monotonic() > until:

@@ -3,17 +3,18 @@
     PYTHONPATH=.:kernels python -m benchmarks.gpu OUT --call 1 --corpus rows.parquet [--only STAGE] [--from STAGE]
 
 Call 1 decides whether the kernels are right, then measures the forward pass, `fastvec embed` and attention. Call 2 runs
-what may hang, the tests and the rest. Each command is a process group, each stage has a time limit, and a stage that
-fails does not stop the others. An op whose check fails in stage "right" runs on PyTorch's operations in later stages,
-also of a later call with the same OUT or with `--known OUT`.
+the tests, the rest and, last, what may hang. Each command is a process group, each stage has a time limit, to which is
+added what earlier stages left, and a stage that fails does not stop the others. An op that the check in stage "right"
+finds wrong runs on PyTorch's operations in later stages, also of a later call with the same OUT or with `--known OUT`.
 
 OUT gets results.jsonl, to which every result is appended when it is known, summary.md, which is rewritten after every
 stage and has what each stage printed, and a trace. The exit code is 0 if every stage passed. `--smoke` runs the stages
-of both calls in small sizes, also without a GPU; tuning and the sanitizer need one.
+of both calls in small sizes, also without a GPU; tuning needs one.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,8 +82,22 @@ def run_stage(stage: Stage, seconds: float, folder: Path, variables: dict[str, s
         status=f"FAILED: {status}" if failed else "passed",
         seconds=time.monotonic() - begin,
         printed="\n".join(printed(command, log) for command, log in zip(stage.commands, logs, strict=True)),
-        torch_ops=frozenset(op for number in failed if (op := stage.commands[number].decides) is not None),
+        torch_ops=frozenset(
+            op
+            for number, status in failed.items()
+            if (op := stage.commands[number].decides) is not None and is_wrong(status, logs[number])
+        ),
     )
+
+
+def is_wrong(status: str, log: Path) -> bool:
+    """Return whether a check that failed found its kernel wrong: by a row, a signal or a hang before the first row.
+
+    A program that ended for another reason, such as a missing module, or that was too slow, says nothing about it.
+    """
+    rows = log.read_text(errors="replace") if log.exists() else ""
+    hangs = status.startswith("stopped") and re.search(r" ok\b", rows) is None
+    return "FAILED" in rows or status.startswith("exit code -") or hangs
 
 
 def started(command: Command, log: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -110,7 +125,8 @@ def stop(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
             process.wait(max(0.0, until - time.monotonic()))
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):  # the driver may hold a process that a kernel hangs in
+            process.wait(GRACE_SECONDS)
 
 
 def printed(command: Command, log: Path) -> str:
@@ -187,12 +203,15 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         found = stages(results, Path(name), corpus, smoke=bool(run["smoke"]))
         first = found[0].name if run["smoke"] and not first and not only else first
-        for stage in chosen(found, call, only, first, known):
+        left_to_run = chosen(found, call, only, first, known)
+        for number, stage in enumerate(left_to_run):
             if torch_ops:
                 variables["FASTVEC_TORCH_OPS"] = ",".join(sorted(torch_ops))
             left = deadline - time.monotonic()
             if left > 0:
-                outcomes.append(run_stage(stage, min(stage.seconds, left), Path(name), variables))
+                later = sum(other.seconds for other in left_to_run[number + 1 :])
+                seconds = min(max(stage.seconds, left - later), left)
+                outcomes.append(run_stage(stage, seconds, Path(name), variables))
             else:
                 outcomes.append(Outcome(stage=stage.name, status="FAILED: no time left", seconds=0, printed=""))
             torch_ops |= outcomes[-1].torch_ops

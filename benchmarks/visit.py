@@ -1,7 +1,7 @@
 """The stages of `benchmarks.gpu`: which commands run, in which order, for how long, and what they decide.
 
-Stages of call 1 are in the order of their worth: whether the kernels are right comes first. Whatever has never run on a
-GPU and may hang is in call 2.
+Stages are in the order of their worth: whether the kernels are right comes first. What has never run on a GPU and may
+hang is last.
 """
 
 import os
@@ -114,7 +114,8 @@ def _first_call(smoke: bool) -> Lines:
             ("embed", 1, 200, [_embed("25M --rows 20 --dtype float32", "wiki", "'sentence-transformers'")]),
             ("attention", 1, 100, ["benchmarks.kernels attention --check {append}"]),
         ]
-    wide = "--lengths '128 512 2048' --budgets '16384 32768' --only fastvec --only 'fastvec, fp8'"
+    usual = "--lengths '128 512 2048 20 long-tail' --budgets '32768 8192'"
+    wide = "--lengths '512 128 2048' --budgets 32768 --only fastvec --only 'fastvec, fp8'"
     timed = "benchmarks.kernels attention --implementations '[!Fr]*' --seconds 40 {shapes} {append}"
     return [
         ("ceilings", 1, 50, first),
@@ -124,12 +125,12 @@ def _first_call(smoke: bool) -> Lines:
             1,
             75,
             [
-                "benchmarks.forward --shape 0.6B --seconds 40 {append}",
+                f"benchmarks.forward --shape 0.6B {usual} --seconds 40 {{append}}",
                 f"benchmarks.forward --shape 8B {wide} --seconds 12 {{append}}",
             ],
         ),
         ("profile", 1, 25, ["benchmarks.profiling --shape 0.6B --trace {trace} {append}"]),
-        ("embed", 1, 120, [_embed("0.6B --seconds 60 --limit 50", "wiki", "sentence-transformers")]),
+        ("embed", 1, 120, [_embed("0.6B --seconds 80 --limit 50", "wiki", "sentence-transformers")]),
         ("attention", 1, 55, [timed]),
         (
             "tuning",
@@ -156,17 +157,14 @@ def _second_call(smoke: bool) -> Lines:
             ("adapt", 2, 300, [f"{adapt} --batch-size 4 --max-length 32 --dtype float32"]),
         ]
     saved = "benchmarks.engines.models {model} 0.6B"
-    # PyTorch's cache of memory would hide accesses past the end of a tensor
-    sanitizer = "env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --tool memcheck"
     timed = "--seconds 2 --implementations '[!r]*' {append}"
     return [
+        ("embed short", 2, 90, [_embed("0.6B --seconds 70 --limit 40", "short", "sentence-transformers")]),
+        ("recovery", 2, 45, [saved, f"{recovery} --rows 3000"]),
+        ("tests", 2, 60, [f"{PYTEST} -n {{workers}} tests/kernels -k 'triton and not specialized'"]),
+        ("adapt", 2, 35, [saved, f"{adapt} --batch-size 128"]),
+        ("ops", 2, 40, [f"benchmarks.kernels {name} {timed}" for name in OPS]),
         ("specialized", 2, 30, [f"{specialized} -k triton"]),
-        ("embed short", 2, 90, [_embed("0.6B --seconds 40 --limit 40", "short", "sentence-transformers")]),
-        ("recovery", 2, 45, [saved, recovery]),
-        ("tests", 2, 70, [f"{PYTEST} -n {{workers}} tests/kernels -k 'triton and not specialized'"]),
-        ("sanitizer", 2, 20, [f"{sanitizer} | benchmarks.exactness --seconds 10"]),
-        ("ops", 2, 25, [f"benchmarks.kernels {name} {timed}" for name in OPS]),
-        ("adapt", 2, 20, [saved, f"{adapt} --batch-size 128"]),
     ]
 
 

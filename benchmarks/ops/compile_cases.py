@@ -37,6 +37,7 @@ from fastvec_kernels.gated_linear import Tile as ProductTile
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SHORT_LENGTHS = (20, 50, 101)  # one in each length class
 LENGTHS = (20, 50, 100, 300, 1501)  # and longer ones
+SEED = 2**62 + 1  # as those of training: of 64 bits, and odd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +75,7 @@ def run_attention(
     v = empty(plan.tokens, heads[1], value_dim or head_dim, dtype=dtype)
     if sinks:
         options["sinks"] = empty(heads[0], dtype=dtype)
+    options |= {"seed": SEED} if "dropout_p" in options else {}
     with torch.set_grad_enabled(backward):
         o = attention(q, k, v, plan, scale=head_dim**-0.5, **options)
     if backward:

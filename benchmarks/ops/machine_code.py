@@ -14,7 +14,13 @@ from typing import Any
 from fastvec_kernels._launch import SHARED_MEMORY
 
 WGMMA_ROWS, WGMMA_COLUMNS, WGMMA_WARPS = 64, 8, 4  # minimum for Hopper's warpgroup matrix instruction
-TENSOR_CORES = {"sm_80": ("HMMA",), "sm_90": ("HGMMA",), "sm_100": ("UTCHMMA", "UTCQMMA"), "gfx942": ("v_mfma",)}
+TENSOR_CORES = {
+    "sm_80": ("HMMA",),
+    "sm_120": ("HMMA",),
+    "sm_90": ("HGMMA",),
+    "sm_100": ("UTCHMMA", "UTCQMMA"),
+    "gfx942": ("v_mfma",),
+}
 STORES = ("STG", "ST", "RED", "REDG", "ATOMG", "UTMASTG")
 
 # Kernels that may spill: (kernel, architecture) -> reason. Currently none.
@@ -126,7 +132,7 @@ def _nvidia_figures(arch: str, compiled: Any) -> dict[str, int]:
         "stack_bytes": stack + local,
         "spills": kinds["LDL"] + kinds["STL"],
         "tensor": sum(kinds[kind] for kind in TENSOR_CORES[arch]),
-        "older_tensor": kinds["HMMA"] if arch != "sm_80" else 0,
+        "older_tensor": kinds["HMMA"] if arch in ("sm_90", "sm_100") else 0,
         "async_copies": kinds["LDGSTS"],
         "bulk_copies": kinds["UTMALDG"],
         "stores": sum(kinds[kind] for kind in STORES),

@@ -92,7 +92,7 @@ class Run:
         self._own_upstream: Tensors = ()
 
     def forward(self) -> Tensors:
-        with torch.no_grad():
+        with torch.inference_mode():  # as in production: no graph, and no operator of PyTorch's around a kernel
             return self._implementation.call(*self._own)
 
     def prepare_backward(self) -> None:

@@ -250,7 +250,7 @@ def _attend(
         softcap=how.softcap,
         sinks=how.sinks,
         dropout_p=p,
-        seed=derived_seed(noise.seed, "attention", getattr(module, "layer_idx", 0)) if noise is not None and p else 0,
+        seed=0 if noise is None or not p else _odd_seed(noise.seed, getattr(module, "layer_idx", 0)),
     )
     return output[None], None
 
@@ -261,6 +261,11 @@ def _in_one_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if not torch.is_autocast_enabled(device):
         return tensors
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+def _odd_seed(seed: int, layer: int) -> int:
+    """Return a layer's seed, never a multiple of 16, for which Triton would compile a kernel again."""
+    return derived_seed(seed, "attention", layer) | 1
 
 
 def derived_seed(*parts: object) -> int:

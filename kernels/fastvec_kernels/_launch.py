@@ -47,7 +47,7 @@ __all__ = [
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # Triton decides this when a kernel is defined
 # The architectures in the configuration tables, and the shared memory available to a program on each, in bytes. sm_80
 # has the 99 KiB of its consumer siblings sm_86 and sm_89, which share its row.
-SHARED_MEMORY = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+SHARED_MEMORY = {"sm_80": 101_376, "sm_120": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
 _functions: dict[Any, Callable[..., Any]] = {}  # by operator, the function that it wraps
 _kept: dict[Any, tuple[Any, tuple[Any, ...]]] = {}  # by kernel and what it is specialized on: compiled, constants
@@ -141,7 +141,7 @@ def _architecture_of_gpu(device: torch.device) -> str | None:
     if torch.version.hip is not None:
         name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
         return name if name in SHARED_MEMORY else None
-    return {8: "sm_80", 9: "sm_90", 10: "sm_100", 12: "sm_80"}.get(torch.cuda.get_device_capability(device)[0])
+    return {8: "sm_80", 9: "sm_90", 10: "sm_100", 12: "sm_120"}.get(torch.cuda.get_device_capability(device)[0])
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:

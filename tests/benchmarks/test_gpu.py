@@ -50,11 +50,27 @@ def test_commands_side_by_side_run_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_a_failure_names_its_command_and_the_op_that_is_replaced(tmp_path: Path) -> None:
-    outcome = run(stage(tmp_path, "raise SystemExit(3)", "print('the next one ran')", decides="rope"), tmp_path)
+    wrong = "print('a shape fastvec forward FAILED: other numbers'); raise SystemExit(3)"
+    outcome = run(stage(tmp_path, wrong, "print('the next one ran')", decides="rope"), tmp_path)
     assert outcome.status == "FAILED: part0 exit code 3"
     assert "the next one ran" in outcome.printed
     assert outcome.torch_ops == {"rope"}
     assert not outcome.passed
+
+
+@pytest.mark.parametrize(
+    ("program", "wrong"),
+    [
+        ("import no_such_module", False),
+        ("import os; os.abort()", True),
+        ("import time; time.sleep(60)", True),  # hangs in the first row
+        ("print('a shape fastvec forward ok', flush=True); import time; time.sleep(60)", False),  # is slow
+    ],
+)
+def test_only_a_wrong_or_hanging_kernel_is_replaced(tmp_path: Path, program: str, wrong: bool) -> None:
+    outcome = run(stage(tmp_path, program, decides="rope"), tmp_path, seconds=1)
+    assert not outcome.passed
+    assert outcome.torch_ops == ({"rope"} if wrong else set())
 
 
 def test_a_stage_ends_with_its_time_and_kills_children_too(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def _devices(machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _row(gpu: Gpu) -> str | None:
-    return {8: "sm_80", 9: "sm_90", 10: "sm_100", 12: "sm_80"}.get(gpu.capability[0])
+    return {8: "sm_80", 9: "sm_90", 10: "sm_100", 12: "sm_120"}.get(gpu.capability[0])
 
 
 def _properties(gpu: Gpu) -> SimpleNamespace:

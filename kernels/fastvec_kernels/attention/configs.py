@@ -189,6 +189,9 @@ TABLES: dict[str, dict[str, Cells]] = {
         "backward_keys": {64: (Tile(32, 32, 8, 1),), 128: (Tile(16, 32, 8, 1),)},
     },
 }
+# the same but for a tile that spills there
+TABLES["sm_120"] = {**TABLES["sm_80"], "forward_long": {**TABLES["sm_80"]["forward_long"], 128: (Tile(64, 64, 8, 2),)}}
+TABLES["sm_120 float32"] = TABLES["sm_80 float32"]
 
 
 def widest_head(dtype: torch.dtype) -> int:

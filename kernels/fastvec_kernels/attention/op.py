@@ -324,7 +324,7 @@ def _width(size: int) -> int:
 def _addressable(x: torch.Tensor, longest: int) -> tuple[torch.Tensor, Strides]:
     """Return `x` if its last axis is dense and int32 offsets reach all of a sequence, else a copy; and its strides."""
     token, head, last = x.stride()
-    if last != 1 or longest * token >= 2**31:
+    if last != 1 or longest * token + x.shape[1] * head >= 2**31:
         x = x.contiguous()
         token, head, _ = x.stride()
     return x, Strides(token, head)

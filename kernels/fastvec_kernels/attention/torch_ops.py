@@ -98,10 +98,19 @@ def default_routes(dtype: torch.dtype) -> Routes:
     return ((64 if torch.cpu._is_amx_tile_supported() else LONGEST, "padded"),)
 
 
+@lru_cache
+def _varlen_has_windows() -> bool:
+    """Return whether `varlen_attn` has what `varlen_attention` calls it with; not in torch 2.10."""
+    from torch.nn.attention import varlen
+
+    attend: Any = varlen.varlen_attn
+    return {"scale", "window_size"} <= inspect.signature(attend).parameters.keys()
+
+
 def _fits_varlen(q: torch.Tensor, v: torch.Tensor) -> bool:
     """Return whether `varlen_attn`, which is FlashAttention, has kernels for these heads on this GPU."""
     half = q.dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability(q.device) >= (8, 0)
-    return half and q.shape[2] == v.shape[2] <= 256 and q.shape[2] % 8 == 0
+    return half and _varlen_has_windows() and q.shape[2] == v.shape[2] <= 256 and q.shape[2] % 8 == 0
 
 
 def varlen_attention(
