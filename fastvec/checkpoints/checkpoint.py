@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastvec.checkpoints import bundled
-from fastvec.checkpoints.families import require_supported
+from fastvec.checkpoints.families import model_types
 from fastvec.checkpoints.hub import ModelStack, locate, locate_stack
 from fastvec.checkpoints.lengths import DEFAULT_MAX_LENGTH, length_of_decoder, length_of_sentences, positions_of
 from fastvec.checkpoints.model_files import (
@@ -171,13 +171,7 @@ def _bare_decoder(stack: ModelStack, *, name: str, revision: str | None, dense: 
     """Return the checkpoint with the rules of a bare decoder."""
     path = stack.base / "config.json"
     config = read_json(path)
-    model_type = setting(config, "model_type", str, path)
-    if model_type is None:
-        raise ModelError(f"{path} has no model_type: give the folder of a transformers model")
-    stated_type, model_type = model_type, MODEL_TYPES.get(model_type, model_type)
-    require_supported(model_type)
-    if config.get("quantization_config"):
-        raise ModelError(f"{stack.base} has quantized weights: use the unquantized model")
+    stated_type, model_type = model_types(config, path)
     tokenizer = next((folder for folder in (*stack.folders, *stack.adapters[::-1]) if tokenizer_files(folder)), None)
     if tokenizer is None:
         raise ModelError(f"{stack.folders[0]} has no tokenizer: expected tokenizer.json, tokenizer.model or vocab.json")

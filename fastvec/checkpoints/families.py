@@ -6,6 +6,12 @@ attention is the worst bug in this field. To add a type, add a line here and a t
 `tests/helpers/tiny_families.py`, then run `python -m fastvec.checkpoints.families > docs/families.md`.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastvec.checkpoints.model_files import setting
+from fastvec.checkpoints.remote_code import MODEL_TYPES
 from fastvec.errors import ModelError, quoted
 
 FAMILIES = {  # model type: example checkpoints
@@ -126,6 +132,20 @@ REFUSED = {  # reason: model types
         "qwen3_vl_moe smolvlm"
     ),
 }
+
+
+def model_types(config: Mapping[str, Any], path: Path) -> tuple[str, str]:
+    """Return the type that the `config.json` at `path` states, and the type of transformers that it is run as.
+
+    Raises ModelError if it states none, or fastvec does not run the model.
+    """
+    stated: str | None = setting(config, "model_type", str, path)
+    if stated is None:
+        raise ModelError(f"{path} has no model_type: give the folder of a transformers model")
+    require_supported(own := MODEL_TYPES.get(stated, stated))
+    if config.get("quantization_config"):
+        raise ModelError(f"{path.parent} has quantized weights: use the unquantized model")
+    return stated, own
 
 
 def require_supported(model_type: str) -> None:

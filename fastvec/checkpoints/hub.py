@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastvec.checkpoints import bundled
-from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, read_json, setting
+from fastvec.checkpoints.families import model_types
+from fastvec.checkpoints.model_files import ADAPTER_SETTINGS, is_regular, read_json, setting
 from fastvec.errors import ModelError, UsageError
 from fastvec.system.hub import HubError, snapshot
 
@@ -58,7 +59,11 @@ def _local(text: str) -> Path | None:
 def _download(repository: str, revision: str | None) -> tuple[Path, str]:
     """Return the snapshot folder of a hub repository and its commit, which is the folder's name."""
     try:
-        folder = snapshot(repository, kind="model", revision=revision, wanted=WANTED, unwanted=UNWANTED)
+        # its small files first: what is refused by its config.json need not be downloaded
+        described = snapshot(repository, kind="model", revision=revision, wanted=["*.json"], unwanted=UNWANTED)
+        if is_regular(config := described / "config.json"):
+            model_types(read_json(config), config)
+        folder = snapshot(repository, kind="model", revision=described.name, wanted=WANTED, unwanted=UNWANTED)
     except HubError as error:
         at = "" if revision is None else f" at revision {revision!r}"
         local = "no such folder, and " if error.absent else ""

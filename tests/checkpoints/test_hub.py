@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -92,20 +93,37 @@ def test_no_pickle_and_no_code_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPat
     files = ["config.json", "model.safetensors", "1_Pooling/config.json", "pytorch_model.bin", "modeling_evil.py"]
     files += ["consolidated.safetensors", "onnx/config.json", "tokenizer.model", "chat_template.jinja", "merges.txt"]
 
-    def download(_: str, *, allow_patterns: list[str], ignore_patterns: list[str], **others: Any) -> str:
+    calls: list[tuple[str | None, set[str]]] = []
+
+    def download(
+        _: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str], **others: Any
+    ) -> str:
         asked = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
-        assert set(asked) == {
-            "config.json",
-            "model.safetensors",
-            "1_Pooling/config.json",
-            "tokenizer.model",
-            "chat_template.jinja",
-            "merges.txt",
-        }
+        calls.append((revision, set(asked)))
         return str(tmp_path / COMMIT)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert locate("org/tiny") == (tmp_path / COMMIT, COMMIT)
+    small = {"config.json", "1_Pooling/config.json"}
+    others = {"model.safetensors", "tokenizer.model", "chat_template.jinja", "merges.txt"}
+    assert calls == [(None, small), (COMMIT, small | others)]
+
+
+@pytest.mark.parametrize("config", [{"model_type": "mamba"}, {"model_type": "llama", "quantization_config": {"a": 1}}])
+def test_the_weights_of_a_refused_model_are_not_downloaded(
+    config: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked: list[list[str]] = []
+
+    def download(_: str, *, allow_patterns: list[str], **others: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ModelError, match=r"model type 'mamba' is not supported|has quantized weights"):
+        locate("org/tiny")
+    assert asked == [["*.json"]]
 
 
 @pytest.mark.parametrize(
