@@ -29,12 +29,14 @@ def test_the_ops_keep_pytorchs_rules(options: dict[str, Any], device: str) -> No
 
 
 def test_offsets_in_a_sequence_never_pass_what_int32_holds() -> None:
-    def addressable(stride: int) -> bool:
-        x = torch.empty_strided((64, 1, 16), (stride, 16, 1), device="meta")
+    def addressable(token: int, head: int) -> bool:
+        x = torch.empty_strided((64, 2, 16), (token, head, 1), device="meta")
         return _addressable(x, longest=64)[0] is x
 
-    assert addressable(2**25 - 1)
-    assert not addressable(2**25)
+    assert addressable(2**25 - 1, 16)
+    assert not addressable(2**25, 16)
+    assert addressable(16, 2**30 - 1024)
+    assert not addressable(16, 2**30)
 
 
 @pytest.mark.slow

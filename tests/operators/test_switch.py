@@ -32,7 +32,7 @@ from fastvec_kernels import (
 )
 from fastvec_kernels._accuracy import compare
 from fastvec_kernels._launch import kernels_on_cpu
-from fastvec_kernels.attention.torch_ops import varlen_attention
+from fastvec_kernels.attention.torch_ops import _varlen_has_windows, varlen_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (1, 20, 40)
@@ -211,6 +211,13 @@ def test_pytorchs_packed_attention_is_called_as_the_reference(
         assert enable_gqa
         return attend(q, *(x.repeat_interleave(2, 1) for x in (k, v)), *rest, **options)
 
+    def of_torch_2_10(*inputs: Any, is_causal: bool = False) -> torch.Tensor:
+        raise NotImplementedError
+
+    for function, has_windows in ((of_torch_2_10, False), (attend, True)):
+        monkeypatch.setattr(varlen, "varlen_attn", function)
+        _varlen_has_windows.cache_clear()
+        assert _varlen_has_windows() == has_windows
     monkeypatch.setattr(varlen, "varlen_attn", with_groups if grouped else attend)
     q, k, v = (random(T, heads, 16).cpu() for heads in (2, 1, 1))
     plan = AttentionPlan.build(LENGTHS)
