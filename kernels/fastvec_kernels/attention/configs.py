@@ -189,9 +189,18 @@ TABLES: dict[str, dict[str, Cells]] = {
         "backward_keys": {64: (Tile(32, 32, 8, 1),), 128: (Tile(16, 32, 8, 1),)},
     },
 }
-# the same but for a tile that spills there
-TABLES["sm_120"] = {**TABLES["sm_80"], "forward_long": {**TABLES["sm_80"]["forward_long"], 128: (Tile(64, 64, 8, 2),)}}
-TABLES["sm_120 float32"] = TABLES["sm_80 float32"]
+# Cells of sm_120 where tiles of sm_80 spill.
+_OF_SM_120: dict[str, Cells] = {
+    "forward_long": {128: (Tile(64, 64, 8, 2),)},
+    "rotary_32": {128: (Tile(32, 32, 8, 1),)},
+    "rotary_64": {128: (Tile(64, 64, 8, 1),)},
+    "rotary_128": {128: (Tile(16, 128, 8, 1),)},
+    "backward_128": {64: (Tile(16, 128, 8, 2),)},
+}
+TABLES["sm_120"] = {name: cells | _OF_SM_120.get(name, {}) for name, cells in TABLES["sm_80"].items()}
+TABLES["sm_120 float32"] = TABLES["sm_80 float32"] | {
+    "backward_rows": {64: (Tile(32, 32, 8, 2),), 128: (Tile(16, 16, 8, 2),)}
+}
 
 
 def widest_head(dtype: torch.dtype) -> int:
