@@ -126,7 +126,7 @@ def main(
                 failed |= row.status.startswith("FAILED")
                 if append is not None:
                     append_row(append, {"benchmark": "forward", "device": device_name(), **asdict(row), **row.figures})
-    sys.exit(failed or not measured_rows)
+    sys.exit(int(failed or not measured_rows))
 
 
 def lengths_of(pattern: str, budget: int, largest: int) -> tuple[int, ...]:

@@ -281,7 +281,7 @@ def test_forward_runs_to_the_end(tmp_path: Path) -> None:
         assert row["us_per_token"] * row["tokens_per_s"] == pytest.approx(1e6)
         assert min(row["device_seconds"], row["host_seconds"]) > 0
         assert (row["peak_memory"] is None) == (device() == "cpu")
-    assert "skipped" in run(forward.main, *arguments, "--seconds", "0")
+    assert "skipped" in run(forward.main, *arguments, "--seconds", "0", code=1)
 
 
 @pytest.mark.usefixtures("no_ceiling")

@@ -192,8 +192,8 @@ TABLES: dict[str, dict[str, Cells]] = {
 # Cells of sm_120 where tiles of sm_80 spill.
 _OF_SM_120: dict[str, Cells] = {
     "forward_long": {128: (Tile(64, 64, 8, 2),)},
-    "rotary_32": {128: (Tile(32, 32, 8, 1),)},
-    "rotary_64": {128: (Tile(64, 64, 8, 1),)},
+    "rotary_32": {128: (Tile(16, 32, 4, 1),)},
+    "rotary_64": {128: (Tile(16, 64, 8, 1),)},
     "rotary_128": {128: (Tile(16, 128, 8, 1),)},
     "backward_128": {64: (Tile(16, 128, 8, 2),)},
 }
