@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fastvec.errors import OutputError, UsageError, one_line
+from fastvec.errors import UsageError
 from fastvec.pairs.unit_blocks import Positions
 from fastvec.vectors.stored import Part, Vectors, renamed
+from fastvec.vectors.unified import casts_as_output_errors
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 65_536, 32 << 20  # of a row group or record batch
 FILE, ROW, CHUNK = "file", "row", "chunk"
@@ -87,18 +88,12 @@ class KeptColumns:
         for begin, batch in self._vectors.batches(self._sources):
             if batch.num_rows:
                 where = slice(begin, begin + batch.num_rows)
-                columns = self._in_common_types(pa.Table.from_batches([batch]).select(list(self._sources)))
+                with casts_as_output_errors():
+                    columns = pa.Table.from_batches([batch]).select(list(self._sources)).cast(self._types).columns
                 if self._names.has_files:
                     files = self._names.files(np.arange(where.start, where.stop))
                     columns.insert(len(self._vectors.kept), files)
                 write(pa.table([*columns, *make(where)], schema=schema))
-
-    def _in_common_types(self, table: pa.Table) -> list[pa.ChunkedArray]:
-        try:
-            columns: list[pa.ChunkedArray] = table.cast(self._types).columns
-        except pa.ArrowException as error:  # such as a time that the unit of another output does not reach
-            raise OutputError(f"kept columns have values of no common type: {one_line(error)}") from error
-        return columns
 
 
 class Gathered:

@@ -30,7 +30,7 @@ from fastvec.shards.folder import is_folder, open_folder
 from fastvec.shards.verify import open_shard, require_manifest
 from fastvec.stores.address import Address, is_remote
 from fastvec.stores.spool import fetched
-from fastvec.vectors.unified import unified
+from fastvec.vectors.unified import casts_as_output_errors, unified
 
 logger = logging.getLogger(__name__)
 
@@ -225,10 +225,8 @@ class Vectors:
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         tables = [pa.Table.from_batches([one]) for one in taken]
-        try:
+        with casts_as_output_errors():
             return pa.concat_tables(tables, promote_options="permissive").take(back)
-        except pa.ArrowException as error:  # such as a time that the unit of another output does not reach
-            raise OutputError(f"kept columns have values of no common type: {one_line(error)}") from error
 
     @property
     def has_several(self) -> bool:
@@ -339,9 +337,9 @@ def _kept_schema(parts: Sequence[Part]) -> pa.Schema:
     for name in parts[0].output.kept_columns:
         if all(name in part.output.kept_columns for part in parts[1:]):
             own = [part.output.schema.field(name).remove_metadata() for part in parts]
-            if (field := unified(own)) is not None:
-                fields.append(field)
+            if (common := unified(own)) is not None:
+                fields.append(common)
                 continue
-            types = dict.fromkeys(str(field.type) for field in own)
+            types = dict.fromkeys(str(one.type) for one in own)
             logger.warning("the kept column %s is left out: it is %s", printable(name), " and ".join(types))
     return pa.schema(fields)

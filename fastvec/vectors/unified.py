@@ -1,9 +1,11 @@
 """Finds the type that holds the values of a column of several files, each without a loss."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
+
+from fastvec.errors import OutputError, one_line
 
 MANTISSA_BITS = {16: 11, 32: 24, 64: 53}  # integers of so many bits are exact in a float, by its width
 
@@ -34,7 +36,15 @@ def _holds(wide: pa.DataType, own: pa.DataType) -> bool:
         return bool(own.bit_width + (signs == (False, True)) <= wide.bit_width)
     if pa.types.is_struct(own) and pa.types.is_struct(wide):
         return all(_holds(wide.field(inner.name).type, inner.type) for inner in own)
-    if own.num_fields and own.num_fields == wide.num_fields:
-        inner = (range(own.num_fields), range(wide.num_fields))
-        return all(_holds(wide.field(j).type, own.field(i).type) for i, j in zip_longest(*inner))
+    if own.num_fields == wide.num_fields:
+        return all(_holds(wide.field(i).type, own.field(i).type) for i in range(own.num_fields))
     return True
+
+
+@contextmanager
+def casts_as_output_errors() -> Iterator[None]:
+    """Turn the error of a cast to a unified type, as of a time that a finer unit does not reach, into OutputError."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise OutputError(f"kept columns have values of no common type: {one_line(error)}") from error
