@@ -14,7 +14,6 @@ import numpy.typing as npt
 from fastvec.checkpoints.sentence_transformers import Similarity
 from fastvec.encoder import Encoder
 from fastvec.encoding.similarity import SMALLEST_NORM, unit
-from fastvec.errors import UsageError
 from fastvec.evaluation.top_k import Rows, Scores, top_k
 from fastvec.settings import EncoderSettings
 
@@ -133,10 +132,10 @@ def comparable(queries: Any, documents: Any, similarity: Similarity) -> tuple[An
 
     The vectors that are given are overwritten for the cosine.
 
-    Raises UsageError for Manhattan distances, which no dot product orders.
+    Raises ValueError for Manhattan distances, which no dot product orders.
     """
     if similarity == "manhattan":
-        raise UsageError("the checkpoint compares by Manhattan distance, by which eval does not search")
+        raise ValueError("no dot product orders by Manhattan distance")
     if similarity == "cosine":
         for vectors in (queries, documents):  # in place: a copy of the documents can be most of the memory
             lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]

@@ -18,11 +18,12 @@ from fastvec.evaluation import files
 from fastvec.evaluation.baselines import BM25, TFIDF, Bm25, tfidf
 from fastvec.evaluation.bootstrap import SAMPLES, Measured
 from fastvec.evaluation.contestants import Contestant, Model, model_name
+from fastvec.evaluation.labels import Classification
 from fastvec.evaluation.report import Difference, EvalReport, Score, TaskInfo, draw
 from fastvec.evaluation.retrieval import Retrieval
 from fastvec.evaluation.tasks import Task
 from fastvec.output.convert import require_replaceable
-from fastvec.settings import resolve_settings
+from fastvec.settings import EncoderSettings, resolve_settings
 from fastvec.system.durable_files import make_folder, replacing, translated_os_errors, write_at
 
 logger = logging.getLogger(__name__)
@@ -68,9 +69,9 @@ def evaluate(
         show_progress_bar: Show on a terminal how many texts are encoded.
         data: The tasks, as `read_tasks` takes them.
 
-    Raises UsageError for options that contradict each other, for lack of a task, for two models of the same name, and
-    if a package is missing; InputError for a file that is not as expected; ModelError; and with `output` RefusedError
-    and OutputError.
+    Raises UsageError for options that contradict each other, for lack of a task, for two models of the same name, for
+    one that compares by Manhattan distance if a task searches, and if a package is missing; InputError for a file that
+    is not as expected; ModelError; and with `output` RefusedError and OutputError.
     """
     given = [models] if models is None or isinstance(models, (str, Path, Encoder)) else list(models)
     if adapters and (len(given) != 1 or isinstance(given[0], Encoder)):
@@ -85,7 +86,7 @@ def evaluate(
         else resolve_settings(one, adapters=adapters, device=device, dtype=dtype, dims=dims, max_length=max_length)
         for one in given
     ]
-    _require_other_names(model_name(one.settings if isinstance(one, Encoder) else one) for one in resolved)
+    _require_judgeable([one.settings if isinstance(one, Encoder) else one for one in resolved], tasks)
     if output is not None:  # before hours of judging, but after the errors that are found at once
         with translated_os_errors(Path(output)):
             make_folder(Path(output))
@@ -177,11 +178,18 @@ def _require_replaceable(folder: Path, *, overwrite: bool) -> None:
             require_replaceable(folder / name, overwrite=overwrite)
 
 
-def _require_other_names(models: Iterable[str]) -> None:
-    names = Counter([TFIDF, BM25, *models])
-    for name, times in names.items():
+def _require_judgeable(models: Sequence[EncoderSettings], tasks: Sequence[Task]) -> None:
+    """Raise UsageError for names that are not all different, and for what a task cannot judge."""
+    for name, times in Counter([TFIDF, BM25, *map(model_name, models)]).items():
         if times > 1:
             raise UsageError(f"{name} takes part twice: give each model once")
+    searching = next((task.name for task in tasks if isinstance(task, (Classification, Retrieval))), None)
+    for model in models:
+        if searching is not None and model.checkpoint.similarity == "manhattan":
+            raise UsageError(
+                f"{model_name(model)} compares by Manhattan distance, by which eval does not search, as {searching} "
+                "needs: give pairs or clusters alone"
+            )
 
 
 def _contestants(models: Iterable[Contestant], *, baselines: bool) -> Iterator[Contestant]:

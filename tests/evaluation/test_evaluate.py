@@ -17,7 +17,7 @@ from fastvec.evaluation.report import EvalReport
 from fastvec.settings import EncoderSettings
 from fastvec.training.scored_pairs import spearman
 from tests.evaluation.data import save_beir
-from tests.helpers.checkpoints import save_adapter
+from tests.helpers.checkpoints import last_token_folder, save_adapter
 from tests.helpers.tiny import save_decoder
 
 PAIRS = [
@@ -81,6 +81,19 @@ def test_names_are_checked_before_any_model_is_loaded(pairs: Path, monkeypatch: 
     monkeypatch.setattr(module, "judged", lambda *_: pytest.fail("a model was judged"))
     with pytest.raises(UsageError, match="fastvec-mini takes part twice"):
         evaluate([None, None], pairs=pairs)
+
+
+def test_manhattan_distance_is_refused_before_a_model_is_loaded(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = last_token_folder(save_decoder(tmp_path / "decoder", "llama"))
+    (decoder / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "manhattan"}')
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "judged", lambda *_: pytest.fail("a model was judged"))
+        with pytest.raises(UsageError, match="Manhattan distance, by which eval does not search, as toy needs: give"):
+            evaluate([None, decoder], pairs=pairs, beir=save_beir(tmp_path / "toy"))
+    report = evaluate(decoder, pairs=pairs, baselines=False)
+    assert report.models[0]["similarity"] == "manhattan"
 
 
 def test_one_model_at_a_time_is_in_memory(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
