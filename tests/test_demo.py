@@ -5,6 +5,7 @@ import pytest
 from tests.demo import QUERIES, main
 
 
+@pytest.mark.slow
 def test_the_demo_embeds_checks_and_finds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main(tmp_path)
     shown, told = capfd.readouterr()

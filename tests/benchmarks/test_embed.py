@@ -184,6 +184,7 @@ def test_sentence_transformers_fills_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert calls[1]["batch_size"] == 256
 
 
+@pytest.mark.slow
 def test_a_process_and_its_children_are_killed_at_the_limit(tmp_path: Path) -> None:
     child = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     script = (
@@ -240,6 +241,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
     return run
 
 
+@pytest.mark.slow
 def test_a_contestant_that_is_too_slow_is_stopped_and_left_out(
     fake: Callable[..., list[str]], corpus: Path, tmp_path: Path
 ) -> None:

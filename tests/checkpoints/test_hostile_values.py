@@ -19,7 +19,6 @@ from fastvec.checkpoints.families import FAMILIES
 from fastvec.checkpoints.model_files import read_json, weight_files
 from fastvec.checkpoints.sizes import require_sizes
 from fastvec.decoders import from_transformers
-from tests import THOROUGH
 from tests.helpers.checkpoints import copy, edit_json, last_token_folder
 from tests.helpers.hostile import CASES
 from tests.helpers.processes import environment
@@ -54,26 +53,23 @@ def whole_folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def outcomes(whole_folder: Path) -> Outcomes:
-    shares = ("1", "0.15") if THOROUGH else ("0.2", "0.001")
     python = [sys.executable, "-O", "-W", "ignore", "-m", "tests.helpers.hostile"]
     paths = environment() | {
         "PYTHONPATH": f"{environment()['PYTHONPATH']}:{whole_folder}"
     }  # the canaries can be imported
     done = subprocess.run(
-        [*python, str(whole_folder), *shares], env=paths, capture_output=True, text=True, cwd=whole_folder, timeout=600
+        [*python, str(whole_folder)], env=paths, capture_output=True, text=True, cwd=whole_folder, timeout=600
     )
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) > 8
+    assert len(lines) > len(CASES)
     return {name: (kind, message) for name, kind, message in lines}
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 def test_each_case_is_refused_by_name_or_ignored(outcomes: Outcomes) -> None:
     as_it_is = json.loads(outcomes["as it is"][1])
     for name, (_, message) in CASES.items():
-        if name not in outcomes:
-            continue
         kind, found = outcomes[name]
         if message is None:
             assert kind == "vectors", f"{name}: {found}"
@@ -83,7 +79,7 @@ def test_each_case_is_refused_by_name_or_ignored(outcomes: Outcomes) -> None:
             assert re.search(message, found), f"{name}: {found}"
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 def test_any_value_of_any_key_gives_one_line_or_vectors(outcomes: Outcomes) -> None:
     for name, (kind, message) in outcomes.items():
         if kind == "vectors":
@@ -94,7 +90,7 @@ def test_any_value_of_any_key_gives_one_line_or_vectors(outcomes: Outcomes) -> N
             assert len(message) < LONGEST_MESSAGE, name
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 def test_nothing_of_the_folders_ran(outcomes: Outcomes, whole_folder: Path) -> None:
     assert not (whole_folder.parent / "canary").exists()
     subprocess.run([sys.executable, "-c", "import modeling_evil"], cwd=whole_folder, check=True)  # the canary works

@@ -41,7 +41,7 @@ LLM2VEC = "McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp"
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 # checks of `fastvec doctor`, which find other things on each machine
 DOCTOR = (*HERE, *ISOLATED)
-SLOW = ("doctor.md", "map.md")
+QUICK = ("README.md", "CONTRIBUTING.md")  # what `make test` runs; all documents take a minute
 SETTINGS = {"STEPS": "2", "BATCH_SIZE": "4", "MAX_LENGTH": "32"}
 
 
@@ -120,8 +120,7 @@ def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.mark.parametrize(
     "document",
-    # the doctor loads torch and transformers in a process of its own, 7 s; UMAP compiles itself, 10 s
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.name in SLOW), id=path.name) for path in DOCUMENTS],
+    [pytest.param(path, marks=[] if path.name in QUICK else pytest.mark.slow, id=path.name) for path in DOCUMENTS],
 )
 def test_commands_run_and_print_what_is_shown(
     document: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -178,7 +177,14 @@ def masked(text: str) -> str:
     return re.sub(r"\d[\d,.:]*", "#", text)
 
 
-@pytest.mark.parametrize("name", ["README.md", "kernels.md", "api.md", "corpora.md", "eval.md", "search.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "kernels.md",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("api.md", "corpora.md", "eval.md", "search.md")),
+    ],
+)
 def test_python_examples_run(
     name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,8 @@ def test_fewer_texts_than_that_are_written_at_the_end(encoder: Encoder, tmp_path
     np.testing.assert_allclose(ranges_in(output), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stopped_at", [pytest.param(1, marks=pytest.mark.slow), 38])
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped_at", [1, 38])
 def test_a_run_that_was_stopped_makes_the_same_file(encoder: Encoder, tmp_path: Path, stopped_at: int) -> None:
     whole, resumed, chunks = tmp_path / "whole.arrow", tmp_path / "resumed.arrow", 0
 
@@ -83,6 +84,7 @@ def test_nothing_is_written_before_a_quantised_forward_was_compared(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_floats_are_written_chunk_by_chunk(encoder: Encoder, tmp_path: Path) -> None:
     written: list[int] = []
     embed(

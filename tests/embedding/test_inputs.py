@@ -30,6 +30,7 @@ from tests.helpers.kills import Killed, kill_after
 from tests.helpers.outputs import read_output
 from tests.helpers.processes import environment
 
+USUAL = {"a.parquet", "a.jsonl.gz", "a.csv"}
 ROWS = pq.read_table(ARTICLES, columns=["title", "text"]).slice(0, 60)
 
 
@@ -39,7 +40,9 @@ def chunks_of_nine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("chunks_of_nine")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in USUAL else pytest.mark.slow) for name in NAMES]
+)
 def test_a_killed_run_over_any_format_ends_with_the_bytes_of_a_whole_one(
     encoder: Encoder, tmp_path: Path, name: str
 ) -> None:

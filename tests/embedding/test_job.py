@@ -46,6 +46,7 @@ def test_every_row_in_order_with_the_vectors_of_encode(encoder: Encoder, output:
     assert [path.name for path in output.parent.iterdir()] == ["vecs.arrow"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
 def test_a_chunk_that_is_begun_before_another_is_finished_changes_no_byte(
     encoder: Encoder, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,8 +122,9 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("vector_dtype", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("vector_dtype", ["float32", "int8"])
 def test_a_run_resumed_after_any_chunk_is_the_same_to_the_byte(
     encoder: Encoder, tmp_path: Path, vector_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ def test_a_run_resumed_after_any_chunk_is_the_same_to_the_byte(
     assert broken.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
 def test_a_resumed_run_keeps_the_token_budget_that_was_found_to_fit(encoder: Encoder, output: Path) -> None:
     small = Encoder(encoder.settings, batch_tokens=300)
@@ -155,6 +158,7 @@ def test_a_resumed_run_keeps_the_token_budget_that_was_found_to_fit(encoder: Enc
     assert used == {300}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
 def test_a_resumed_run_keeps_what_was_measured(encoder: Encoder, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.arrow", tmp_path / "broken.arrow"

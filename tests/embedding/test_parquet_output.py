@@ -69,7 +69,7 @@ def test_files_of_others_are_not_replaced(encoder: Encoder, parquet: Path) -> No
     assert embed([ARTICLES], parquet, encoder=encoder, column="text", limit=3, overwrite=True).rows == 3
 
 
-@pytest.mark.parametrize("writes", [1, 3])
+@pytest.mark.parametrize("writes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_full_disk_during_the_conversion_loses_no_row(
     encoder: Encoder, parquet: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:

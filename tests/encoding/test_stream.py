@@ -1,13 +1,8 @@
 """`Encoder.stream`: results, order, look-ahead, errors and ending."""
 
-import itertools
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +14,6 @@ import torch
 from fastvec import Encoder
 from fastvec.errors import ModelError, UsageError
 from fastvec.forward import Forward
-from tests import ROOT
 from tests.helpers.checkpoints import break_last_token
 from tests.helpers.tiny import SENTENCES, save_decoder
 
@@ -308,42 +302,3 @@ def test_encode_may_be_called_while_a_stream_runs(encoder: Encoder, small_chunks
         assert np.isfinite(vector).all()
         if returned == 10 * small_chunks:
             break
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from fastvec import Encoder
-from fastvec.report import peak_memory_bytes
-
-encoder = Encoder.from_pretrained(Path(sys.argv[1]), device="cpu", dtype="float32", max_length=32)
-type(encoder).chunk_limits = {"rows": 512, "bytes": 65_536, "row_bytes": 128}
-texts = (f"text {row} " * 200 for row in range(10**9))  # 2 kB each, of which 64 characters are encoded
-for row, vector in enumerate(encoder.stream(texts)):
-    if row in (20 * 512, 60 * 512, 100 * 512, 140 * 512):
-        print(peak_memory_bytes(), vector.nbytes)
-    if row == 140 * 512:
-        break
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak memory of one process")
-def test_memory_does_not_grow_with_the_stream(tmp_path: Path) -> None:
-    # One thin layer of 1,024 dimensions: vectors of 4 kB, of which 40 chunks are far above what allocators keep.
-    thin = {"num_hidden_layers": 1, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
-    model = save_decoder(tmp_path / "wide", "llama", hidden_size=1024, head_dim=8, **thin)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(model)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    seen = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
-    growth = [after - before for (before, _), (after, _) in itertools.pairwise(seen)]
-    assert len(growth) == 3
-    # A stream that kept what it has read or made would grow in each span of 40 chunks, by 40 MB of texts or by the
-    # vectors' 84 MB at least. The allocators grow in some spans, by 5 to 20 MB, which differs between machines.
-    assert min(growth) < 40 * 512 * 2_000 / 2  # half of the texts

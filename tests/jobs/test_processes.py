@@ -67,6 +67,7 @@ def test_the_shard_of_a_process_that_dies_is_done_again(
     assert parts_of(folder) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at_load", "message"),
     [
@@ -143,6 +144,7 @@ def test_a_job_that_is_stopped_before_a_model_is_loaded(articles: Path, encoder:
     assert parts_of_nothing(folder)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stuck_is_killed_when_the_job_is_stopped(
     articles: Path,
     encoder: Encoder,
@@ -180,6 +182,7 @@ def worker_process(*commands: Any, stdout: int) -> "subprocess.Popen[bytes]":
     return process
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stuck_ends_after_the_one_that_started_it(
     articles: Path, encoder: Encoder, folder: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +193,7 @@ def test_a_process_that_is_stuck_ends_after_the_one_that_started_it(
     assert not (tmp_path / "moves").exists()
 
 
+@pytest.mark.slow
 def test_a_process_whose_messages_nobody_reads_ends_quietly(articles: Path, encoder: Encoder, folder: Path) -> None:
     job = job_of(articles, encoder, folder)
     process = worker_process((job, load_encoder, 30, 60.0), ("begin",), ("embed", 0), stdout=subprocess.PIPE)
@@ -199,6 +203,7 @@ def test_a_process_whose_messages_nobody_reads_ends_quietly(articles: Path, enco
     assert (process.returncode, stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_signals_to_a_process_do_not_end_it(
     articles: Path, encoder: Encoder, folder: Path, expected: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -207,6 +212,7 @@ def test_signals_to_a_process_do_not_end_it(
     assert parts_of(folder) == expected
 
 
+@pytest.mark.slow
 def test_a_message_that_cannot_be_read_ends_the_job(articles: Path, encoder: Encoder, folder: Path) -> None:
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'number'"):
         run_sharded(articles, encoder.settings, folder, in_processes([ONE_THREAD], unreadable))

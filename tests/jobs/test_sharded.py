@@ -41,10 +41,12 @@ def refuse_to_load(self: ShardWorker) -> Encoder:
     [
         {},
         pytest.param({"vector_dtype": "float16", "keep": None}, marks=pytest.mark.slow),
-        {"vector_dtype": "int8"},
+        pytest.param({"vector_dtype": "int8"}, marks=pytest.mark.slow),
         pytest.param({"vector_dtype": "binary", "hash": True}, marks=pytest.mark.slow),
         pytest.param({"column": ["title", "text"]}, marks=pytest.mark.slow),
-        {"column": "text", "long": "chunks", "chunk_tokens": 40, "chunk_text": True},
+        pytest.param(
+            {"column": "text", "long": "chunks", "chunk_tokens": 40, "chunk_text": True}, marks=pytest.mark.slow
+        ),
         pytest.param({"column": "text", "long": "mean"}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -104,6 +106,7 @@ def test_a_finished_folder_is_left_as_it_is_without_loading_a_model(
     assert not (folder / "_work").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [pytest.param((0, 1, 2), marks=pytest.mark.slow), (2, 0, 1)])
 def test_the_last_process_of_a_job_array_publishes_the_manifest(
     articles: Path, encoder: Encoder, folder: Path, order: tuple[int, ...]
@@ -230,6 +233,7 @@ def test_max_errors_counts_over_all_shards(encoder: Encoder, folder: Path, tmp_p
     assert embed([source], f"{folder}/", encoder=encoder).errors == 6
 
 
+@pytest.mark.slow
 def test_int8_ranges_depend_on_the_batches_as_those_of_a_single_file_do(
     articles: Path, encoder: Encoder, folder: Path
 ) -> None:

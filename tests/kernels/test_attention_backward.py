@@ -68,6 +68,7 @@ def test_every_window_begins_and_ends_where_it_should(causal: bool, device: str,
         torch.testing.assert_close(gradients(case, Case.run, weights), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", kinds(dropout=False))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_gradients_are_as_exact_as_pytorch_can_be(
@@ -82,6 +83,7 @@ def test_half_precision_gradients_are_as_exact_as_pytorch_can_be(
         assert_as_exact(f, e, s)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # from NumPy, in the interpreter
 @pytest.mark.parametrize("options", kinds())
 def test_a_nan_stays_in_its_sequence(options: dict[str, Any], device: str) -> None:
@@ -98,6 +100,7 @@ def test_a_nan_stays_in_its_sequence(options: dict[str, Any], device: str) -> No
         assert torch.equal(p[others], c[others])
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("options", kinds())
 def test_the_same_bits_come_again(options: dict[str, Any], device: str) -> None:

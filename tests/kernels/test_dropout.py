@@ -26,7 +26,7 @@ def test_a_token_drops_the_same_in_any_batch_and_another_token_others(device: st
     assert not torch.equal(together, dropout(ones, TOKENS.to(device), p=0.5, seed=2))
 
 
-@pytest.mark.parametrize("p", [0.05, 0.5])
+@pytest.mark.parametrize("p", [pytest.param(0.05, marks=pytest.mark.slow), 0.5])
 def test_the_share_dropped_is_p(device: str, p: float) -> None:
     tokens = torch.stack([torch.arange(400) // 20, torch.arange(400) % 20], dim=1).to(device)
     dropped = (dropout(torch.ones(400, 500, device=device), tokens, p=p, seed=0) == 0).float().mean().item()

@@ -131,7 +131,7 @@ def test_the_ops_keep_pytorchs_rules(device: str) -> None:
     torch.library.opcheck(weighted_sums_backward, (grad, hidden.detach(), spans, None, "mean", True, 1e-6))
 
 
-@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_pooling_compiles_into_one_graph(trains: bool, device: str) -> None:
     hidden, weight = states(295, 16, device=device).requires_grad_(trains), torch.ones(16, device=device)
 

@@ -17,6 +17,7 @@ from tests import ROOT
 MOST_CALLS_A_LAYER = {"short": 210, "long": 270}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as Triton does on a GPU")
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton and the stand-in are for Linux")
 def test_a_layer_launches_few_kernels_without_looking_them_up(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.run_report.parsed import Parsed
 HOSTILE = "<script>alert(1)<script>"
 
 
+@pytest.mark.slow
 def test_the_page_has_the_curves_and_the_measures(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_every_family_takes_an_adapter_whose_every_weight_learns(model_type: str
         assert targets == LLAMA
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_reaches_the_layers_and_changes_no_loss(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_tokenizer_without_mask_and_underscore_gives_unk_or_a_reserved_token(
         mask_id(without, None, 4)
 
 
+@pytest.mark.slow
 def test_a_kernel_of_training_that_does_not_compile_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU of a machine without a compiler, dropout and pooling would otherwise fail in the first step."""
 

@@ -11,6 +11,7 @@ from tests.helpers.tiny import SENTENCES
 from tests.training.test_job import adapt
 
 
+@pytest.mark.slow
 def test_correlations_before_and_after_are_of_the_same_pairs(tiny_llama: Path, tmp_path: Path) -> None:
     """A run that resumes with other pairs drops the earlier correlations and keeps the other metrics."""
     lines = [f"{one}\t{SENTENCES[0]}\t{score}" for score, one in enumerate(SENTENCES)]
@@ -41,6 +42,7 @@ def test_where_nothing_is_measured_there_is_no_line(tiny_llama: Path, tmp_path: 
     assert (report.held_out_before, report.held_out_after) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_may_save_at_other_steps(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

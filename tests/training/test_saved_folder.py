@@ -110,6 +110,7 @@ def test_merging_changes_no_vector(base: Path, merged: Path) -> None:
         edit_json(merged / "fastvec.json", encoder={"pooled_tokens": "all", "max_length": 24})
 
 
+@pytest.mark.slow
 def test_without_the_same_pooled_tokens_no_files_of_sentence_transformers_are_written(
     tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,6 +122,7 @@ def test_without_the_same_pooled_tokens_no_files_of_sentence_transformers_are_wr
     assert (adapt(tmp_path / "all", without_bos, merge=True) / "modules.json").exists()
 
 
+@pytest.mark.slow
 def test_a_rule_that_sentence_transformers_does_not_have_leaves_out_its_files(
     tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_rule_that_sentence_transformers_does_not_have_leaves_out_its_files(
     assert "sentence-transformers has no append_eos, so its files were not written" in caplog.text
 
 
+@pytest.mark.slow
 def test_where_llm2vec_would_make_other_vectors_it_finds_no_settings(tiny_llama: Path, tmp_path: Path) -> None:
     assert not (adapt(tmp_path / "causal", tiny_llama, bidirectional=False) / "llm2vec_config.json").exists()
     chat = Path(shutil.copytree(tiny_llama, tmp_path / "Llama-2-7b-chat-hf"))
@@ -201,7 +204,12 @@ GEMMA4 = {
 
 
 @pytest.mark.parametrize(
-    ("family", "sizes"), [("gemma4_text", GEMMA4), ("nemotron", {}), ("stablelm", {"use_qkv_bias": True})]
+    ("family", "sizes"),
+    [
+        ("gemma4_text", GEMMA4),
+        pytest.param("nemotron", {}, marks=pytest.mark.slow),
+        pytest.param("stablelm", {"use_qkv_bias": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_merged_folder_is_bidirectional_everywhere_for_a_text_alone(
     family: str, sizes: dict[str, Any], tmp_path: Path
@@ -222,6 +230,7 @@ def test_a_merged_folder_is_bidirectional_everywhere_for_a_text_alone(
         np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_card_of_an_adapter_on_an_adapter_has_the_lines_that_open_it_in_peft(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +252,7 @@ def test_the_card_of_an_adapter_on_an_adapter_has_the_lines_that_open_it_in_peft
         np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute transformers renamed
 def test_an_adapter_on_one_made_elsewhere_has_no_lines_that_might_not_fit(tiny_llama: Path, tmp_path: Path) -> None:
     below = save_adapter(tiny_llama, tmp_path / "below")
@@ -263,7 +273,9 @@ def sentence_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("options", [{}, {"merge": True}, {"merge": True, "pool_tokens": "text"}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"merge": True}, marks=pytest.mark.slow), {"merge": True, "pool_tokens": "text"}]
+)
 def test_prompts_and_dims_of_a_sentence_transformers_folder_are_kept(
     options: dict[str, Any], sentence_model: Path, tmp_path: Path
 ) -> None:
@@ -294,6 +306,7 @@ def test_what_is_distilled_is_not_cut(sentence_model: Path, tmp_path: Path) -> N
     assert encode(out).shape == (len(SENTENCES), 64)
 
 
+@pytest.mark.slow
 def test_weights_without_the_head_that_mntp_needs_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options: dict[str, Any] = {"steps": 1, "batch_size": 2, "max_length": 24, "device": "cpu", "merge": True}
     options = {"objective": "mntp", "data": [ARTICLES], "column": "title", **options}
@@ -319,6 +332,7 @@ def test_an_adapter_on_the_bundled_model_names_a_folder_that_peft_finds(tmp_path
     np.testing.assert_allclose(encode(out), encode(bundled_model()), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_merged_weights_keep_the_noise_that_the_architecture_trains_with(tmp_path: Path) -> None:
     noise: dict[str, Any] = {"router_jitter_noise": 0.01, "attention_dropout": 0.1}
     experts = save_decoder(tmp_path / "mixtral", "mixtral", num_local_experts=4, **noise)

@@ -119,6 +119,7 @@ def test_where_no_run_could_go_on_another_job_begins_anew(tmp_path: Path) -> Non
     assert json.loads((output / RECORD).read_text())["fingerprint"] == ONE
 
 
+@pytest.mark.slow
 def test_after_a_refusal_the_remedy_that_it_names_is_taken(tiny_llama: Path, tmp_path: Path) -> None:
     refused: list[dict[str, Any]] = [{"mask_token": "[BLANK]"}, {"batch_size": 10_000}, {"lr": 1e30}]
     for options in refused:
@@ -135,6 +136,7 @@ def test_a_run_that_fails_leaves_no_thread_that_writes(tiny_llama: Path, tmp_pat
     assert [thread for thread in set(threading.enumerate()) - before if "Writer" in type(thread).__name__] == []
 
 
+@pytest.mark.slow
 def test_a_link_as_output_stays_one(tiny_llama: Path, tmp_path: Path) -> None:
     adapt(tmp_path / "there", tiny_llama, steps=1)
     (tmp_path / "out").symlink_to("there")

@@ -250,6 +250,7 @@ def weights_of(folder: Path) -> int:
     return sum(tensor.numel() for file in files for tensor in load_file(file).values())
 
 
+@pytest.mark.slow
 def test_a_teacher_of_the_same_width_needs_no_dense_layer(
     base: Path, vectors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
