@@ -73,7 +73,7 @@ def test_only_the_start_of_a_thread_may_hang_without_memory(
 ) -> None:
     draw, tally = random.Random(0), Tally()
     trial = Trial(jobs.draw(draw), draw, tally)
-    monkeypatch.setattr(command, "END_SECONDS", 0.5)
+    monkeypatch.setattr(command, "END_SECONDS", 5)
     hang = NeverBegins().start if is_pythons else threading.Event().wait
     monkeypatch.setattr(inside, "limit_memory", lambda *_: hang())
     with nullcontext() if is_pythons else pytest.raises(TimeoutError, match="did not end"):

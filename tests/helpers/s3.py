@@ -52,7 +52,6 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         pytest.skip("there is no S3 server: make test-stores installs SeaweedFS")
     pytest.importorskip("s3fs", reason="s3fs is not installed: it is in the extra s3")
     names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
     identities = [
         {
             "name": "owner",
@@ -66,8 +65,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         },
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    options = [f"-{name}={port}" for name, port in ports.items()]
-    options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-volume.max=100", "-s3"]
+    options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-volume.max=100", "-s3"]
     options += ["-master.volumeSizeLimitMB=1024", f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false"]
     options += [
         f"-filer.localSocket={folder / 'filer.sock'}",
@@ -75,15 +73,20 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
     ]
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen([program, "server", *options], cwd=folder, stdout=log, stderr=log)
-    try:
-        found = S3Server(ports["s3.port"])
-        _wait(found.url, server)
-        yield found
-    finally:
-        server.kill()
-        server.wait()
+    for _ in range(3):  # another process may take one of the ports before the server does
+        ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        with (folder / "server.log").open("wb") as log:
+            command = [program, "server", *options, *(f"-{name}={port}" for name, port in ports.items())]
+            server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        try:
+            found = S3Server(ports["s3.port"])
+            if _answers(found.url, server):
+                yield found
+                return
+        finally:
+            server.kill()
+            server.wait()
+    pytest.fail("the S3 server did not start")
 
 
 def _free_ports(count: int) -> list[int]:
@@ -94,7 +97,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait(url: str, server: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
+def _answers(url: str, server: "subprocess.Popen[bytes]", seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         with suppress(HTTPError, OSError):
@@ -102,6 +105,6 @@ def _wait(url: str, server: "subprocess.Popen[bytes]", seconds: float = 60) -> N
                 urlopen(url, timeout=5).close()
             except HTTPError as answer:  # it answers, though it refuses requests without credentials
                 answer.close()
-            return
+            return True
         time.sleep(0.1)
-    pytest.fail("the S3 server did not start")
+    return False

@@ -24,7 +24,9 @@ from triton.runtime.jit import JITFunction
 from fastvec.decoders.fused import AttentionSettings, FusedDecoder, Layer, Norm, floats
 from fastvec.texts.packing import Packed, pack
 from fastvec_kernels import Fp8Rows, _launch, pool
+from tests import ROOT
 
+OWN = (str(ROOT / "fastvec"), str(ROOT / "kernels"))
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, SIZE = 1024, 3072, 16, 8, 128  # Qwen3-0.6B
 LENGTHS = {"short": (20,) * 8, "long": (200,) * 8}  # by name, sequences that attention handles in one launch
 
@@ -107,7 +109,7 @@ def forward(model: FusedDecoder, packed: Packed) -> torch.Tensor:
 
 
 class Calls:
-    """Counts the calls of Python functions in a block, and how often Triton looks a kernel up."""
+    """Counts the calls of this project's Python functions in a block, and how often Triton looks a kernel up."""
 
     def __enter__(self) -> "Calls":
         self.functions = self.lookups = 0
@@ -118,8 +120,9 @@ class Calls:
         sys.setprofile(None)
 
     def _event(self, frame: FrameType, event: str, _: Any) -> None:
-        self.functions += event == "call"
-        self.lookups += event == "call" and frame.f_code is JITFunction.run.__code__
+        if event == "call":
+            self.functions += frame.f_code.co_filename.startswith(OWN)
+            self.lookups += frame.f_code is JITFunction.run.__code__
 
 
 def measure(layers: int, packed: Packed, library: ctypes.CDLL) -> tuple[float, ...]:

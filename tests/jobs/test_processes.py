@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,10 @@ def children_of(pid: int) -> list[int]:
 def wait_for_end_of(pids: Sequence[int]) -> None:
     deadline = time.monotonic() + 60
     for pid in pids:
-        while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it is gone, perhaps between opening and reading
+            while " Z " not in Path(f"/proc/{pid}/stat").read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
 
 def job_of(articles: Path, encoder: Encoder, folder: Path) -> ShardedJob:

@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from fastvec.output.ownership import errors_path
 from fastvec.output.reader import read_output
 from fastvec.output.verify import verify
 from tests import ROOT, THOROUGH
+from tests.helpers.memory import PeakMemory
 from tests.helpers.outputs import CHUNKS, make_chunk, make_schema, run_job, write_output
 
 DTYPES = ("float32", "float16", "int8", "binary")
@@ -95,13 +95,12 @@ def test_a_damaged_byte_is_found_wherever_it_is(output: Path, tmp_path: Path) ->
     """Of half of the bytes, a bit is flipped; the others are replaced. Memory does not grow with what they claim."""
     sound, draw = output.read_bytes(), random.Random(0)
     assert verify(output).return_code == 0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number, at in enumerate(places(output)):
-        mask = 1 << draw.randrange(8) if number % 2 else draw.randrange(1, 256)
-        output.write_bytes(sound[:at] + bytes([sound[at] ^ mask]) + sound[at + 1 :])
-        require_found(output, tmp_path, f"byte {at} ^ {mask}", copied=number % COPIED == 0)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 256 << 10, "KiB, for a file of a few KB"
+    with PeakMemory() as memory:
+        for number, at in enumerate(places(output)):
+            mask = 1 << draw.randrange(8) if number % 2 else draw.randrange(1, 256)
+            output.write_bytes(sound[:at] + bytes([sound[at] ^ mask]) + sound[at + 1 :])
+            require_found(output, tmp_path, f"byte {at} ^ {mask}", copied=number % COPIED == 0)
+    assert memory.growth < 256 << 20, "for a file of a few KB"
 
 
 @pytest.mark.sampled

@@ -33,6 +33,11 @@ class Disk:
         return written
 
 
+@pytest.fixture(autouse=True)
+def commits_do_not_depend_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "GROUP_SECONDS", 1e9)
+
+
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)

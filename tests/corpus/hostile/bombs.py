@@ -143,5 +143,5 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 READ: dict[str, tuple[Callable[[], bytes], int]] = {
     "groups.parquet": (lambda: many_groups(300), 900),
-    "lines.jsonl.gz": (lambda: gzipped_lines(100, 1 << 20), 100),
+    "lines.jsonl.gz": (lambda: gzipped_lines(300, 1 << 20), 300),
 }
