@@ -84,11 +84,17 @@ def open_intact(path: Path) -> Output:
     """
     with translated_os_errors(path):
         output = read_output(path)
+    require_intact(output, str(path))
+    return output
+
+
+def require_intact(output: Output, name: str) -> None:
+    """Check the bytes of an output, called `name`. Raises OutputError if it is damaged, or cannot be read."""
+    with translated_os_errors(output.path):
         for checks in (check_bytes, check_columns):
             for check in checks(output):
                 if not check.passed:
-                    raise OutputError(f"{path} is damaged: {check.name}: {check.detail}; {REMEDY}")
-    return output
+                    raise OutputError(f"{name} is damaged: {check.name}: {check.detail}; {REMEDY}")
 
 
 def check(name: str, problem: str | None, detail: str) -> Check:

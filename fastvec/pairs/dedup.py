@@ -118,11 +118,11 @@ def dedup(
     for target in targets:
         require_result_file(target, overwrite=overwrite)
     with ExitStack() as opened:
-        vectors = opened.enter_context(open_vectors(files, vector_column=vector_column))
+        vectors = opened.enter_context(open_vectors(files, vector_column=vector_column, intact=True))
         names = RowNames(vectors)
         report: DedupReport | AgainstReport
         if others:
-            other = opened.enter_context(open_vectors(others, vector_column=vector_column))
+            other = opened.enter_context(open_vectors(others, vector_column=vector_column, intact=True))
             require_apart(targets, [*vectors.paths, *other.paths])
             require_other_files(vectors, other)
             require_comparable(vectors.parts[0], other.parts[0])

@@ -36,34 +36,41 @@ def read_scored_pairs(path: Path) -> ScoredPairs:
     """Read the columns sentence1, sentence2 and score of a .csv file, or of a tab-separated one (any other suffix).
 
     Without a header, the columns must be in this order. In a tab-separated file, quotation marks are ordinary
-    characters. Raises InputError if the file cannot be read, is empty or lacks a column, if a score is not a finite
-    number, if there are fewer than two pairs, or if all scores are equal.
+    characters. Raises InputError if the file cannot be read, is empty or lacks a column, if a pair lacks a text or its
+    score is not a finite number, if there are fewer than two pairs, or if all scores are equal.
     """
     commas = path.suffix.lower() == ".csv"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             read = csv.reader(file) if commas else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            rows = [row for row in read if row]
+            rows = [(read.line_num, row) for row in read if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not rows:
         raise InputError(f"{path}: the file is empty")
-    places = (0, 1, 2)
-    if all(name in rows[0] for name in COLUMNS):
-        header, rows = rows[0], rows[1:]
-        places = (header.index("sentence1"), header.index("sentence2"), header.index("score"))
-    try:
-        first, second, scores = ([row[place] for row in rows] for place in places)
-        values = np.array([float(score) for score in scores])
-    except (IndexError, ValueError):
+    (_, header), places = rows[0], [0, 1, 2]
+    if all(name in header for name in COLUMNS):
+        rows, places = rows[1:], [header.index(name) for name in COLUMNS]
+    elif len(header) < 3 or not _is_number(header[2]):
         expected = f"expected the columns {', '.join(COLUMNS)}, named in a header or in this order"
-        raise InputError(f"{path}: {expected}; its first row is {', '.join(rows[0])[:100]!r}") from None
-    if not np.isfinite(values).all():
-        place = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise InputError(f"{path}: pair {place + 1} has the score {scores[place]!r}: expected a finite number")
+        raise InputError(f"{path}: {expected}; its first row is {', '.join(header)[:100]!r}")
+    for line, row in rows:
+        if len(row) <= max(places) or not all(row[place] for place in places[:2]):
+            raise InputError(f"{path}: line {line} does not have two texts and a score: correct it")
+        if not _is_number(row[places[2]]):
+            raise InputError(f"{path}: line {line} has the score {row[places[2]]!r}: expected a finite number")
+    first, second, scores = ([row[place] for _, row in rows] for place in places)
+    values = np.array([float(score) for score in scores])
     if len(values) < 2 or np.ptp(values) == 0:
         raise InputError(f"{path}: a correlation needs at least two pairs with different scores, found {len(values)}")
     return ScoredPairs(first=first, second=second, scores=values)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
 
 
 def spearman(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> float:

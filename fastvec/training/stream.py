@@ -108,9 +108,11 @@ class ExampleStream(Generic[Example]):
             begun, unread = after
             finished = not unread and begun == len(self._stretches)
             if finished and place.epoch == 0 and place.example + len(block) < self.batch:
+                count = f"{place.example + len(block)} examples"
+                others = " besides those of --hold-out" if self.hold_out > 0 else ""
                 raise InputError(
-                    f"{self.corpus.files[0].uri}: too little data: it has {place.example + len(block)} examples, and "
-                    f"a batch needs {self.batch}: lower --batch-size or give more data"
+                    f"{self.corpus.files[0].uri}: too little data: it has {count}{others}, and a batch needs "
+                    f"{self.batch}: lower --batch-size or give more data"
                 )
             random = np.random.default_rng([self.seed, _BLOCK, place.epoch, place.block])
             order = self.arrange(block, -place.example % self.batch, self.batch, random) if block else np.arange(0)

@@ -59,7 +59,12 @@ def query_settings(
         "device": device,
         **{name: made.get(name) for name in ("pooling", "normalize", "bidirectional")},
     }
-    settings = resolve_settings(here, **options)
+    try:
+        settings = resolve_settings(here, **options)
+    except ModelError as error:
+        if model is not None:
+            raise
+        raise ModelError(f"{error}; {output.path.name} names this model: give its folder with --model") from None
     if not _differences(made, settings, ("weights", "tokenizer")):
         options |= {name: made.get(name) for name in ("max_length", "dims")}
         settings = resolve_settings(here, **options)

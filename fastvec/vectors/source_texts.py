@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fastvec.corpus.copies import STDIN
 from fastvec.corpus.opening import open_corpus
 from fastvec.corpus.reader import MEMORY_BYTES, ChunkLimits, Corpus
 from fastvec.errors import InputError, UsageError
@@ -32,6 +33,8 @@ class _Input:
 
     def open(self) -> Corpus:
         """Raises InputError if the file is not there, or changed."""
+        if self.uri == STDIN:
+            raise InputError("the texts were read from standard input, which is not kept")
         try:
             corpus = open_corpus([self.uri], column=self.column, template=self.template)
         except UsageError as error:  # such as a store whose package is missing

@@ -25,7 +25,7 @@ from fastvec.output import parquet_file
 from fastvec.output.merge import OWN_TO_A_RUN
 from fastvec.output.reader import PASSAGE_COLUMNS, SHARD, Array, Output, read_output
 from fastvec.output.vector_column import FloatArray, from_values
-from fastvec.output.verify import check_columns
+from fastvec.output.verify import check_columns, require_intact
 from fastvec.shards.folder import is_folder, open_folder
 from fastvec.shards.verify import open_shard, require_manifest
 from fastvec.stores.address import Address, is_remote
@@ -257,11 +257,14 @@ def _taken(part: Part, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> I
 
 
 @contextmanager
-def open_vectors(files: Sequence[str | Path], *, vector_column: str | None = None) -> Iterator[Vectors]:
+def open_vectors(
+    files: Sequence[str | Path], *, vector_column: str | None = None, intact: bool = False
+) -> Iterator[Vectors]:
     """Open finished outputs, files or folders of shards, for the time of the block. Those of a store are copied first.
 
-    Raises UsageError without files and for a `vector_column` that they do not have; OutputError if a file is not a
-    finished output, or differs from the first in what its vectors mean.
+    With `intact`, every byte is compared with its checksum first. Raises UsageError without files and for a
+    `vector_column` that they do not have; OutputError if a file is not a finished output, or is damaged, or differs
+    from the first in what its vectors mean.
     """
     if not files:
         raise UsageError("no output was given: name a file that fastvec embed wrote")
@@ -270,6 +273,8 @@ def open_vectors(files: Sequence[str | Path], *, vector_column: str | None = Non
     with ExitStack() as copies:
         parts: list[Part] = []
         for source, name, output in _outputs(files, copies):
+            if intact:
+                require_intact(output, name)
             for check in check_columns(output):
                 if not check.passed:
                     raise OutputError(f"{name} does not match its metadata: {check.name}: {check.detail}")

@@ -49,8 +49,11 @@ def test_a_quotation_mark_between_tabs_swallows_nothing(tmp_path: Path) -> None:
             "'a, b'",
         ),
         ("a,b,much\n", "its first row is 'a, b, much'"),
-        ("a,b,1\nc,d,nan\n", "pair 2 has the score 'nan': expected a finite number"),
-        ("a,b,inf\nc,d,1\n", "pair 1 has the score 'inf'"),
+        ("a,b,inf\nc,d,1\n", "its first row is 'a, b, inf'"),
+        ("a,b,1\nc,d,nan\n", "line 2 has the score 'nan': expected a finite number"),
+        ("sentence1,sentence2,score\na,b,1\n\nc,d,n/a\n", "line 4 has the score 'n/a': expected a finite number"),
+        ("a,b,1\nc,,2\n", "line 2 does not have two texts and a score: correct it"),
+        ("sentence1,sentence2,score\na,b,1\nc,d\n", "line 3 does not have two texts and a score"),
         ("a,b,1\nc,d,1\n", "a correlation needs at least two pairs with different scores, found 2"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_model_that_is_elsewhere_or_has_adapters_is_given(tmp_path: Path, llam
     with pytest.raises(ModelError, match=r"vecs\.arrow was not made by .*llama as it is here, but by another weights"):
         query_settings(output)
     moved = llama.rename(tmp_path / "moved")
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match=r"no such folder; vecs\.arrow names this model: give its folder with --model"):
         query_settings(output)
     settings = query_settings(output, model=moved, adapters=[adapter])
     assert settings.checkpoint.weights_hash == output.own["weights"]

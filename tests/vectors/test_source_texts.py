@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,15 @@ def test_a_changed_input_is_refused(tmp_path: Path, model: Encoder) -> None:
     pq.write_table(pa.table({"text": TEXTS[::-1]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet has another size or date than when"):
         found([tmp_path / "vecs.arrow"], [3])
+
+
+def test_texts_of_standard_input_are_not_kept(tmp_path: Path, model: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    with (tmp_path / "texts.txt").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        embed(["-"], tmp_path / "vecs.arrow", encoder=model)
+    with pytest.raises(InputError, match="the texts were read from standard input, which is not kept"):
+        found([tmp_path / "vecs.arrow"], [1])
 
 
 def test_joined_outputs_of_different_columns_have_no_known_texts(tmp_path: Path, model: Encoder) -> None:
