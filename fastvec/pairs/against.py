@@ -67,6 +67,8 @@ def write_near(
 
     `names` are those of `vectors` and `others`. Raises OutputError.
     """
+    for one in (vectors, others):
+        one.require_intact()
     fields = [
         *names[1].fields(_NEAREST),
         pa.field("similarity", pa.float32()),

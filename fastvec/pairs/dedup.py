@@ -118,11 +118,11 @@ def dedup(
     for target in targets:
         require_result_file(target, overwrite=overwrite)
     with ExitStack() as opened:
-        vectors = opened.enter_context(open_vectors(files, vector_column=vector_column, intact=True))
+        vectors = opened.enter_context(open_vectors(files, vector_column=vector_column))
         names = RowNames(vectors)
         report: DedupReport | AgainstReport
         if others:
-            other = opened.enter_context(open_vectors(others, vector_column=vector_column, intact=True))
+            other = opened.enter_context(open_vectors(others, vector_column=vector_column))
             require_apart(targets, [*vectors.paths, *other.paths])
             require_other_files(vectors, other)
             require_comparable(vectors.parts[0], other.parts[0])
@@ -146,6 +146,7 @@ def _dedup(
     device: str,
     progress: Callable[[PairProgress], None],
 ) -> DedupReport:
+    vectors.require_intact()
     total, least = vectors.rows * (vectors.rows - 1) // 2, least_similarity(threshold, vectors.dims)
     products, counter = products_for(device, 2.0 * total * vectors.dims), PairCounter(total, progress)
     kept = KeptColumns(vectors, names, [field.name for field in _GROUP])

@@ -83,8 +83,9 @@ def neighbors(
         raise UsageError(f"threshold {threshold} is out of range: a cosine similarity is from -1 to 1")
     files = [files] if isinstance(files, str | Path) else files
     require_result_file(target, overwrite=overwrite)
-    with open_vectors(files, vector_column=vector_column, intact=True) as vectors:
+    with open_vectors(files, vector_column=vector_column) as vectors:
         require_apart([target], vectors.paths)
+        vectors.require_intact()
         names, compared, lines = RowNames(vectors), 0, 0
         products = products_for(device, 2.0 * vectors.rows**2 * vectors.dims)
         counter = PairCounter(vectors.rows**2, progress)

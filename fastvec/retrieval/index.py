@@ -117,8 +117,9 @@ def write_index(
     require = require_replaceable if kind == "faiss" else require_replaceable_dataset
     with translated_os_errors(target):
         require(target, overwrite=overwrite)
-    with translated_os_errors(target), open_vectors(given, vector_column=vector_column, intact=True) as vectors:
+    with translated_os_errors(target), open_vectors(given, vector_column=vector_column) as vectors:
         settings = query_settings(vectors.first, model=model, adapters=adapters, device="cpu")
+        vectors.require_intact()
         present = _indexable(vectors, kind, settings.checkpoint)
         found = _write_lance(present, target, overwrite) if kind == "lance" else _write_faiss(present, target, progress)
     return WrittenIndex(

@@ -166,6 +166,11 @@ class Vectors:
         """The columns that number a row: `row`, and those of passages if rows are passages."""
         return ("row", *(name for name, _ in PASSAGE_COLUMNS)) if self.first.has_passages else ("row",)
 
+    def require_intact(self) -> None:
+        """Compare each byte with its checksum. Raises OutputError if a file is damaged."""
+        for part in self.parts:
+            require_intact(part.output, part.name)
+
     def blocks(self, rows: int, *, begin: int = 0, end: int | None = None) -> Iterator[Block]:
         """Yield the vectors from the position `begin` up to `end` in blocks of at most `rows`.
 
@@ -257,14 +262,11 @@ def _taken(part: Part, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> I
 
 
 @contextmanager
-def open_vectors(
-    files: Sequence[str | Path], *, vector_column: str | None = None, intact: bool = False
-) -> Iterator[Vectors]:
+def open_vectors(files: Sequence[str | Path], *, vector_column: str | None = None) -> Iterator[Vectors]:
     """Open finished outputs, files or folders of shards, for the time of the block. Those of a store are copied first.
 
-    With `intact`, every byte is compared with its checksum first. Raises UsageError without files and for a
-    `vector_column` that they do not have; OutputError if a file is not a finished output, or is damaged, or differs
-    from the first in what its vectors mean.
+    Raises UsageError without files and for a `vector_column` that they do not have; OutputError if a file is not a
+    finished output, or differs from the first in what its vectors mean.
     """
     if not files:
         raise UsageError("no output was given: name a file that fastvec embed wrote")
@@ -273,8 +275,6 @@ def open_vectors(
     with ExitStack() as copies:
         parts: list[Part] = []
         for source, name, output in _outputs(files, copies):
-            if intact:
-                require_intact(output, name)
             for check in check_columns(output):
                 if not check.passed:
                     raise OutputError(f"{name} does not match its metadata: {check.name}: {check.detail}")

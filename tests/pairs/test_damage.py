@@ -25,8 +25,6 @@ def test_a_damaged_output_is_refused(tmp_path: Path, job: Callable[[Path, Path, 
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 64
     damaged.write_bytes(content)
-    with pytest.raises(
-        OutputError, match=r"a\.arrow is damaged: batches: batch \d .* does not match its CRC32"
-    ):
+    with pytest.raises(OutputError, match=r"a\.arrow is damaged: batches: batch \d .* does not match its CRC32"):
         job(damaged, other, tmp_path / "after.jsonl")
     assert not (tmp_path / "after.jsonl").exists()
