@@ -23,6 +23,7 @@ from benchmarks.engines.engines import Missing
 from benchmarks.engines.models import MIXES, ModelShape, read_mix, save_random_model
 from benchmarks.engines.race import Measurement, Result, Runner, output_of, run_rounds
 from fastvec.settings import resolve_settings
+from tests.helpers.processes import process_exists
 
 TINY = ModelShape(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, head=16)
 WORK = Workload(shape="25M", mix="wiki", rows=10, tokens=100, flops=1e12, padded=200)
@@ -75,14 +76,6 @@ def measured(whole: float = 4.0, steady: float = 2.0, memory: int = 2**30, joule
 
 def runner_in(folder: Path, limit: float = 60) -> Runner:
     return Runner(model=folder / "model", folder=folder, max_length=64, limit=limit)
-
-
-def process_exists(number: int) -> bool:
-    """Return whether a process runs; one that was killed and not waited for yet does not."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:

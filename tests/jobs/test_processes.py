@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from fastvec.jobs.sharded import ShardedJob
 from fastvec.jobs.worker import load_encoder
 from fastvec.report import Progress
 from fastvec.shards.folder import LocalFolder
-from tests.helpers.processes import environment
+from tests.helpers.processes import environment, process_exists
 from tests.helpers.shards import parts_of, run_sharded
 from tests.helpers.workers import dying, failing, signalled, stuck, unreadable
 
@@ -72,11 +71,7 @@ def test_the_shard_of_a_process_that_dies_is_done_again(
 @pytest.mark.parametrize(
     ("at_load", "message"),
     [
-        pytest.param(
-            True,
-            f"a worker process was killed by SIGKILL before it had a shard, {TRIES} times",
-            marks=pytest.mark.slow,
-        ),
+        (True, f"a worker process was killed by SIGKILL before it had a shard, {TRIES} times"),
         (False, f"a worker process was killed by SIGKILL at part-00000.arrow, {TRIES} times: finished shards are safe"),
     ],
 )
@@ -123,10 +118,9 @@ def children_of(pid: int) -> list[int]:
 def wait_for_end_of(pids: Sequence[int]) -> None:
     deadline = time.monotonic() + 60
     for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError):  # it is gone, perhaps between opening and reading
-            while " Z " not in Path(f"/proc/{pid}/stat").read_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        while process_exists(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def job_of(articles: Path, encoder: Encoder, folder: Path) -> ShardedJob:

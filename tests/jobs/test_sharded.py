@@ -107,7 +107,7 @@ def test_a_finished_folder_is_left_as_it_is_without_loading_a_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", [pytest.param((0, 1, 2), marks=pytest.mark.slow), (2, 0, 1)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_the_last_process_of_a_job_array_publishes_the_manifest(
     articles: Path, encoder: Encoder, folder: Path, order: tuple[int, ...]
 ) -> None:

@@ -101,7 +101,6 @@ def test_a_nan_stays_in_its_sequence(options: dict[str, Any], device: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.sampled
 @pytest.mark.parametrize("options", kinds())
 def test_the_same_bits_come_again(options: dict[str, Any], device: str) -> None:
     case = random_case([3, 70 if THOROUGH else 40, 20], device, **options)

@@ -155,8 +155,8 @@ def fork(program: Callable[[], object]) -> int:
         os._exit(status)
 
 
-def was_killed(child: int) -> bool:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_sigkill_at_every_system_call(machine: Machine, expected: Files) -> None:
@@ -169,7 +169,7 @@ def test_sigkill_at_every_system_call(machine: Machine, expected: Files) -> None
     for kill_at, midway in kill_points(machine, job):
         machine.start_with(frozenset())
         child = fork(partial(machine.run, job, kill_at=kill_at, midway=midway, die=die))
-        assert was_killed(child)
+        assert exit_code(child) == -signal.SIGKILL
         job()
         assert machine.files() == expected, f"killed at call {kill_at}, midway: {midway}"
 
@@ -200,7 +200,7 @@ def test_sigkill_at_random_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             child = fork(lambda output=output: run_job(output))  # type: ignore[misc]
             time.sleep(draw.uniform(0.01, 0.6))
             os.kill(child, signal.SIGKILL)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            code = exit_code(child)
             if code != -signal.SIGKILL:
                 assert code == 0  # it had ended by itself
                 break
